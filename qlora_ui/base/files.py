@@ -1,0 +1,107 @@
+"""Files that are whole or not there, and files that grow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a crash, sees the old file or the new one and never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `value` as JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`, or None where there is no such file or it holds no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable; does nothing where directories cannot be synced (Windows)."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of_tree(path: Path) -> int:
+    """Bytes of all files below `path`; 0 where there is nothing."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that holds `path` or its nearest existing parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def resolve_inside(root: Path, name: str) -> Path:
+    """The path of `name` below `root`, links followed.
+
+    Raises QloraUiError where the result would lie outside: names come from pages and files of others.
+    """
+    root = root.resolve()
+    path = (root / name).resolve()
+    if "\0" in name or not path.is_relative_to(root) or path == root:
+        raise QloraUiError(f"“{name[:80]}” is not a name inside {root.name}.", fix="Choose one of the listed names.", code="path")
+    return path
+
+
+class GrowingLines:
+    """Complete lines of a file that another thread or process appends to, each handed out once."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+
+    def read(self) -> Iterator[bytes]:
+        """The lines completed since the last call; an unfinished last line waits for its end."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                chunk = file.read()
+        except FileNotFoundError:
+            return
+        end = chunk.rfind(b"\n") + 1
+        self.offset += end
+        yield from chunk[:end].splitlines()

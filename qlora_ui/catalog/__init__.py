@@ -1,0 +1,1 @@
+"""What exists, as data: the place to look first when adding something."""

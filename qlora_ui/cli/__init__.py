@@ -1,0 +1,116 @@
+"""The command line: every word has `--json` and `--workspace`; without a word the page opens."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from qlora_ui import __version__
+from qlora_ui.base.errors import QloraUiError
+
+COMMANDS = (
+    "ui",
+    "train",
+    "estimate",
+    "fit",
+    "lint",
+    "data",
+    "chat",
+    "evaluate",
+    "export",
+    "push",
+    "serve",
+    "script",
+    "runs",
+    "options",
+    "doctor",
+)
+
+# Read by the libraries when they are imported: no telemetry, no progress bars into our output, no advisory noise.
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+
+
+class Command(Protocol):
+    """A file of this package: one word of the command line."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 it failed, 2 the input was wrong, 130 interrupted."""
+    os.environ.update(QUIET)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    given = list(sys.argv[1:] if words is None else words)
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
+        given.insert(0, "ui")
+    wants_json = "--json" in given
+    try:
+        arguments = _parser(given[0]).parse_args(given)
+        return _load(arguments.command).run(arguments)
+    except QloraUiError as error:
+        print_error(error, as_json=wants_json)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) left; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def print_error(error: QloraUiError, *, as_json: bool) -> None:
+    """All problems of an error: one JSON line on stdout, or sentences on stderr."""
+    if as_json:
+        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), flush=True)
+        return
+    for problem in error.problems:
+        print(problem.sentence(), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong words are a QloraUiError, so that they take the same road as every other wrong input."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise QloraUiError(
+            message[:1].upper() + message[1:], fix=f"“{self.prog} --help” lists what there is.", where="command line", code="usage"
+        )
+
+
+def _parser(word: str) -> argparse.ArgumentParser:
+    """The parser with the arguments of one word only: building all of them would cost start-up time."""
+    parser = _Parser(prog="app.py", description="Fine-tune a language model with QLoRA and talk to the result.")
+    parser.add_argument("--version", action="version", version=f"QLoRA UI {__version__}")
+    words = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        wanted = name == word
+        command = _load(name) if wanted or word in ("-h", "--help") else None
+        sub = words.add_parser(
+            name, help=command.HELP if command else None, description=command.HELP if command else None, allow_abbrev=False
+        )
+        if command is not None and wanted:
+            sub.add_argument("--json", action="store_true", help="one line of JSON for each result, nothing else on stdout")
+            sub.add_argument("--workspace", metavar="DIR", help="folder of runs, models and datasets (default: your user data folder)")
+            command.add_arguments(sub)
+    return parser
+
+
+def _load(name: str) -> Command:
+    module: Command = importlib.import_module(f"qlora_ui.cli.{name}")
+    return module

@@ -1,0 +1,49 @@
+"""Every option as a flag, and the way from flags to a RunConfig."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from qlora_ui.base.errors import SettingsError
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import find_preset, read_yaml
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """`--preset`, `--config FILE`, and one flag for every option (`--lora.rank 8`)."""
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--preset", metavar="NAME", help="start from a preset (demo, …)")
+    start.add_argument("--config", metavar="FILE", help="start from a YAML file of settings")
+    group = parser.add_argument_group("settings", "override the preset or file; “options” explains each")
+    for option in option_by_path().values():
+        group.add_argument(f"--{option.path}", dest=option.path, metavar="VALUE", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def config_from(arguments: argparse.Namespace, workspace: Workspace, *, default_preset: str | None = None) -> RunConfig:
+    """The RunConfig that the flags mean; raises SettingsError with all problems at once."""
+    given = {path: value for path, value in vars(arguments).items() if path in option_by_path()}
+    if arguments.config:
+        start = _read_config_file(Path(arguments.config))
+    else:
+        preset = arguments.preset or default_preset
+        start = find_preset(preset, workspace.presets).config if preset else RunConfig()
+    return start.changed(given) if given else start
+
+
+def _read_config_file(path: Path) -> RunConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name} cannot be read.", why=str(error), fix="Give the path of a YAML file.", where="--config") from None
+    document = read_yaml(text, path.name)
+    return RunConfig.parse({key: value for key, value in document.items() if key not in ("title", "about", "card_gib")})
+
+
+def table(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as aligned text columns."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)] if texts else []
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in texts)

@@ -1,0 +1,1 @@
+"""From a file or the Hub to checked rows of messages."""

@@ -1,0 +1,1 @@
+"""Where torch lives: loading, training, chat, evaluation, exports."""

@@ -1,0 +1,1 @@
+"""Settings in, numbers out: memory, time, advice. No torch."""

@@ -1,0 +1,1 @@
+"""Which base models there are, and what is known of them without loading one."""

@@ -1,0 +1,68 @@
+"""The journal of a run: typed events, one a line, appended by the job and read by anybody."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from qlora_ui.base.files import GrowingLines
+from qlora_ui.runs.events import Event, from_line, to_line
+
+
+class JournalWriter:
+    """Appends events; the only writer of its file. Safe to use from the job's threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.step = 0
+        """Stamped on events that carry no step of their own."""
+        _end_broken_line(path)
+
+    def write(self, event: Event, *, durable: bool = False) -> None:
+        """Append the event with the time of now; `durable` waits until it is on the disk."""
+        stamped = replace(event, time=event.time or time.time(), step=event.step or self.step)
+        data = (to_line(stamped) + "\n").encode()
+        with self._lock, self._path.open("ab") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _end_broken_line(path: Path) -> None:
+    """After a crash in the middle of a line the next event must start a line of its own."""
+    try:
+        with path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+    except FileNotFoundError:
+        path.touch()
+
+
+class JournalReader:
+    """Reads events as they come; every call gives the new ones, so any number of pages can follow."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._lines = GrowingLines(path, offset)
+
+    @property
+    def offset(self) -> int:
+        """Bytes read so far; the version of what was read."""
+        return self._lines.offset
+
+    def read(self) -> Iterator[Event]:
+        """The events since the last call."""
+        for line in self._lines.read():
+            event = from_line(line)
+            if event is not None:
+                yield event
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a journal; empty where there is none yet."""
+    return list(JournalReader(path).read())

@@ -1,0 +1,60 @@
+"""All runs of a workspace: make, find, list, rename, delete."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import resolve_inside
+from qlora_ui.runs.events import Queued
+from qlora_ui.runs.journal import JournalWriter, read_events
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+_ID = re.compile(r"^\d{8}-\d{6}-[a-z0-9-]{1,40}-[0-9a-f]{4}$")
+
+
+def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
+    """Make the directory of a new run with its settings; the id holds the time, the name and four random digits."""
+    stem = config.output.name or config.model.id.rsplit("/", maxsplit=1)[-1].rsplit(":", maxsplit=1)[-1]
+    word = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "run"
+    run = RunDir(workspace.runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{word}-{secrets.token_hex(2)}")
+    (run.path / "control").mkdir(parents=True)
+    run.write_config(config)
+    JournalWriter(run.journal_path).write(Queued(), durable=True)
+    return run
+
+
+def find_run(workspace: Workspace, run_id: str) -> RunDir:
+    """The run of that id, or the newest for `latest`; raises RunError where there is none."""
+    if run_id == "latest":
+        runs = list_runs(workspace)
+        if runs:
+            return runs[0]
+        raise RunError("There is no run yet.", fix="Start one with “python app.py train --preset demo”.", code="run-missing")
+    path = resolve_inside(workspace.runs, run_id)
+    if not RunDir(path).config_path.is_file():
+        raise RunError(
+            f"There is no run “{run_id}” in this workspace.", fix="“python app.py runs” lists the ones there are.", code="run-missing"
+        )
+    return RunDir(path)
+
+
+def list_runs(workspace: Workspace) -> list[RunDir]:
+    """All runs, newest first; folders that are no runs are left out."""
+    names = sorted((entry.name for entry in workspace.runs.iterdir() if _ID.match(entry.name)), reverse=True)
+    return [RunDir(workspace.runs / name) for name in names]
+
+
+def delete_run(workspace: Workspace, run: RunDir) -> Path:
+    """Move a run to the workspace's trash and return where; raises RunError while a job works on it."""
+    if run.status(read_events(run.journal_path)).is_live:
+        raise RunError(f"Run {run.id} is still running.", fix="Stop it first.", code="run-live")
+    target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
+    shutil.move(run.path, target)
+    return target

@@ -1,0 +1,212 @@
+"""One run on the disk: who may write what, and what its state is.
+
+config.yaml      launcher, once
+events.jsonl     job, append
+run.log          job's process, append
+owner.json       job, while it lives
+control/*        requests of page and command line; the job answers on the journal and removes them
+data/            the normalised rows of this run, job, once
+checkpoints/     job
+adapter/         job, written aside and renamed into place last
+exports/         exports
+receipt.json     job, last
+about.json       page: name, notes, tags that the user changes later
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import read_json, write_json, write_text
+from qlora_ui.runs.events import (
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Queued,
+    Started,
+    Stopped,
+)
+from qlora_ui.settings.presets import read_yaml
+from qlora_ui.settings.run_config import RunConfig
+
+
+class Status(StrEnum):
+    """State of a run; derived, never stored."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    """The journal says running but its owner is gone: power cut, kill, closed terminal. One click resumes."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a job works on it now."""
+        return self in (Status.STARTING, Status.RUNNING)
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether training can go on from a checkpoint, if there is one."""
+        return self in (Status.PAUSED, Status.STOPPED, Status.FAILED, Status.CRASHED)
+
+
+class Request(StrEnum):
+    """What can be asked of a running job."""
+
+    STOP = "stop"
+    """Finish the step, save, keep the adapter."""
+    STOP_NOW = "stop_now"
+    """End at once; the last checkpoint stays."""
+    PAUSE = "pause"
+    """Save, free the card, wait for Continue."""
+    SAVE_NOW = "save_now"
+    """Write a checkpoint after this step and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The files of a run, by name."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id, which is its folder's name."""
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports"
+
+    @property
+    def receipt_path(self) -> Path:
+        return self.path / "receipt.json"
+
+    def config(self) -> RunConfig:
+        """The settings of the run; raises RunError where they cannot be read."""
+        try:
+            text = self.config_path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"The settings of run {self.id} cannot be read.", why=str(error), code="run-unreadable") from None
+        return RunConfig.parse(read_yaml(text, f"{self.id}/config.yaml"))
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the settings; the launcher does it once, before the job starts."""
+        write_text(self.config_path, config.to_yaml())
+
+    def about(self) -> dict[str, Any]:
+        """Name, notes and tags as the user last changed them: `{"name", "notes", "tags"}`, missing keys unchanged."""
+        value = read_json(self.path / "about.json")
+        return value if isinstance(value, dict) else {}
+
+    def write_about(self, **changes: Any) -> None:
+        """Change name, notes or tags."""
+        write_json(self.path / "about.json", {**self.about(), **changes})
+
+    def request(self, request: Request) -> None:
+        """Ask the job for something; it answers with a RequestSeen on the journal."""
+        write_text(self.path / "control" / request.value, "")
+
+    def pending_requests(self) -> list[Request]:
+        """What was asked and not yet taken."""
+        return [request for request in Request if (self.path / "control" / request.value).exists()]
+
+    def take_request(self, request: Request) -> bool:
+        """Remove a request; True for the one who got it."""
+        try:
+            (self.path / "control" / request.value).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def claim(self) -> None:
+        """Write this process down as the owner; the job does it first of all."""
+        me = psutil.Process()
+        write_json(self.path / "owner.json", {"pid": me.pid, "process_started": me.create_time(), "host": socket.gethostname()})
+
+    def release(self) -> None:
+        """Forget the owner; the job does it last of all."""
+        (self.path / "owner.json").unlink(missing_ok=True)
+
+    def owner_is_alive(self) -> bool:
+        """Whether the process that claimed the run still lives (same pid and start time)."""
+        owner = read_json(self.path / "owner.json")
+        if not isinstance(owner, dict):
+            return False
+        if owner.get("host") != socket.gethostname():
+            # A run of another host on a shared disk: its journal is all that can be known.
+            return True
+        return is_same_process(owner.get("pid"), owner.get("process_started"))
+
+    def status(self, events: list[Event]) -> Status:
+        """The state that follows from the journal and the owner's liveness."""
+        last = next((event for event in reversed(events) if isinstance(event, _STATES)), None)
+        if last is None:
+            return Status.QUEUED
+        state = _STATUS[type(last)]
+        if not state.is_live:
+            return state
+        if not self.owner_is_alive():
+            return Status.CRASHED
+        return Status.RUNNING if events[-1].step or any(type(event).__name__ == "Planned" for event in events) else Status.STARTING
+
+
+def is_same_process(pid: Any, process_started: Any) -> bool:
+    """Whether the process `pid` that started at that time still runs; pids are used again, start times are not."""
+    if not isinstance(pid, int) or not isinstance(process_started, int | float):
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - process_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+    except OSError:
+        return os.path.exists(f"/proc/{pid}")
+
+
+_STATUS: dict[type[Event], Status] = {
+    Queued: Status.QUEUED,
+    Started: Status.RUNNING,
+    Finished: Status.DONE,
+    Stopped: Status.STOPPED,
+    Paused: Status.PAUSED,
+    Failed: Status.FAILED,
+}
+_STATES = tuple(_STATUS)

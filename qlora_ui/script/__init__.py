@@ -1,0 +1,1 @@
+"""A RunConfig as a stand-alone script on plain transformers, peft and trl."""

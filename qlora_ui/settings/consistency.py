@@ -1,0 +1,92 @@
+"""Settings that are right one by one and wrong together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qlora_ui.base.errors import Problem
+
+if TYPE_CHECKING:
+    from qlora_ui.settings.run_config import RunConfig
+
+
+def contradictions(config: RunConfig) -> list[Problem]:
+    """Every pair of options that cannot both be meant, each with what to change."""
+    return [Problem(where, what, why, fix, "contradiction") for holds, where, what, why, fix in _rules(config) if holds]
+
+
+def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
+    lora, train, launch, evaluation, data = config.lora, config.train, config.launch, config.eval, config.data
+    return [
+        (
+            not lora.targets,
+            "lora.targets",
+            "no layer gets an adapter",
+            "Then nothing is trained",
+            "Choose all-linear or at least one layer",
+        ),
+        (
+            "all-linear" in lora.targets and len(lora.targets) > 1,
+            "lora.targets",
+            "all-linear is chosen together with single layers",
+            "It already holds every linear layer",
+            "Keep all-linear or the single layers",
+        ),
+        (
+            "lm_head" in lora.targets,
+            "lora.targets",
+            "the output layer (lm_head) cannot have an adapter",
+            "The loss works on it in tiles, without an adapter in between",
+            "Put lm_head into “Also train in full” instead",
+        ),
+        (
+            lora.dora and launch.sharding == "fsdp",
+            "lora.dora",
+            "DoRA does not work with a split base",
+            "It needs the whole weight of a layer to measure its size",
+            "Switch DoRA or FSDP off",
+        ),
+        (
+            train.checkpointing == "partly" and train.kept_layers == 0,
+            "train.kept_layers",
+            "“some layers” is chosen but no layer is kept",
+            "",
+            "Give the number of layers to keep, or choose “every layer”",
+        ),
+        (
+            evaluation.patience > 0 and evaluation.share == 0,
+            "eval.patience",
+            "stopping early needs held-back rows",
+            "Nothing is held back for checking",
+            "Hold back at least 5 %",
+        ),
+        (
+            launch.where == "thread" and (launch.num_processes > 1 or launch.num_machines > 1),
+            "launch.num_processes",
+            "several cards need a process each",
+            "A thread of the app drives one card",
+            "Choose “its own process”, or one card",
+        ),
+        (
+            launch.machine_rank >= launch.num_machines,
+            "launch.machine_rank",
+            f"this machine has number {launch.machine_rank} of {launch.num_machines}",
+            "Numbers count from 0",
+            "Give a number below the number of machines",
+        ),
+        (
+            launch.sharding == "fsdp" and config.quant.storage != "bfloat16",
+            "quant.storage",
+            "a split base needs 4-bit weights stored as bf16",
+            "FSDP splits only tensors of the dtype of the others",
+            "Set the storage of the 4-bit weights to bf16",
+        ),
+        (not data.sources, "data.sources", "no dataset is chosen", "", "Choose one on the Data tab"),
+        (
+            data.format == "columns" and "assistant" not in data.mapping.values() and "text" not in data.mapping.values(),
+            "data.mapping",
+            "no column is mapped to the answer",
+            "The model learns from answers",
+            "Map a column to the assistant, or one to plain text",
+        ),
+    ]

@@ -1,0 +1,30 @@
+"""Settings written by earlier versions, brought to today's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_ui.base.errors import SettingsError
+
+VERSION = 1
+
+
+def migrate(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in today's layout, without the version key.
+
+    Raises SettingsError where they come from a newer version of the app or are no mapping of sections.
+    """
+    if not isinstance(nested, Mapping):
+        raise SettingsError(
+            "The settings are not a list of sections.", fix="A file of settings has lines such as “lora:” and “  rank: 16”."
+        )
+    version = nested.get("version", VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise SettingsError(
+            f"These settings have layout {version}.",
+            why=f"This app reads layouts up to {VERSION}.",
+            fix="Update QLoRA UI.",
+            where="version",
+        )
+    return {key: value if value is not None else {} for key, value in nested.items() if key != "version"}

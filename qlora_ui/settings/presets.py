@@ -1,0 +1,122 @@
+"""Presets: what differs from the defaults, as YAML with the reason of each line as a comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qlora_ui.base.errors import SettingsError
+from qlora_ui.base.files import write_text
+from qlora_ui.settings.migrate import VERSION
+from qlora_ui.settings.run_config import RunConfig
+
+SHIPPED = Path(__file__).resolve().parents[2] / "presets"
+MAX_YAML_BYTES = 256 * 1024
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named set of settings."""
+
+    name: str
+    title: str
+    about: str
+    card_gib: float | None
+    """Memory of the smallest card that it is meant for; None runs anywhere."""
+    path: Path
+    config: RunConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases (a few hundred bytes of them expand to gigabytes) and with `2e-4` as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed here")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Nested settings from YAML text.
+
+    Raises SettingsError, with the line, where the text is no YAML mapping, too large, or asks for Python objects.
+    """
+    if len(text.encode()) > MAX_YAML_BYTES:
+        raise SettingsError(
+            f"{where} is larger than {MAX_YAML_BYTES // 1024} KiB.", why="Settings fit on a page.", where=where, code="preset"
+        )
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise SettingsError(
+            "the file is not readable YAML", why=reason, fix="Compare with a file in presets/", where=f"{where}{line}", code="preset"
+        ) from None
+    if not isinstance(value, dict):
+        raise SettingsError("the file holds no settings", fix="It starts with lines such as “lora:”", where=where, code="preset")
+    return value
+
+
+def read_preset(path: Path) -> Preset:
+    """The preset in a file; raises SettingsError where it does not parse or its settings are wrong."""
+    try:
+        document = read_yaml(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name} cannot be read.", why=str(error), where=path.name, code="preset") from None
+    head = {key: document.pop(key, None) for key in ("title", "about", "card_gib")}
+    config = RunConfig.parse(document)
+    return Preset(path.stem, str(head["title"] or path.stem), str(head["about"] or ""), head["card_gib"], path, config)
+
+
+def list_presets(user_folder: Path | None = None) -> list[Preset]:
+    """The presets that ship with the app, then the user's own; files that do not parse are left out."""
+    presets = []
+    for path in _files(user_folder):
+        try:
+            presets.append(read_preset(path))
+        except SettingsError:
+            continue
+    return presets
+
+
+def find_preset(name: str, user_folder: Path | None = None) -> Preset:
+    """The preset of that name; raises SettingsError naming the ones that exist."""
+    for path in _files(user_folder):
+        if path.stem == name:
+            return read_preset(path)
+    known = ", ".join(path.stem for path in _files(user_folder))
+    raise SettingsError(f"There is no preset “{name}”.", fix=f"Choose one of {known}", where="preset", code="preset")
+
+
+def save_preset(name: str, title: str, config: RunConfig, user_folder: Path) -> Path:
+    """Write the user's settings as a preset of their own and return its file."""
+    if not _NAME.match(name) or any(path.stem == name for path in _files(None)):
+        raise SettingsError(
+            f"“{name}” cannot name a preset.",
+            fix="Use small letters, digits and dashes, and no shipped preset's name",
+            where="preset",
+            code="preset",
+        )
+    document = {"version": VERSION, "title": title, **config.to_nested(only_changed=True)}
+    path = user_folder / f"{name}.yaml"
+    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _files(user_folder: Path | None) -> Iterable[Path]:
+    yield from sorted(SHIPPED.glob("*.yaml"), key=lambda path: (path.stem != "demo", path.stem))
+    if user_folder is not None:
+        yield from sorted(user_folder.glob("*.yaml"))

@@ -1,0 +1,61 @@
+"""A RunConfig in the words of bitsandbytes, peft and trl, as plain data: the engine adds dtypes, the script prints it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw_32bit",
+}
+
+
+def upstream_arguments(config: RunConfig, target: str) -> dict[str, Any]:
+    """The arguments of `target` (`bnb`, `lora` or `sft`) that options name in `to=`, with values upstream understands."""
+    arguments = {}
+    for path, option in option_by_path().items():
+        owner, _, name = option.meta.to.partition(".")
+        if owner == target:
+            arguments[name] = config.get(path)
+    return arguments
+
+
+def bnb_arguments(config: RunConfig, compute_dtype: str) -> dict[str, Any]:
+    """Keyword arguments of transformers.BitsAndBytesConfig; dtypes by name (`bfloat16`)."""
+    return {**upstream_arguments(config, "bnb"), "load_in_4bit": True, "bnb_4bit_compute_dtype": compute_dtype}
+
+
+def lora_arguments(config: RunConfig) -> dict[str, Any]:
+    """Keyword arguments of peft.LoraConfig."""
+    arguments = upstream_arguments(config, "lora")
+    targets = config.lora.targets
+    arguments["target_modules"] = "all-linear" if targets == ("all-linear",) else list(targets)
+    arguments["lora_alpha"] = config.alpha
+    arguments["modules_to_save"] = list(config.lora.modules_to_save) or None
+    return {**arguments, "bias": "none", "task_type": "CAUSAL_LM"}
+
+
+def sft_arguments(config: RunConfig, *, on_gpu: bool, compute_dtype: str) -> dict[str, Any]:
+    """Keyword arguments of trl.SFTConfig that follow from the settings alone; the job adds paths and intervals."""
+    arguments = upstream_arguments(config, "sft")
+    train = config.train
+    arguments["optim"] = OPTIMIZERS[train.optimizer] if on_gpu else "adamw_torch"
+    arguments["max_steps"] = train.max_steps if train.max_steps is not None else -1
+    arguments["neftune_noise_alpha"] = train.neftune or None
+    # A float below 1 is a share of all steps, an int is a number of steps: 5.0 would be rejected.
+    arguments["warmup_steps"] = train.warmup if train.warmup < 1 else round(train.warmup)
+    if train.schedule == "cosine_with_min_lr":
+        arguments["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}
+    return {
+        **arguments,
+        "data_seed": train.seed,
+        "gradient_checkpointing": train.checkpointing != "none",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.checkpointing != "none" else None,
+        "bf16": on_gpu and compute_dtype == "bfloat16",
+        "fp16": on_gpu and compute_dtype == "float16",
+        "use_cpu": not on_gpu,
+    }
