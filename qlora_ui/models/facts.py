@@ -48,6 +48,12 @@ class ModelFacts:
     dtype: str = "bfloat16"
     activation: str = "silu"
     has_qk_norm: bool = False
+    norms_per_layer: int = 2
+    """Norms over the hidden size in one decoder layer; Gemma 2 and 3 have four."""
+    rotary_dim: int | None = None
+    """Dimensions of a head that are rotated; None for all of them."""
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     stored_params: int | None = None
     """Parameters counted in the safetensors headers; None where only the config is known."""
     stored_bytes: int | None = None
