@@ -70,6 +70,12 @@ class Planned(Event):
     """Why a part is off, in words."""
     dropped_rows: int = 0
     truncated_rows: int = 0
+    eval_every: int = 0
+    """Steps between checks; 0 where nothing is held back."""
+    save_every: int = 0
+    probe_every: int = 0
+    """Steps between answers to the probe questions; 0 where there are none."""
+    num_processes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,7 @@ class ProbeAnswered(Event):
 
     prompt: str
     answer: str
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,7 @@ from qlora_ui.runs.events import (
     Failed,
     Finished,
     Paused,
+    Planned,
     Queued,
     Started,
     Stopped,
@@ -165,6 +167,10 @@ class RunDir:
         """Forget the owner; the job does it last of all."""
         (self.path / "owner.json").unlink(missing_ok=True)
 
+    def has_owner(self) -> bool:
+        """Whether some process claimed the run and did not release it; it may be dead by now."""
+        return (self.path / "owner.json").exists()
+
     def owner_is_alive(self) -> bool:
         """Whether the process that claimed the run still lives (same pid and start time)."""
         owner = read_json(self.path / "owner.json")
@@ -178,14 +184,36 @@ class RunDir:
     def status(self, events: list[Event]) -> Status:
         """The state that follows from the journal and the owner's liveness."""
         last = next((event for event in reversed(events) if isinstance(event, _STATES)), None)
-        if last is None:
-            return Status.QUEUED
-        state = _STATUS[type(last)]
-        if not state.is_live:
-            return state
-        if not self.owner_is_alive():
-            return Status.CRASHED
-        return Status.RUNNING if events[-1].step or any(type(event).__name__ == "Planned" for event in events) else Status.STARTING
+        has_plan = last is not None and any(isinstance(event, Planned) for event in events[events.index(last) :])
+        return status_after(last, self.owner_is_alive, has_plan=has_plan)
+
+    def journal_size(self) -> int:
+        """Bytes of the journal; 0 where there is none."""
+        return _stat(self.journal_path)[0]
+
+    def about_version(self) -> str:
+        """Changes when the user renames the run or edits its notes or tags."""
+        return str(_stat(self.path / "about.json")[1])
+
+
+def status_after(last: Event | None, is_alive: Callable[[], bool], *, has_plan: bool) -> Status:
+    """The state of a run whose last event that decides one is `last`; `is_alive` is asked only where it matters."""
+    if last is None:
+        return Status.QUEUED
+    state = _STATUS[type(last)]
+    if not state.is_live:
+        return state
+    if not is_alive():
+        return Status.CRASHED
+    return Status.RUNNING if has_plan else Status.STARTING
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def is_same_process(pid: Any, process_started: Any) -> bool:

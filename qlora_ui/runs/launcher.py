@@ -1,0 +1,344 @@
+"""Starts runs, one after another, and passes the user's wishes on to them.
+
+A run is started once, however often Start is pressed; it waits in the queue for the card and for its turn; it belongs to the
+app and never to a page. Thread: the job runs here and ends with the app. Process: `accelerate launch` in a session of its
+own, its output in run.log; it outlives the app, and the next app takes it up again where it finds it alive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.units import format_duration
+from qlora_ui.runs import process, registry
+from qlora_ui.runs.card import Card, Holder
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.events import Failed, Queued, Stopped
+from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+SAME_PRESS_S = 3.0
+"""Starts with equal settings within this time are one press of the button."""
+KEPT_KEYS = 1000
+
+
+class Launcher:
+    """The queue of a workspace and the job that runs; one object for each app."""
+
+    def __init__(
+        self, workspace: Workspace, card: Card, *, fits_beside: Callable[[RunConfig, Holder], bool] = lambda config, holder: False
+    ) -> None:
+        """`fits_beside` says whether a run fits on the card together with what is already there."""
+        self._workspace = workspace
+        self._card = card
+        self._fits_beside = fits_beside
+        self._changed = threading.Condition()
+        self._queue: list[RunDir] = []
+        self._current: RunDir | None = None
+        self._keys: OrderedDict[str, tuple[RunDir, float]] = OrderedDict()
+        self._dispatcher: threading.Thread | None = None
+        self._is_held = False
+        self._is_closed = False
+        self._waiting_for: Holder | None = None
+
+    def start(self, config: RunConfig, *, key: str = "") -> RunDir:
+        """Make a run and put it at the end of the queue.
+
+        The same `key` twice (one press of a button that arrived twice) gives the same run; without one, equal settings
+        within three seconds count as one press.
+        """
+        now = time.monotonic()
+        given = key or hashlib.sha256(config.to_yaml().encode()).hexdigest()
+        with self._changed:
+            self._check_open()
+            known = self._keys.get(given)
+            if known is not None and (key or now - known[1] < SAME_PRESS_S):
+                return known[0]
+            run = registry.create_run(self._workspace, config)
+            self._keys[given] = (run, now)
+            while len(self._keys) > KEPT_KEYS:
+                self._keys.popitem(last=False)
+            self._enqueue(run)
+        return run
+
+    def resume(self, run: RunDir) -> RunDir:
+        """Put a paused, stopped, failed or crashed run back into the queue; a second press changes nothing."""
+        with self._changed:
+            self._check_open()
+            if run == self._current or run in self._queue:
+                return run
+            status = read_run(run).status
+            if status is not Status.QUEUED and not status.can_resume:
+                reason = "It is done" if status is Status.DONE else "Another process works on it"
+                raise RunError(f"Run {run.id} cannot be continued.", why=reason, fix="Start a new run from its settings", code="run-ended")
+            for request in Request:
+                run.take_request(request)
+            JournalWriter(run.journal_path).write(Queued(), durable=True)
+            self._enqueue(run)
+        return run
+
+    def request(self, run: RunDir, request: Request) -> str:
+        """Ask a run for something; the answer is a sentence for the user that says when it will be done.
+
+        Raises RunError where there is nothing to ask, saying what the run's state is by now: the page may be old.
+        """
+        with self._changed:
+            if run in self._queue:
+                if request is Request.SAVE_NOW:
+                    raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+                self._unqueue(run)
+                return "Taken out of the queue."
+        return ask(run, request)
+
+    def queue(self) -> list[RunDir]:
+        """The runs that wait, next one first."""
+        with self._changed:
+            return list(self._queue)
+
+    def current(self) -> RunDir | None:
+        """The run that is worked on now."""
+        with self._changed:
+            return self._current
+
+    def waiting_for(self) -> Holder | None:
+        """Who holds the card that the next run waits for."""
+        with self._changed:
+            return self._waiting_for
+
+    def move(self, run: RunDir, position: int) -> None:
+        """Give a waiting run another place in the queue, counted from 0."""
+        with self._changed:
+            self._find_waiting(run)
+            self._queue.remove(run)
+            self._queue.insert(max(position, 0), run)
+            self._remember()
+
+    def cancel(self, run: RunDir) -> None:
+        """Take a waiting run out of the queue; its settings stay in the list of runs."""
+        with self._changed:
+            self._find_waiting(run)
+            self._unqueue(run)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the queue waits for the user, as it does after a restart."""
+        with self._changed:
+            return self._is_held
+
+    def hold(self, held: bool) -> None:
+        """Keep the queue from starting its next run, or let it go on."""
+        with self._changed:
+            self._is_held = held
+            self._changed.notify_all()
+
+    def restore(self) -> list[RunDir]:
+        """Take up what an earlier app left: a job in its own process that still runs, and the queue, held until the user lets it go.
+
+        Returns the runs that crashed with that app; each can be continued.
+        """
+        with self._changed:
+            order = {name: place for place, name in enumerate(read_json(self._queue_file) or [])}
+            waiting, alive, crashed = [], [], []
+            for run in registry.list_runs(self._workspace):
+                if not (run.id in order or run.has_owner()):
+                    continue
+                status = read_run(run).status
+                if status is Status.QUEUED and run.id in order:
+                    waiting.append(run)
+                elif status is Status.CRASHED:
+                    crashed.append(run)
+                elif status.is_live and run.owner_is_alive():
+                    alive.append(run)
+            waiting.sort(key=lambda run: order[run.id])
+            self._is_held = bool(waiting)
+            # A job that lives is "started" again first: the dispatcher only waits for its end.
+            for run in [*alive, *waiting]:
+                if run not in self._queue:
+                    self._enqueue(run)
+            if alive:
+                self._is_held = False
+            return crashed
+
+    def wait_until_idle(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing runs and nothing waits; False where the time was not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue and self._current is None, timeout_s)
+
+    def shutdown(self, timeout_s: float = 30.0) -> bool:
+        """Stop the job of this app with its work saved and end; jobs in processes of their own go on.
+
+        Returns whether the job ended in time; the waiting runs stay queued for the next app.
+        """
+        with self._changed:
+            self._is_closed = True
+            self._remember()
+            self._queue.clear()
+            current, dispatcher = self._current, self._dispatcher
+            self._changed.notify_all()
+        if current is not None and current.config().launch.where == "thread":
+            current.request(Request.STOP)
+        if dispatcher is None or (current is not None and current.config().launch.where == "process"):
+            return True
+        dispatcher.join(timeout_s)
+        return not dispatcher.is_alive()
+
+    # The rest runs under the lock or in the dispatcher's thread.
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RunError("The app is closing.", fix="Start it again", code="closing")
+
+    def _find_waiting(self, run: RunDir) -> None:
+        if run not in self._queue:
+            raise RunError(f"Run {run.id} does not wait any more.", why=f"It is {read_run(run).status.value} by now", code="run-not-queued")
+
+    def _enqueue(self, run: RunDir) -> None:
+        self._queue.append(run)
+        self._remember()
+        if self._dispatcher is None:
+            self._dispatcher = threading.Thread(target=self._dispatch, name="launcher", daemon=True)
+            self._dispatcher.start()
+        self._changed.notify_all()
+
+    def _unqueue(self, run: RunDir) -> None:
+        self._queue.remove(run)
+        self._remember()
+        JournalWriter(run.journal_path).write(Stopped(), durable=True)
+        self._changed.notify_all()
+
+    @property
+    def _queue_file(self) -> Any:
+        return self._workspace.root / "queue.json"
+
+    def _remember(self) -> None:
+        write_json(self._queue_file, [run.id for run in self._queue])
+
+    def _dispatch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or (self._queue and not self._is_held))
+                if self._is_closed:
+                    return
+                run = self._queue[0]
+            if not self._work_on(run):
+                time.sleep(0.2)
+
+    def _work_on(self, run: RunDir) -> bool:
+        """Run it if the card is free; False where it still waits (its place in the queue may have changed meanwhile)."""
+        try:
+            beside = self._company(run)
+            hold = self._card.hold("training", run.id, beside=beside, release=lambda: run.request(Request.PAUSE))
+        except RunError:
+            with self._changed:
+                self._waiting_for = self._card.holder()
+            return False
+        with hold:
+            with self._changed:
+                self._waiting_for = None
+                if self._is_closed or not self._queue or self._queue[0] != run:
+                    return True
+                self._queue.pop(0)
+                self._current = run
+                self._remember()
+            try:
+                self._run(run)
+            finally:
+                with self._changed:
+                    self._current = None
+                    self._changed.notify_all()
+        return True
+
+    def _company(self, run: RunDir) -> Collection[str]:
+        config = None
+        kinds = set()
+        for holder in self._card.holders():
+            config = config or _config_or_none(run)
+            if config is not None and self._fits_beside(config, holder):
+                kinds.add(holder.who)
+        return kinds
+
+    def _run(self, run: RunDir) -> None:
+        config = _config_or_none(run)
+        if run.owner_is_alive():
+            process.wait_for_owner(run, until=lambda: self._is_closed)
+        elif config is not None and config.launch.where == "process":
+            process.run_in_process(run, config, until=lambda: self._is_closed)
+        else:
+            # A thread of its own for each run: what torch keeps for each thread goes with it.
+            worker = threading.Thread(target=self._run_here, args=(run,), name=f"train-{run.id}", daemon=True)
+            worker.start()
+            worker.join()
+        if not self._is_closed:
+            _end_unended(run)
+
+    def _run_here(self, run: RunDir) -> None:
+        try:
+            job = engine_object("job:run")
+        except ImportError as error:
+            JournalWriter(run.journal_path).write(
+                Failed(
+                    code="engine",
+                    what="The training engine could not be loaded.",
+                    why=str(error),
+                    fix="Install the packages of requirements.txt",
+                ),
+                durable=True,
+            )
+            return
+        job(run.path, turns=self._card.turns)
+
+
+def ask(run: RunDir, request: Request) -> str:
+    """Ask the job of a live run for something and return the sentence for the user; needs no launcher.
+
+    Raises RunError where no job works on the run.
+    """
+    view = read_run(run)
+    if not view.status.is_live:
+        raise RunError(
+            f"Run {run.id} is not running any more; it is {view.status.value}.", fix="Look at the page again", code="run-not-live"
+        )
+    run.request(request)
+    after = "after this step" if view.steps else "as soon as this phase allows"
+    when = f"{after}, in about {format_duration(max(view.step_s, 1.0))}" if view.step_s else after
+    return {
+        Request.STOP: f"Stopping {when}; what was learned is saved.",
+        Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
+        Request.PAUSE: f"Pausing {when}; the card is freed and you can continue later.",
+        Request.SAVE_NOW: f"Saving a checkpoint {when}; the run goes on.",
+    }[request]
+
+
+def _config_or_none(run: RunDir) -> RunConfig | None:
+    try:
+        return run.config()
+    except QloraUiError:
+        return None
+
+
+def _end_unended(run: RunDir) -> None:
+    """A job that left without its last event is a bug of ours; the run must not look alive for ever."""
+    view = read_run(run)
+    if view.ended is not None and view.status is not Status.QUEUED:
+        return
+    if view.status.is_live or view.status is Status.QUEUED:
+        run.release()
+        JournalWriter(run.journal_path).write(
+            Failed(
+                step=view.step,
+                what="The training job ended without a word.",
+                why=process.last_words(run),
+                fix="The file run.log in the run's folder may say more; Continue takes it up from the last checkpoint",
+            ),
+            durable=True,
+        )

@@ -1,0 +1,158 @@
+"""All runs of a workspace as rows of a table, fast with thousands of them.
+
+A row is read from a run's journal once and kept, in memory and in the workspace's cache folder, until the journal or the
+user's notes change. What depends on now (is a running one's owner alive?) is never kept.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import read_json, write_text
+from qlora_ui.runs.read import RunView, read_run
+from qlora_ui.runs.registry import list_runs
+from qlora_ui.runs.run_dir import RunDir, Status
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+
+SPARK_POINTS = 32
+_CACHE = "run-rows.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run in a list."""
+
+    id: str
+    name: str
+    status: Status
+    model: str
+    created: float
+    step: int
+    num_steps: int | None
+    final_loss: float | None
+    best_eval_loss: float | None
+    tokens_per_s: float
+    peak_bytes: int | None
+    predicted_bytes: int | None
+    elapsed_s: float
+    has_adapter: bool
+    sparkline: tuple[float, ...]
+    """Up to 32 points of the training loss."""
+    notes: str = ""
+    tags: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as `runs --json` prints it."""
+        return {**asdict(self), "status": self.status.value}
+
+
+class RunList:
+    """The rows of a workspace; one object for each process, safe to use from any thread."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._lock = threading.Lock()
+        self._rows: dict[str, tuple[str, RunRow]] | None = None
+
+    def rows(self) -> list[RunRow]:
+        """All runs, newest first."""
+        with self._lock:
+            if self._rows is None:
+                self._rows = self._load()
+            known, changed, rows = self._rows, False, []
+            for run in list_runs(self._workspace):
+                version = f"{run.journal_size()}.{run.about_version()}"
+                kept = known.get(run.id)
+                if kept is None or kept[0] != version:
+                    kept = known[run.id] = (version, row_of(read_run(run)))
+                    changed = True
+                row = kept[1]
+                if row.status.is_live or row.status is Status.CRASHED:
+                    row = replace(row, status=_live_status(run, row))
+                rows.append(row)
+            gone = known.keys() - {row.id for row in rows}
+            for run_id in gone:
+                del known[run_id]
+            if changed or gone:
+                self._save()
+            return rows
+
+    def _load(self) -> dict[str, tuple[str, RunRow]]:
+        stored = read_json(self._workspace.cache / _CACHE)
+        rows = {}
+        for run_id, (version, values) in (stored or {}).items() if isinstance(stored, dict) else ():
+            try:
+                row = RunRow(
+                    **{**values, "status": Status(values["status"]), "tags": tuple(values["tags"]), "sparkline": tuple(values["sparkline"])}
+                )
+            except (TypeError, ValueError, KeyError):
+                continue  # of another version: read again
+            rows[run_id] = (version, row)
+        return rows
+
+    def _save(self) -> None:
+        text = json.dumps({run_id: [version, row.as_dict()] for run_id, (version, row) in (self._rows or {}).items()}, ensure_ascii=False)
+        try:
+            write_text(self._workspace.cache / _CACHE, text)
+        except OSError:
+            # A full disk must not hide the list; the rows are read again next time.
+            return
+
+
+def row_of(view: RunView) -> RunRow:
+    """The row of a run in a list."""
+    losses = [event.loss for event in view.steps]
+    ended = view.ended
+    best = view.best_eval
+    return RunRow(
+        id=view.id,
+        name=view.name,
+        status=view.status,
+        model=view.config.model.id if view.config else "",
+        created=view.created,
+        step=view.step,
+        num_steps=view.num_steps,
+        final_loss=ended.final_loss if ended and ended.final_loss is not None else losses[-1] if losses else None,
+        best_eval_loss=best.loss if best else None,
+        tokens_per_s=ended.tokens_per_s if ended else view.steps[-1].tokens_per_s if view.steps else 0.0,
+        peak_bytes=view.peak_bytes,
+        predicted_bytes=view.planned.predicted_bytes if view.planned else None,
+        elapsed_s=view.elapsed_s if not view.status.is_live else 0.0,
+        has_adapter=bool(ended and ended.adapter),
+        sparkline=_thinned(losses),
+        notes=view.notes,
+        tags=view.tags,
+    )
+
+
+def compare(first: RunConfig, *others: RunConfig, only_different: bool = True) -> list[tuple[str, tuple[Any, ...]]]:
+    """Option path and its value in each run, for a table that lays runs side by side."""
+    configs = (first, *others)
+    rows = [(path, tuple(config.get(path) for config in configs)) for path in option_by_path()]
+    return [(path, values) for path, values in rows if not only_different or any(value != values[0] for value in values)]
+
+
+def rename(run: RunDir, name: str) -> None:
+    """Give a run another name; raises RunError for an empty one."""
+    cleaned = " ".join(name.split())[:80]
+    if not cleaned:
+        raise RunError("A run needs a name.", fix="Write a word or two", where="name", code="run-name")
+    run.write_about(name=cleaned)
+
+
+def _live_status(run: RunDir, row: RunRow) -> Status:
+    if not run.owner_is_alive():
+        return Status.CRASHED
+    return Status.RUNNING if row.status is Status.CRASHED else row.status
+
+
+def _thinned(values: Sequence[float]) -> tuple[float, ...]:
+    if len(values) <= SPARK_POINTS:
+        return tuple(values)
+    return tuple(values[round(place * (len(values) - 1) / (SPARK_POINTS - 1))] for place in range(SPARK_POINTS))

@@ -1,0 +1,307 @@
+"""A run as everybody sees it: one picture, derived from its journal, the same for every page, command and restart.
+
+A `RunReader` follows one journal and reads only what was appended since the last look, so a poll costs a few microseconds
+and any number of pages can share it. `RunReaders` keeps one reader for each run of a workspace.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.events import (
+    CheckpointSaved,
+    Ended,
+    EvalLogged,
+    Event,
+    Healed,
+    MemoryMeasured,
+    Noticed,
+    PhaseChanged,
+    Planned,
+    ProbeAnswered,
+    Queued,
+    RequestSeen,
+    Started,
+    StepLogged,
+)
+from qlora_ui.runs.journal import JournalReader
+from qlora_ui.runs.run_dir import Request, RunDir, Status, status_after
+from qlora_ui.runs.timing import seconds_left, seconds_per_step
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run at one moment. Everything is there to be drawn; nothing has to be read from the disk for it."""
+
+    run: RunDir
+    version: str
+    """Changes when, and only when, something in this picture changed."""
+    status: Status
+    config: RunConfig | None
+    """None where the settings file cannot be read; `problem` says why."""
+    problem: str
+    name: str
+    notes: str
+    tags: tuple[str, ...]
+    created: float
+    started: Started | None
+    """Of the latest attempt."""
+    planned: Planned | None
+    phase: PhaseChanged | None
+    steps: tuple[StepLogged, ...]
+    """The training curve. Steps that a resumed run did again stand once."""
+    evals: tuple[EvalLogged, ...]
+    memory: tuple[MemoryMeasured, ...]
+    checkpoints: tuple[CheckpointSaved, ...]
+    """All that were saved; older ones may have been removed since."""
+    probes: tuple[ProbeAnswered, ...]
+    notices: tuple[Noticed | Healed, ...]
+    requests: tuple[RequestSeen, ...]
+    pending: tuple[Request, ...]
+    """Asked for and not yet seen by the job."""
+    timeline: tuple[Event, ...]
+    """What happened, without points of curves: for the strip under the chart."""
+    ended: Ended | None
+    elapsed_s: float
+    """Time in jobs, without the pauses between them."""
+    time_left_s: float | None
+    step_s: float | None
+
+    @property
+    def id(self) -> str:
+        return self.run.id
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.steps[-1].step if self.steps else 0
+
+    @property
+    def num_steps(self) -> int | None:
+        return self.planned.num_steps if self.planned else None
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the steps that are done; None before the plan is known."""
+        return min(self.step / self.num_steps, 1.0) if self.num_steps else None
+
+    @property
+    def best_eval(self) -> EvalLogged | None:
+        return min(self.evals, key=lambda event: event.loss, default=None)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Highest memory so far: the allocator's peak on a card, the process's on a CPU."""
+        peaks = [event.peak_allocated_bytes or event.process_bytes for event in self.memory]
+        return max((peak for peak in peaks if peak), default=None)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Energy of the card in the latest attempt."""
+        return next((event.energy_j for event in reversed(self.memory) if event.energy_j is not None), None)
+
+    @property
+    def can_resume(self) -> bool:
+        return self.status.can_resume
+
+
+@dataclass
+class _Picture:
+    """What a journal said so far; grows in place and is copied into a RunView."""
+
+    created: float = 0.0
+    state: Event | None = None
+    started: Started | None = None
+    planned: Planned | None = None
+    phase: PhaseChanged | None = None
+    ended: Ended | None = None
+    steps: list[StepLogged] = field(default_factory=list)
+    evals: list[EvalLogged] = field(default_factory=list)
+    memory: list[MemoryMeasured] = field(default_factory=list)
+    checkpoints: list[CheckpointSaved] = field(default_factory=list)
+    probes: list[ProbeAnswered] = field(default_factory=list)
+    notices: list[Noticed | Healed] = field(default_factory=list)
+    requests: list[RequestSeen] = field(default_factory=list)
+    timeline: list[Event] = field(default_factory=list)
+    earlier_s: float = 0.0
+    """Time in attempts before the present one."""
+    latest: float = 0.0
+
+    def add(self, event: Event) -> None:
+        self.latest = max(self.latest, event.time)
+        match event:
+            case Queued():
+                self._close_attempt()
+                self.created = self.created or event.time
+                self.state, self.ended, self.phase = event, None, None
+            case Started():
+                self._close_attempt()
+                self.state, self.ended, self.started = event, None, event
+                self._rewind(event.resumed_from or 0)
+            case Ended():
+                self.state = self.ended = event
+            case Planned():
+                self.planned = event
+            case PhaseChanged():
+                if self.phase is None or self.phase.phase != event.phase:
+                    self.timeline.append(event)
+                self.phase = event
+                return
+            case StepLogged():
+                self.steps.append(event)
+                return
+            case EvalLogged():
+                self.evals.append(event)
+            case MemoryMeasured():
+                self.memory.append(event)
+                return
+            case CheckpointSaved():
+                self.checkpoints.append(event)
+            case ProbeAnswered():
+                self.probes.append(event)
+            case Noticed() | Healed():
+                self.notices.append(event)
+            case RequestSeen():
+                self.requests.append(event)
+        self.timeline.append(event)
+
+    def elapsed_s(self, now: float, is_live: bool) -> float:
+        if self.started is None:
+            return 0.0
+        end = self.ended.time if self.ended else now if is_live else self.latest
+        return self.earlier_s + (max(end - self.started.time, 0.0) if not isinstance(self.state, Queued) else 0.0)
+
+    def _close_attempt(self) -> None:
+        if self.started is not None and not isinstance(self.state, Queued):
+            self.earlier_s += max((self.ended.time if self.ended else self.latest) - self.started.time, 0.0)
+
+    def _rewind(self, step: int) -> None:
+        """Steps after a checkpoint that is taken up again are done once more and must not be drawn twice."""
+        for points in (self.steps, self.evals, self.probes, self.checkpoints):
+            while points and points[-1].step > step:
+                points.pop()
+
+
+class RunReader:
+    """Follows one run; `view` gives the picture of now. Safe to share between threads."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._view: RunView | None = None
+        self._reset()
+
+    def view(self) -> RunView:
+        """The run now; the very same object as last time where nothing changed."""
+        with self._lock:
+            if self.run.journal_size() < self._journal.offset:
+                self._reset()
+            for event in self._journal.read():
+                self._picture.add(event)
+            picture = self._picture
+            status = status_after(picture.state, self.run.owner_is_alive, has_plan=self._has_plan())
+            pending = tuple(self.run.pending_requests()) if status.is_live else ()
+            version = f"{self._journal.offset}.{status}.{'.'.join(pending)}.{self.run.about_version()}"
+            # Time passes even where nothing is written: a live run's clock is drawn anew every second.
+            if status.is_live:
+                version += f".{int(time.time())}"
+            if self._view is None or self._view.version != version:
+                self._view = self._draw(version, status, pending)
+            return self._view
+
+    def _reset(self) -> None:
+        self._journal = JournalReader(self.run.journal_path)
+        self._picture = _Picture()
+        self._view = None
+        self._config: RunConfig | None = None
+        self._problem = ""
+
+    def _has_plan(self) -> bool:
+        started, planned = self._picture.started, self._picture.planned
+        return started is not None and planned is not None and planned.time >= started.time
+
+    def _draw(self, version: str, status: Status, pending: tuple[Request, ...]) -> RunView:
+        if self._config is None:
+            try:
+                self._config, self._problem = self.run.config(), ""
+            except QloraUiError as error:
+                self._problem = str(error)
+        picture, about, now = self._picture, self.run.about(), time.time()
+        output = self._config.output if self._config else None
+        left = None
+        if status is Status.RUNNING and picture.planned:
+            left = seconds_left(picture.planned, picture.steps, picture.evals, picture.checkpoints, picture.probes, now=now)
+        return RunView(
+            run=self.run,
+            version=version,
+            status=status,
+            config=self._config,
+            problem=self._problem,
+            name=str(about.get("name") or (output.name if output else "") or self.run.id),
+            notes=str(about.get("notes", output.notes if output else "")),
+            tags=tuple(about.get("tags", output.tags if output else ())),
+            created=picture.created,
+            started=picture.started,
+            planned=picture.planned,
+            phase=picture.phase,
+            steps=tuple(picture.steps),
+            evals=tuple(picture.evals),
+            memory=tuple(picture.memory),
+            checkpoints=tuple(picture.checkpoints),
+            probes=tuple(picture.probes),
+            notices=tuple(picture.notices),
+            requests=tuple(picture.requests),
+            pending=pending,
+            timeline=tuple(picture.timeline),
+            ended=picture.ended,
+            elapsed_s=picture.elapsed_s(now, status.is_live),
+            time_left_s=left,
+            step_s=seconds_per_step(picture.steps),
+        )
+
+
+class RunReaders:
+    """One reader for each run of a workspace that was looked at lately; what all pages of an app share."""
+
+    def __init__(self, workspace: Workspace, keep: int = 64) -> None:
+        self._workspace = workspace
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._readers: OrderedDict[str, RunReader] = OrderedDict()
+
+    def view(self, run: RunDir) -> RunView:
+        """The run now."""
+        with self._lock:
+            reader = self._readers.get(run.id)
+            if reader is None:
+                reader = self._readers[run.id] = RunReader(run)
+            self._readers.move_to_end(run.id)
+            while len(self._readers) > self._keep:
+                self._readers.popitem(last=False)
+        return reader.view()
+
+
+def read_run(run: RunDir) -> RunView:
+    """The run now, read from the start; those who look more than once keep a RunReader."""
+    return RunReader(run).view()
+
+
+def ended_values(view: RunView) -> dict[str, Any]:
+    """The line that `train --json` ends with."""
+    ended = view.ended
+    return {
+        "run_id": view.id,
+        "status": view.status.value,
+        "run_dir": str(view.run.path),
+        "steps": view.step,
+        "final_loss": ended.final_loss if ended else None,
+        "tokens_per_s": round(ended.tokens_per_s, 1) if ended else 0.0,
+        "peak_bytes": ended.peak_bytes if ended and ended.peak_bytes else view.peak_bytes,
+    }
