@@ -1,0 +1,328 @@
+"""What a run can count on: this machine's card or processor, or a card from a list for machines that have none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from qlora_ui.base.errors import HardwareError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.units import GIB, MIB
+from qlora_ui.hardware.gpu import GpuState, read_gpus
+from qlora_ui.hardware.system import read_system
+
+
+class HasCache(Protocol):
+    """A workspace, as far as this layer knows one."""
+
+    @property
+    def cache(self) -> Path: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A card that people have; figures from its data sheet."""
+
+    name: str
+    total_mib: int
+    """As nvidia-smi prints it."""
+    tflops: float
+    """Dense bf16 (fp16 before Ampere) tensor throughput with fp32 accumulation."""
+    bandwidth_gb_per_s: float
+    capability: tuple[int, int]
+    watts: int
+    draws_a_desktop: bool = True
+
+    @property
+    def gib(self) -> int:
+        """Its memory as it is sold."""
+        return round(self.total_mib / 1024)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.gib} GB"
+
+
+KNOWN_CARDS = (
+    Card("RTX 2060", 6144, 26, 336, (7, 5), 160),
+    Card("RTX 2070", 8192, 30, 448, (7, 5), 175),
+    Card("RTX 2080 Ti", 11264, 54, 616, (7, 5), 250),
+    Card("RTX 3050", 8192, 18, 224, (8, 6), 130),
+    Card("RTX 3060", 12288, 25, 360, (8, 6), 170),
+    Card("RTX 3060 Ti", 8192, 32, 448, (8, 6), 200),
+    Card("RTX 3070", 8192, 41, 448, (8, 6), 220),
+    Card("RTX 3080", 10240, 60, 760, (8, 6), 320),
+    Card("RTX 3080 12 GB", 12288, 61, 912, (8, 6), 350),
+    Card("RTX 3090", 24576, 71, 936, (8, 6), 350),
+    Card("RTX 4060", 8188, 30, 272, (8, 9), 115),
+    Card("RTX 4060 Ti", 8188, 44, 288, (8, 9), 160),
+    Card("RTX 4060 Ti 16 GB", 16380, 44, 288, (8, 9), 165),
+    Card("RTX 4070", 12282, 58, 504, (8, 9), 200),
+    Card("RTX 4070 Ti", 12282, 80, 504, (8, 9), 285),
+    Card("RTX 4070 Ti Super", 16376, 88, 672, (8, 9), 285),
+    Card("RTX 4080", 16376, 97, 717, (8, 9), 320),
+    Card("RTX 4090", 24564, 165, 1008, (8, 9), 450),
+    Card("RTX 5060", 8151, 38, 448, (12, 0), 145),
+    Card("RTX 5060 Ti", 16311, 47, 448, (12, 0), 180),
+    Card("RTX 5070", 12227, 62, 672, (12, 0), 250),
+    Card("RTX 5070 Ti", 16303, 88, 896, (12, 0), 300),
+    Card("RTX 5080", 16303, 113, 960, (12, 0), 360),
+    Card("RTX 5090", 32607, 210, 1792, (12, 0), 575),
+    Card("RTX 4090 Laptop", 16376, 115, 576, (8, 9), 150),
+    Card("RTX 4070 Laptop", 8188, 60, 256, (8, 9), 115),
+    Card("T4", 15360, 65, 320, (7, 5), 70, False),
+    Card("V100 16 GB", 16384, 112, 900, (7, 0), 250, False),
+    Card("V100 32 GB", 32768, 112, 900, (7, 0), 250, False),
+    Card("A10", 23028, 125, 600, (8, 6), 150, False),
+    Card("A10G", 23028, 70, 600, (8, 6), 300, False),
+    Card("A40", 46068, 150, 696, (8, 6), 300, False),
+    Card("RTX A4000", 16376, 77, 448, (8, 6), 140),
+    Card("RTX A5000", 24564, 111, 768, (8, 6), 230),
+    Card("RTX A6000", 49140, 155, 768, (8, 6), 300),
+    Card("RTX 6000 Ada", 49140, 364, 960, (8, 9), 300),
+    Card("A100 40 GB", 40960, 312, 1555, (8, 0), 400, False),
+    Card("A100 80 GB", 81920, 312, 2039, (8, 0), 400, False),
+    Card("L4", 23034, 121, 300, (8, 9), 72, False),
+    Card("L40S", 46068, 362, 864, (8, 9), 350, False),
+    Card("H100", 81559, 790, 3350, (9, 0), 700, False),
+    Card("H100 PCIe", 81559, 600, 2000, (9, 0), 350, False),
+    Card("H200", 143771, 790, 4800, (9, 0), 700, False),
+    Card("B200", 183359, 2250, 8000, (10, 0), 1000, False),
+)
+"""Cards to choose from where there is none, and the figures for time estimates where there is one."""
+
+ASSUMED_CONTEXT_BYTES = 500 * MIB
+"""CUDA context with the kernels' code, until this machine's was measured."""
+_DEVICES_FILE = "devices.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """What an estimate needs to know of a device."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    """Free for us: what we hold ourselves counts as free."""
+    others_bytes: int
+    """Held by other processes, the desktop and the driver."""
+    context_bytes: int
+    """CUDA context and loaded kernels; 0 on a CPU."""
+    context_source: str
+    """`measured` on this machine, `assumed`, or `none`."""
+    is_cpu: bool
+    supports_bf16: bool
+    tflops: float
+    bandwidth_bytes_per_s: float
+    speed_source: str
+    """Where the two figures before come from: `data sheet`, `capability` or `assumed`."""
+    watts: float | None = None
+    uuid: str = ""
+    is_present: bool = True
+    """False for a card chosen from the list."""
+    capability: tuple[int, int] | None = None
+
+    @property
+    def allocator_bytes(self) -> int:
+        """What the run itself may allocate: free memory without the context."""
+        return max(0, self.free_bytes - self.context_bytes)
+
+
+def current_device(workspace: HasCache | None = None, wanted: str = "auto") -> DeviceProfile:
+    """The device that a run with `launch.device` = `wanted` would use on this machine.
+
+    Raises HardwareError where a card is asked for and there is none.
+    """
+    gpus = read_gpus() if wanted != "cpu" else []
+    if gpus:
+        return card_profile(gpus[0], workspace)
+    if wanted == "cuda":
+        raise HardwareError(
+            "There is no NVIDIA card that the driver answers for.",
+            fix="Choose “Automatic” or “CPU”, or see “python app.py doctor”.",
+            where="launch.device",
+            code="no-gpu",
+        )
+    return cpu_profile()
+
+
+def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProfile:
+    """The profile of a card of this machine, with its measured context where the workspace has one."""
+    spec = _spec_of(gpu)
+    context = stored_context(workspace, gpu.uuid)
+    ours = gpu.ours_bytes or 0
+    others = max(0, gpu.used_bytes - ours)
+    capability = gpu.compute_capability or (spec.capability if spec else None)
+    assumed_tflops, assumed_bandwidth = (spec.tflops, spec.bandwidth_gb_per_s) if spec else _assumed_speed(capability, gpu.total_bytes)
+    return DeviceProfile(
+        name=gpu.name,
+        total_bytes=gpu.total_bytes,
+        free_bytes=gpu.total_bytes - others,
+        others_bytes=others,
+        context_bytes=context if context is not None else ASSUMED_CONTEXT_BYTES,
+        context_source="measured" if context is not None else "assumed",
+        is_cpu=False,
+        supports_bf16=capability is None or capability >= (8, 0),
+        tflops=assumed_tflops,
+        bandwidth_bytes_per_s=assumed_bandwidth * 1e9,
+        speed_source="data sheet" if spec else "capability",
+        watts=spec.watts if spec else None,
+        uuid=gpu.uuid,
+        capability=capability,
+    )
+
+
+def cpu_profile() -> DeviceProfile:
+    """This machine's processor and memory. Speed: 2 FLOP x 16 lanes x 1.2 GHz a core, a deliberately modest figure."""
+    system = read_system()
+    return DeviceProfile(
+        name="CPU",
+        total_bytes=system.ram_total_bytes,
+        free_bytes=system.ram_available_bytes,
+        others_bytes=max(0, system.ram_total_bytes - system.ram_available_bytes),
+        context_bytes=0,
+        context_source="none",
+        is_cpu=True,
+        supports_bf16=system.has_bf16,
+        tflops=0.04 * system.num_cpus,
+        bandwidth_bytes_per_s=10e9,
+        speed_source="assumed",
+    )
+
+
+def named_device(words: str, workspace: HasCache | None = None) -> DeviceProfile:
+    """The device that a user names: `cpu`, a known card (`RTX 4060`), or a size (`8GB`, `12 GiB`, bytes).
+
+    Raises HardwareError naming the known cards.
+    """
+    text = words.strip()
+    if text.lower() in ("auto", "current", ""):
+        return current_device(workspace)
+    if text.lower() == "cpu":
+        return cpu_profile()
+    size = _parse_size(text)
+    if size is not None:
+        return sized_profile(size, f"A card with {size / GIB:.3g} GiB")
+    card = find_card(text)
+    if card is None:
+        names = ", ".join(card.name for card in KNOWN_CARDS)
+        raise HardwareError(
+            f"There is no card “{text[:60]}” on the list.",
+            fix=f"Give its memory (8GB), or one of {names}.",
+            where="--device",
+            code="device",
+        )
+    return listed_profile(card)
+
+
+def listed_profile(card: Card) -> DeviceProfile:
+    """The profile of a card from the list, empty but for the desktop of the cards that draw one."""
+    base = sized_profile(card.total_mib * MIB, card.name)
+    others = 400 * MIB if card.draws_a_desktop else 0
+    return replace(
+        base,
+        free_bytes=base.total_bytes - others,
+        others_bytes=others,
+        supports_bf16=card.capability >= (8, 0),
+        tflops=card.tflops,
+        bandwidth_bytes_per_s=card.bandwidth_gb_per_s * 1e9,
+        speed_source="data sheet",
+        watts=card.watts,
+        capability=card.capability,
+    )
+
+
+def sized_profile(total_bytes: int, name: str) -> DeviceProfile:
+    """The profile of a card of which only the memory is known."""
+    tflops, bandwidth = _assumed_speed(None, total_bytes)
+    return DeviceProfile(
+        name=name,
+        total_bytes=total_bytes,
+        free_bytes=total_bytes,
+        others_bytes=0,
+        context_bytes=ASSUMED_CONTEXT_BYTES,
+        context_source="assumed",
+        is_cpu=False,
+        supports_bf16=True,
+        tflops=tflops,
+        bandwidth_bytes_per_s=bandwidth * 1e9,
+        speed_source="assumed",
+        is_present=False,
+    )
+
+
+def find_card(words: str) -> Card | None:
+    """The listed card that the words name: all of a name first, then a part of one, then a longer name (the driver's).
+
+    A size in the words (`RTX 4060 Ti 16 GB`) tells models of one name apart; without one the smaller model is meant.
+    """
+    wanted, gib = _split_size(_words(words))
+    cards = [card for card in KNOWN_CARDS if gib is None or card.gib == gib]
+    names = [(_split_size(_words(card.name))[0], card) for card in cards]
+    exact = [card for name, card in names if name == wanted]
+    if exact:
+        return min(exact, key=lambda card: card.total_mib)
+    inside = [(len(name), card.total_mib, card.name, card) for name, card in names if wanted and wanted <= name]
+    if inside:
+        return min(inside)[-1]
+    within = [(len(name), card) for name, card in names if name <= wanted]
+    return max(within, key=lambda pair: pair[0])[1] if within else None
+
+
+def stored_context(workspace: HasCache | None, uuid: str) -> int | None:
+    """Context size of a card as measured on this machine; None before the first run."""
+    value = _stored(workspace).get(uuid)
+    number = value.get("context_bytes") if isinstance(value, dict) else None
+    return number if isinstance(number, int) and 0 < number < 4 * GIB else None
+
+
+def store_context(workspace: HasCache, uuid: str, name: str, context_bytes: int) -> None:
+    """Remember the context size of a card; implausible figures (under 50 MiB, over 4 GiB) are not kept."""
+    if uuid and 50 * MIB < context_bytes < 4 * GIB:
+        write_json(workspace.cache / _DEVICES_FILE, {**_stored(workspace), uuid: {"name": name, "context_bytes": context_bytes}})
+
+
+def _stored(workspace: HasCache | None) -> dict[str, Any]:
+    value = read_json(workspace.cache / _DEVICES_FILE) if workspace is not None else None
+    return value if isinstance(value, dict) else {}
+
+
+def _words(text: str) -> set[str]:
+    joined = re.sub(r"(\d+)\s*g(?:i?b)\b", r"\1gb", text.lower())
+    return set(re.findall(r"[a-z0-9]+", joined)) - {"nvidia", "geforce", "gpu", "graphics", "card"}
+
+
+def _split_size(words: set[str]) -> tuple[set[str], int | None]:
+    sizes = [word for word in words if re.fullmatch(r"\d+gb", word)]
+    return words.difference(sizes), int(sizes[0][:-2]) if sizes else None
+
+
+def _spec_of(gpu: GpuState) -> Card | None:
+    """The listed card of that name and about that memory: names alone do not tell the 8 from the 16 GB model."""
+    gib = gpu.total_bytes / GIB
+    wanted, _ = _split_size(_words(gpu.name))
+    names = [(_split_size(_words(card.name))[0], card) for card in KNOWN_CARDS if abs(card.total_mib / 1024 - gib) < 0.08 * gib]
+    fitting = [(len(name), card) for name, card in names if name <= wanted]
+    return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
+def _assumed_speed(capability: tuple[int, int] | None, total_bytes: int) -> tuple[float, float]:
+    """(TFLOP/s, GB/s) of an unknown card: larger memory comes with faster cards."""
+    gib = total_bytes / GIB
+    steps = ((9, 20.0, 300.0), (13, 40.0, 450.0), (17, 70.0, 600.0), (26, 100.0, 900.0), (50, 200.0, 900.0))
+    tflops, bandwidth = next(((speed, rate) for limit, speed, rate in steps if gib < limit), (400.0, 2000.0))
+    return (tflops / 2, bandwidth) if capability is not None and capability < (8, 0) else (tflops, bandwidth)
+
+
+def _parse_size(text: str) -> int | None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(b|bytes|mb|mib|gb|gib|g|m)?", text.lower())
+    if match is None:
+        return None
+    number, unit = float(match[1]), match[2] or ""
+    if not unit and 1024 < number < 1e8:
+        return None  # “4090” is a card
+    # A card “of 8 GB” has 8 GiB; without a unit small numbers are GiB.
+    factor = GIB if unit.startswith("g") or (not unit and number <= 1024) else MIB if unit.startswith("m") else 1
+    return round(number * factor)
