@@ -1,0 +1,121 @@
+"""Causal attention inside the documents of a packed row, on plain torch: no flash-attn, no kernel downloads, no mask of N x N.
+
+On CUDA it is torch's own variable-length flash kernel; elsewhere, and for soft-capped scores, a reference per document or row. `register`
+offers the same through transformers' `AttentionInterface`, so that the plain path can train on the same packed batches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NAME = "qlora_varlen"
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Which tokens see which: `cumulative` int32 (documents + 1) marks where documents begin; the tail may repeat the total (empty ones)."""
+
+    cumulative: torch.Tensor
+    max_length: int
+    scale: float
+    window: int | None = None  # how many tokens back a token sees, itself included; None: all
+    softcap: float | None = None
+
+
+def supports_flash(q: torch.Tensor, plan: VarlenPlan) -> bool:
+    """Return whether torch's variable-length kernel computes this."""
+    return q.is_cuda and plan.softcap is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+
+
+def _window(plan: VarlenPlan) -> dict[str, int]:
+    return {} if plan.window is None else {"window_size_left": plan.window - 1, "window_size_right": 0}
+
+
+def varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (output (N, heads, dim), log-sum-exp); k and v may have fewer heads than q, which share them in groups."""
+    if not supports_flash(q, plan):
+        return _reference(q, k, v, plan), q.new_empty(0)
+    # the op itself takes grouped heads; torch.nn.attention.varlen of 2.11 has no argument for them
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, plan.cumulative, plan.cumulative, plan.max_length, plan.max_length, 0.0, True, False,
+                                                           scale=plan.scale, **_window(plan))
+    return out, lse
+
+
+def varlen_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+                    plan: VarlenPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of q, k and v."""
+    if not supports_flash(q, plan):
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+            again = _reference(*leaves, plan)
+        dq, dk, dv = torch.autograd.grad(again, leaves, grad)
+        return dq, dk, dv
+    # with dropout 0 the random state is not read; any two words of the right type do
+    state = torch.empty(2, dtype=torch.uint64, device=q.device)
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(grad, q, k, v, out, lse, plan.cumulative, plan.cumulative, plan.max_length, plan.max_length,
+                                                          0.0, True, state, torch.empty(0, device=q.device), scale=plan.scale, **_window(plan))
+    return dq, dk, dv
+
+
+def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+    """Rows of `max_length` tokens, each with a mask of its documents: documents never cross rows in our batches, or there is one row."""
+    num_tokens, groups = q.shape[0], q.shape[1] // k.shape[1]
+    length = plan.max_length if num_tokens % plan.max_length == 0 else num_tokens
+    index = torch.arange(num_tokens, device=q.device)
+    document = torch.searchsorted(plan.cumulative[1:].to(index.dtype), index, right=True)
+    parts = []
+    for start in range(0, num_tokens, length):
+        span = slice(start, start + length)
+        here, place = document[span], index[span]
+        seen = (here[:, None] == here[None, :]) & (place[:, None] >= place[None, :])
+        if plan.window is not None:
+            seen &= place[:, None] - place[None, :] < plan.window
+        keys, values = (t[span].repeat_interleave(groups, 1).transpose(0, 1) for t in (k, v))
+        scores = (q[span].transpose(0, 1) @ keys.transpose(1, 2)) * plan.scale
+        if plan.softcap is not None:
+            scores = torch.tanh(scores / plan.softcap) * plan.softcap
+        weights = scores.float().masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
+        parts.append((weights @ values).transpose(0, 1))
+    return torch.cat(parts)
+
+
+class _Varlen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+        out, lse = varlen_forward(q, k, v, plan)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        return (*varlen_backward(grads[0].contiguous(), q, k, v, out, lse, ctx.plan), None)
+
+
+def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+                     scaling: float | None = None, dropout: float = 0.0, cu_seq_lens_q: torch.Tensor | None = None, max_length_q: int | None = None,
+                     sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query (B, heads, T, dim); with `cu_seq_lens_q` B is 1 and documents are separate, else causal per row."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if cu_seq_lens_q is None or max_length_q is None:
+        if softcap is not None or (sliding_window is not None and query.shape[2] > sliding_window):
+            raise NotImplementedError("Without packing, soft-capped or windowed attention runs on transformers' own functions.")
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None and query.shape[2] > 1,
+                                             scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+        return out.transpose(1, 2).contiguous(), None
+    plan = VarlenPlan(cu_seq_lens_q, max_length_q, scale, sliding_window, softcap)
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    result: torch.Tensor = _Varlen.apply(q, k, v, plan)
+    return result[None], None
+
+
+def register() -> str:
+    """Offer the packed attention to transformers and return its name, for `attn_implementation`."""
+    from transformers import AttentionInterface
+
+    # no mask function of that name exists, so masking_utils builds no mask at all
+    AttentionInterface.register(NAME, varlen_attention)
+    return NAME

@@ -1,0 +1,234 @@
+"""Autograd nodes of the fused layers: LoRA projections, the gated MLP, norms, rotary attention.
+
+A node dequantizes its frozen weight once forward and once backward, and adds the adapters' gradients straight into `parameter.grad` where
+that exists (so that a captured micro-step accumulates in place); where it does not, gradients are returned as usual. Backward passes overwrite
+what they saved: one backward per forward, no double differentiation. Shapes as in `ops.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import ops
+from .attention import VarlenPlan, varlen_backward, varlen_forward
+from .dropout import Dropout
+from .ops import Adapter
+from .rope import HeadNorm, Heads, rotate, rotate_backward_
+from .weights import FrozenMatrix
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A frozen matrix with the adapters of its parts; `dropout` is None where LoRA's dropout is 0."""
+
+    frozen: FrozenMatrix
+    adapters: tuple[Adapter, ...]
+    dropout: Dropout | None
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The trainable matrices in the order in which nodes take them: every a, then every b."""
+        return [ad.a for ad in self.adapters] + [ad.b for ad in self.adapters]
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (output, inner products kept for backward) without autograd; `residual` is added to the output."""
+        y = self.frozen.apply(x)
+        if not self.adapters:
+            return (y if residual is None else y.add_(residual)), None
+        inner = ops.project_down(x, self.adapters, self.dropout)
+        if residual is not None and len(self.adapters) > 1:
+            raise ValueError("A residual needs a projection of its own.")
+        return ops.add_up_(y, inner, self.adapters, residual), inner
+
+    def inner_gradient(self, grad: torch.Tensor, inner: torch.Tensor | None, sink: "GradientSink") -> torch.Tensor | None:
+        """Take b's gradients and return that of the inner products."""
+        if inner is None:
+            return None
+        ops.accumulate_b(inner, grad, self.adapters, sink.for_b(self))
+        return ops.project_back(grad, self.adapters)
+
+    def input_gradient(self, grad: torch.Tensor, inner_grad: torch.Tensor | None) -> torch.Tensor:
+        """Return the gradient of the input: through the frozen matrix and through the adapters."""
+        dx = self.frozen.apply_transposed(grad)
+        return dx if inner_grad is None else ops.add_input_gradient_(dx, inner_grad, self.adapters, self.dropout)
+
+
+class GradientSink:
+    """Where a node's parameter gradients go: into `.grad` in place where it exists, else into fresh tensors that the node returns."""
+
+    def __init__(self) -> None:
+        self._fresh: dict[int, torch.Tensor] = {}
+
+    def _target(self, parameter: torch.Tensor) -> torch.Tensor:
+        if parameter.grad is not None:
+            return parameter.grad
+        return self._fresh.setdefault(id(parameter), torch.zeros_like(parameter))
+
+    def for_a(self, projection: Projection) -> list[torch.Tensor]:
+        """Targets of the a matrices' gradients."""
+        return [self._target(ad.a) for ad in projection.adapters]
+
+    def for_b(self, projection: Projection) -> list[torch.Tensor]:
+        """Targets of the b matrices' gradients."""
+        return [self._target(ad.b) for ad in projection.adapters]
+
+    def results(self, *projections: Projection) -> list[torch.Tensor | None]:
+        """What autograd is to be handed for each parameter: None where it has been added in place already."""
+        return [self._fresh.get(id(p)) for projection in projections for p in projection.parameters()]
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, *parameters: torch.Tensor) -> torch.Tensor:
+        y, inner = projection.forward(x, residual)
+        ctx.save_for_backward(x, inner)
+        ctx.projection = projection
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        x, inner = ctx.saved_tensors
+        projection: Projection = ctx.projection
+        sink = GradientSink()
+        inner_grad = projection.inner_gradient(grad, inner, sink)
+        if inner_grad is not None:
+            ops.accumulate_a(inner_grad, x, projection.adapters, sink.for_a(projection), projection.dropout)
+        dx = projection.input_gradient(grad, inner_grad) if ctx.needs_input_grad[0] else None
+        return (dx, None, grad if ctx.needs_input_grad[2] else None, *sink.results(projection))
+
+
+def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """Return x (N, in) through frozen weights and adapters (+ residual), (N, out), as one autograd node."""
+    out: torch.Tensor = _Project.apply(x, projection, residual, *projection.parameters())
+    return out
+
+
+class _GatedMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, options: tuple[bool, bool, bool],
+                *parameters: torch.Tensor) -> torch.Tensor:
+        gelu, keep, skip_output = options
+        gu = gate_up.frozen.apply(x)
+        inner = ops.project_down(x, gate_up.adapters, gate_up.dropout) if gate_up.adapters else None
+        h = ops.gated(gu, inner, gate_up.adapters, gelu=gelu, keep=keep)
+        if skip_output:
+            # a recomputation: backward needs the inner product of the down projection, never its output
+            y = torch.empty(x.shape[0], down.frozen.num_out, dtype=x.dtype, device=x.device)
+            inner_down = ops.project_down(h, down.adapters, down.dropout) if down.adapters else None
+        else:
+            y, inner_down = down.forward(h, residual)
+        ctx.save_for_backward(x, gu, inner, inner_down)
+        ctx.projections = gate_up, down, gelu
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        x, gu, inner, inner_down = ctx.saved_tensors
+        gate_up, down, gelu = ctx.projections
+        sink = GradientSink()
+        down_grad = down.inner_gradient(grad, inner_down, sink)
+        h = down.frozen.apply_transposed(grad)
+        ops.gated_backward_(gu, h, down_grad, down.adapters[0] if down.adapters else None, down.dropout, gelu=gelu)
+        if down_grad is not None:
+            ops.accumulate_a(down_grad, h, down.adapters, sink.for_a(down), down.dropout)
+        del h
+        inner_grad = gate_up.inner_gradient(gu, inner, sink)
+        if inner_grad is not None:
+            ops.accumulate_a(inner_grad, x, gate_up.adapters, sink.for_a(gate_up), gate_up.dropout)
+        dx = gate_up.input_gradient(gu, inner_grad) if ctx.needs_input_grad[0] else None
+        return (dx, None, None, grad if ctx.needs_input_grad[3] else None, None, *sink.results(gate_up, down))
+
+
+def gated_mlp(x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, *, gelu: bool, keep: bool, skip_output: bool) -> torch.Tensor:
+    """Return down(act(gate(x)) * up(x)) (+ residual) as one node that keeps x and gate|up only.
+
+    `keep` is False where no backward follows; `skip_output` leaves the result undefined: for recomputation, whose backward never reads it.
+    """
+    out: torch.Tensor = _GatedMlp.apply(x, gate_up, down, residual, (gelu, keep, skip_output), *gate_up.parameters(), *down.parameters())
+    return out
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        _, y, rstd = ops.norm(flat, weight, eps, offset)
+        ctx.save_for_backward(flat, weight, rstd)
+        ctx.offset = offset
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, rstd = ctx.saved_tensors
+        dx = ops.norm_backward(grads[0].reshape(x.shape).contiguous(), x, weight, rstd, ctx.offset, None)
+        return dx.view(grads[0].shape), None, None, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+    """Return RMSNorm(x) * (weight + offset) over the last dimension; the weight is frozen."""
+    out: torch.Tensor = _Norm.apply(x, weight, eps, offset)
+    return out
+
+
+class _ForkNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+        total, y, rstd = ops.norm(x, weight, eps, offset, delta)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.offset = offset
+        ctx.has_delta = delta is not None
+        return (total.view_as(total) if delta is None else total), y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        total, weight, rstd = ctx.saved_tensors
+        dx = ops.norm_backward(grads[1].contiguous(), total, weight, rstd, ctx.offset, None if grads[0] is None else grads[0].contiguous())
+        return dx, (dx if ctx.has_delta else None), None, None, None
+
+
+def fork_norm(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (x + delta, its norm): the residual stream and the branch; backward joins both gradients in one kernel. x is (N, H)."""
+    total, y = _ForkNorm.apply(x, delta, weight, eps, offset)
+    return total, y
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan) -> torch.Tensor:
+        rotated = rotate(qkv, heads, *rotary, norm) if rotary is not None else qkv
+        q, k, v = split_heads(rotated, qkv, heads)
+        out, lse = varlen_forward(q, k, v, plan)
+        ctx.save_for_backward(qkv, rotated, out, lse)
+        ctx.context = heads, rotary, norm, plan
+        return out.view(qkv.shape[0], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        qkv, rotated, out, lse = ctx.saved_tensors
+        heads, rotary, norm, plan = ctx.context
+        q, k, v = split_heads(rotated, qkv, heads)
+        dq, dk, dv = varlen_backward(grads[0].reshape(out.shape).contiguous(), q, k, v, out, lse, plan)
+        grad = torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), 1)
+        if rotary is not None:
+            rotate_backward_(grad, qkv, heads, *rotary, norm)
+        return grad, None, None, None, None
+
+
+def split_heads(rotated: torch.Tensor, qkv: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return q, k, v as views (N, heads, dim): q and k of the rotated buffer, v of the projected one."""
+    rows, num_q = qkv.shape[0], heads.num_q * heads.dim
+    q = rotated[:, :num_q].view(rows, heads.num_q, heads.dim)
+    k = rotated[:, num_q : heads.num_rotated].view(rows, heads.num_k, heads.dim)
+    v = qkv[:, heads.num_rotated :].view(rows, heads.num_k, heads.dim)
+    return q, k, v
+
+
+def attend(qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan) -> torch.Tensor:
+    """Return causal attention inside each document, (N, q heads * dim), from raw projections (N, all heads).
+
+    `rotary` is (cos, sin), each (N, rotary dims), or None for layers without positions. Overwrites `qkv` unless there is a head norm.
+    """
+    out: torch.Tensor = _Attend.apply(qkv, heads, rotary, norm, plan)
+    return out

@@ -1,0 +1,244 @@
+"""The fast step's operations: a Triton kernel on CUDA where Triton is installed, plain torch elsewhere (CPU, Windows), same results.
+
+Shapes: N tokens, H model width, F MLP width, J adapted projections that share an input, R LoRA rank padded to a multiple of 16.
+Everything is safe inside a CUDA graph capture: no host synchronisation, no data-dependent shape.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .dropout import Dropout, half_width, keep_mask
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON:
+    import triton
+
+    from . import triton_kernels as kernels
+
+MAX_GROUP = 3  # q, k and v; the kernels take that many pointers
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One projection's LoRA: a (rank, in), b (out, rank), the factor alpha / r, its dropout salt and its first column in the group's output."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    salt: int
+    column: int
+
+    @property
+    def num_out(self) -> int:
+        """Columns of the output this projection writes."""
+        return self.b.shape[0]
+
+
+def uses_triton(x: torch.Tensor) -> bool:
+    """Return whether operations on this tensor run as Triton kernels."""
+    return HAS_TRITON and (x.is_cuda or bool(_interpreted()))
+
+
+def _interpreted() -> bool:
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def padded_rank(adapters: Sequence[Adapter]) -> int:
+    """Return the group's rank rounded up to a power of two of at least 16: the tensor cores' smallest tile."""
+    rank = adapters[0].a.shape[0]
+    return max(16, 1 << (rank - 1).bit_length())
+
+
+def _three(values: Sequence[Any]) -> list[Any]:
+    return [*values, *([values[-1]] * (MAX_GROUP - len(values)))]
+
+
+def _masked(x: torch.Tensor, adapter: Adapter, dropout: Dropout | None) -> torch.Tensor:
+    if dropout is None:
+        return x
+    return torch.where(keep_mask(dropout, adapter.salt, *x.shape), x, 0)
+
+
+def _block_rows(num_rows: int) -> int:
+    # 132 multiprocessors want at least that many programs; fewer, larger tiles otherwise
+    return 16 if num_rows <= 4096 else 32
+
+
+def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout | None) -> torch.Tensor:
+    """Return dropout_j(x) @ a_j.T for each adapter as (N, J, R); x is (N, in). Each projection has a mask of its own, as in PEFT."""
+    rank, padded = adapters[0].a.shape[0], padded_rank(adapters)
+    gain = dropout.inverse_keep if dropout else 1.0
+    if not uses_triton(x):
+        parts = [F.pad(_masked(x, ad, dropout) @ ad.a.t() * gain, (0, padded - rank)) for ad in adapters]
+        return torch.stack(parts, 1)
+    out = x.new_empty(x.shape[0], len(adapters), padded)
+    block = _block_rows(x.shape[0])
+    kernels.lora_down[(triton.cdiv(x.shape[0], block), len(adapters))](
+        x, out, dropout.seed if dropout else x, *_three([ad.a for ad in adapters]), 0, 0, 0, *([x.shape[1]] * 3), gain, gain, gain,
+        *_three([ad.salt for ad in adapters]), x.shape[0], x.stride(0), adapters[0].a.stride(0), adapters[0].a.stride(1),
+        half_width(x.shape[1]), dropout.threshold if dropout else 0, RANK=rank, R=padded, J=len(adapters), DROP=dropout is not None, BM=block,
+        num_warps=4, num_stages=3)
+    return out
+
+
+def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tensor:
+    """Return scale_j * grad[:, columns of j] @ b_j as (N, J, R): the gradient that reaches each adapter's inner product."""
+    rank, padded = adapters[0].a.shape[0], padded_rank(adapters)
+    if not uses_triton(grad):
+        parts = [grad[:, ad.column : ad.column + ad.num_out] @ ad.b * ad.scale for ad in adapters]
+        return torch.stack([F.pad(part, (0, padded - rank)) for part in parts], 1)
+    out = grad.new_empty(grad.shape[0], len(adapters), padded)
+    block = _block_rows(grad.shape[0])
+    kernels.lora_down[(triton.cdiv(grad.shape[0], block), len(adapters))](
+        grad, out, grad, *_three([ad.b for ad in adapters]), *_three([ad.column for ad in adapters]), *_three([ad.num_out for ad in adapters]),
+        *_three([ad.scale for ad in adapters]), 0, 0, 0, grad.shape[0], grad.stride(0), 1, rank, 0, 0, RANK=rank, R=padded, J=len(adapters),
+        DROP=False, BM=block, num_warps=4, num_stages=3)
+    return out
+
+
+def add_up_(y: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], residual: torch.Tensor | None = None) -> torch.Tensor:
+    """Add scale_j * inner[:, j] @ b_j.T to y's columns of j, in place, and `residual` to all of y (one adapter only)."""
+    rank = adapters[0].a.shape[0]
+    if not uses_triton(y):
+        for j, ad in enumerate(adapters):
+            y[:, ad.column : ad.column + ad.num_out] += inner[:, j, :rank] @ ad.b.t() * ad.scale
+        return y if residual is None else y.add_(residual)
+    rows, columns = (32, 128) if rank <= 64 else (32, 64)
+    blocks = [triton.cdiv(ad.num_out, columns) for ad in adapters]
+    kernels.lora_up[(triton.cdiv(y.shape[0], rows), sum(blocks))](
+        y, inner, y if residual is None else residual, *_three([ad.b for ad in adapters]), *_three([ad.column for ad in adapters]),
+        *_three([ad.num_out for ad in adapters]), *_three([ad.scale for ad in adapters]), y.shape[0], y.stride(0), *_three(blocks)[:2],
+        RANK=rank, R=inner.shape[2], J=len(adapters), RESIDUAL=residual is not None, BM=rows, BN=columns, num_warps=4)
+    return y
+
+
+def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout | None) -> torch.Tensor:
+    """Add sum_j mask_j * (inner_grad[:, j] @ a_j) to dx (N, in), in place."""
+    rank = adapters[0].a.shape[0]
+    gain = dropout.inverse_keep if dropout else 1.0
+    if not uses_triton(dx):
+        for j, ad in enumerate(adapters):
+            dx += _masked(inner_grad[:, j, :rank] @ ad.a * gain, ad, dropout)
+        return dx
+    kernels.lora_dx[(triton.cdiv(dx.shape[0], 32), triton.cdiv(dx.shape[1], 128))](
+        dx, inner_grad, dropout.seed if dropout else dx, *_three([ad.a for ad in adapters]), *_three([ad.salt for ad in adapters]), dx.shape[0],
+        dx.shape[1], half_width(dx.shape[1]), dropout.threshold if dropout else 0, gain, RANK=rank, R=inner_grad.shape[2], J=len(adapters),
+        DROP=dropout is not None, BM=32, num_warps=4)
+    return dx
+
+
+def _outer(left: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], columns: Sequence[int],
+           widths: Sequence[int], scales: Sequence[float], rank_major: bool, dropout: Dropout | None) -> None:
+    block = 64 if sum(widths) >= 64 * 132 else 32
+    kernels.lora_outer[(triton.cdiv(max(widths), block), len(adapters))](
+        left, x, dropout.seed if dropout else x, *_three(grads), *_three(columns), *_three(widths), *_three(scales),
+        *_three([ad.salt for ad in adapters]), x.shape[0], x.stride(0), half_width(x.shape[1]), dropout.threshold if dropout else 0,
+        RANK=adapters[0].a.shape[0], R=left.shape[2], J=len(adapters), RANK_MAJOR=rank_major, DROP=dropout is not None, BN=64, BC=block,
+        num_warps=4, num_stages=3)
+
+
+def accumulate_a(inner_grad: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], dropout: Dropout | None) -> None:
+    """Add inner_grad[:, j].T @ dropout_j(x) to grads[j] (rank, in), in place."""
+    rank = adapters[0].a.shape[0]
+    gain = dropout.inverse_keep if dropout else 1.0
+    if uses_triton(x):
+        _outer(inner_grad, x, adapters, grads, [0] * len(adapters), [x.shape[1]] * len(adapters), [gain] * len(adapters), True, dropout)
+        return
+    for j, ad in enumerate(adapters):
+        grads[j] += inner_grad[:, j, :rank].t() @ _masked(x, ad, dropout) * gain
+
+
+def accumulate_b(inner: torch.Tensor, grad: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor]) -> None:
+    """Add scale_j * grad[:, columns of j].T @ inner[:, j] to grads[j] (out, rank), in place."""
+    rank = adapters[0].a.shape[0]
+    if uses_triton(grad):
+        _outer(inner, grad, adapters, grads, [ad.column for ad in adapters], [ad.num_out for ad in adapters], [ad.scale for ad in adapters], False, None)
+        return
+    for j, ad in enumerate(adapters):
+        grads[j] += grad[:, ad.column : ad.column + ad.num_out].t() @ inner[:, j, :rank] * ad.scale
+
+
+def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return F.gelu(g, approximate="tanh") if gelu else F.silu(g)
+
+
+def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter], *, gelu: bool, keep: bool) -> torch.Tensor:
+    """Return act(gate) * up (N, F) of gu (N, 2F), LoRA's parts added on the way; with `keep` gu takes the corrected values.
+
+    `adapters` are those of gate and up, of one of them, or a single one over both (Phi's gate_up_proj).
+    """
+    width = gu.shape[1] // 2
+    if not uses_triton(gu):
+        if inner is not None:
+            add_up_(gu, inner, adapters)
+        return _activation(gu[:, :width].float(), gelu).mul_(gu[:, width:]).to(gu.dtype)
+    out = gu.new_empty(gu.shape[0], width)
+    gate = next((ad for ad in adapters if ad.column == 0), None)
+    up = next((ad for ad in adapters if ad.column == width), None)
+    b_gate, b_up, j_up = gate.b if gate else gu, up.b if up else gu, len(adapters) - 1
+    if gate is not None and gate.num_out == 2 * width:
+        b_gate, b_up, up = gate.b[:width], gate.b[width:], gate
+    rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
+    rows, columns = 32, 128 if rank <= 64 else 64
+    kernels.gated_forward[(triton.cdiv(gu.shape[0], rows), triton.cdiv(width, columns))](
+        gu, inner if inner is not None else gu, out, b_gate, b_up, gate.scale if gate else 1.0, up.scale if up else 1.0, gu.shape[0], width,
+        j_up, len(adapters) * padded, RANK=rank, R=padded, HAS_GATE=gate is not None, HAS_UP=up is not None, KEEP=keep, GELU=gelu, BM=rows,
+        BN=columns, num_warps=4)
+    return out
+
+
+def gated_backward_(gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor | None, down: Adapter | None, dropout: Dropout | None, *, gelu: bool) -> None:
+    """In place: gu (N, 2F) becomes its gradient and dh (N, F) the recomputed act(gate) * up; the down projection's LoRA part joins dh first."""
+    width = dh.shape[1]
+    if not uses_triton(gu):
+        if down is not None and inner_grad is not None:
+            add_input_gradient_(dh, inner_grad, [down], dropout)
+        with torch.enable_grad():
+            g = gu[:, :width].to(torch.float32, copy=True).requires_grad_()
+            activated = _activation(g, gelu)
+            (slope,) = torch.autograd.grad(activated.sum(), g)
+        up, d = gu[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
+        dh.copy_(activated.detach() * up)
+        gu[:, :width] = d * up * slope
+        gu[:, width:] = d * activated.detach()
+        return
+    rank, padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
+    kernels.gated_backward[(triton.cdiv(gu.shape[0], 32), triton.cdiv(width, 128))](
+        gu, dh, inner_grad if inner_grad is not None else dh, dropout.seed if dropout else dh, down.a if down else dh, down.salt if down else 0,
+        gu.shape[0], width, half_width(width), dropout.threshold if dropout else 0, dropout.inverse_keep if dropout else 1.0, RANK=rank, R=padded,
+        HAS_DOWN=down is not None, DROP=dropout is not None and down is not None, GELU=gelu, BM=32, num_warps=4)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H)."""
+    if not uses_triton(x):
+        total = x if delta is None else x + delta
+        wide = total.float()
+        rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+        return total, (wide * rstd[:, None] * (weight.float() + offset)).to(x.dtype), rstd
+    y = torch.empty_like(x)
+    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    total = x if delta is None else torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    kernels.norm_forward[(x.shape[0],)](x, x if delta is None else delta, weight, total, y, rstd, x.shape[1], eps, ADD=delta is not None,
+                                        OFFSET=offset, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+    return total, y, rstd
+
+
+def norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None) -> torch.Tensor:
+    """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
+    if not uses_triton(x):
+        normed = x.float() * rstd[:, None]
+        wdy = dy.float() * (weight.float() + offset)
+        dx = (wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]
+        return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
+    dx = torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    kernels.norm_backward[(x.shape[0],)](dy, x, weight, rstd, dx if dtotal is None else dtotal, dx, x.shape[1], ADD=dtotal is not None,
+                                         OFFSET=offset, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+    return dx

@@ -1,0 +1,163 @@
+"""Every Triton kernel against its plain torch stand-in, on random data, ragged sizes included.
+
+Runs on CUDA, or on the CPU where TRITON_INTERPRET=1 is set (Triton's interpreter, float32 only).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available() and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1")]
+
+from qlora_ui.engine.fast import loss as loss_module
+from qlora_ui.engine.fast import ops, rope, weights
+from qlora_ui.engine.fast.dropout import Dropout
+from qlora_ui.engine.fast.loss import Head, tiled_loss
+from qlora_ui.engine.fast.ops import Adapter
+from qlora_ui.engine.fast.rope import HeadNorm, Heads
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+TOLERANCE = 8e-3 if DEVICE == "cuda" else 1e-5
+
+
+def rand(*shape: int, scale: float = 1.0) -> Any:
+    return torch.randn(*shape, device=DEVICE).mul_(scale).to(DTYPE)
+
+
+def close(a: Any, b: Any) -> None:
+    assert torch.isfinite(a.float()).all()
+    assert float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-9)) < TOLERANCE
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call it to make every later operation run on plain torch."""
+
+    def switch() -> None:
+        for module in (ops, rope, loss_module, weights):
+            monkeypatch.setattr(module, "uses_triton", lambda x: False)
+
+    return switch
+
+
+def group(width: int, sizes: list[int], rank: int) -> list[Adapter]:
+    torch.manual_seed(rank)
+    out, column = [], 0
+    for index, size in enumerate(sizes):
+        out.append(Adapter(rand(rank, width, scale=0.1), rand(size, rank), 2.0 + index, 5 + index, column))
+        column += size
+    return out
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize(("rows", "width", "sizes", "rank"), [(70, 200, [130, 40, 40], 16), (64, 256, [96], 8), (33, 130, [64, 72], 40)])
+def test_lora(rate: float, rows: int, width: int, sizes: list[int], rank: int, plain: Any) -> None:
+    adapters, total = group(width, sizes, rank), sum(sizes)
+    dropout = Dropout(rate, torch.tensor([123, -77], dtype=torch.int32, device=DEVICE)) if rate else None
+    x, grad, y = rand(rows, width), rand(rows, total), rand(rows, total)
+    residual = rand(rows, total) if len(sizes) == 1 else None
+
+    def everything() -> list[Any]:
+        inner, back = ops.project_down(x, adapters, dropout), ops.project_back(grad, adapters)
+        up = ops.add_up_(y.clone(), inner, adapters, residual)
+        dx = ops.add_input_gradient_(x.clone(), back, adapters, dropout)
+        grads_a, grads_b = [torch.ones_like(ad.a) for ad in adapters], [torch.ones_like(ad.b) for ad in adapters]
+        ops.accumulate_a(back, x, adapters, grads_a, dropout)
+        ops.accumulate_b(inner, grad, adapters, grads_b)
+        return [inner, back, up, dx, *grads_a, *grads_b]
+
+    fast = everything()
+    plain()
+    for a, b in zip(fast, everything(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("adapted", ["both", "up", "one over both", "none"])
+def test_gated(gelu: bool, adapted: str, plain: Any) -> None:
+    rows, width, rank = 40, 136, 16
+    adapters = {"both": group(64, [width, width], rank), "up": [Adapter(rand(rank, 64), rand(width, rank), 1.5, 1, width)],
+                "one over both": group(64, [2 * width], rank), "none": []}[adapted]
+    down = Adapter(rand(rank, width, scale=0.1), rand(64, rank), 1.0, 9, 0)
+    dropout = Dropout(0.2, torch.tensor([1, 2], dtype=torch.int32, device=DEVICE))
+    gu, dh, inner_grad = rand(rows, 2 * width), rand(rows, width), rand(rows, 1, 16)
+    inner = rand(rows, len(adapters), 16) if adapters else None
+
+    def everything() -> list[Any]:
+        a, d = gu.clone(), dh.clone()
+        out = ops.gated(a, inner, adapters, gelu=gelu, keep=True)
+        kept = a.clone()
+        ops.gated_backward_(a, d, inner_grad, down, dropout, gelu=gelu)
+        b, e = gu.clone(), dh.clone()
+        ops.gated_backward_(b, e, None, None, None, gelu=gelu)
+        return [out, kept, a, d, b, e]
+
+    fast = everything()
+    plain()
+    for a, b in zip(fast, everything(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm(offset: float, plain: Any) -> None:
+    x, delta, weight, dy, dtotal = rand(9, 200), rand(9, 200), rand(200), rand(9, 200), rand(9, 200)
+
+    def everything() -> list[Any]:
+        total, y, rstd = ops.norm(x, weight, 1e-5, offset, delta)
+        _, alone, _ = ops.norm(x, weight, 1e-5, offset)
+        return [total, y, rstd, alone, ops.norm_backward(dy, total, weight, rstd, offset, dtotal), ops.norm_backward(dy, total, weight, rstd, offset, None)]
+
+    fast = everything()
+    plain()
+    for a, b in zip(fast, everything(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize(("normed", "rotary"), [(False, 64), (False, 48), (True, 64)])
+def test_rope(normed: bool, rotary: int, plain: Any) -> None:
+    heads = Heads(5, 2, 64)
+    qkv, cos, sin, grad = rand(11, 9 * 64), rand(11, rotary), rand(11, rotary), rand(11, 9 * 64)
+    norm = HeadNorm(rand(64), rand(64), 1e-6, 1.0) if normed else None
+
+    def everything() -> list[Any]:
+        return [rope.rotate(qkv.clone(), heads, cos, sin, norm), rope.rotate_backward_(grad.clone(), qkv, heads, cos, sin, norm)]
+
+    fast = everything()
+    plain()
+    for a, b in zip(fast, everything(), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 5.0)])
+def test_loss(scale: float, softcap: float | None, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "TILE_BYTES", 64 * 5000 * 4)
+    hidden, head = rand(150, 64), Head(rand(5000, 64, scale=0.5), scale, softcap)
+    targets = torch.randint(0, 5000, (150,), device=DEVICE)
+    targets[::3] = -100
+    inverse = torch.full((1,), 0.01, device=DEVICE)
+    fast = tiled_loss(hidden, head, targets, inverse)
+    plain()
+    slow = tiled_loss(hidden, head, targets, inverse)
+    for a, b in zip(fast, slow, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dequantize(nested: bool) -> None:
+    import bitsandbytes as bnb
+
+    weight = torch.randn(192, 320, device=DEVICE).to(DTYPE)
+    packed, state = bnb.functional.quantize_4bit(weight, compress_statistics=nested, quant_type="nf4")
+    out = torch.full_like(weight, float("nan"))
+    weights.dequantize_into(out, packed, state)
+    expected = bnb.functional.dequantize_4bit(packed, state)
+    assert float((out.float() - expected.float()).abs().max()) <= (0.02 if DTYPE == torch.bfloat16 else 1e-6)
+    close(out, expected)

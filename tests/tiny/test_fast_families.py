@@ -1,0 +1,151 @@
+"""Fused layers against stock PEFT, every family: loss, hidden states and every adapter gradient, in float32 on the CPU's reference operations."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
+from qlora_ui.engine.fast.layers import NotFusable
+from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
+from fast_models import FAMILIES, build, packed_batch
+
+BATCH = packed_batch([17, 5, 30], 64)
+
+
+def plain_step(model: Any, batch: dict[str, Any], count: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The stock forward and backward on the packed row: positions that restart tell transformers where documents begin."""
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, :-1].float()
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], ignore_index=-100, reduction="sum") / count
+    loss.backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), grads
+
+
+def fast_step(model: Any, batch: dict[str, Any], count: int, **options: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor], MicroStep]:
+    state = fuse(model, dropout=options.pop("dropout", 0.0), num_kept_layers=options.pop("kept", 1))
+    micro = MicroStep(model, state, run_seed=3, capture=False, capture_lock=threading.Lock(), on_note=lambda text: None)
+    loss = micro.run(read_batch(batch, torch.device("cpu")), count, 1, 0, 0)
+    return loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}, micro
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_gradients_equal_stock_peft(family: str, kept: int, tmp_path: Path) -> None:
+    model = build(family, tmp_path)
+    loss, expected = plain_step(model, BATCH, 30)
+    fast_loss, grads, _ = fast_step(model, BATCH, 30, kept=kept)
+    assert float(loss.detach()) == pytest.approx(float(fast_loss), rel=1e-5)
+    assert grads.keys() == expected.keys()
+    worst = max((relative(grads[name], grad), name) for name, grad in expected.items())
+    assert worst[0] < 2e-4, worst
+
+
+def test_padded_rows_equal_stock_peft(tmp_path: Path) -> None:
+    model = build("qwen2", tmp_path)
+    ids = torch.randint(3, 160, (2, 64), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 40:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].reshape(-1, 160)
+    loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum") / 50
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    fast_loss, grads, _ = fast_step(model, {"input_ids": ids, "labels": labels, "attention_mask": mask}, 50)
+    assert float(loss.detach()) == pytest.approx(float(fast_loss), rel=1e-5)
+    assert max(relative(grads[name], grad) for name, grad in expected.items()) < 2e-4
+
+
+def test_only_some_projections_adapted(tmp_path: Path) -> None:
+    model = build("llama", tmp_path, targets=["q_proj", "v_proj", "up_proj"])
+    loss, expected = plain_step(model, BATCH, 30)
+    fast_loss, grads, _ = fast_step(model, BATCH, 30)
+    assert float(loss.detach()) == pytest.approx(float(fast_loss), rel=1e-5)
+    assert max(relative(grads[name], grad) for name, grad in expected.items()) < 2e-4
+
+
+def test_two_micro_steps_accumulate_and_metrics_count(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    _, once, micro = fast_step(model, BATCH, 60)
+    micro.run(read_batch(BATCH, torch.device("cpu")), 60, 1, 0, 1)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert relative(p.grad, 2 * once[name]) < 1e-5
+    entropy, accuracy, count = micro.metrics.tolist()
+    assert count == 2 and 0 < entropy / count < 6 and 0 <= accuracy <= count
+
+
+def test_packed_logits_equal_unpacked(tmp_path: Path) -> None:
+    model = build("qwen3", tmp_path)
+    fuse(model, dropout=0.0, num_kept_layers=2)
+    decoder = model.get_base_model().model
+    lengths = [17, 5, 30]
+    kwargs = {k: v for k, v in BATCH.items() if k.startswith(("cu_", "max_"))}
+    with torch.no_grad():
+        packed = decoder(input_ids=BATCH["input_ids"], position_ids=BATCH["position_ids"], use_cache=False, **kwargs).last_hidden_state[0]
+        remove_fast_path(model)  # still in training mode: an eval forward would make bitsandbytes repack the weights on some CPUs
+        start = 0
+        for length in lengths:
+            alone = decoder(input_ids=BATCH["input_ids"][:, start : start + length], use_cache=False).last_hidden_state[0]
+            assert relative(packed[start : start + length], alone) < 1e-5
+            start += length
+
+
+def test_remove_gives_the_plain_modules_back(tmp_path: Path) -> None:
+    model = build("gemma3_text", tmp_path)
+    _, before = plain_step(model, BATCH, 30)
+    keys = list(model.state_dict())
+    fuse(model, dropout=0.0, num_kept_layers=0)
+    assert is_fused(model) and list(model.state_dict()) == keys
+    remove_fast_path(model)
+    assert not is_fused(model) and not any("forward" in module.__dict__ for module in model.modules())
+    _, after = plain_step(model, BATCH, 30)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluation_and_padded_plain_calls_stay_plain_while_fused(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    ids = torch.randint(3, 160, (2, 12))
+    model.eval()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        fuse(model, dropout=0.5, num_kept_layers=0)
+        fused = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert torch.equal(plain, fused)
+
+
+def test_cpu_is_left_plain_with_a_reason(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    report = apply_fast_path(model, dropout=0.0, num_kept_layers=0, packed=True)
+    assert not report.active and not is_fused(model) and "GPU" in report.reasons[0]
+
+
+def test_unknown_architecture_and_dora_are_refused(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    model.get_base_model().config.model_type = "olmo2"
+    with pytest.raises(NotFusable, match="olmo2"):
+        fuse(model, dropout=0.0, num_kept_layers=0)
+
+
+def test_dropout_repeats_within_a_step_and_changes_between_steps(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    loss_kept, grads_kept, micro = fast_step(model, BATCH, 30, dropout=0.3, kept=2)
+    micro.close()
+    remove_fast_path(model)
+    loss_recomputed, grads_recomputed, micro = fast_step(model, BATCH, 30, dropout=0.3, kept=0)
+    assert float(loss_kept) == pytest.approx(float(loss_recomputed), rel=1e-6)
+    assert max(relative(grads_recomputed[name], grads_kept[name]) for name in grads_kept) < 1e-4
+    again = micro.run(read_batch(BATCH, torch.device("cpu")), 30, 1, 0, 0)
+    other = micro.run(read_batch(BATCH, torch.device("cpu")), 30, 1, 0, 1)
+    assert float(again) == pytest.approx(float(loss_recomputed), rel=1e-6)
+    assert float(other) != pytest.approx(float(again), rel=1e-6)
