@@ -1,0 +1,66 @@
+"""`app.py ui`: the page, on this computer only unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import webbrowser
+
+from qlora_ui.runs.workspace import Ownership, Workspace
+
+HELP = "open the page (what happens without a word, too)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to serve, and what to open."""
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this computer's own needs --auth")
+    parser.add_argument("--auth", default="", metavar="NAME[:PASSWORD]", help="ask for a login; without a password one is made")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
+    parser.add_argument("--window", action="store_true", help="open a window of its own (needs pywebview)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    from qlora_ui.ui.launch import Address, serve, wait_for_the_end, warm_up_later
+
+    workspace = Workspace.at(arguments.workspace)
+    with Ownership(workspace) as ownership:
+        served = serve(workspace, Address(arguments.host, arguments.port, arguments.auth))
+        ownership.note(served.url)
+        if arguments.json:
+            print(json.dumps({"url": served.url, "pid": os.getpid(), "password": served.password or None}), flush=True)
+        else:
+            print(f"QLoRA UI is at {served.url}  (Ctrl-C ends it)", flush=True)
+            if served.password:
+                print(f"Sign in as {arguments.auth} with the password {served.password}", flush=True)
+        if not arguments.no_browser:
+            _open(served.url, in_window=arguments.window)
+        warm_up_later(served.service)
+        wait_for_the_end(served)
+    return 0
+
+
+def _open(url: str, *, in_window: bool) -> None:
+    if in_window and _open_window(url):
+        return
+    webbrowser.open(url)
+
+
+def _open_window(url: str) -> bool:
+    """A window in a process of its own: it must own its main thread, and a missing display ends the process."""
+    from importlib.util import find_spec
+
+    has_display = sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if find_spec("webview") is None or not has_display:
+        reason = "pywebview is not installed (pip install pywebview)" if has_display else "there is no display"
+        print(f"No window: {reason}. The page opens in the browser instead.", file=sys.stderr)
+        return False
+    subprocess.Popen([sys.executable, "-c", _WINDOW, url])
+    return True
+
+
+_WINDOW = "import sys, webview; webview.create_window('QLoRA UI', sys.argv[1], width=1280, height=860); webview.start(private_mode=False)"

@@ -1,0 +1,56 @@
+"""The page: top strip, tabs in the order of the work, Ready card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gradio as gr
+
+from qlora_ui.ui import readycard, topstrip
+from qlora_ui.ui.form import Form
+from qlora_ui.ui.page import TICK_S, Page
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs import chat, data, evaluate, export, model, recipe, runs, train
+
+TITLE = "QLoRA UI"
+TABS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
+    ("model", "Model", model.build),
+    ("data", "Data", data.build),
+    ("recipe", "Recipe", recipe.build),
+    ("train", "Train", train.build),
+    ("chat", "Chat", chat.build),
+    ("evaluate", "Evaluate", evaluate.build),
+    ("export", "Export", export.build),
+    ("runs", "Runs", runs.build),
+)
+"""Id, words and builder of each tab. The DOM id of a tab's panel is `tab-ID`, of its button `tab-ID-button`."""
+
+
+def build(service: Service) -> gr.Blocks:
+    """The whole page over a service."""
+    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 86400), analytics_enabled=False) as blocks:
+        run_id = gr.State("")
+        timer = gr.Timer(TICK_S)
+        strip = topstrip.place()
+        with gr.Row(elem_id="q-main"):
+            with gr.Column(elem_id="q-work", scale=1, min_width=0):
+                tabs = gr.Tabs(elem_id="q-tabs", selected="model")
+                page = Page(service, Form(reserved=readycard.OPTIONS), run_id, tabs, timer)
+                with tabs:
+                    for name, words, build_tab in TABS:
+                        side = "right" if name == "runs" else "left"
+                        with gr.Tab(words, id=name, elem_id=f"tab-{name}", alignment=side, render_children=True):
+                            build_tab(page)
+            with gr.Column(elem_id="q-side", min_width=0):
+                readycard.build(page)
+        topstrip.connect(page, strip)
+        page.on_load(lambda: _restore(page), page.form.outputs)
+        page.connect(blocks)
+    blocks.queue(default_concurrency_limit=4, max_size=64, api_open=False)
+    return blocks
+
+
+def _restore(page: Page) -> list[object]:
+    """Put the settings of the last visit, or the demo's on the first one, into the controls."""
+    _, config = page.service.last_draft()
+    return page.form.show(config)

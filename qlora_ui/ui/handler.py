@@ -1,0 +1,80 @@
+"""The page's boundary: what a handler raises becomes a sentence on the page, and a bug becomes a sentence with an id."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import gradio as gr
+
+from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.ui.markup import bullet_list, escape
+
+logger = logging.getLogger("qlora_ui.ui")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TOAST_S = 12
+
+
+def handler(function: Callable[P, R]) -> Callable[P, R]:
+    """A Gradio handler whose failures reach the user in words.
+
+    A QloraUiError is shown as what, why and fix. Anything else is a bug of ours: logged with an id and its traceback,
+    shown as a sentence with that id. Works for plain functions and for generators.
+    """
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            try:
+                yield from function(*args, **kwargs)
+            except (gr.Error, GeneratorExit):
+                raise
+            except Exception as error:
+                _show(error, function.__name__)
+
+        return stream  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            _show(error, function.__name__)
+
+    return call
+
+
+def log_bug(error: Exception, where: str) -> str:
+    """Log an error that nobody foresaw, with its traceback, and return the id to show."""
+    bug_id = secrets.token_hex(3)
+    logger.error("bug %s in %s", bug_id, where, exc_info=error)
+    return bug_id
+
+
+def problems_html(problems: tuple[Problem, ...]) -> str:
+    """Problems as a list of short paragraphs: what in bold, then why and the fix."""
+    return bullet_list([_paragraph(problem) for problem in problems], "q-problems")
+
+
+def _show(error: Exception, where: str) -> NoReturn:
+    if isinstance(error, QloraUiError):
+        title = "This cannot be done yet" if len(error.problems) == 1 else f"{len(error.problems)} things to change"
+        raise gr.Error(problems_html(error.problems), duration=TOAST_S, title=title, print_exception=False) from None
+    bug_id = log_bug(error, where)
+    message = f"The app made a mistake here. Nothing of yours was changed; the log has the details under {bug_id}."
+    raise gr.Error(message, duration=TOAST_S, title="A fault in the app", print_exception=False) from None
+
+
+def _paragraph(problem: Problem) -> str:
+    rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
+    what = problem.what[:1].upper() + problem.what[1:]
+    return f"<strong>{escape(what.rstrip('.'))}.</strong> {escape(rest)}"

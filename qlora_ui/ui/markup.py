@@ -1,0 +1,34 @@
+"""Text on its way into HTML: everything that came from a user, a file or a model passes through `escape`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+# gr.HTML runs its template through Handlebars and a JavaScript template: their opening signs must arrive as plain text.
+_TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+
+
+def escape(value: object) -> str:
+    """`value` as text that HTML shows as it is, in elements and in quoted attributes."""
+    return html.escape(str(value), quote=True).translate(_TEMPLATE_SIGNS)
+
+
+def go_link(text: str, tab: str, focus: str = "") -> str:
+    """A link that opens a tab and, with `focus`, brings the control of that DOM id into view."""
+    target = f' data-focus="{escape(focus)}"' if focus else ""
+    return f'<button type="button" class="q-link" data-go="{escape(tab)}"{target}>{escape(text)}</button>'
+
+
+def middle_cut(text: str, length: int = 48) -> str:
+    """`text` with its middle replaced by an ellipsis where it is longer than `length`; paths stay on one line."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 3
+    return f"{text[:head]}…{text[head + 1 - length:]}"
+
+
+def bullet_list(items: Iterable[str], css_class: str = "q-list") -> str:
+    """Ready-made HTML items as a list; empty for no items."""
+    rows = "".join(f"<li>{item}</li>" for item in items)
+    return f'<ul class="{css_class}">{rows}</ul>' if rows else ""

@@ -1,0 +1,173 @@
+"""What the tabs share: the service, the form, the selected run, one timer, and the two ways in which a page is redrawn.
+
+* `live`: views of runs and of the machine. Drawn at page load, at every tick of the one timer, and after an event that
+  `redraw_after` was told of. What has not changed since the same browser tab last saw it is not sent again.
+* `on_form`: views of the settings. Drawn at page load and after every edit of a control (the user's, by `.input`, or
+  ours, by `refresh_after`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.form import Form
+from qlora_ui.ui.handler import handler, log_bug
+from qlora_ui.ui.service import Service
+
+TICK_S = 1.0
+MAX_SESSIONS = 64
+
+Component = gr.components.Component
+
+
+@dataclass(frozen=True, slots=True)
+class LiveView:
+    """`draw(run_id, *values of inputs)` gives one value for each output (a bare value for a single one)."""
+
+    draw: Callable[..., Any]
+    outputs: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FormView:
+    """`draw(draft)` gives one value for each output (a bare value for a single one)."""
+
+    draw: Callable[[Draft], Any]
+    outputs: tuple[Any, ...]
+
+
+class Seen:
+    """What each browser tab was last sent, so that a tick sends only what is new; bounded, safe between threads."""
+
+    def __init__(self) -> None:
+        self._sent: OrderedDict[str, dict[int, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def only_new(self, session: str, values: Sequence[Any], key: int = 0) -> list[Any]:
+        """`values`, with gr.skip() in place of those that this session has already."""
+        with self._lock:
+            sent = self._sent.setdefault(session, {})
+            self._sent.move_to_end(session)
+            while len(self._sent) > MAX_SESSIONS:
+                self._sent.popitem(last=False)
+            fresh = []
+            for place, value in enumerate(values, start=key):
+                mark = hash(json.dumps(value, default=str, sort_keys=True))
+                fresh.append(gr.skip() if sent.get(place) == mark else value)
+                sent[place] = mark
+        return fresh
+
+    def forget(self, session: str) -> None:
+        """Send everything anew to this session: its page was just loaded or a handler drew over a view."""
+        with self._lock:
+            self._sent.pop(session, None)
+
+
+@dataclass(slots=True)
+class Page:
+    """Handed to every tab's `build(page)`."""
+
+    service: Service
+    form: Form
+    run_id: gr.State
+    """Id of the run that the user looks at; empty means the one that runs, else the newest."""
+    tabs: gr.Tabs
+    """`gr.Tabs(selected="train")` as the value of this output opens a tab; ids are the tab modules' names."""
+    timer: gr.Timer
+    live_views: list[LiveView] = field(default_factory=list)
+    form_views: list[FormView] = field(default_factory=list)
+    preset: gr.Dropdown | None = None
+    """The preset picker of the Recipe tab; deltas are counted from what it shows."""
+    _redraw: list[Any] = field(default_factory=list)
+    _refresh: list[Any] = field(default_factory=list)
+    _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
+    _seen: Seen = field(default_factory=Seen)
+
+    def live(self, draw: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
+        """Keep `outputs` up to date with `draw(run_id, *inputs)`; cheap when nothing changed (it runs every second).
+
+        Return plain values and `gr.update(...)` dicts, never component instances: they are compared by their JSON.
+        """
+        self.live_views.append(LiveView(draw, tuple(outputs), tuple(inputs)))
+
+    def on_form(self, draw: Callable[[Draft], Any], outputs: Sequence[Any]) -> None:
+        """Keep `outputs` in step with the settings on the page."""
+        self.form_views.append(FormView(draw, tuple(outputs)))
+
+    def on_load(self, function: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
+        """Run once when a page opens, before the views are drawn."""
+        self._loads.append((handler(function), list(inputs), list(outputs)))
+
+    def redraw_after(self, event: Any) -> None:
+        """Draw the live views anew as soon as `event` (what a listener such as `button.click(...)` returns) is done."""
+        self._redraw.append(event)
+
+    def refresh_after(self, event: Any) -> None:
+        """Draw the form's views anew as soon as `event`, which put values into controls, is done."""
+        self._refresh.append(event)
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Wire timer, load and edits; ui/app.py calls it once all tabs are built."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        live = {"fn": self._tick, "inputs": self._live_inputs(), "outputs": [out for view in self.live_views for out in view.outputs]}
+        self.timer.tick(**live, **quiet)
+        outputs = [out for view in self.form_views for out in view.outputs]
+        inputs = self.form.inputs | ({self.preset} if self.preset is not None else set())
+        form = {"fn": self._form_changed, "inputs": inputs, "outputs": outputs}
+        edits = [control.input.input for control in self.form.controls.values()]
+        gr.on(edits, **form, trigger_mode="always_last", **quiet)
+        loaded = blocks.load(self._forget, None, None, **quiet)
+        for function, needs, gives in self._loads:
+            loaded = loaded.then(function, needs, gives, **quiet)
+        loaded.then(**live, **quiet)
+        loaded.then(**form, **quiet)
+        for event in self._redraw:
+            event.then(**live, **quiet)
+        for event in self._refresh:
+            event.then(**form, **quiet)
+
+    def _live_inputs(self) -> list[Any]:
+        return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
+
+    def _tick(self, request: gr.Request, run_id: str, *values: Any) -> list[Any]:
+        """Draw all live views; one that fails is logged and keeps what it shows, the others go on."""
+        drawn: list[Any] = []
+        rest = list(values)
+        for view in self.live_views:
+            mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
+            drawn.extend(_draw(view.draw, len(view.outputs), run_id, *mine))
+        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn))
+
+    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
+        """Check the settings and draw every view of them."""
+        preset = data.get(self.preset) if self.preset is not None else None
+        draft = self.service.draft(self.form.values(data), preset=str(preset or ""))
+        drawn: list[Any] = []
+        for view in self.form_views:
+            drawn.extend(_draw(view.draw, len(view.outputs), draft))
+        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, key=1_000_000))
+
+    def _forget(self, request: gr.Request) -> None:
+        self._seen.forget(str(request.session_hash))
+
+
+def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
+    try:
+        values = draw(*args)
+    except Exception as error:  # the page's boundary: one broken view must not stop the others
+        log_bug(error, getattr(draw, "__qualname__", "a view"))
+        return [gr.skip()] * num_outputs
+    return list(values) if num_outputs > 1 else [values]
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values

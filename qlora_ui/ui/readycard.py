@@ -1,0 +1,40 @@
+"""The Ready card: what Start would do, what is missing, and Start."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.views.ready import ready_html, start_label
+
+OPTIONS = ("output.name",)
+"""Options that stand in the card."""
+
+
+def build(page: Page) -> None:
+    """Draw the card in the right column."""
+    card = gr.HTML(ready_html(None), elem_id="q-ready", apply_default_css=False)
+    for path in OPTIONS:
+        page.form.place(path, min_width=0)
+    key = gr.State("")
+    start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
+
+    def draw(draft: Draft) -> tuple[str, Any]:
+        return ready_html(draft), gr.update(value=start_label(draft), interactive=draft.is_ready)
+
+    page.on_form(draw, [card, start])
+
+    @handler
+    def begin(data: dict[Any, Any]) -> tuple[str, Any, str]:
+        config = page.form.read(data)
+        run = page.service.launcher.start(config, key=data[key] or secrets.token_hex(8))
+        return run.id, gr.Tabs(selected="train"), secrets.token_hex(8)
+
+    page.on_load(lambda: secrets.token_hex(8), [key])
+    started = start.click(begin, page.form.inputs | {key}, [page.run_id, page.tabs, key], api_visibility="private")
+    page.redraw_after(started)

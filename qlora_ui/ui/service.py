@@ -1,0 +1,151 @@
+"""What lives as long as the app: the launcher, the card, the chat, and what was read of models and machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError, SettingsError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.hardware.gpu import GpuState
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.read import RunReaders, RunView
+from qlora_ui.runs.registry import find_run, list_runs
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import Preset, find_preset, list_presets
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.draft import Draft, make_draft
+
+FIRST_PRESET = "demo"
+GPU_READ_S = 0.8
+"""Cards are asked at most this often, however many pages are open."""
+
+
+class Service:
+    """One per process, made by ui/app.py. Safe to use from any handler's thread."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.card = Card()
+        self.readers = RunReaders(workspace)
+        self._lock = threading.RLock()
+        self._facts: dict[tuple[str, str | None], ModelFacts | None] = {}
+        self._gpus: tuple[float, list[GpuState]] = (0.0, [])
+        self._chosen_device = ""
+
+    @cached_property
+    def launcher(self) -> Any:
+        """Starts, queues and stops runs."""
+        from qlora_ui.runs.launcher import Launcher
+
+        with self._lock:
+            return Launcher(self.workspace, self.card)
+
+    @cached_property
+    def chat(self) -> Any:
+        """The engine's ChatService; the first use imports torch."""
+        with self._lock:
+            return engine_object("chat:ChatService")(self.workspace, self.card)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the chat was used, that is, whether torch is here on its account."""
+        return "chat" in self.__dict__
+
+    def run_for(self, run_id: str) -> RunDir | None:
+        """The run that a page looks at: the chosen one, else the one that runs, else the newest; None if there is none."""
+        if run_id:
+            try:
+                return find_run(self.workspace, run_id)
+            except QloraUiError:
+                return None
+        current = self.launcher.current()
+        if current is not None:
+            return current
+        runs = list_runs(self.workspace)
+        return runs[0] if runs else None
+
+    def view(self, run_id: str) -> RunView | None:
+        """What is known now of the run that a page looks at (`run_for`); incremental, cheap for polling."""
+        run = self.run_for(run_id)
+        return self.readers.view(run) if run is not None else None
+
+    def gpus(self) -> list[GpuState]:
+        """The cards as they are now; empty without a driver. Read once for all pages."""
+        from qlora_ui.hardware.gpu import read_gpus
+
+        with self._lock:
+            read_at, states = self._gpus
+            if time.monotonic() - read_at > GPU_READ_S:
+                states = read_gpus()
+                self._gpus = (time.monotonic(), states)
+            return states
+
+    @property
+    def device(self) -> Any:
+        """What the estimates are for: this machine's card or CPU."""
+        from qlora_ui.hardware.devices import current_device
+
+        return current_device(self.workspace)
+
+    def facts(self, model_id: str, revision: str | None = None) -> ModelFacts | None:
+        """What is known of a base model without loading it; None where nothing is known yet.
+
+        Raises ModelError where the model is refused.
+        """
+        key = (model_id, revision)
+        with self._lock:
+            known = self._facts.get(key)
+        if known is not None:
+            return known
+        from qlora_ui.models.catalogue import model_facts
+
+        facts = model_facts(model_id, revision, self.workspace)
+        with self._lock:
+            self._facts[key] = facts
+        return facts
+
+    def forget_facts(self) -> None:
+        """Read models anew, after a download."""
+        with self._lock:
+            self._facts.clear()
+
+    def presets(self) -> list[Preset]:
+        """The shipped presets and the user's own."""
+        return list_presets(self.workspace.presets)
+
+    def preset_config(self, name: str) -> RunConfig:
+        """The settings of a preset; the defaults for no or an unknown name."""
+        try:
+            return find_preset(name, self.workspace.presets).config if name else RunConfig()
+        except SettingsError:
+            return RunConfig()
+
+    def draft(self, values: Mapping[str, Any], *, preset: str) -> Draft:
+        """The settings on a page with all that follows from them; remembered for the next page load when they are right."""
+        draft = make_draft(self, values, preset)
+        if draft.config is not None:
+            write_json(self.workspace.root / "draft.json", {"preset": preset, "settings": draft.config.to_nested(only_changed=True)})
+        return draft
+
+    def last_draft(self) -> tuple[str, RunConfig]:
+        """Preset and settings as a page last had them; on the first visit the demo, ready to start."""
+        saved = read_json(self.workspace.root / "draft.json")
+        if isinstance(saved, dict):
+            try:
+                return str(saved.get("preset", "")), RunConfig.parse(saved["settings"])
+            except (SettingsError, KeyError, TypeError):
+                pass
+        return FIRST_PRESET, self.preset_config(FIRST_PRESET)
+
+    def shutdown(self, timeout_s: float = 30) -> None:
+        """Stop and save the running job, free the chat."""
+        self.launcher.shutdown(timeout_s)
+        if self.has_chat:
+            self.chat.unload()

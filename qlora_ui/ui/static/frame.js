@@ -1,0 +1,69 @@
+// The little that the page does by itself: light or dark, opening a tab from a link, the bar at the bottom on small screens.
+(() => {
+  const KEY = "qlora-ui.theme";
+  const root = document.documentElement;
+
+  function paint(theme) {
+    document.body.classList.toggle("dark", theme === "dark");
+    root.dataset.theme = theme;
+  }
+
+  function preferred() {
+    const kept = localStorage.getItem(KEY);
+    if (kept) return kept;
+    return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  }
+
+  function go(tab, focus) {
+    document.getElementById(`tab-${tab}-button`)?.click();
+    document.body.classList.remove("q-ready-open");
+    if (!focus) { scrollTo({ top: 0 }); return; }
+    let tries = 30;
+    const look = () => {
+      const place = document.getElementById(`${focus}-control`) || document.getElementById(focus);
+      if (!place) { if (tries--) setTimeout(look, 100); return; }
+      // A folded group hides its controls: unfold it first.
+      const fold = place.closest("[data-fold]") || place.closest(".q-fold");
+      if (fold && place.offsetParent === null) fold.querySelector("button")?.click();
+      place.scrollIntoView({ block: "center", behavior: "smooth" });
+      (place.querySelector("input, textarea, select, button") || place).focus({ preventScroll: true });
+      place.classList.add("q-shown");
+      setTimeout(() => place.classList.remove("q-shown"), 1600);
+    };
+    look();
+  }
+
+  document.addEventListener("click", (event) => {
+    const to = event.target.closest("[data-go]");
+    if (to) { event.preventDefault(); go(to.dataset.go, to.dataset.focus); return; }
+    if (event.target.closest("[data-theme-toggle]")) {
+      const next = document.body.classList.contains("dark") ? "light" : "dark";
+      localStorage.setItem(KEY, next);
+      paint(next);
+      return;
+    }
+    if (event.target.closest("[data-ready-toggle]")) {
+      const open = document.body.classList.toggle("q-ready-open");
+      event.target.closest("[data-ready-toggle]").setAttribute("aria-expanded", String(open));
+      return;
+    }
+    const copy = event.target.closest("[data-copy]");
+    if (copy) {
+      navigator.clipboard.writeText(copy.dataset.copy).then(() => {
+        const words = copy.textContent;
+        copy.textContent = "Copied";
+        setTimeout(() => { copy.textContent = words; }, 1200);
+      });
+    }
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") document.body.classList.remove("q-ready-open");
+  });
+
+  const start = () => paint(preferred());
+  if (document.body) start(); else document.addEventListener("DOMContentLoaded", start);
+  // Gradio sets its own theme once when it mounts; ours comes after.
+  addEventListener("load", () => { start(); setTimeout(start, 300); });
+  window.qlora = { go };
+})();
