@@ -1,0 +1,105 @@
+"""Any two columns, mapped by the user or by their usual names: question and answer, query and response, input and output."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
+
+ROLES = ("user", "assistant", "system")
+"""The keys of a mapping; each value names a column, or is a text with {column} names in braces."""
+
+_ALIASES = {"prompt": "user", "question": "user", "answer": "assistant", "completion": "assistant", "response": "assistant"}
+_USUAL = {
+    "user": ("question", "query", "prompt", "instruction", "input", "problem", "user", "human", "src", "source", "title"),
+    "assistant": (
+        "answer", "response", "completion", "output", "solution", "assistant", "reply", "gpt", "target", "tgt", "label_text", "answers",
+    ),
+    "system": ("system", "system_prompt", "systemprompt"),
+}  # fmt: skip
+_BRACES = re.compile(r"\{([^{}\n]{1,80})\}")
+
+
+def guess_mapping(columns: Iterable[str]) -> dict[str, str]:
+    """Which columns are probably the user's text, the answer and the system prompt, by their usual names."""
+    by_name = {column.strip().lower(): column for column in columns}
+    guess = {}
+    for role, usual in _USUAL.items():
+        column = next((by_name[name] for name in usual if name in by_name), None)
+        if column is not None:
+            guess[role] = column
+    return guess
+
+
+def standard_mapping(mapping: Mapping[str, str]) -> dict[str, str]:
+    """A mapping with its keys as user, assistant and system; empty columns left out."""
+    return {_ALIASES.get(role.strip().lower(), role.strip().lower()): column for role, column in mapping.items() if column.strip()}
+
+
+def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
+    chosen = standard_mapping(mapping) or guess_mapping(row)
+    missing = [role for role in ("user", "assistant") if role not in chosen]
+    if missing:
+        return f"no column looks like the {' or the '.join('question' if role == 'user' else 'answer' for role in missing)}: {names(row)}"
+    # A system prompt that names no column is meant as the prompt itself.
+    absent = [column for role, value in chosen.items() if role != "system" for column in _columns_in(value) if column not in row]
+    return f"the mapped column “{absent[0]}” is not in the row, which has {names(row)}" if absent else ""
+
+
+def _columns_in(value: str) -> list[str]:
+    return _BRACES.findall(value) or [value]
+
+
+def _filled(row: Row, value: str) -> str:
+    if _BRACES.search(value):
+        return _BRACES.sub(lambda match: _cell(row, match[1]), value)
+    return _cell(row, value)
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get(column)
+    if type(value) is int or (type(value) is float and not math.isnan(value)):
+        return str(value)  # A number is a fine answer to a question; only NaN is none.
+    if isinstance(value, dict) and isinstance(value.get("text"), list) and value["text"] and isinstance(value["text"][0], str):
+        return value["text"][0]  # SQuAD's answers: {"text": [...], "answer_start": [...]}; the first is the one to learn.
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return value[0]
+    if column in row and not isinstance(value, str):
+        raise RowProblem("DATA-FIELD", f"`{column}` is {kind_of(value)}, not text", column, "Fill it or drop the row.")
+    return text_of(row, column)
+
+
+def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
+    chosen = standard_mapping(mapping) or guess_mapping(row)
+    messages: list[dict[str, Any]] = []
+    if "system" in chosen and isinstance(row.get(chosen["system"], ""), str):
+        system = _filled(row, chosen["system"]) if _columns_in(chosen["system"])[0] in row else chosen["system"]
+        if system.strip():
+            messages.append(turn("system", system))
+    for role in ("user", "assistant"):
+        if role not in chosen:
+            raise RowProblem(
+                "DATA-COLS",
+                f"columns found: {names(row)}; none is mapped to {role}",
+                "",
+                "Say which column is the question and the answer.",
+            )
+        messages.append(turn(role, _filled(row, chosen[role])))
+    return {"messages": messages}
+
+
+FORMAT = DataFormat(
+    name="columns",
+    label="Columns that I map",
+    about="One column holds the question, another the answer; a third may hold the system prompt.",
+    examples=(
+        {"question": "How many legs has a spider?", "answer": "Eight."},
+        {"query": "Largest planet?", "response": "Jupiter."},
+        {"title": "Tides", "body": "Why do they come twice a day?", "reply": "The moon pulls on both sides of the earth."},
+    ),
+    mismatch=_mismatch,
+    convert=_convert,
+)

@@ -1,0 +1,285 @@
+"""The child process that reads a foreign file: format, standard rows, findings in text. It writes into one folder only.
+
+Started by `data.parse` with a job as JSON on its input; it answers with lines of JSON: progress, then a report or an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+import orjson
+
+from qlora_ui.base.errors import DataError, Problem
+from qlora_ui.catalog.formats import FORMATS
+from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
+from qlora_ui.data.checks import TextChecks
+from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
+from qlora_ui.data.limits import confine
+from qlora_ui.data.readers import Item, Progress, read_rows
+from qlora_ui.data.report import SHOWN_ROWS, Finding, SourceReport, in_order
+from qlora_ui.data.sniff import type_of_file
+
+_IGNORED = ("chat_template_kwargs", "chat_template")
+_SAMPLE_BYTES = 64 << 20
+
+
+def main() -> None:
+    """Do the job on standard input."""
+    job = json.loads(sys.stdin.readline())
+    confine(job["cpu_s"])
+    try:
+        report = _Parse(job).run()
+    except DataError as error:
+        _say({"error": {"code": error.code, "problems": [asdict(problem) for problem in error.problems]}})
+    except MemoryError:
+        problem = Problem(Path(job["path"]).name, "Reading the file needs more than the memory it may have.", "", "Split it.", "DATA-LIMIT")
+        _say({"error": {"code": "DATA-LIMIT", "problems": [asdict(problem)]}})
+    else:
+        _say({"report": asdict(report)})
+
+
+def _say(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+class _Parse:
+    """One file on its way to standard rows."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.path = Path(job["path"])
+        self.name: str = job["name"]
+        self.job = job
+        self.folder = Path(job["folder"])
+        self.progress = Progress()
+        self.size = self.path.stat().st_size if self.path.is_file() else 0
+        self.notices: dict[str, str] = {}
+        self.problems: dict[str, tuple[array[int], RowProblem]] = {}
+        """By code: the rows, and the first problem."""
+        self.formats: Counter[str] = Counter()
+        self.first_of: dict[str, int] = {}
+        self.num_seen = 0
+        self.last_progress = 0.0
+
+    def run(self) -> SourceReport:
+        """Read everything; raises DataError where no row can be used."""
+        file_type = type_of_file(self.path)
+        rows = read_rows(self.path, file_type, self.progress, self.notices.__setitem__)
+        head, sample = self._sample(rows)
+        if not sample:
+            for number, item in head:
+                self._note(number, item)
+            raise self._nothing(file_type)
+        detection = detect(sample, self.job["format"], self.job["mapping"], self.name)
+        checks = TextChecks(is_text=detection.format.name == "text")
+        num_rows = self._convert(itertools.chain(head, rows), detection, checks)
+        if not num_rows:
+            raise self._nothing(file_type)
+        return SourceReport(
+            source=self.job["source"],
+            name=self.name,
+            file_type=file_type,
+            format=detection.format.name,
+            why=detection.why,
+            votes=detection.votes,
+            num_rows=num_rows,
+            num_seen=self.num_seen,
+            content_hash=self.job["content_hash"],
+            folder=str(self.folder),
+            columns=tuple(str(column)[:200] for column in sample[0]),
+            mapping=detection.mapping,
+            roles=self._changed_roles(detection, sample),
+            scripts=checks.scripts(),
+            languages=checks.languages(),
+            num_bytes=self.size,
+            findings=in_order([*self._row_findings(num_rows), *self._notes(detection, sample), *checks.findings(self.folder, self.name)]),
+        )
+
+    def _sample(self, rows: Iterator[Item]) -> tuple[list[Item], list[dict[str, Any]]]:
+        """The first rows, kept for the real pass, and the readable ones among them."""
+        head: list[Item] = []
+        sample: list[dict[str, Any]] = []
+        while len(head) < SAMPLE_ROWS and self.progress.done_bytes < _SAMPLE_BYTES:
+            item = next(rows, None)
+            if item is None:
+                break
+            head.append(item)
+            if isinstance(item[1], dict):
+                sample.append(item[1])
+        return head, sample
+
+    def _convert(self, rows: Iterator[Item], detection: Detection, checks: TextChecks) -> int:
+        chosen, mapping, convert = detection.format, detection.mapping, detection.format.convert
+        shapes: dict[tuple[str, ...], DataFormat] = {}
+        num_rows, num_pending = 0, 0
+        offsets, numbers = array("q"), array("q")
+        position = 0
+        with (self.folder / "rows.jsonl").open("wb", buffering=1 << 20) as file:
+            for number, item in rows:
+                num_pending += 1
+                if num_pending == 2000:
+                    num_pending = 0
+                    self._tell()
+                if isinstance(item, RowProblem):
+                    self._note(number, item)
+                    continue
+                self.num_seen += 1
+                shape = tuple(item)
+                form = shapes.get(shape)
+                if form is None:
+                    form = self._format_of(item, chosen, mapping)
+                    if len(shapes) < 1000:
+                        shapes[shape] = form
+                self.formats[form.name] += 1
+                if form is not chosen:
+                    self.first_of.setdefault(form.name, number)
+                    self._note_row("DATA-SHAPE", number, RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}"))
+                    continue
+                try:
+                    normal = convert(item, mapping)
+                except RowProblem as problem:
+                    self._note_row(problem.code, number, problem)
+                    continue
+                try:
+                    line = orjson.dumps(normal)
+                except (TypeError, ValueError):  # Integers beyond 64 bits inside tool arguments; rare, so slow is fine.
+                    line = json.dumps(normal, ensure_ascii=False).encode("utf-8", "replace")
+                file.write(line)
+                file.write(b"\n")
+                offsets.append(position)
+                numbers.append(number)
+                position += len(line) + 1
+                num_rows += 1
+                checks.add(number, normal)
+        checks.finish()
+        for name, values in (("offsets", offsets), ("numbers", numbers)):
+            (self.folder / f"{name}.bin").write_bytes(values.tobytes())
+        return num_rows
+
+    def _format_of(self, row: dict[str, Any], chosen: DataFormat, mapping: Any) -> DataFormat:
+        """The chosen format where it fits or nothing does; else the one that the row really is."""
+        if not chosen.mismatch(row, mapping) or self.job["format"] != "auto":
+            return chosen
+        return next((form for form in FORMATS if not form.mismatch(row, {})), chosen)
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self.last_progress > 0.2:
+            self.last_progress = now
+            _say({"progress": min(self.progress.done_bytes / max(self.size, 1), 0.99), "rows": self.num_seen})
+
+    def _note(self, number: int, item: Any) -> None:
+        if isinstance(item, RowProblem):
+            self.num_seen += 1
+            self._note_row(item.code, number, item)
+
+    def _note_row(self, code: str, number: int, problem: RowProblem) -> None:
+        if code not in self.problems:
+            self.problems[code] = (array("q"), problem)
+        self.problems[code][0].append(number)
+
+    def _place(self, number: int) -> str:
+        return f"{'line' if self.path.suffix.lower() in ('.jsonl', '.ndjson') else 'row'} {number}"
+
+    def _row_findings(self, num_rows: int) -> list[Finding]:
+        """A finding for every kind of row that could not be used."""
+        findings = []
+        for code, (rows, problem) in self.problems.items():
+            what = f"{self._place(rows[0])} {problem.what}"
+            if code == "DATA-SHAPE" and len(self.formats) > 1:
+                what = self._mixed()
+            elif len(rows) > 1:
+                what += f" (the first of {len(rows)} such rows)"
+            findings.append(
+                Finding(
+                    code=code,
+                    severity="error",
+                    count=len(rows),
+                    rows=tuple(rows[:SHOWN_ROWS]),
+                    what=_sentence(what),
+                    why="Such a row cannot be learned from.",
+                    fix=f"{problem.fix.rstrip('.') or 'Correct it'}; or leave out {_rows(len(rows))}, which keeps {num_rows}.",
+                    fix_action={"action": "drop", "code": code},
+                    source=self.name,
+                )
+            )
+        return findings
+
+    def _mixed(self) -> str:
+        parts = [f"{count} × {name} (first: row {self.first_of.get(name, 1)})" for name, count in self.formats.most_common()]
+        return f"The file mixes {len(parts)} formats: {', '.join(parts)}"
+
+    def _notes(self, detection: Detection, sample: list[dict[str, Any]]) -> list[Finding]:
+        notes = [Finding(code, "note", 1, (), what, source=self.name) for code, what in self.notices.items()]
+        ignored = [column for column in _IGNORED if column in sample[0]]
+        if ignored:
+            notes.append(
+                Finding(
+                    "DATA-COLS",
+                    "warning",
+                    self.num_seen,
+                    (),
+                    f"The column “{ignored[0]}” is refused and left out.",
+                    "It would let the file replace the chat template.",
+                    "Nothing to do, unless you meant it: then choose the template among the settings.",
+                    source=self.name,
+                )
+            )
+        if roles := self._changed_roles(detection, sample):
+            pairs = ", ".join(f"{old} → {new}" for old, new in roles.items())
+            notes.append(Finding("DATA-ROLES", "note", self.num_seen, (), f"Speakers were renamed: {pairs}.", source=self.name))
+        return notes
+
+    def _changed_roles(self, detection: Detection, sample: list[dict[str, Any]]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if detection.format.name not in ("messages", "sharegpt"):
+            return found
+        for row in sample:
+            for turns in row.values():
+                for turn in turns if isinstance(turns, list) else ():
+                    if isinstance(turn, dict):
+                        for key in ("role", "from", "speaker", "author", "user"):
+                            name = turn.get(key)
+                            if isinstance(name, str) and (role := ROLES.get(name.lower())) and role != name:
+                                found[name[:40]] = "assistant" if role == "call" else role
+        return found
+
+    def _all_problems(self) -> Iterator[Problem]:
+        for code, (rows, problem) in self.problems.items():
+            why = _sentence(f"{_rows(len(rows))} of {self.num_seen} cannot be used") if self.num_seen > 1 else ""
+            yield Problem(f"{self.name} {self._place(rows[0])}", _sentence(problem.what), why, problem.fix, code)
+
+    def _nothing(self, file_type: str) -> DataError:
+        """No row can be used: every reason, with its place."""
+        if self.problems:
+            return DataError(problems=list(self._all_problems()), code=next(iter(self.problems)))
+        if file_type in ("csv", "tsv"):
+            what = "The file has a header but no rows."
+        elif file_type == "parquet":
+            what = "The file has columns but no rows."
+        else:
+            with self.path.open("rb") as file:
+                num_lines = sum(1 for _ in itertools.islice(file, 1_000_000))
+            what = f"The file has no rows, only {num_lines} blank {'line' if num_lines == 1 else 'lines'}."
+        return DataError(what, where=self.name, fix="Choose a file with rows.", code="DATA-EMPTY")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _rows(count: int) -> str:
+    return "this row" if count == 1 else f"these {count} rows"

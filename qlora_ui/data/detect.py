@@ -1,0 +1,137 @@
+"""Which format a file has: why this one, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.catalog.formats import FORMATS, format_named
+from qlora_ui.catalog.formats.columns import guess_mapping, standard_mapping
+from qlora_ui.catalog.formats.format import DataFormat, Row, names
+from qlora_ui.data.report import FormatVote
+
+SAMPLE_ROWS = 1000
+
+_MEDIA = ("image", "images", "pixel_values", "audio", "video", "videos", "audios")
+_TOKENS = ("input_ids", "labels", "attention_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A chosen format with its reasons."""
+
+    format: DataFormat
+    why: str
+    votes: tuple[FormatVote, ...]
+    mapping: Mapping[str, str]
+
+
+def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: str) -> Detection:
+    """The format of some rows of the file `name`; `wanted` is a format's name or `auto`.
+
+    Raises DataError where no format fits, where the columns are of a kind that is refused, and for preference pairs that
+    were not asked for.
+    """
+    _refuse_columns(rows[0], name)
+    mapping = standard_mapping(mapping)
+    shapes = Counter(tuple(row) for row in rows)
+    if wanted != "auto":
+        asked = format_named(wanted)
+        votes = _votes(rows, mapping)
+        chosen = next(vote for vote in votes if vote.name == wanted)
+        if not chosen.fits:
+            raise DataError(
+                f"The rows are not of the format “{asked.label}”: {chosen.reason}.",
+                where=name,
+                why=f"Columns found: {names(rows[0])}.",
+                fix="Choose “Detect”, another format, or map the columns.",
+                code="DATA-COLS",
+            )
+        return Detection(asked, f"{asked.label}, as you chose.", votes, _mapping_for(asked, rows[0], mapping))
+    if mapping and (columns := format_named("columns")) and not columns.mismatch(rows[0], mapping):
+        return Detection(columns, "Columns as you mapped them.", _votes(rows, mapping), mapping)
+    votes = _votes(rows, mapping)
+    form = _best(votes)
+    if form is None:
+        raise _nothing_fits(rows, shapes, votes, name)
+    if form.name == "preference":
+        raise DataError(
+            "These are preference pairs: a chosen and a rejected answer.",
+            where=name,
+            why="This kind of training learns from one answer and has no use for the rejected one.",
+            fix="Set the format to “Preference pairs, chosen answer only” to learn the chosen answers.",
+            code="DATA-PREFERENCE",
+        )
+    return Detection(form, _why(form, rows, votes), votes, _mapping_for(form, rows[0], mapping))
+
+
+def _votes(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[FormatVote, ...]:
+    votes = []
+    for form in FORMATS:
+        reasons = [form.mismatch(row, mapping) for row in rows[:SAMPLE_ROWS]]
+        votes.append(FormatVote(form.name, reasons.count(""), next((reason for reason in reasons if reason), "")))
+    return tuple(votes)
+
+
+def _best(votes: Sequence[FormatVote]) -> DataFormat | None:
+    """The format that fits most rows; of equals the more special one, which stands first in the catalogue."""
+    best = max(votes, key=lambda vote: vote.fits)
+    return format_named(best.name) if best.fits else None
+
+
+def _mapping_for(form: DataFormat, row: Row, mapping: Mapping[str, str]) -> Mapping[str, str]:
+    return (mapping or guess_mapping(row)) if form.name == "columns" else {}
+
+
+def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> str:
+    chosen = next(vote for vote in votes if vote.name == form.name)
+    share = "every row looked at" if chosen.fits == len(rows) else f"{chosen.fits} of the first {len(rows)} rows"
+    if form.name == "columns":
+        guess = guess_mapping(rows[0])
+        pairs = ", ".join(f"`{column}` as the {_ROLE_WORDS[role]}" for role, column in guess.items())
+        return f"{share[:1].upper()}{share[1:]} has columns with usual names: {pairs}."
+    return f"{share[:1].upper()}{share[1:]} is {form.label}: {form.about[:1].lower()}{form.about[1:]}"
+
+
+_ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt"}
+
+
+def _refuse_columns(row: Row, name: str) -> None:
+    media = [column for column in row if column in _MEDIA]
+    if media:
+        raise DataError(
+            f"The column “{media[0]}” holds pictures or sound.",
+            where=name,
+            why="Only text is learned from.",
+            fix="Use a text dataset, or remove the column if the text makes sense without it.",
+            code="DATA-COLS",
+        )
+    if "input_ids" in row:
+        raise DataError(
+            "The rows are token numbers already (`input_ids`).",
+            where=name,
+            why="Numbers of another tokenizer mean other words in this one, and some would not exist.",
+            fix="Use the dataset as text.",
+            code="DATA-COLS",
+        )
+
+
+def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], votes: Sequence[FormatVote], name: str) -> DataError:
+    columns = list(dict.fromkeys(column for row in rows[:50] for column in row))
+    if not columns:
+        return DataError("The rows are empty objects.", where=name, fix="Choose another file.", code="DATA-COLS")
+    return DataError(
+        f"None of the known formats fits the columns found: {names(columns)}.",
+        where=name,
+        why="Known: messages, conversations, instruction and output, prompt and completion, question and answer, text.",
+        fix="Map the columns: say which is the question and which the answer.",
+        code="DATA-COLS",
+    )
+
+
+def guess_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """A first mapping for the page's table: role to column."""
+    return guess_mapping(row)

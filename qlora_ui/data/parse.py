@@ -1,0 +1,193 @@
+"""Reading a file in a child process that may hold 1 GiB and no more; the result is kept by content, so a file is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+import qlora_ui
+from qlora_ui.base.errors import DataError, Problem, QloraUiError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.base.units import format_bytes
+from qlora_ui.data.folders import DataFolders
+from qlora_ui.data.limits import MEMORY_BYTES
+from qlora_ui.data.report import SourceReport
+from qlora_ui.data.sniff import type_of_file
+
+PARSER_VERSION = 1
+"""Part of the cache's key; raised when the same bytes would give another result."""
+_BASE_S = 60.0
+_SLOWEST_BYTES_PER_S = 2_000_000
+_BLOCK = 4 << 20
+
+
+def parse_file(
+    path: Path,
+    workspace: DataFolders,
+    *,
+    source: str = "",
+    name: str = "",
+    format_name: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> SourceReport:
+    """Read a file into standard rows with findings; a second call with the same content is answered from the cache.
+
+    Raises DataError where nothing of it can be used, and Cancelled.
+    """
+    name = name or path.name
+    type_of_file(path)
+    content_hash = _hash(path, name, on_progress, is_cancelled)
+    settings = json.dumps([PARSER_VERSION, content_hash, path.suffix.lower(), format_name, sorted((mapping or {}).items())])
+    key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+    folder = workspace.cache / "data" / key
+    known = read_json(folder / "report.json")
+    if known:
+        return SourceReport.from_dict({**known, "source": source, "name": name, "folder": str(folder)})
+    staged = folder.with_name(f".{key}-{secrets.token_hex(4)}")
+    staged.mkdir(parents=True)
+    job = {
+        "path": str(path.resolve()),
+        "source": source,
+        "name": name,
+        "format": format_name,
+        "mapping": dict(mapping or {}),
+        "folder": str(staged),
+        "content_hash": content_hash,
+        "cpu_s": _limit_s(path),
+    }
+    try:
+        value = _Child(job, on_progress, is_cancelled).report()
+        write_json(staged / "report.json", value)
+        try:
+            os.replace(staged, folder)
+        except OSError:  # Another thread read the same file at the same time and was faster.
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return SourceReport.from_dict({**value, "folder": str(folder)})
+
+
+def _hash(path: Path, name: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> str:
+    digest = hashlib.sha256()
+    size = max(path.stat().st_size, 1)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            stop_if(is_cancelled, f"Reading {name}")
+            digest.update(block)
+            on_progress(f"Hashing {name}", 0.1 * file.tell() / size)
+    return digest.hexdigest()
+
+
+def _limit_s(path: Path) -> float:
+    return _BASE_S + path.stat().st_size / _SLOWEST_BYTES_PER_S
+
+
+class _Child:
+    """The child and the watch over it."""
+
+    def __init__(self, job: dict[str, Any], on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
+        self._job = job
+        self._on_progress = on_progress
+        self._is_cancelled = is_cancelled
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._name: str = job["name"]
+
+    def report(self) -> dict[str, Any]:
+        """What the child says; raises DataError for its error, its death or a limit."""
+        process = self._start()
+        try:
+            return self._listen(process)
+        finally:
+            process.kill()
+            process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        root = str(Path(qlora_ui.__file__).resolve().parent.parent)
+        # -I: nothing of the user's environment or folder is imported into the child.
+        code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.child import main; main()"
+        environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+            cwd=self._job["folder"],
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        assert process.stdin is not None and process.stdout is not None
+        threading.Thread(target=self._pump, args=(process.stdout,), name="data-child", daemon=True).start()
+        try:
+            process.stdin.write(json.dumps(self._job) + "\n")
+            process.stdin.close()
+        except OSError:
+            pass  # It died at once; `_listen` says so.
+        return process
+
+    def _pump(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _listen(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        deadline = time.monotonic() + float(self._job["cpu_s"])
+        watched = psutil.Process(process.pid)
+        while True:
+            stop_if(self._is_cancelled, f"Reading {self._name}")
+            self._check_limits(watched, deadline)
+            try:
+                line = self._lines.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if line is None:
+                raise self._died(process.wait())
+            said = json.loads(line)
+            if "report" in said:
+                report: dict[str, Any] = said["report"]
+                return report
+            if "error" in said:
+                problems = [Problem(**problem) for problem in said["error"]["problems"]]
+                raise DataError(problems=problems, code=said["error"]["code"])
+            self._on_progress(f"Reading {self._name}: {said['rows']:,} rows", 0.1 + 0.9 * said["progress"])
+
+    def _check_limits(self, watched: psutil.Process, deadline: float) -> None:
+        try:
+            used = watched.memory_info().rss
+        except psutil.Error:
+            return
+        if used > MEMORY_BYTES:
+            raise self._limit(f"Reading the file takes more than {format_bytes(MEMORY_BYTES)} of memory.")
+        if time.monotonic() > deadline:
+            raise self._limit("Reading the file takes too long.")
+
+    def _limit(self, what: str) -> DataError:
+        return DataError(what, where=self._name, fix="Split the file, or write it as JSONL.", code="DATA-LIMIT")
+
+    def _died(self, code: int) -> QloraUiError:
+        return DataError(
+            f"The reader was ended by this file ({f'signal {-code}' if code < 0 else f'code {code}'}); the app goes on.",
+            where=self._name,
+            why="The file is damaged, or made to harm the program that opens it.",
+            fix="Export it again, best as JSONL.",
+            code="DATA-LIMIT",
+        )
