@@ -1,0 +1,121 @@
+"""How long a run takes and what energy it uses: arithmetic and launches, then what this machine has shown so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qlora_ui.estimate.workload import DataShape, Workload, workload_of
+from qlora_ui.hardware.devices import DeviceProfile
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.settings.run_config import RunConfig
+
+FAST_EFFICIENCY, PLAIN_EFFICIENCY, CPU_EFFICIENCY = 0.55, 0.45, 1.0
+"""Share of the data sheet's throughput that large products reach."""
+FAST_LAUNCHES_PER_LAYER, PLAIN_LAUNCHES_PER_LAYER = 0, 310
+"""Kernels of one layer, forward and backward with recomputation; a captured step launches none from Python."""
+LAUNCH_S = 7e-6
+CPU_STEP_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DurationEstimate:
+    """Time and energy of a run; wrong by `error_share` either way."""
+
+    total_s: float
+    step_s: float
+    """One correction of the weights, all its micro-batches."""
+    num_steps: int
+    tokens_per_s: float
+    energy_j: float | None
+    """None where nobody knows the power of the device."""
+    error_share: float
+    basis: str
+    """`measured` on this machine with a like run, else `estimated`."""
+
+
+def estimate_duration(
+    facts: ModelFacts,
+    config: RunConfig,
+    device: DeviceProfile,
+    num_rows: int | None,
+    mean_tokens: float | None,
+    *,
+    speed_factor: float | None = None,
+) -> DurationEstimate:
+    """Time of a whole run on `num_rows` conversations of `mean_tokens` tokens (unknown: 1,000 rows of half the longest length).
+
+    `speed_factor` is measured over estimated time of earlier runs on this machine. Checks and saves are counted as a share.
+    """
+    mean = min(mean_tokens or config.data.max_length / 2, config.data.max_length)
+    rows = num_rows if num_rows is not None else 1000
+    train_rows = max(1, round(rows * (1 - config.eval.share)))
+    work = workload_of(facts, config, device, DataShape(num_rows=rows, mean_tokens=mean))
+    num_steps, tokens_per_step, positions = _steps(config, work, train_rows, mean)
+    micro = micro_step_s(facts, config, device, work, positions)
+    step = micro * config.train.accumulation * (speed_factor or 1.0)
+    eval_positions = rows * config.eval.share * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
+    evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if config.eval.share else 0
+    evaluation = evaluations * eval_positions * _flop_per_token(facts, 2) / _throughput(device, work)
+    starting = _starting_s(facts, device)
+    total = starting + num_steps * step * 1.03 + evaluation
+    power = device.watts * 0.8 if device.watts is not None else None
+    return DurationEstimate(
+        total_s=total,
+        step_s=step,
+        num_steps=num_steps,
+        tokens_per_s=tokens_per_step / step,
+        energy_j=total * power if power is not None else None,
+        error_share=0.2 if speed_factor is not None else 0.5,
+        basis="measured" if speed_factor is not None else "estimated",
+    )
+
+
+def count_steps(config: RunConfig, num_rows: int, mean_tokens: float, *, is_packed: bool) -> int:
+    """Corrections of the weights in a run over that many training rows."""
+    rows = math.ceil(num_rows * mean_tokens / (0.95 * config.data.max_length)) if is_packed else num_rows
+    per_epoch = max(1, math.ceil(rows / config.effective_batch))
+    steps = max(1, math.ceil(config.train.epochs * per_epoch))
+    return min(steps, config.train.max_steps) if config.train.max_steps is not None else steps
+
+
+def micro_step_s(facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, positions: float) -> float:
+    """Seconds of one micro-step over that many token positions: arithmetic, dequantization, and launches where Python is slower."""
+    recomputed = (facts.num_layers - work.kept_layers) / facts.num_layers
+    flop = _flop_per_token(facts, 4 + 2 * recomputed) * positions
+    passes = 2 + recomputed
+    dequantized = facts.num_quantized_params * 2.5 * passes / device.bandwidth_bytes_per_s
+    if work.is_cpu:
+        return CPU_STEP_S + flop / _throughput(device, work) + dequantized
+    per_layer = FAST_LAUNCHES_PER_LAYER if work.is_fast else PLAIN_LAUNCHES_PER_LAYER * (0.7 + 0.3 * recomputed)
+    if config.lora.dora:
+        flop *= 1.6
+    launching = LAUNCH_S * per_layer * facts.num_layers
+    return max(flop / _throughput(device, work) + dequantized, launching) + 0.003
+
+
+def _steps(config: RunConfig, work: Workload, train_rows: int, mean: float) -> tuple[int, float, float]:
+    """(steps, real tokens of a step, positions of a micro-batch): padding costs time, packing fills rows."""
+    steps = count_steps(config, train_rows, mean, is_packed=work.is_packed)
+    if work.is_packed:
+        positions = float(work.tokens)
+        return steps, positions * 0.95 * config.train.accumulation * work.num_devices, positions
+    # A batch is as long as its longest row: about the mean times a factor that grows with the batch, for lengths as chats have them.
+    stretch = 1 + 0.45 * math.log2(work.num_rows) if work.num_rows > 1 else 1.0
+    positions = work.num_rows * min(mean * stretch, config.data.max_length)
+    return steps, mean * config.effective_batch, positions
+
+
+def _flop_per_token(facts: ModelFacts, per_weight: float) -> float:
+    """FLOP of the frozen layers and the output layer; the adapter's own products are under a hundredth."""
+    return per_weight * facts.num_quantized_params + 4 * facts.vocab_size * facts.hidden_size
+
+
+def _throughput(device: DeviceProfile, work: Workload) -> float:
+    efficiency = CPU_EFFICIENCY if work.is_cpu else FAST_EFFICIENCY if work.is_fast else PLAIN_EFFICIENCY
+    return device.tflops * 1e12 * efficiency * (0.1 if work.dtype == "float32" and not work.is_cpu else 1.0)
+
+
+def _starting_s(facts: ModelFacts, device: DeviceProfile) -> float:
+    """Imports, reading the base at 1 GB/s and quantizing it."""
+    return 12 + 2 * facts.num_params / 1e9 * (1.5 if device.is_cpu else 1.0)

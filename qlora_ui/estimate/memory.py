@@ -1,0 +1,204 @@
+"""How much memory a run needs, by component, from its settings alone: exact counts and a closed form, no torch, microseconds.
+
+The peak of a run is the largest of three moments: the loss (all kept activations and a tile of logits), the backward pass of a layer
+(checkpoints, one recomputed layer and its workspace) and an evaluation batch. On top come what the allocator cannot use and the CUDA
+context, since only their sum is what the card shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qlora_ui.base.units import MIB
+from qlora_ui.estimate.activations import LayerBytes, layer_bytes
+from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
+from qlora_ui.estimate.workload import DataShape, Workload, fast_path_obstacle, workload_of
+from qlora_ui.hardware.devices import DeviceProfile
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.settings.run_config import RunConfig
+
+PARTS = (
+    "weights_4bit",
+    "weights_16bit",
+    "adapter",
+    "gradients",
+    "optimizer",
+    "activations",
+    "loss_head",
+    "slack",
+    "context",
+)
+PART_WORDS: Mapping[str, str] = {
+    "weights_4bit": "Model, 4-bit",
+    "weights_16bit": "Model, embeddings and norms",
+    "adapter": "Adapter",
+    "gradients": "Gradients",
+    "optimizer": "Optimizer",
+    "activations": "Activations",
+    "loss_head": "Loss",
+    "slack": "Allocator",
+    "context": "CUDA itself",
+}
+FAST_TILE_BYTES = 160 * MIB
+PLAIN_TILE_TOKENS, PLAIN_TILE_WORDS = 4096, 32768
+WORKSPACE_BYTES = 25 * MIB
+"""cuBLAS and the like, through the allocator."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """The largest amount of memory that a run holds at once; parts are of that moment and add up to the total."""
+
+    parts: dict[str, int]
+    total_bytes: int
+    low_bytes: int
+    high_bytes: int
+    """The range in which the measured figure is expected."""
+    load_peak_bytes: int
+    """While the base is quantized, context included."""
+    allocated_bytes: int
+    """What torch's allocator hands out at the peak: the total without slack and context."""
+    trainable_params: int
+    is_fast: bool
+    moment: str
+    """`loss`, `backward`, `evaluation` or `loading`: when the peak comes."""
+    notes: tuple[str, ...] = ()
+
+    def fits(self, device: DeviceProfile) -> bool:
+        """Whether it fits what is free on the device."""
+        return self.total_bytes <= device.free_bytes
+
+
+def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None) -> MemoryEstimate:
+    """The memory of a run with these settings on that device; `data` narrows row lengths down to what the dataset has."""
+    work = workload_of(facts, config, device, data)
+    adapter = adapter_of(facts, config.lora)
+    static = _static_parts(facts, config, adapter, work)
+    moments = _moments(facts, config, adapter, work)
+    moment, (activations, loss_head, gradients) = max(moments.items(), key=lambda item: sum(item[1]))
+    parts = {**static, "gradients": gradients, "activations": activations, "loss_head": loss_head}
+    allocated = sum(parts.values())
+    context = device.context_bytes
+    slack = _slack(activations + loss_head, work)
+    load_peak = static["weights_4bit"] + static["weights_16bit"] + _largest_tensor(facts, work) + WORKSPACE_BYTES + context
+    total = allocated + slack + context
+    if load_peak > total:
+        slack, moment, total = slack + load_peak - total, "loading", load_peak
+    parts = {name: {**parts, "slack": slack, "context": context}[name] for name in PARTS}
+    return MemoryEstimate(
+        parts=parts,
+        total_bytes=total,
+        low_bytes=round(total - 0.05 * (total - context)),
+        high_bytes=round(total + 0.05 * (total - context)),
+        load_peak_bytes=load_peak,
+        allocated_bytes=allocated,
+        trainable_params=adapter.num_params,
+        is_fast=work.is_fast,
+        moment=moment,
+        notes=_notes(facts, config, device, adapter, work),
+    )
+
+
+def _static_parts(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> dict[str, int]:
+    shards = config.launch.num_processes if config.launch.sharding == "fsdp" else 1
+    other = facts.num_embedding_params + facts.num_bias_params + facts.num_norm_params
+    trained = adapter.num_params
+    return {
+        "weights_4bit": quantized_bytes(facts, double_quant=config.quant.double_quant) // shards,
+        "weights_16bit": other * work.element_bytes // shards,
+        "adapter": trained * work.adapter_bytes,
+        "optimizer": optimizer_bytes("adamw" if work.is_cpu else config.train.optimizer, trained, work.adapter_bytes),
+    }
+
+
+def quantized_bytes(facts: ModelFacts, *, double_quant: bool) -> int:
+    """The 4-bit layers with their scales: half a byte a weight, and for each 64 an fp32, or 8 bits and an fp32 for each 256 of those."""
+    total = 0
+    for linear in facts.linears:
+        blocks = -(-linear.num_weights // 64)
+        scales = _rounded(blocks) + _rounded(4 * -(-blocks // 256)) + 1024 + 512 if double_quant else _rounded(4 * blocks)
+        total += _rounded(-(-linear.num_weights // 2)) + scales + 512  # the table of 16 levels
+    return facts.num_layers * total
+
+
+def _rounded(num_bytes: int) -> int:
+    """As the allocator hands it out: in steps of 512 bytes."""
+    return -(-num_bytes // 512) * 512
+
+
+def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> dict[str, tuple[int, int, int]]:
+    """(activations, loss head, gradients) at each candidate for the peak."""
+    layer = layer_bytes(facts, adapter, config.lora, work, rows=work.num_rows, row_tokens=work.row_tokens)
+    gradients = adapter.num_params * work.adapter_bytes
+    # From the second micro-batch on, and in a captured step always, the gradients of the first are there.
+    kept_gradients = gradients if config.train.accumulation > 1 or work.is_fast else 0
+    kept, recomputed = work.kept_layers, facts.num_layers - work.kept_layers
+    stored = kept * layer.saved + recomputed * layer.checkpoint
+    mask = work.tokens * work.row_tokens if work.has_mask and not work.is_eager else 0
+    moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens), kept_gradients)}
+    if recomputed:
+        # Kept layers are the last ones: they are gone when the first recomputation begins.
+        at_start = recomputed * layer.checkpoint + layer.saved + layer.working
+        moments["backward"] = (at_start + mask, 0, kept_gradients)
+        # The last layer to be differentiated has the least stored but every gradient beside it.
+        moments["end of backward"] = (layer.checkpoint + layer.saved + layer.working + mask, 0, gradients)
+    else:
+        moments["end of backward"] = (layer.saved + layer.working + mask, 0, gradients)
+    if work.eval_tokens:
+        evaluated = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
+        moments["evaluation"] = _evaluation(facts, adapter, work, evaluated, kept_gradients)
+    return moments
+
+
+def _evaluation(facts: ModelFacts, adapter: Adapter, work: Workload, layer: LayerBytes, gradients: int) -> tuple[int, int, int]:
+    # Between optimizer steps only a captured step keeps gradients.
+    kept = gradients if work.is_fast else 0
+    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.element_bytes, 0, kept)
+    at_loss = (work.eval_tokens * facts.hidden_size * work.element_bytes, _plain_loss_bytes(facts, adapter, work, work.eval_tokens), kept)
+    return max(in_layer, at_loss, key=sum)
+
+
+def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:
+    if not work.is_fast:
+        return _plain_loss_bytes(facts, adapter, work, tokens)
+    rows = max(64, min(FAST_TILE_BYTES // (facts.vocab_size * 2) // 64 * 64, tokens))
+    # The gradient of the hidden states, statistics, the final norm's input and output, one tile of logits.
+    return min(rows, tokens) * facts.vocab_size * 2 + tokens * (3 * 2 * facts.hidden_size + 16)
+
+
+def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:
+    """TRL's fused head: a tile of at most 4,096 tokens x 32,768 words, hidden states of the graded tokens, their gradient in fp32."""
+    graded = tokens if work.is_cpu else round(tokens * work.trained_share)
+    hidden, e = facts.hidden_size, work.element_bytes
+    tile = min(graded, PLAIN_TILE_TOKENS) * min(PLAIN_TILE_WORDS, facts.vocab_size) * e
+    if work.is_cpu:
+        tile *= 4  # without Triton the tile's softmax is torch operations, in fp32
+    weight_gradient = 4 * facts.vocab_size * hidden if adapter.trains_head else 0
+    return tile + graded * hidden * (4 + e) + tokens * hidden * (4 + e) + weight_gradient
+
+
+def _slack(moving: int, work: Workload) -> int:
+    """What the allocator holds beyond what it hands out, and workspaces of the libraries."""
+    if work.is_cpu:
+        return moving // 10
+    return WORKSPACE_BYTES + 16 * MIB + moving * 4 // 100
+
+
+def _largest_tensor(facts: ModelFacts, work: Workload) -> int:
+    """While a layer is quantized its 16-bit weights are on the card."""
+    return max(linear.num_weights for linear in facts.linears) * work.element_bytes
+
+
+def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter: Adapter, work: Workload) -> tuple[str, ...]:
+    obstacle = fast_path_obstacle(facts, config, device, adapter)
+    candidates = (
+        (config.train.fast_path == "auto" and obstacle and not device.is_cpu, f"The fast path will be off: {obstacle}."),
+        (bool(adapter.unknown), f"The model has no layer named {', '.join(adapter.unknown)}."),
+        (work.is_math, "On this card attention needs memory with the square of the length."),
+        (work.is_eager, "Attention keeps its scores: memory grows with the square of the length."),
+        (config.data.max_length > facts.context_tokens, f"The model was made for at most {facts.context_tokens} tokens."),
+        (device.context_source == "assumed", "The share of CUDA itself is assumed; the first run measures it."),
+        (facts.num_windowed_layers > 0, "A sliding window saves time, not memory."),
+    )
+    return tuple(words for holds, words in candidates if holds)
