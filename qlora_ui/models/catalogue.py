@@ -1,0 +1,108 @@
+"""The models of this computer: the built-in one, folders in the workspace, downloads from the Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json
+from qlora_ui.base.progress import Folders
+from qlora_ui.models import builtin
+from qlora_ui.models.architecture import builtin_facts, facts_from_config
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.models.folder import read_folder, refuse_config
+from qlora_ui.models.hub_cache import cached_models, cached_snapshot
+from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.settings.sections import BUILTIN_MODEL
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model that can be chosen."""
+
+    id: str
+    """What belongs into `model.id`."""
+    title: str
+    kind: str
+    """`builtin`, `folder` or `hub`."""
+    folder: Path | None
+    """Where its files are; None while the built-in model is not yet converted."""
+    size_bytes: int
+    facts: ModelFacts | None
+    problem: str = ""
+    """Why it cannot be used, in words; empty where it can."""
+
+
+def is_hub_id(model_id: str) -> bool:
+    """Whether an id is `OWNER/NAME` and no folder of this computer."""
+    return bool(_HUB_ID.match(model_id)) and not Path(model_id).expanduser().is_dir()
+
+
+def list_models(workspace: Folders) -> list[ModelEntry]:
+    """The built-in model, then the folders in the workspace's `models`, then what is in the Hub's cache; partial ones say so."""
+    converted = builtin.converted_folder(workspace)
+    entries = [_builtin_entry(workspace)]
+    entries += [
+        _folder_entry(str(folder), folder.name, "folder", folder)
+        for folder in sorted(workspace.models.iterdir())
+        if folder != converted and not folder.name.startswith(".") and (folder / "config.json").is_file()
+    ]
+    entries += [_folder_entry(model_id, model_id, "hub", folder) for model_id, folder in cached_models()]
+    return entries
+
+
+def find_model_folder(model_id: str, revision: str | None, workspace: Folders) -> Path | None:
+    """Where the model's files are, or None where it must first be converted or downloaded. Does not look into the folder."""
+    if builtin.is_builtin(model_id):
+        return builtin.converted_folder(workspace) if builtin.is_converted(workspace) else None
+    if is_hub_id(model_id):
+        return cached_snapshot(model_id, revision)
+    return Path(model_id).expanduser()
+
+
+def model_facts(model_id: str, revision: str | None, workspace: Folders) -> ModelFacts | None:
+    """What is known of a model: exact for folders and downloads, from its configuration before that, None where nothing is known.
+
+    Raises ModelError where the model is refused or the folder does not exist.
+    """
+    if builtin.is_builtin(model_id):
+        return replace(builtin_facts(), licence=builtin.LICENCE, has_chat_template=True)
+    if not model_id:
+        raise ModelError("No model is chosen.", fix="Choose one on the Model tab.", where="model.id", code="model-missing")
+    folder = find_model_folder(model_id, revision, workspace)
+    if not is_hub_id(model_id) and folder is not None:
+        return read_folder(folder).facts
+    if folder is not None:
+        try:
+            return read_folder(folder).facts
+        except ModelError as error:
+            if error.code not in ("model-shards", "model-weights", "model-missing", "model-tokenizer"):
+                raise
+    config = read_json(folder / "config.json") if folder is not None else None
+    config = config or KNOWN_CONFIGS.get(model_id)
+    if not isinstance(config, dict):
+        return None
+    refuse_config(config, model_id)
+    return facts_from_config(config)
+
+
+def _builtin_entry(workspace: Folders) -> ModelEntry:
+    is_there = builtin.is_converted(workspace)
+    problem = (
+        "" if is_there or builtin.gguf_path() else f"The package {builtin.PACKAGE} is not installed; {builtin.HUB_ID} is the same model."
+    )
+    folder = builtin.converted_folder(workspace) if is_there else None
+    facts = model_facts(BUILTIN_MODEL, None, workspace)
+    return ModelEntry(BUILTIN_MODEL, builtin.TITLE, "builtin", folder, builtin.CONVERTED_BYTES, facts, problem)
+
+
+def _folder_entry(model_id: str, title: str, kind: str, folder: Path) -> ModelEntry:
+    try:
+        found = read_folder(folder)
+    except ModelError as error:
+        return ModelEntry(model_id, title, kind, folder, 0, None, str(error))
+    return ModelEntry(model_id, title, kind, folder, found.size_bytes, found.facts)

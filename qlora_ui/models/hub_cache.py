@@ -1,0 +1,61 @@
+"""The Hub's own cache on this disk, read without the network and without importing its library.
+
+The layout (`models--OWNER--NAME/refs`, `snapshots/COMMIT`, `blobs`) is documented and shared with every other program that uses
+the Hub, so what they downloaded is found here too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The folder of the cache: HF_HUB_CACHE, else `hub` in HF_HOME, else the user's cache."""
+    if given := os.environ.get("HF_HUB_CACHE"):
+        return Path(given).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def repository_folder(model_id: str) -> Path:
+    """Where the cache keeps all versions of a model."""
+    return cache_folder() / f"models--{model_id.replace('/', '--')}"
+
+
+def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a version of a model in the cache, whole or not; None where there is none."""
+    repository = repository_folder(model_id)
+    name = revision or "main"
+    if "/" in name or "\\" in name or name.startswith("."):
+        return None
+    try:
+        commit = (repository / "refs" / name).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = name
+    folder = repository / "snapshots" / commit
+    return folder if commit and folder.is_dir() else None
+
+
+def cached_models() -> list[tuple[str, Path]]:
+    """Ids and folders of the models whose main version is in the cache and holds a config.json."""
+    found = []
+    for repository in sorted(cache_folder().glob("models--*--*")):
+        model_id = repository.name.removeprefix("models--").replace("--", "/", 1)
+        folder = cached_snapshot(model_id)
+        if folder is not None and (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            found.append((model_id, folder))
+    return found
+
+
+def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:
+    """Bytes of a model, in all its versions, that are on this disk; with or without files whose download goes on."""
+    total = 0
+    for blob in (repository_folder(model_id) / "blobs").glob("*"):
+        if not unfinished and blob.name.endswith(".incomplete"):
+            continue
+        try:
+            total += blob.stat().st_size
+        except OSError:
+            continue
+    return total
