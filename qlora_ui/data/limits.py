@@ -27,14 +27,14 @@ _FORBIDDEN = (
 )
 
 
-def confine(cpu_s: float) -> None:
+def confine(cpu_s: float, address_bytes: int = ADDRESS_BYTES) -> None:
     """Limit this process for the rest of its life; `cpu_s` is its processor time in seconds."""
     try:
         import resource
     except ImportError:  # Windows: the parent's watch has to do.
         pass
     else:
-        for kind, limit in (("RLIMIT_AS", ADDRESS_BYTES), ("RLIMIT_CPU", int(cpu_s) + 1), ("RLIMIT_CORE", 0)):
+        for kind, limit in (("RLIMIT_AS", address_bytes), ("RLIMIT_CPU", int(cpu_s) + 1), ("RLIMIT_CORE", 0)):
             try:
                 hard = resource.getrlimit(getattr(resource, kind))[1]
                 value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)

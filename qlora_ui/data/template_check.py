@@ -1,0 +1,60 @@
+"""A foreign chat template is tried once in a child process: one that loops or fills the memory must not do so in the app."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import qlora_ui
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.templates import TEMPLATES
+
+MAX_TEMPLATE_BYTES = 64 << 10
+TIME_LIMIT_S = 5.0
+_START_S = 5.0
+"""The interpreter's own start on a busy machine, on top of the limit."""
+
+
+@lru_cache(maxsize=64)
+def check_template(source: str) -> None:
+    """Raise ModelError for a template that is too long, has a syntax error, reaches for Python's inside, or does not end in
+    5 s and 1 GiB. A template that merely refuses the trial conversation passes."""
+    if any(source == template.jinja for template in TEMPLATES):
+        return
+    if len(source.encode()) > MAX_TEMPLATE_BYTES:
+        raise _error("TPL-LIMIT", f"The chat template is longer than {format_bytes(MAX_TEMPLATE_BYTES)}.", "Such a size is no template.")
+    root = str(Path(qlora_ui.__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.template_child import main; main()"
+    environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", code],
+            input=json.dumps({"template": source, "cpu_s": TIME_LIMIT_S}),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=TIME_LIMIT_S + _START_S,
+            env=environment,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except subprocess.TimeoutExpired:
+        raise _error("TPL-TIMEOUT", f"The chat template does not end within {TIME_LIMIT_S:.0f} s.", "It loops.") from None
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        # Ended by the system: by signal for processor time, else for memory.
+        if done.returncode in (-24, -9):
+            raise _error("TPL-TIMEOUT", f"The chat template does not end within {TIME_LIMIT_S:.0f} s.", "It loops.") from None
+        raise _error("TPL-LIMIT", "The chat template fills the memory.", "") from None
+    if said["code"]:
+        raise _error(said["code"], said["what"], "")
+
+
+def _error(code: str, what: str, why: str) -> ModelError:
+    return ModelError(what, why=why, fix="Choose one of the built-in chat templates.", where="model.template", code=code)

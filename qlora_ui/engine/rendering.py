@@ -1,0 +1,253 @@
+"""From messages to the text that a template makes of them, and which parts of it are the assistant's.
+
+The template is never read, only run: what an answer is follows from the difference between renderings with and without
+it. So the spans are right for templates that add a default system prompt, drop earlier thinking or trim the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.data.rows import Conversation
+from qlora_ui.data.template_check import check_template
+
+# Private-use characters: in no text, and trimmed by no template.
+_MARK = "\ue000answer\ue001"
+_ASK = "\ue002question\ue003"
+
+Turn = dict[str, Any]
+Span = tuple[int, int]
+
+
+class RowRefused(Exception):
+    """The template cannot write this conversation; the reason in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text, with the parts that answers take up, end tokens included."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+class Renderer:
+    """Runs a tokenizer's chat template; learns at the start what the template can do."""
+
+    def __init__(self, tokenizer: Any, *, neutralize: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.neutralize = neutralize
+        template = tokenizer.chat_template
+        if not template:
+            raise ModelError(
+                "This model has no chat template: it says nowhere how turns become text.",
+                fix="Choose a chat template; ChatML is a good standard.",
+                where="model.template",
+                code="TPL-NONE",
+            )
+        self._templates: dict[str, str] = template if isinstance(template, dict) else {"default": template}
+        for source in self._templates.values():
+            check_template(source)
+        self._constants: Mapping[str, Any] = tokenizer.special_tokens_map
+        everything = "".join(self._templates.values())
+        self.special_tokens = tuple(sorted(_special_tokens(tokenizer), key=len, reverse=True))
+        self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
+        self._trailing = re.compile(rf"(?:{self._special.pattern}|\s)+$")
+        self._knows_thinking = any(word in everything for word in ("reasoning_content", ".thinking", "'thinking'", '"thinking"'))
+        self._knows_tools = "tool_calls" in everything or "'tool'" in everything or '"tool"' in everything
+        self.knows_tool_list = "tools" in everything
+        self._probe()
+
+    def _probe(self) -> None:
+        ask = {"role": "user", "content": _ASK}
+        answer = {"role": "assistant", "content": _MARK}
+        self.has_system = self._works([{"role": "system", "content": "x"}, ask])
+        whole = self.render([ask, answer])
+        prompt = self.render([ask], prompt=True)
+        tail = whole.rpartition(_MARK)[2]
+        special = self._special.search(tail)
+        self.end = tail[: special.end()] if special else tail.rstrip()
+        """What the template writes after an answer, up to its end token: `<|im_end|>`; may be empty."""
+        self.filler = tail[len(self.end) :]
+        self.header = prompt[_shared(self.render([ask]), prompt) :]
+        """What asks for an answer: `<|im_start|>assistant` and a line break; empty where the template has none."""
+        self.end_is_token = bool(special)
+
+    def _works(self, turns: list[Turn]) -> bool:
+        try:
+            text = self.render(turns)
+        except RowRefused:
+            return False
+        return "x" in text.replace(_ASK, "")
+
+    def render(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None, *, prompt: bool = False) -> str:
+        """The text of some turns; `prompt` adds what asks for an answer. Raises RowRefused."""
+        source = self._templates.get("tool_use" if tools else "default") or self._templates.get("default")
+        if source is None:
+            source = next(iter(self._templates.values()))
+        try:
+            texts, _ = render_jinja_template(
+                [list(turns)], tools=list(tools) if tools else None, chat_template=source, add_generation_prompt=prompt, **self._constants
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+            raise RowRefused(f"the chat template refuses it: {str(error)[:200] or type(error).__name__}") from None
+        text: str = texts[0]
+        return text
+
+    # What a template takes ------------------------------------------------------------------------------------------
+
+    def turns_of(self, conversation: Conversation) -> tuple[list[Turn], list[Any] | None]:
+        """The messages as this template can take them: what it has no place for is written into the text."""
+        turns = [self._turn(message.as_dict()) for message in conversation.messages]
+        tools: list[Any] | None = [dict(tool) for tool in conversation.tools] or None
+        if tools and not self.knows_tool_list:
+            listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            turns = _with_system(turns, f"You may call these tools:\n{listed}")
+            tools = None
+        if not self.has_system and turns and turns[0]["role"] == "system":
+            turns = _system_in_question(turns)
+        return turns, tools
+
+    def _turn(self, turn: Turn) -> Turn:
+        if self.neutralize:
+            turn["content"] = self.disarm(turn["content"])
+        if "reasoning_content" in turn and not self._knows_thinking:
+            thinking = turn.pop("reasoning_content")
+            turn["content"] = f"<think>\n{thinking.strip()}\n</think>\n\n{turn['content']}"
+        if not self._knows_tools:
+            if turn["role"] == "tool":
+                turn = {"role": "user", "content": f"<tool_response>\n{turn['content']}\n</tool_response>"}
+            elif "tool_calls" in turn:
+                calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.pop("tool_calls")]
+                written = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+                turn["content"] = f"{turn['content']}\n{written}" if turn["content"] else written
+        return turn
+
+    def disarm(self, text: str) -> str:
+        """The text with its control tokens broken by a space after their first sign, so that they are plain letters."""
+        return self._special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
+
+    # Whose text it is -----------------------------------------------------------------------------------------------
+
+    def rendered(self, conversation: Conversation) -> Rendered:
+        """The text of a conversation and the spans of its answers; raises RowRefused."""
+        turns, tools = self.turns_of(conversation)
+        text = self.render(turns, tools)
+        spans: list[Span] = []
+        for position, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            after = spans[-1][1] if spans else 0
+            start, end = self._span(text, turns, tools, position, after)
+            if not after <= start <= end <= len(text):
+                raise RowRefused("the chat template moves its turns around, so that answers cannot be told apart")
+            spans.append((start, end))
+        return Rendered(text, tuple(spans))
+
+    def _span(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int) -> Span:
+        start = self._start_by_prefix(text, turns, tools, position)
+        end = self._end_by_prefix(text, turns, tools, position) if start is not None else None
+        if start is None or end is None or start < after:
+            by_mark = self._by_mark(text, turns, tools, position, after)
+            start = by_mark[0] if start is None or start < after else start
+            end = by_mark[1] if end is None else end
+        return start, self._end_of_turn(text, start, end)
+
+    def _start_by_prefix(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int) -> int | None:
+        if not position:
+            return None
+        try:
+            prompt = self.render(turns[:position], tools, prompt=True)
+        except RowRefused:
+            return None
+        if text.startswith(prompt):
+            return len(prompt)
+        # A prompt that opens a thinking block which the finished turn does not have: the part that both share counts.
+        try:
+            before = self.render(turns[:position], tools)
+        except RowRefused:
+            return None
+        header = prompt[len(before) :] if prompt.startswith(before) else ""
+        if not header or not text.startswith(before):
+            return None
+        shared = _shared(text[len(before) : len(before) + len(header)], header)
+        stops = [match.end() for match in self._special.finditer(header)] + [at + 1 for at, sign in enumerate(header) if sign == "\n"]
+        whole = [stop for stop in stops if stop <= shared]
+        return len(before) + max(whole) if whole else None
+
+    def _end_by_prefix(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int) -> int | None:
+        if position == len(turns) - 1:
+            return len(text)
+        try:
+            upto = self.render(turns[: position + 1], tools)
+        except RowRefused:
+            return None
+        return len(upto) if text.startswith(upto) else None
+
+    def _by_mark(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int) -> Span:
+        """The span found by putting a mark in place of the answer: what both texts share around it is not the answer."""
+        marked = list(turns)
+        marked[position] = {"role": "assistant", "content": _MARK}
+        other = self.render(marked, tools)
+        shared = _shared(text, other)
+        limit = min(len(text), len(other)) - shared
+        same = _shared(text[::-1][:limit], other[::-1][:limit])
+        start, content_end = shared, len(text) - same
+        if self.header:
+            found = text.rfind(self.header, after, shared + len(self.header))
+            start = found + len(self.header) if found >= 0 else start
+        tail = text[content_end:]
+        return start, content_end + (len(self.end) if tail.startswith(self.end) else 0)
+
+    def _end_of_turn(self, text: str, start: int, end: int) -> int:
+        """The end of what a model says in this turn: its end token, without the line breaks a template puts after it."""
+        said = text[start:end]
+        if self.end:
+            found = said.rfind(self.end)
+            rest = said[found + len(self.end) :]
+            if found >= 0 and (not rest.strip() or self._trailing.fullmatch(rest)):
+                return start + found + len(self.end)
+        run = self._trailing.search(said)
+        if run and (last := [match.end() for match in self._special.finditer(run[0])]):
+            return start + run.start() + last[-1]
+        return end - len(self.filler) if not self.end and self.filler and said.endswith(self.filler) else end
+
+
+def _shared(one: str, two: str) -> int:
+    """How many letters two texts share at their start."""
+    low, high = 0, min(len(one), len(two))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == two[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    """Tokens that a text must not spell by accident."""
+    added = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {token for token in {*added, *tokenizer.all_special_tokens} if token}
+
+
+def _with_system(turns: list[Turn], text: str) -> list[Turn]:
+    if turns and turns[0]["role"] == "system":
+        return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
+    return [{"role": "system", "content": text}, *turns]
+
+
+def _system_in_question(turns: list[Turn]) -> list[Turn]:
+    """The system prompt put before the first question, as the makers of templates without system turns advise."""
+    system, *rest = turns
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": system["content"]}, *rest]

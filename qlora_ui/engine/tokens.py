@@ -1,0 +1,314 @@
+"""Conversations as token numbers with the tokens that are learned: the one function behind training, preview and lint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.data.rows import Conversation
+from qlora_ui.engine.rendering import Renderer, RowRefused, Span
+from qlora_ui.engine.tokenizer import tokenizer_state
+from qlora_ui.settings.sections import DataSection
+
+IGNORED = -100
+"""The label of a token that is not learned."""
+TOKENS_VERSION = 1
+"""Part of the cache's key; raised when the same text would give other tokens or labels."""
+_CHUNK = 500
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One conversation as the trainer sees it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """`input_ids` where the token is learned, else IGNORED."""
+    num_tokens: int
+    """Before cutting."""
+    num_trained: int
+    """After cutting."""
+    cut_at: int | None = None
+    """How many tokens are kept of a row that is too long."""
+    refused: str = ""
+    """Why the row cannot be used at all; then it has no tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A row before cutting: text, its tokens, where each stands in the text, which are learned."""
+
+    text: str
+    input_ids: Array
+    starts: Array
+    ends: Array
+    trained: Array
+    spans: tuple[Span, ...]
+    refused: str = ""
+
+
+class RowTokenizer:
+    """A tokenizer with its template, ready to turn conversations into tokens and labels."""
+
+    def __init__(self, tokenizer: Any, data: DataSection) -> None:
+        self.tokenizer = tokenizer
+        self.data = data
+        self._renderer: Renderer | None = None
+        self._offsets = tokenizer if _offsets_tile(tokenizer) else _without_trimming(tokenizer)
+
+    @property
+    def renderer(self) -> Renderer:
+        """The template, run when the first conversation needs it: plain text can be trained without one."""
+        if self._renderer is None:
+            self._renderer = Renderer(self.tokenizer, neutralize=self.data.neutralize_special_tokens)
+        return self._renderer
+
+    def whole(self, conversations: Sequence[Conversation]) -> list[Whole]:
+        """Some rows, before cutting; in one call of the tokenizer for each kind."""
+        results: list[Whole | None] = [None] * len(conversations)
+        for is_plain in (False, True):
+            positions = [at for at, conversation in enumerate(conversations) if (conversation.text is not None) == is_plain]
+            texts, spans, kept = [], [], []
+            for at in positions:
+                try:
+                    text, where = self._plain(conversations[at]) if is_plain else self._chat(conversations[at])
+                except RowRefused as refusal:
+                    results[at] = _refused(str(refusal))
+                    continue
+                texts.append(text)
+                spans.append(where)
+                kept.append(at)
+            for at, whole in zip(kept, self._encode(texts, spans, is_plain=is_plain), strict=True):
+                results[at] = whole
+        return [whole if whole is not None else _refused("unknown") for whole in results]
+
+    def _plain(self, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
+        text = conversation.text or ""
+        bos = self.tokenizer.bos_token
+        if bos and text.startswith(bos):
+            text = text.removeprefix(bos)  # The tokenizer puts its own in front; two would be learned as a pair.
+        if self.data.neutralize_special_tokens and self.tokenizer.chat_template:
+            text = self.renderer.disarm(text)
+        return text, ((0, len(text)),)
+
+    def _chat(self, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
+        rendered = self.renderer.rendered(conversation)
+        spans = rendered.spans
+        if self.data.train_on == "last-answer":
+            spans = spans[-1:]
+        elif self.data.train_on == "everything":
+            spans = ((0, len(rendered.text)),)
+        return rendered.text, spans
+
+    def _encode(self, texts: list[str], spans: list[tuple[Span, ...]], *, is_plain: bool) -> Iterator[Whole]:
+        if not texts:
+            return
+        encoded = self._offsets(
+            texts,
+            add_special_tokens=is_plain,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for text, where, ids, offsets in zip(texts, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            row = np.array(ids, dtype=np.int32)
+            places = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+            yield self._labelled(text, where, row, places, is_plain=is_plain)
+
+    def _labelled(self, text: str, spans: tuple[Span, ...], ids: Array, places: Array, *, is_plain: bool) -> Whole:
+        starts, ends = places[:, 0], places[:, 1]
+        bos = self.tokenizer.bos_token_id
+        if len(ids) > 1 and ids[0] == ids[1] == bos:
+            ids, starts, ends = ids[1:], starts[1:], ends[1:]
+        trained = np.zeros(len(ids), dtype=bool)
+        for start, end in spans:
+            # A token that begins before the answer is the question's, even where it reaches into the answer: in a chat
+            # the question is tokenized alone, so the model never sees that token there.
+            trained |= (starts >= start) & (starts < end)
+        if is_plain:
+            trained[:] = True
+            eos = self.tokenizer.eos_token_id
+            if eos is not None and (not len(ids) or ids[-1] != eos) and text:
+                ids = np.append(ids, np.int32(eos))
+                starts, ends = np.append(starts, np.int32(len(text))), np.append(ends, np.int32(len(text)))
+                trained = np.append(trained, True)
+            if len(ids) and ids[0] == bos:
+                trained[0] = False  # Nothing comes before it, so nothing can predict it.
+        return Whole(text, ids, starts, ends, trained, spans)
+
+    def cut(self, whole: Whole) -> TokenizedRow:
+        """A row as `data.max_length` and `data.too_long` leave it."""
+        length = len(whole.input_ids)
+        limit = self.data.max_length
+        if whole.refused or (length > limit and self.data.too_long == "drop"):
+            return TokenizedRow([], [], length, 0, 0 if length > limit else None, whole.refused)
+        ids, trained = whole.input_ids[:limit], whole.trained[:limit]
+        labels = np.where(trained, ids, IGNORED)
+        return TokenizedRow(ids.tolist(), labels.tolist(), length, int(trained.sum()), limit if length > limit else None)
+
+
+def tokenize_conversation(conversation: Conversation, tokenizer: Any, data: DataSection) -> TokenizedRow:
+    """One conversation as tokens and labels, exactly as a run with these settings trains on it."""
+    rows = RowTokenizer(tokenizer, data)
+    return rows.cut(rows.whole([conversation])[0])
+
+
+def _refused(reason: str) -> Whole:
+    empty = np.zeros(0, dtype=np.int32)
+    return Whole("", empty, empty, empty, np.zeros(0, dtype=bool), (), reason)
+
+
+def _offsets_tile(tokenizer: Any) -> bool:
+    """Whether offsets cover the text without gaps. Some tokenizers report words without their spaces, which would move
+    the border between question and answer."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "The model's tokenizer is of the slow kind without places in the text.",
+            fix="Use a model whose folder has a tokenizer.json.",
+            code="MODEL-TOKENIZER",
+        )
+    offsets = tokenizer("a\n\n b  c", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return bool(offsets) and offsets[0][0] == 0 and offsets[-1][1] == 8 and all(one[1] == two[0] for one, two in pairwise(offsets))
+
+
+def _without_trimming(tokenizer: Any) -> Any:
+    """The same tokenizer with offsets that include spaces; the tokens are the same."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+
+    def untrim(node: Any) -> None:
+        if isinstance(node, dict):
+            if "trim_offsets" in node:
+                node["trim_offsets"] = False
+            for inner in node.values():
+                untrim(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                untrim(inner)
+
+    untrim(state.get("post_processor"))
+    untrim(state.get("pre_tokenizer"))
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+
+# Whole datasets ------------------------------------------------------------------------------------------------------
+
+
+class TokenTable:
+    """The tokens of many rows end to end, before cutting, with a mark for each that is learned."""
+
+    def __init__(self, ids: Array, trained: Array, offsets: Array, refused: dict[int, str]) -> None:
+        self.ids = ids
+        self.trained = trained
+        self.offsets = offsets
+        self.refused = refused
+        """Position of a row to why it cannot be used."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def trained_counts(self, max_length: int | None = None) -> Array:
+        """Learned tokens of each row, of its first `max_length` where that is given."""
+        sums = np.concatenate(([0], np.cumsum(self.trained, dtype=np.int64)))
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        if max_length is not None:
+            ends = np.minimum(ends, starts + max_length)
+        return np.asarray(sums[ends] - sums[starts])
+
+    def row(self, position: int, max_length: int | None = None) -> tuple[Array, Array]:
+        """Token numbers and marks of one row."""
+        start, end = int(self.offsets[position]), int(self.offsets[position + 1])
+        end = end if max_length is None else min(end, start + max_length)
+        return self.ids[start:end], self.trained[start:end]
+
+    def hashes(self) -> Array:
+        """A number for each row's tokens: equal for equal rows."""
+        values = self.ids.astype(np.uint64) + np.uint64(1)
+        within = np.arange(len(values), dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths)
+        mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+        sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))
+        return np.asarray(sums[self.offsets[1:]] - sums[self.offsets[:-1]])
+
+    def save(self, folder: Path) -> None:
+        """Write to a folder, the note last: a folder without it is unfinished."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("ids", "trained", "offsets"):
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        write_json(folder / "refused.json", {str(position): reason for position, reason in self.refused.items()})
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenTable | None:
+        """The table in a folder, read from the disk as it is needed; None where there is none."""
+        refused = read_json(folder / "refused.json")
+        if refused is None:
+            return None
+        try:
+            ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
+        except (OSError, ValueError):
+            return None
+        return cls(ids, trained, np.array(offsets), {int(position): reason for position, reason in refused.items()})
+
+
+def tokenize_all(
+    conversations: Sequence[Conversation],
+    tokenizer: Any,
+    data: DataSection,
+    *,
+    content_hash: str = "",
+    cache: Path | None = None,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> TokenTable:
+    """All rows as tokens; with `content_hash` and a `cache` folder the same content is tokenized once. Raises Cancelled."""
+    folder = None
+    if cache is not None and content_hash:
+        settings = [TOKENS_VERSION, content_hash, tokenizer_state(tokenizer), data.train_on, data.neutralize_special_tokens]
+        folder = cache / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        if (known := TokenTable.load(folder)) is not None and len(known) == len(conversations):
+            return known
+    rows = RowTokenizer(tokenizer, data)
+    ids: list[Array] = []
+    trained: list[Array] = []
+    lengths: list[int] = []
+    refused: dict[int, str] = {}
+    for start in range(0, len(conversations), _CHUNK):
+        stop_if(is_cancelled, "Counting tokens")
+        chunk = rows.whole([conversations[at] for at in range(start, min(start + _CHUNK, len(conversations)))])
+        for position, whole in enumerate(chunk, start):
+            ids.append(whole.input_ids)
+            trained.append(whole.trained)
+            lengths.append(len(whole.input_ids))
+            if whole.refused:
+                refused[position] = whole.refused
+        on_progress(f"Tokenized {start + len(chunk):,} of {len(conversations):,} rows", (start + len(chunk)) / len(conversations))
+    table = TokenTable(
+        np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
+        np.concatenate(trained) if trained else np.zeros(0, dtype=bool),
+        np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+        refused,
+    )
+    if folder is not None:
+        table.save(folder)
+    return table
