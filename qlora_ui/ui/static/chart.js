@@ -1,7 +1,7 @@
 /* Line charts in SVG. `mountChart(element, props, server, watch)` is called by gr.HTML (see ui/chart.py).
  *
  * The page's timer only says "there is something new" (`value.version`). The points themselves come through
- * `server.curves(run ids, cursors)`, which answers with what was added since the cursor, so that a tick of a run with
+ * `server.curves({runs, cursors})`, which answers with what was added since the cursor, so that a tick of a run with
  * ten thousand points moves a few bytes. What is drawn is thinned to two points a pixel column (least and greatest).
  */
 "use strict";
@@ -25,7 +25,8 @@ function mountChart(element, props, server, watch) {
 
   const figures = spec.panels.map((panel) => qFigure(panel, spec));
   const tools = spec.tools ? qTools(store, schedule) : null;
-  root.replaceChildren(...(tools ? [tools] : []), qGrid(figures));
+  root.replaceChildren(qGrid(figures));
+  if (tools) figures[0].node.appendChild(tools);
   const status = root.appendChild(qNode("p", { class: "q-sr", "aria-live": "polite" }));
 
   figures.forEach((figure) => {
@@ -43,7 +44,7 @@ function mountChart(element, props, server, watch) {
       const wanted = (props.value && props.value.runs) || [];
       names = (props.value && props.value.names) || [];
       const cursors = wanted.map((id) => (runs.get(id) || {}).cursor || null);
-      const answer = wanted.length ? await server.curves(wanted, cursors) : [];
+      const answer = wanted.length ? await server.curves({ runs: wanted, cursors }) : [];
       for (const piece of answer || []) qAppend(runs, piece);
       order = wanted.filter((id) => runs.has(id));
       for (const id of [...runs.keys()]) if (!wanted.includes(id)) runs.delete(id);
@@ -179,7 +180,7 @@ const Q_FORMATS = {
   loss: (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 || Math.abs(v) < 0.001 ? v.toExponential(1) : Number(v.toPrecision(3)).toString()),
   number: (v) => (Math.abs(v) >= 1000 ? `${Number((v / 1000).toPrecision(3))}k` : Number(v.toPrecision(3)).toString()),
   rate: (v) => (v === 0 ? "0" : v.toExponential(1).replace("e+", "e").replace(".0e", "e")),
-  bytes: (v) => (v >= 0.995 * 2 ** 30 ? `${(v / 2 ** 30).toFixed(1)} GiB` : `${Math.round(v / 2 ** 20)} MiB`),
+  bytes: (v) => (v === 0 ? "0" : v >= 0.995 * 2 ** 30 ? `${(v / 2 ** 30).toFixed(1)} GiB` : `${Math.round(v / 2 ** 20)} MiB`),
   step: (v) => Math.round(v).toLocaleString("en-US"),
   time: (v) => (v < 90 ? `${Math.round(v)} s` : v < 5400 ? `${Number((v / 60).toPrecision(2))} min` : `${Number((v / 3600).toPrecision(2))} h`),
 };

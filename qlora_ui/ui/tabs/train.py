@@ -1,12 +1,77 @@
-"""The Train tab."""
+"""The Train tab: the run that is looked at, live, the same on every page and after every reload."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gradio as gr
 
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.registry import find_run
+from qlora_ui.ui import run_actions
+from qlora_ui.ui.action import live_html
+from qlora_ui.ui.chart import GRADIENT, LEARNING_RATE, LOSS, MEMORY, SPEED, chart_value, charts
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.curves import new_points
+from qlora_ui.ui.views.probes import probes_html
+from qlora_ui.ui.views.run import NO_RUN, head_html
+from qlora_ui.ui.views.timeline import timeline_html
+from qlora_ui.ui.views.train_tiles import tiles_html
+
+PANELS = (LOSS, MEMORY, LEARNING_RATE, GRADIENT, SPEED)
+MOST_CURVES = 8
+"""Runs whose curves one page may ask for at once."""
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    gr.HTML('<div class="q-empty"><h2>Train</h2></div>', apply_default_css=False)
+    service = page.service
+    with gr.Column(elem_id="train-view"):
+        head = live_html(NO_RUN, "train-head")
+        tiles = gr.HTML("", elem_id="train-tiles", apply_default_css=False)
+        plots = charts("train-charts", PANELS, curves_of(service))
+        probes = gr.HTML("", elem_id="train-probes", apply_default_css=False)
+        timeline = live_html("", "train-timeline")
+
+    def draw(run_id: str) -> tuple[Any, ...]:
+        view = service.view(run_id)
+        begun = view is not None and view.started is not None
+        return (
+            _head(service, view),
+            gr.update(value=tiles_html(view, service.gpus()), visible=begun),
+            gr.update(value=chart_value([view.id], view.version) if view else chart_value([], ""), visible=begun),
+            gr.update(value=probes_html(view), visible=bool(view and view.probes)),
+            gr.update(value=timeline_html(view), visible=begun),
+        )
+
+    page.live(draw, [head, tiles, plots, probes, timeline])
+    run_actions.wire(page, head)
+
+
+def curves_of(service: Service) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    """What charts ask for new points (see ui/chart.py)."""
+
+    def curves(asked: dict[str, Any]) -> list[dict[str, Any]]:
+        runs, cursors = list(asked.get("runs", []))[:MOST_CURVES], list(asked.get("cursors", []))
+        answer = []
+        for place, run_id in enumerate(runs):
+            try:
+                view = service.readers.view(find_run(service.workspace, str(run_id)))
+            except QloraUiError:
+                continue  # deleted on another page
+            answer.append(new_points(view, cursors[place] if place < len(cursors) else None))
+        return answer
+
+    return curves
+
+
+def _head(service: Service, view: RunView | None) -> str:
+    launcher = service.launcher
+    waiting = [service.readers.view(run) for run in launcher.queue()]
+    current = launcher.current()
+    elsewhere = service.readers.view(current) if current is not None and view is not None and current.id != view.id else None
+    holder = launcher.waiting_for() if waiting else None
+    return head_html(view, waiting, is_held=launcher.is_held, blocked_by=holder.sentence() if holder else "", elsewhere=elsewhere)

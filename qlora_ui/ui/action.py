@@ -1,0 +1,61 @@
+"""Buttons inside our own HTML. `live_html` listens to them (static/act.js), `act_button` writes one, `Action` says which was pressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.ui.markup import escape
+
+_SCRIPT = Path(__file__).with_name("static") / "act.js"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What was pressed: its word, the id it stands for, and text where a dialog asked for some. All of it comes from a page."""
+
+    name: str
+    id: str
+    text: str
+    is_on: bool
+    """State of a check box."""
+    data: Mapping[str, str]
+
+    @classmethod
+    def of(cls, event: gr.EventData) -> Action:
+        """The action of an "act" event."""
+        data = event._data if isinstance(event._data, dict) else {}
+        texts = {str(key): str(value) for key, value in data.items() if isinstance(value, str | int | float)}
+        return cls(texts.get("act", ""), texts.get("id", ""), texts.get("text", ""), bool(data.get("on")), texts)
+
+
+def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = True) -> Any:
+    """A gr.HTML whose buttons raise its event `act`; listen with `component.act(handler, …)`, a handler that takes a gr.EventData."""
+    return gr.HTML(
+        value,
+        js_on_load=f"{_SCRIPT.read_text(encoding='utf-8')}\nmountActions(element, trigger, watch); // raises 'act'",
+        elem_id=elem_id,
+        elem_classes=css_class or None,
+        visible=visible,
+        apply_default_css=False,
+    )
+
+
+def act_button(label: str, action: str, run_id: str = "", *, look: str = "", **data: str) -> str:
+    """A button that raises `action` for an id.
+
+    `look` is primary, danger, link, chip or empty; `data` are confirm, yes, ask, value, echo, danger, label (see act.js), and
+    `title`, which becomes the accessible name.
+    """
+    css = {"link": "q-link", "chip": "q-chip", "quiet": "q-button q-button-quiet"}.get(
+        look, f"q-button{f' q-button-{look}' if look else ''}"
+    )
+    title = data.pop("title", "")
+    extra = f' aria-label="{escape(title)}" title="{escape(title)}"' if title else ""
+    rest = "".join(f' data-{name}="{escape(value)}"' for name, value in data.items())
+    target = f' data-id="{escape(run_id)}"' if run_id else ""
+    return f'<button type="button" class="{css}" data-act="{escape(action)}"{target}{extra}{rest}>{escape(label)}</button>'

@@ -1,0 +1,158 @@
+"""What the buttons of a run do, on whichever tab they stand: one function below ui/ each, then what the page shows next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.runs.events import Failed
+from qlora_ui.runs.listing import rename
+from qlora_ui.runs.registry import delete_run, find_run
+from qlora_ui.runs.run_dir import Request, RunDir
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.action import Action
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+
+REQUESTS = {
+    "stop": Request.STOP,
+    "stop_now": Request.STOP_NOW,
+    "pause": Request.PAUSE,
+    "save_now": Request.SAVE_NOW,
+}
+OPENS = {"open": "train", "chat": "chat", "evaluate": "evaluate", "export": "export"}
+"""Buttons that look at a run on another tab."""
+
+
+class Outcome:
+    """What the page shows after a button: another run, another tab, other settings, or nothing of it."""
+
+    def __init__(self, run_id: str | None = None, tab: str = "", settings: RunConfig | None = None) -> None:
+        self.run_id, self.tab, self.settings = run_id, tab, settings
+
+
+def wire(page: Page, component: Any) -> None:
+    """Let the buttons inside `component` do what they say, and draw the page anew afterwards."""
+
+    @handler
+    def act(event: gr.EventData) -> list[Any]:
+        outcome = perform(page, Action.of(event))
+        return [
+            gr.skip() if outcome.run_id is None else outcome.run_id,
+            gr.Tabs(selected=outcome.tab) if outcome.tab else gr.skip(),
+            *(page.form.show(outcome.settings) if outcome.settings else [gr.skip()] * len(page.form.outputs)),
+        ]
+
+    # The form is complete only when all tabs are built, and so are its outputs.
+    def connect() -> None:
+        outputs = [page.run_id, page.tabs, *page.form.outputs]
+        done = component.act(act, None, outputs, api_visibility="private", show_progress="hidden", queue=False)
+        page.redraw_after(done)
+        page.refresh_after(done)
+
+    page.when_complete(connect)
+
+
+def perform(page: Page, action: Action) -> Outcome:
+    """Do it; raises QloraUiError in words where it cannot be done (any more)."""
+    if action.name in OPENS:
+        return Outcome(_run(page, action).id, OPENS[action.name])
+    if action.name in REQUESTS:
+        page.service.launcher.request(_run(page, action), REQUESTS[action.name])
+        return Outcome()
+    do = _ACTIONS.get(action.name)
+    if do is None:
+        raise RunError("This page is older than the app.", fix="Reload it", code="stale-page")
+    return do(page, action)
+
+
+def _run(page: Page, action: Action) -> RunDir:
+    return find_run(page.service.workspace, action.id)
+
+
+def _resume(page: Page, action: Action) -> Outcome:
+    run = page.service.launcher.resume(_run(page, action))
+    return Outcome(run.id, "train")
+
+
+def _copy(page: Page, action: Action) -> Outcome:
+    return Outcome(None, "recipe", _fresh(_run(page, action).config()))
+
+
+def _apply(page: Page, action: Action) -> Outcome:
+    """Start again with a suggestion of the failure; the form shows the changed settings too."""
+    run = _run(page, action)
+    view = page.service.readers.view(run)
+    suggestions = view.ended.suggestions if isinstance(view.ended, Failed) else []
+    number = int(action.data.get("number", "0") or 0)
+    if not 0 <= number < len(suggestions):
+        raise RunError(f"Run {view.name} offers this no more.", fix="Look at the page again", code="stale-page")
+    config = _fresh(run.config().changed(suggestions[number].get("values", {})))
+    started = page.service.launcher.start(config, key=f"{run.id}-apply-{number}-{len(view.timeline)}")
+    return Outcome(started.id, "train", config)
+
+
+def _move(page: Page, action: Action) -> Outcome:
+    page.service.launcher.move(_run(page, action), int(action.data.get("to", "0") or 0))
+    return Outcome()
+
+
+def _unqueue(page: Page, action: Action) -> Outcome:
+    page.service.launcher.cancel(_run(page, action))
+    return Outcome()
+
+
+def _release(page: Page, action: Action) -> Outcome:
+    page.service.launcher.hold(False)
+    return Outcome()
+
+
+def _free(page: Page, action: Action) -> Outcome:
+    holder = page.service.launcher.waiting_for()
+    if holder is not None and not page.service.card.free(holder.who):
+        raise RunError(holder.sentence(), why="It cannot be asked to let go", fix="Wait until it is done", code="card-busy")
+    return Outcome()
+
+
+def _rename(page: Page, action: Action) -> Outcome:
+    rename(_run(page, action), action.text)
+    return Outcome()
+
+
+def _notes(page: Page, action: Action) -> Outcome:
+    _run(page, action).write_about(notes=action.text.strip()[:4000])
+    return Outcome()
+
+
+def _tags(page: Page, action: Action) -> Outcome:
+    words = [" ".join(word.split())[:40] for word in action.text.split(",")]
+    _run(page, action).write_about(tags=list(dict.fromkeys(word for word in words if word))[:20])
+    return Outcome()
+
+
+def _delete(page: Page, action: Action) -> Outcome:
+    delete_run(page.service.workspace, _run(page, action))
+    return Outcome("")
+
+
+def _fresh(config: RunConfig) -> RunConfig:
+    """Settings for another run: the name stays free so that two runs do not look the same."""
+    return config.changed({"output.name": ""})
+
+
+_ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
+    "resume": _resume,
+    "copy": _copy,
+    "apply": _apply,
+    "move": _move,
+    "unqueue": _unqueue,
+    "release": _release,
+    "free": _free,
+    "rename": _rename,
+    "notes": _notes,
+    "tags": _tags,
+    "delete": _delete,
+}

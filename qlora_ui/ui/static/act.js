@@ -1,0 +1,90 @@
+/* Buttons inside our HTML: a click on [data-act] becomes the event "act" of the component, with the button's data.
+ *
+ * data-confirm   a sentence: asks first, in a dialog whose Yes is labelled data-yes
+ * data-ask       a question: asks for a line of text (data-value is the old one), sent as `text`; data-long for several lines
+ * data-echo      what the button says from the click until the page is drawn anew
+ * <details data-key> keep their state, fields keep what was typed, when the HTML is drawn anew.
+ */
+"use strict";
+
+function mountActions(element, trigger, watch) {
+  const folds = new Map();
+
+  element.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-act]");
+    if (!button || !element.contains(button) || button.disabled) return;
+    event.preventDefault();
+    const data = { ...button.dataset };
+    if (data.confirm || data.ask) dialog(button, data, (text) => send(button, text === undefined ? data : { ...data, text }));
+    else send(button, data);
+  });
+
+  element.addEventListener("change", (event) => {
+    const field = event.target.closest("[data-change]");
+    if (!field) return;
+    const on = field.type === "checkbox" ? field.checked : null;
+    send(null, { ...field.dataset, act: field.dataset.change, text: field.value, on });
+  });
+
+  element.addEventListener("toggle", (event) => {
+    const key = event.target.dataset && event.target.dataset.key;
+    if (key) folds.set(key, event.target.open);
+  }, true);
+
+  watch("value", () => {
+    for (const fold of element.querySelectorAll("details[data-key]")) if (folds.has(fold.dataset.key)) fold.open = folds.get(fold.dataset.key);
+    for (const button of element.querySelectorAll("[data-sent]")) settle(button);
+  });
+
+  function send(button, data) {
+    if (button && data.echo) {
+      button.dataset.sent = button.textContent;
+      button.textContent = data.echo;
+      button.disabled = true;
+      setTimeout(() => settle(button), 4000);
+    }
+    trigger("act", data);
+  }
+
+  function settle(button) {
+    if (button.dataset.sent === undefined) return;
+    if (button.textContent === button.dataset.echo) button.textContent = button.dataset.sent;
+    delete button.dataset.sent;
+    button.disabled = false;
+  }
+
+  function dialog(button, data, yes) {
+    const box = document.createElement("dialog");
+    box.className = "q-dialog";
+    const form = box.appendChild(document.createElement("form"));
+    form.method = "dialog";
+    const words = form.appendChild(document.createElement("p"));
+    words.textContent = data.confirm || data.ask;
+    words.id = `q-dialog-${Date.now()}`;
+    box.setAttribute("aria-labelledby", words.id);
+    let field = null;
+    if (data.ask) {
+      field = form.appendChild(document.createElement(data.long !== undefined ? "textarea" : "input"));
+      field.value = data.value || "";
+      field.setAttribute("aria-labelledby", words.id);
+      field.maxLength = 4000;
+    }
+    const row = form.appendChild(document.createElement("div"));
+    row.className = "q-dialog-row";
+    const no = row.appendChild(document.createElement("button"));
+    no.type = "button"; no.className = "q-button"; no.textContent = data.no || "Cancel";
+    const ok = row.appendChild(document.createElement("button"));
+    ok.type = "submit"; ok.value = "yes";
+    ok.className = `q-button ${data.danger !== undefined ? "q-button-danger" : "q-button-primary"}`;
+    ok.textContent = data.yes || "OK";
+    no.addEventListener("click", () => box.close());
+    box.addEventListener("close", () => {
+      if (box.returnValue === "yes") yes(field ? field.value : undefined);
+      box.remove();
+      if (button.isConnected) button.focus();
+    });
+    document.body.appendChild(box);
+    box.showModal();
+    if (field) { field.focus(); field.select(); } else no.focus();
+  }
+}

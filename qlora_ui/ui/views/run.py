@@ -1,0 +1,293 @@
+"""The head of the Train tab: what the run is, where it is, what can be done with it, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.runs.events import Ended, Failed, Finished, Paused, PhaseChanged, RequestSeen, Stopped
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.run_dir import Request, Status
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import bullet_list, escape
+from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_chip
+
+PHASES = (
+    ("download", "Download"),
+    ("load", "Load model"),
+    ("data", "Prepare rows"),
+    ("check", "Try the longest"),
+    ("train", "Train"),
+    ("finish", "Save"),
+)
+"""Phases in their order; evaluate, probe and save happen inside training."""
+_INSIDE_TRAINING = {"evaluate": "checking held-back rows", "probe": "answering probe questions", "save": "saving a checkpoint"}
+
+NO_RUN = (
+    '<div class="q-empty"><h2>No run yet</h2><p>Press Start in the Ready card. The loss, the memory and the time left draw '
+    "themselves here, and stay when you close the page.</p></div>"
+)
+
+
+def head_html(
+    view: RunView | None,
+    waiting: Sequence[RunView] = (),
+    *,
+    is_held: bool = False,
+    blocked_by: str = "",
+    elsewhere: RunView | None = None,
+) -> str:
+    """Name, state, phases, progress, buttons, and what ended it.
+
+    `waiting` are the runs in the queue, next one first; `blocked_by` says who holds the card that the next one waits for;
+    `elsewhere` is a run that trains while the page looks at another.
+    """
+    if view is None:
+        return NO_RUN
+    parts = (
+        _elsewhere(elsewhere),
+        _title(view),
+        _progress(view),
+        _echo(view),
+        _ending(view),
+        _queue(waiting, is_held, blocked_by),
+    )
+    return f'<section class="q-run" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
+
+
+def _elsewhere(view: RunView | None) -> str:
+    if view is None:
+        return ""
+    return f'<p class="q-note q-note-live">{escape(view.name)} is training now. {act_button("Show it", "open", view.id, look="link")}</p>'
+
+
+def _title(view: RunView) -> str:
+    facts = []
+    if view.config:
+        facts.append(describe_model(view.config.model.id))
+    if plan := view.planned:
+        facts.append(f"{format_count(plan.num_train_rows)} rows, {format_count(plan.num_trained_tokens)} trained tokens a pass")
+        facts.append(f"{plan.num_steps:,} steps of {plan.effective_batch}")
+        facts.append(f"{format_count(plan.trainable_params)} of {format_count(plan.total_params)} weights learn")
+    if view.started:
+        facts.append(f"on {view.started.device}")
+    line = " · ".join(escape(fact) for fact in facts)
+    return (
+        f'<div class="q-run-top"><div class="q-run-title"><h1 class="q-h1">{escape(view.name)}</h1>{status_chip(view.status)}</div>'
+        f"{_buttons(view)}</div>"
+        f'<p class="q-small q-run-facts q-num">{line}</p>'
+    )
+
+
+def _phases(view: RunView) -> str:
+    """Chips from download to save; done ones carry a tick, the present one its share."""
+    if not view.status.is_live and not isinstance(view.ended, Failed):
+        return ""
+    seen = [event.phase for event in view.timeline if isinstance(event, PhaseChanged) and view.started and event.time >= view.started.time]
+    now = view.phase.phase if view.phase else "download"
+    main = "train" if now in _INSIDE_TRAINING else now
+    order = [phase for phase, _ in PHASES]
+    place = order.index(main) if main in order else 0
+    chips = []
+    for number, (phase, label) in enumerate(PHASES):
+        if phase == "download" and "download" not in seen and place > 0:
+            continue
+        if number < place:
+            chips.append(f'<li class="q-phase q-phase-done"><span aria-hidden="true">✓</span> {label}<span class="q-sr">, done</span></li>')
+        elif number == place:
+            detail = _phase_detail(view, now)
+            state = "failed" if isinstance(view.ended, Failed) else "now"
+            sign = "✕" if state == "failed" else "●"
+            chips.append(
+                f'<li class="q-phase q-phase-{state}" aria-current="step"><span aria-hidden="true">{sign}</span> {label}'
+                f"{f' <small>{escape(detail)}</small>' if detail and state == 'now' else ''}</li>"
+            )
+        else:
+            chips.append(f'<li class="q-phase"><span aria-hidden="true">○</span> {label}</li>')
+    return f'<ol class="q-phases" aria-label="Phases">{"".join(chips)}</ol>'
+
+
+def _phase_detail(view: RunView, now: str) -> str:
+    if now in _INSIDE_TRAINING:
+        return _INSIDE_TRAINING[now]
+    if view.phase is None:
+        return ""
+    share = format_percent(view.phase.progress) if view.phase.progress is not None and now != "train" else ""
+    return " ".join(part for part in (share, view.phase.detail) if part)
+
+
+def _progress(view: RunView) -> str:
+    phases = _phases(view)
+    if view.progress is None or view.status is Status.QUEUED:
+        return phases
+    percent = f"{view.progress * 100:.1f}"
+    left = f"{format_duration(view.time_left_s)} left" if view.time_left_s is not None and view.status.is_live else ""
+    words = " · ".join(part for part in (f"step {view.step:,} of {view.num_steps:,}", format_percent(view.progress), left) if part)
+    bar = (
+        f'<div class="q-progress" role="progressbar" aria-label="Steps" aria-valuemin="0" aria-valuemax="{view.num_steps}" '
+        f'aria-valuenow="{view.step}" aria-valuetext="{escape(words)}"><i style="width:{percent}%"></i></div>'
+    )
+    return f'{bar}<div class="q-progress-line">{phases}<span class="q-small q-num q-progress-words">{escape(words)}</span></div>'
+
+
+def _echo(view: RunView) -> str:
+    """What was asked of the job and is not done yet: it stands here on every page, also after a reload."""
+    if not view.status.is_live:
+        return ""
+    words = [REQUEST_WORDS[request] for request in view.pending]
+    begun = view.started.time if view.started else 0.0
+    last = view.timeline[-1] if view.timeline else None
+    if not words and isinstance(last, RequestSeen) and last.time >= begun:
+        words = [last.detail or REQUEST_WORDS.get(Request(last.request), "") if last.request in list(Request) else last.detail]
+    text = " ".join(word for word in words if word)
+    return f'<p class="q-note q-note-live" role="status">{escape(text)}</p>' if text else ""
+
+
+def _ending(view: RunView) -> str:
+    match view.ended:
+        case Failed() as failed:
+            return _failure(view, failed)
+        case Finished() | Stopped() | Paused() as ended:
+            return _end(view, ended)
+    if view.status is Status.CRASHED:
+        return (
+            '<div class="q-note q-note-warn" role="status"><strong>The app or the machine went down while this ran.</strong> '
+            f"{escape(_kept(view))}</div>"
+        )
+    if view.status is Status.QUEUED:
+        return '<p class="q-note" role="status">Waits for its turn. It starts by itself.</p>'
+    return ""
+
+
+def _end(view: RunView, ended: Ended) -> str:
+    took = f"in {format_duration(view.elapsed_s)}" if view.elapsed_s else ""
+    first, last = (view.steps[0].loss, view.steps[-1].loss) if view.steps else (None, None)
+    fell = f"The loss went from {first:.3g} to {last:.3g} {took}." if first is not None and last is not None and len(view.steps) > 1 else ""
+    if isinstance(ended, Paused):
+        held = ended.held_bytes
+        free = " The card is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
+        return f'<div class="q-note" role="status"><strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(fell)}</div>'
+    if isinstance(ended, Stopped) and not ended.adapter:
+        what = "Taken out of the queue before it began." if not view.steps else f"Stopped after step {view.step:,}. {_kept(view)}"
+        return f'<div class="q-note" role="status">{escape(what)}</div>'
+    title = "Done" if isinstance(ended, Finished) else f"Stopped after step {view.step:,}, what was learned is saved"
+    reason = f" {ended.reason[:1].upper()}{ended.reason[1:]}." if isinstance(ended, Finished) and ended.reason != "all steps done" else ""
+    steps = (
+        act_button("Chat with it", "chat", view.id, look="primary q-button-large")
+        + act_button("Check how good it is", "evaluate", view.id)
+        + act_button("Take it with you", "export", view.id)
+    )
+    return (
+        f'<div class="q-done" role="status"><div><h2 class="q-h2">{escape(title)}</h2>'
+        f'<p class="q-sub">{escape(fell)}{escape(reason)}</p></div><div class="q-done-steps">{steps}</div></div>'
+    )
+
+
+def _failure(view: RunView, failed: Failed) -> str:
+    """Cause before remedy, a button for each remedy, the traceback folded."""
+    rest = " ".join(part.rstrip(".") + "." for part in (failed.why, failed.fix) if part)
+    what = failed.what.rstrip(".") or "The run could not go on"
+    buttons = []
+    for number, suggestion in enumerate(failed.suggestions):
+        changes = ", ".join(f"{_label(path)} → {value}" for path, value in dict(suggestion.get("values", {})).items())
+        label = str(suggestion.get("label") or changes)
+        look = "" if number else "primary"
+        button = act_button(
+            "Apply and start again", "apply", view.id, look=look, number=str(number), title=f"Apply and start again: {label}"
+        )
+        small = f" <small>{escape(changes)}</small>" if changes and changes != label else ""
+        buttons.append(f"<li>{button}<span>{escape(label)}{small}</span></li>")
+    fixes = f'<ul class="q-fixes">{"".join(buttons)}</ul>' if buttons else ""
+    trace = ""
+    if failed.traceback:
+        trace = fold("Technical details", f'<pre class="q-trace">{escape(failed.traceback)}</pre>', f"trace-{view.id}")
+    said = f"<strong>{escape(what)}.</strong> {escape(rest)} {escape(_kept(view))}"
+    return f'<div class="q-note q-note-bad" role="alert">{said}{fixes}{trace}</div>'
+
+
+def _buttons(view: RunView) -> str:
+    run, buttons = view.id, []
+    if view.status.is_live:
+        buttons = _live_buttons(view)
+    elif view.status is Status.QUEUED:
+        buttons.append(act_button("Take out of the queue", "stop", run, echo="Taking it out …"))
+    elif view.can_resume:
+        look = "primary" if view.status in (Status.PAUSED, Status.CRASHED) else ""
+        since = f"from step {view.checkpoints[-1].step:,}" if view.checkpoints else "from the start"
+        buttons.append(act_button(f"Continue {since}", "resume", run, look=look, echo="Queued …"))
+    if not view.status.is_live:
+        buttons.append(act_button("New run from this one", "copy", run, look="quiet"))
+    return f'<div class="q-buttons" role="group" aria-label="Control of the run">{"".join(buttons)}</div>'
+
+
+def _live_buttons(view: RunView) -> list[str]:
+    run, buttons = view.id, []
+    if view.step:
+        look = "" if Request.STOP in view.pending else "primary"
+        buttons.append(
+            act_button(
+                "Stop and save",
+                "stop",
+                run,
+                look=look,
+                echo="Stopping …",
+                confirm="Stop after this step? What it has learned is saved, and you can chat with it or continue later.",
+                yes="Stop and save",
+                no="Go on training",
+            )
+        )
+        buttons.append(act_button("Pause", "pause", run, echo="Pausing …", title="Pause: save, free the card, continue later"))
+        buttons.append(act_button("Checkpoint now", "save_now", run, echo="Saving …"))
+    buttons.append(
+        act_button(
+            "Stop now",
+            "stop_now",
+            run,
+            look="danger",
+            echo="Stopping …",
+            danger="1",
+            confirm=f"Stop at once? {_lost(view)}",
+            yes="Stop now",
+            no="Go on training",
+        )
+    )
+    return buttons
+
+
+def _lost(view: RunView) -> str:
+    if not view.checkpoints:
+        return "Nothing was saved yet, so everything it learned is lost." if view.step else "It has not learned anything yet."
+    saved = view.checkpoints[-1].step
+    since = view.step - saved
+    return f"The checkpoint of step {saved:,} stays" + (f", the {since:,} steps since are lost." if since else ".")
+
+
+def _queue(waiting: Sequence[RunView], is_held: bool, blocked_by: str) -> str:
+    if not waiting:
+        return ""
+    rows = []
+    for place, view in enumerate(waiting):
+        moves = act_button("↑", "move", view.id, look="quiet", to=str(place - 1), title=f"Move {view.name} up") if place else ""
+        rows.append(
+            f'<span class="q-num">{place + 1}.</span> {act_button(view.name, "open", view.id, look="link")} {moves}'
+            f"{act_button('Remove', 'unqueue', view.id, look='quiet', title=f'Take {view.name} out of the queue')}"
+        )
+    held = (
+        f'<p class="q-small">The queue of the last visit is held. {act_button("Start the queue", "release", look="link")}</p>'
+        if is_held
+        else ""
+    )
+    block = f'<p class="q-small">{escape(blocked_by)} {act_button("Free the card", "free", look="link")}</p>' if blocked_by else ""
+    return f'<div class="q-queue"><h2 class="q-h3">Waiting</h2>{held}{block}{bullet_list(rows, "q-queue-rows")}</div>'
+
+
+def _kept(view: RunView) -> str:
+    if view.checkpoints:
+        return f"The checkpoint of step {view.checkpoints[-1].step:,} is kept; Continue goes on from there."
+    return "No checkpoint was saved; Continue starts from the beginning." if view.started else ""
+
+
+def _label(path: str) -> str:
+    option = option_by_path().get(path)
+    return option.meta.label if option else path

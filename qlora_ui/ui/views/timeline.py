@@ -1,0 +1,113 @@
+"""What happened in a run, newest last: phases, checkpoints, checks, warnings, heals, requests, ends."""
+
+from __future__ import annotations
+
+from qlora_ui.base.units import format_bytes, format_duration
+from qlora_ui.runs.events import (
+    CheckpointSaved,
+    EvalLogged,
+    Event,
+    Failed,
+    Finished,
+    Healed,
+    Noticed,
+    Paused,
+    PhaseChanged,
+    Planned,
+    ProbeAnswered,
+    Queued,
+    RequestSeen,
+    Started,
+    Stopped,
+)
+from qlora_ui.runs.read import RunView
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.words import fold
+
+SHOWN = 10
+MOST = 400
+
+_PHASES = {
+    "download": "Downloading the model",
+    "load": "Loading the model in 4-bit",
+    "data": "Preparing the rows",
+    "check": "Trying the longest rows, to be sure that they fit",
+    "train": "Training",
+    "finish": "Saving the result",
+}
+
+
+def timeline_html(view: RunView | None) -> str:
+    """The strip of events; the older ones folded. Empty before a run."""
+    if view is None:
+        return ""
+    start = min((event.time for event in view.timeline if not isinstance(event, Queued)), default=view.created)
+    rows = [row for event in view.timeline[-MOST:] if (row := _row(event, start))]
+    if not rows:
+        return ""
+    older, newer = rows[:-SHOWN], rows[-SHOWN:]
+    folded = fold(f"{len(older)} earlier", f'<ol class="q-timeline">{"".join(older)}</ol>', "timeline") if older else ""
+    shown = f'<ol class="q-timeline">{"".join(newer)}</ol>'
+    return f'<section class="q-card"><h2 class="q-h2">What happened</h2>{folded}{shown}</section>'
+
+
+def _row(event: Event, start: float) -> str:
+    said = _say(event)
+    if said is None:
+        return ""
+    kind, sign, what, more = said
+    after = format_duration(max(event.time - start, 0))
+    step = f"step {event.step:,}" if event.step else ""
+    detail = f' <span class="q-small">{escape(more)}</span>' if more else ""
+    return (
+        f'<li class="q-event q-event-{kind}"><span class="q-event-sign" aria-hidden="true">{sign}</span>'
+        f'<span class="q-event-time q-num">{escape(after)}</span><span class="q-event-step q-num">{step}</span>'
+        f"<span>{escape(what)}{detail}</span></li>"
+    )
+
+
+def _say(event: Event) -> tuple[str, str, str, str] | None:
+    """Kind, sign, sentence and small print; None for what is not worth a line."""
+    match event:
+        case Queued():
+            return "plain", "…", "Put into the queue", ""
+        case Started():
+            again = f", from the checkpoint of step {event.resumed_from:,}" if event.resumed_from else ""
+            return "plain", "▸", f"Started on {event.device}{again}", ""
+        case PhaseChanged():
+            return ("plain", "▸", _PHASES[event.phase], "") if event.phase in _PHASES else None
+        case Planned():
+            lost = (f"{count} {word}" for count, word in ((event.truncated_rows, "cut"), (event.dropped_rows, "left out")) if count)
+            fast = f"fast path: {', '.join(event.fast_path)}" if event.fast_path else "; ".join(event.fast_path_reasons)
+            said = ", ".join(lost)
+            what = f"{event.num_train_rows:,} rows to learn from, {event.num_eval_rows:,} held back"
+            return "plain", "▸", f"{what}{f', {said}' if said else ''}", fast
+        case EvalLogged():
+            return "check", "◇", f"Held-back rows: loss {event.loss:.3g}{', the best so far' if event.is_best else ''}", ""
+        case CheckpointSaved():
+            return "save", "▲", f"Checkpoint saved{', the best so far' if event.is_best else ''}", format_bytes(event.num_bytes)
+        case Noticed():
+            rest = " ".join(part.rstrip(".") + "." for part in (event.why, event.fix) if part)
+            return ("warn", "!", event.what, rest) if event.level == "warning" else ("plain", "i", event.what, rest)
+        case Healed():
+            changes = ", ".join(f"{_label(path)} {old} → {new}" for path, (old, new) in event.changes.items())
+            return "heal", "+", event.what, changes
+        case RequestSeen():
+            return "plain", "›", event.detail or f"Asked to {event.request.replace('_', ' ')}", ""
+        case ProbeAnswered():
+            return None
+        case Finished():
+            return "done", "✓", "Done" if event.reason == "all steps done" else f"Done: {event.reason}", ""
+        case Paused():
+            return "plain", "‖", "Paused, memory freed", ""
+        case Stopped():
+            return "plain", "■", "Stopped and saved" if event.adapter else "Stopped", ""
+        case Failed():
+            return "bad", "✕", event.what, ""
+    return None
+
+
+def _label(path: str) -> str:
+    option = option_by_path().get(path)
+    return option.meta.label if option else path

@@ -1,0 +1,89 @@
+"""The figures of a run at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlora_ui.base.units import format_count, format_duration
+from qlora_ui.hardware.gpu import GpuState
+from qlora_ui.runs.read import RunView
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.measured import measured_bytes, predicted_and_measured
+
+JOULES_PER_WH = 3600.0
+
+
+def tiles_html(view: RunView | None, gpus: Sequence[GpuState] = ()) -> str:
+    """Step, loss, speed, time, memory, power; empty before a run."""
+    if view is None or view.started is None:
+        return ""
+    tiles = [_step(view), _loss(view), _speed(view), _time(view), _memory(view)]
+    if power := _power(view, gpus):
+        tiles.append(power)
+    return f'<dl class="q-tiles">{"".join(tiles)}</dl>'
+
+
+def _tile(label: str, value: str, note: str = "", css_class: str = "") -> str:
+    small = f'<dd class="q-tile-note q-num">{escape(note)}</dd>' if note else ""
+    return f'<div class="q-tile {css_class}"><dt>{escape(label)}</dt><dd class="q-tile-value">{escape(value)}</dd>{small}</div>'
+
+
+def _step(view: RunView) -> str:
+    of = f"of {view.num_steps:,}" if view.num_steps else ""
+    if view.steps and view.steps[-1].epoch:
+        of += f", pass {view.steps[-1].epoch:.1f}"
+    return _tile("Step", f"{view.step:,}", of)
+
+
+def _loss(view: RunView) -> str:
+    if not view.steps:
+        return _tile("Loss", "–")
+    recent = [event.loss for event in view.steps[-10:]]
+    best = view.best_eval
+    note = f"best on held-back rows {best.loss:.3g}" if best else f"first {view.steps[0].loss:.3g}"
+    return _tile("Loss, last ten", f"{sum(recent) / len(recent):.3g}", note)
+
+
+def _speed(view: RunView) -> str:
+    if not view.steps:
+        return _tile("Tokens/s", "–")
+    recent = [event.tokens_per_s for event in view.steps[-10:] if event.tokens_per_s]
+    speed = view.ended.tokens_per_s if view.ended and view.ended.tokens_per_s else sum(recent) / len(recent) if recent else 0.0
+    note = f"{format_duration_short(view.step_s)} a step" if view.step_s else ""
+    return _tile("Tokens/s", format_count(speed) if speed >= 100 else f"{speed:.3g}", note)
+
+
+def _time(view: RunView) -> str:
+    if view.status.is_live:
+        left = format_duration(view.time_left_s) if view.time_left_s is not None else "measuring"
+        return _tile("Time left", left, f"{format_duration(view.elapsed_s)} so far")
+    predicted = view.planned.predicted_s if view.planned else None
+    return _tile("Time", format_duration(view.elapsed_s), f"predicted {format_duration(predicted)}" if predicted else "")
+
+
+def _memory(view: RunView) -> str:
+    predicted = view.planned.predicted_bytes if view.planned else None
+    measured = max((measured_bytes(event) or 0 for event in view.memory), default=0)
+    words = predicted_and_measured(predicted, measured)
+    share = ""
+    if words.endswith(")"):
+        words, _, share = words.rpartition(" (")
+        share = share.rstrip(")")
+    return _tile("Memory", words or "not measured yet", f"{share} against the prediction" if share else "", "q-tile-wide")
+
+
+def _power(view: RunView, gpus: Sequence[GpuState]) -> str:
+    live = next((gpu.power_w for gpu in gpus if gpu.power_w is not None), None) if view.status.is_live else None
+    power = live if live is not None else next((event.power_w for event in reversed(view.memory) if event.power_w is not None), None)
+    energy = view.energy_j
+    if power is None and energy is None:
+        return ""
+    note = f"{energy / JOULES_PER_WH:.3g} Wh so far" if energy else ""
+    if view.status.is_live and power is not None:
+        return _tile("Power", f"{power:.0f} W", note)
+    return _tile("Energy", f"{energy / JOULES_PER_WH:.3g} Wh") if energy else ""
+
+
+def format_duration_short(seconds: float) -> str:
+    """A duration below a minute with a useful digit: `0.4 s`, `12 s`."""
+    return f"{seconds:.2g} s" if seconds < 10 else format_duration(seconds)

@@ -1,0 +1,71 @@
+"""Words and signs for states, times and names, the same on every tab."""
+
+from __future__ import annotations
+
+import time
+
+from qlora_ui.runs.run_dir import Request, Status
+from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.markup import escape, middle_cut
+
+STATUS_WORDS = {
+    Status.QUEUED: "waiting",
+    Status.STARTING: "getting ready",
+    Status.RUNNING: "training",
+    Status.DONE: "done",
+    Status.STOPPED: "stopped",
+    Status.PAUSED: "paused",
+    Status.FAILED: "failed",
+    Status.CRASHED: "interrupted",
+}
+_LOOKS = {
+    Status.STARTING: ("accent q-chip-live", ""),
+    Status.RUNNING: ("accent q-chip-live", ""),
+    Status.DONE: ("good", "✓ "),
+    Status.STOPPED: ("plain", "■ "),
+    Status.PAUSED: ("plain", "‖ "),
+    Status.FAILED: ("bad", "✕ "),
+    Status.CRASHED: ("warn", "! "),
+    Status.QUEUED: ("plain", "… "),
+}
+REQUEST_WORDS = {
+    Request.STOP: "Stopping after this step; what was learned is saved.",
+    Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
+    Request.PAUSE: "Pausing after this step; the card is freed and you can continue later.",
+    Request.SAVE_NOW: "Saving a checkpoint after this step; the run goes on.",
+}
+
+
+def status_chip(status: Status) -> str:
+    """The state as a chip with word, sign and colour."""
+    look, sign = _LOOKS[status]
+    return f'<span class="q-chip q-chip-{look}"><span>{sign}{STATUS_WORDS[status]}</span></span>'
+
+
+def describe_model(model_id: str, length: int = 44) -> str:
+    """A model's name without the owner of its repository or the folders before it."""
+    if model_id == BUILTIN_MODEL:
+        return "SmolLM2-135M-Instruct (built in)"
+    return middle_cut(model_id.rstrip("/").rsplit("/", maxsplit=1)[-1] or model_id, length)
+
+
+def ago(moment: float, now: float | None = None) -> str:
+    """A moment as a person says it: `just now`, `12 min ago`, `today 14:05`, `Mon 3 Nov`, `3 Nov 2025`."""
+    now = now if now is not None else time.time()
+    seconds = now - moment
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min ago"
+    then, today = time.localtime(moment), time.localtime(now)
+    if then[:3] == today[:3]:
+        return time.strftime("today %H:%M", then)
+    if then.tm_year == today.tm_year:
+        return f"{time.strftime('%a', then)} {then.tm_mday} {time.strftime('%b %H:%M', then)}"
+    return f"{then.tm_mday} {time.strftime('%b %Y', then)}"
+
+
+def fold(title: str, body: str, key: str, *, is_open: bool = False) -> str:
+    """A part that unfolds; `title` is plain text, `body` ready-made HTML. It keeps its state when the page is drawn anew."""
+    state = " open" if is_open else ""
+    return f'<details class="q-details" data-key="{escape(key)}"{state}><summary>{escape(title)}</summary>{body}</details>'
