@@ -41,6 +41,8 @@ class FastStepMixin:
 
     def _start_fast_step(self, model: Any, micro: MicroStep) -> None:
         self._micro, self._micro_model = micro, model
+        # all of it, once: a freshly wrapped PeftModel calls itself training while the base below it is still in evaluation mode
+        model.train()
         self._token_count = torch.zeros((), dtype=torch.int64, device=micro.gradients.flat.device)
         # the trainer zeroes through the model after every optimizer step: one fill instead of a walk over all parameters
         model.__dict__["zero_grad"] = lambda set_to_none=True: micro.gradients.zero()

@@ -1,0 +1,251 @@
+"""One QLoRA run on one stack, as one JSON row: trained tokens per second, step time, peak memory, losses and gradient norms.
+
+usage: python tests/bench/speed_train.py STACK MODEL_FOLDER [options]      STACK: recipe | plain | fast | unsloth
+`recipe` is the usual tutorial (prepare_model_for_kbit_training), `plain` is TRL without it, `fast` is ours, `unsloth` needs it on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_DISABLE_STATISTICS="1", WANDB_DISABLED="true")
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GIB = 2**30
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stack", choices=["recipe", "plain", "fast", "unsloth"])
+    parser.add_argument("model")
+    parser.add_argument("--seq", type=int, default=512)
+    parser.add_argument("--bs", type=int, default=4)
+    parser.add_argument("--ga", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--skip", type=int, default=4)
+    parser.add_argument("--mean-len", type=int, default=0, help="0: every sample is --seq long; else lognormal lengths, cut at --seq")
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--no-ckpt", action="store_true", help="keep all activations")
+    parser.add_argument("--kept", type=int, default=0, help="fast: layers that keep their activations")
+    parser.add_argument("--text", default="", help="train on this file's text instead of random tokens")
+    parser.add_argument("--eval-rows", type=int, default=0)
+    parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--uncaptured", action="store_true")
+    parser.add_argument("--tag", default="")
+    parser.add_argument("--turn", default="", help="wait for this file before touching the GPU (imports run ahead)")
+    return parser.parse_args()
+
+
+def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]]:
+    """Random token rows of the asked lengths, or pieces of a text."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    lengths = [a.seq if not a.mean_len else int(np.clip(rng.lognormal(np.log(a.mean_len), 0.6), 16, a.seq)) for _ in range(count)]
+    if a.text:
+        ids = tokenizer(open(a.text, encoding="utf-8").read())["input_ids"]
+        starts = rng.integers(0, max(1, len(ids) - a.seq), count)
+        return [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    return [rng.integers(5, 300, n).tolist() for n in lengths]
+
+
+def main() -> None:
+    a = arguments()
+    if a.stack == "unsloth":
+        import unsloth  # noqa: F401  (must come first)
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    while a.turn and not os.path.exists(a.turn):
+        time.sleep(0.05)
+    set_seed(0)
+    kept = 10**6 if a.no_ckpt else a.kept
+    peft_config = None
+    if a.stack == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model, tokenizer = FastLanguageModel.from_pretrained(a.model, max_seq_length=a.seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True)
+        model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, bias="none",
+                                                 use_gradient_checkpointing=False if a.no_ckpt else "unsloth", random_state=0)
+    else:
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True)
+        tokenizer = AutoTokenizer.from_pretrained(a.model)
+        model = AutoModelForCausalLM.from_pretrained(a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation="sdpa")
+        peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
+        if a.stack == "recipe":
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            set_seed(1)
+            model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
+            peft_config = None
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.data = p.data.to(torch.bfloat16)
+
+    packs = a.stack == "fast" or a.packed
+    collator, max_documents = None, 1
+    if packs:
+        from qlora_ui.engine.fast.packing import PackedCollator, best_fit, pack_examples
+
+        needed = a.bs * a.ga * a.steps
+        count = needed if not a.mean_len else int(needed * a.seq / a.mean_len)
+        rows = samples(a, count, tokenizer)
+        while a.mean_len and len(best_fit([len(r) for r in rows], a.seq).rows) < needed:
+            rows = rows + rows[: count // 4]
+        columns, packed = pack_examples(rows, rows, a.seq)
+        max_documents = packed.max_documents
+        collator = PackedCollator(tokenizer.pad_token_id, a.seq, a.bs, max_documents)
+        data = Dataset.from_dict({k: v[:needed] for k, v in columns.items()})
+        tokens_per_step = sum(map(len, columns["input_ids"][:needed])) / a.steps
+    else:
+        rows = samples(a, a.bs * a.ga * a.steps, tokenizer)
+        data = Dataset.from_dict({"input_ids": rows, "labels": rows, "attention_mask": [[1] * len(r) for r in rows]})
+        tokens_per_step = sum(map(len, rows)) / a.steps
+
+    recompute = not a.no_ckpt and a.stack != "fast"
+    options: dict[str, Any] = dict(output_dir="/tmp/out", per_device_train_batch_size=a.bs, gradient_accumulation_steps=a.ga, learning_rate=2e-4, max_steps=a.steps,
+                                   lr_scheduler_type="cosine", bf16=True, logging_steps=1, save_strategy="no", max_length=a.seq, report_to=[],
+                                   optim="adamw_torch_fused", gradient_checkpointing=recompute, logging_nan_inf_filter=a.stack != "fast",
+                                   dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
+    if recompute and a.stack != "unsloth":
+        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        times: list[float] = []
+        losses: list[float] = []
+        norms: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            self.times.append(time.perf_counter() - self.start)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                self.losses.append(float(logs["loss"]))
+                self.norms.append(float(logs["grad_norm"]))
+
+    clock = Clock()
+    arguments_: dict[str, Any] = dict(model=model, args=SFTConfig(**options), train_dataset=data, processing_class=tokenizer, callbacks=[clock])
+    if collator is not None:
+        arguments_["data_collator"] = collator
+    if peft_config is not None:
+        arguments_["peft_config"] = peft_config
+    notes: list[str] = []
+    if a.stack == "fast":
+        from qlora_ui.engine.fast.apply import apply_fast_path
+        from qlora_ui.engine.fast.captured_step import FastStepMixin
+
+        class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
+            pass
+
+        trainer: Any = Trainer(**arguments_)
+        report = apply_fast_path(trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len))
+        notes += [*report.parts, *report.reasons]
+        trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
+        if a.uncaptured and trainer._micro is not None:
+            trainer._micro._capture = False
+    else:
+        trainer = SFTTrainer(**arguments_)
+        if a.packed:
+            from qlora_ui.engine.fast.attention import register
+
+            trainer.model.get_base_model().config._attn_implementation = register()
+    loaded = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    trainer.train()
+    wall = time.perf_counter() - started
+    import pynvml
+
+    pynvml.nvmlInit()
+    nvml = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
+    ordered = sorted(clock.times[a.skip :])
+    step = ordered[len(ordered) // 2]
+    import bitsandbytes
+    import peft
+    import transformers
+    import trl
+
+    row: dict[str, Any] = dict(what=a.tag or a.stack, stack=a.stack, shape=f"{os.path.basename(a.model)} {a.bs}x{a.seq} ga{a.ga}"
+                               + (f" lognormal {a.mean_len}" if a.mean_len else ""), recomputed=not a.no_ckpt, kept_layers=a.kept, dropout=a.dropout,
+                               tok_s=round(tokens_per_step / step), step_s=round(step, 4), min_step_s=round(ordered[0], 4), first_steps_s=[round(t, 2) for t in clock.times[:3]],
+                               wall_s=round(wall, 1), tokens_per_step=round(tokens_per_step), loaded_bytes=loaded, peak_bytes=torch.cuda.max_memory_allocated(),
+                               reserved_bytes=torch.cuda.max_memory_reserved(), nvml_bytes=nvml, losses=clock.losses, grad_norms=clock.norms, notes=notes,
+                               card=torch.cuda.get_device_name(), versions=dict(torch=torch.__version__, transformers=transformers.__version__, trl=trl.__version__,
+                                                                                peft=peft.__version__, bitsandbytes=bitsandbytes.__version__))
+    if a.stack == "unsloth":
+        import unsloth
+
+        row["versions"]["unsloth"] = unsloth.__version__
+    if a.eval_rows:
+        row["eval_loss"] = evaluation_loss(trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer))
+    print("ROW " + json.dumps(row), flush=True)
+    if a.profile:
+        profile(trainer, data, collator, a)
+
+
+def evaluation_loss(trainer: Any, model: Any, rows: list[list[int]]) -> float:
+    """Mean next-token loss of the trained adapter on the plain modules."""
+    import torch
+
+    if hasattr(trainer, "close"):
+        trainer.close()
+    from qlora_ui.engine.fast.apply import remove_fast_path
+
+    remove_fast_path(trainer.model)
+    trainer.model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row], device="cuda")
+            logits = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
+    return total / len(rows)
+
+
+def profile(trainer: Any, data: Any, collator: Any, a: argparse.Namespace) -> None:
+    """Print where one warm micro-step's GPU time goes, by kind of kernel."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    batch = {k: v.cuda() if torch.is_tensor(v) else v for k, v in (collator or trainer.data_collator)([data[i] for i in range(a.bs)]).items()}
+    for _ in range(2):
+        trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
+    torch.cuda.synchronize()
+    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+        started = time.perf_counter()
+        trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    kinds = {"products": ("gemm", "cutlass", "nvjet", "sm90_xmma", "cublas"), "attention": ("flash", "fmha"), "dequantization": ("dequant", "nf4"),
+             "LoRA": ("lora_",), "gated MLP": ("gated_", "silu"), "norm and rotary": ("norm_", "rope_"), "loss": ("loss_rows", "logprob"), "copies": ("memcpy", "memset", "copy")}
+    table: dict[str, list[float]] = {}
+    events = [e for e in recorded.key_averages() if e.self_device_time_total > 0]
+    for event in events:
+        name = event.key.lower()
+        kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "elementwise and other")
+        slot = table.setdefault(kind, [0.0, 0])
+        slot[0] += event.self_device_time_total / 1000
+        slot[1] += event.count
+    busy = sum(v[0] for v in table.values())
+    print("PROFILE " + json.dumps(dict(stack=a.stack, what=a.tag, wall_ms=round(wall * 1000, 1), busy_ms=round(busy, 1),
+                                       kinds={k: dict(ms=round(v[0], 2), launches=int(v[1])) for k, v in sorted(table.items(), key=lambda x: -x[1][0])})))
+    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:22]:
+        print(f"  {event.self_device_time_total / 1000:8.2f} ms {event.count:5d} x  {event.key[:100]}")
+
+
+if __name__ == "__main__":
+    main()
