@@ -1,0 +1,131 @@
+"""`app.py train`: a run without the page; the same job, the same files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from qlora_ui.base.units import format_bytes, format_duration
+from qlora_ui.cli.config_flags import add_config_flags, config_from
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.events import EvalLogged, Event, Failed, Healed, Noticed, PhaseChanged, Planned, ProbeAnswered, RequestSeen, StepLogged
+from qlora_ui.runs.journal import JournalReader
+from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.read import ended_values, read_run
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.workspace import Ownership, Workspace
+
+HELP = "train without the page"
+LOOK_S = 0.2
+_PHASES = {
+    "download": "Getting the model ready",
+    "data": "Reading the data",
+    "load": "Loading the model in 4 bits",
+    "check": "Trying the longest batch",
+    "save": "Saving the adapter",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A preset or file, any option as a flag, or a run to continue."""
+    add_config_flags(parser)
+    parser.add_argument("--resume", metavar="RUN", help="continue a paused, stopped, failed or crashed run (latest: the newest)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train and return 0 when done or stopped, 1 when the run failed. Ctrl-C stops and saves, a second one ends at once."""
+    workspace = Workspace.at(arguments.workspace)
+    with Ownership(workspace):
+        launcher = Launcher(workspace, Card())
+        if arguments.resume:
+            target = launcher.resume(find_run(workspace, arguments.resume))
+        else:
+            target = launcher.start(config_from(arguments, workspace))
+        with _stopping(target):
+            _follow(launcher, target, None if arguments.quiet else _say)
+        launcher.shutdown()
+    view = read_run(target)
+    if arguments.json:
+        values = ended_values(view)
+        if isinstance(view.ended, Failed):
+            values["error"] = _error(view.ended)
+        print(json.dumps(values, ensure_ascii=False), flush=True)
+    else:
+        print(f"{view.id}: {view.status.value}, step {view.step}, {view.run.path}")
+    return 0 if view.status in (Status.DONE, Status.STOPPED, Status.PAUSED) else 1
+
+
+def _follow(launcher: Launcher, target: RunDir, say: Callable[[str], None] | None) -> None:
+    reader = JournalReader(target.journal_path, target.journal_size())
+    is_idle = False
+    plan: Planned | None = None
+    while not is_idle:
+        is_idle = launcher.wait_until_idle(LOOK_S)
+        for event in reader.read():
+            plan = event if isinstance(event, Planned) else plan
+            if say and (line := _line(event, plan)):
+                say(line)
+
+
+def _line(event: Event, plan: Planned | None) -> str:
+    match event:
+        case PhaseChanged(phase=phase, detail=detail, progress=progress):
+            share = f" {progress:.0%}" if progress is not None else ""
+            return f"{_PHASES[phase]}{': ' + detail if detail else ''}{share}" if phase in _PHASES else ""
+        case Planned():
+            memory = f", about {format_bytes(event.predicted_bytes)}" if event.predicted_bytes else ""
+            return f"{event.num_steps} steps of {event.effective_batch} rows out of {event.num_train_rows}{memory}"
+        case StepLogged():
+            left = f", {format_duration((plan.num_steps - event.step) * event.step_s)} left" if plan else ""
+            total = f"/{plan.num_steps}" if plan else ""
+            return f"step {event.step}{total}  loss {event.loss:.4f}  {event.tokens_per_s:.0f} tokens/s{left}"
+        case EvalLogged():
+            return f"held-back loss {event.loss:.4f}{' (best so far)' if event.is_best else ''}"
+        case ProbeAnswered():
+            return f"“{event.prompt}” → {event.answer}"
+        case Noticed() | Failed():
+            return " ".join(part for part in (event.what, event.why, event.fix) if part)
+        case Healed():
+            return event.what
+        case RequestSeen():
+            return event.detail
+    return ""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _error(failed: Failed) -> dict[str, Any]:
+    return {
+        "code": failed.code,
+        "problems": [{"where": "", "what": failed.what, "why": failed.why, "fix": failed.fix, "code": failed.code}],
+    }
+
+
+@contextlib.contextmanager
+def _stopping(target: RunDir) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop and save; the second, or the first after 25 seconds without an end, ends at once."""
+    pressed: list[float] = []
+
+    def stop(number: int, frame: Any) -> None:
+        pressed.append(time.monotonic())
+        target.request(Request.STOP if len(pressed) == 1 else Request.STOP_NOW)
+        if len(pressed) > 2:
+            raise KeyboardInterrupt
+
+    names = [name for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

@@ -1,0 +1,66 @@
+"""The finished adapter on the disk: safetensors and plain JSON, no pickle, no path of this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.files import sha256_of, write_json
+from qlora_ui.engine.checkpoints import Checkpoint, replace_folder
+from qlora_ui.settings.run_config import RunConfig
+
+WEIGHTS, CONFIG, SIDECAR = "adapter_model.safetensors", "adapter_config.json", "qlora_ui.json"
+_FILES = (WEIGHTS, CONFIG)
+
+
+def write_adapter(model: Any, folder: Path, config: RunConfig, state_dict: dict[str, Any] | None = None) -> None:
+    """Write the adapter's weights and settings into `folder`, naming the base by its id."""
+    model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+    # peft leaves an empty model card with absolute paths.
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = config.model.id
+    values["revision"] = config.model.revision
+    # Sets become lists in an order that changes from process to process; equal runs shall give equal files.
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def publish_adapter(final: Path, source: Any, config: RunConfig, base: dict[str, Any], tokenizer: Any) -> Path:
+    """Put the finished adapter in its place: from a PEFT model, or copied from a Checkpoint; with tokenizer and sidecar.
+
+    `base` describes the model that it belongs to (see `base_identity`); whoever loads it compares.
+    """
+    staged = final.with_name(".saving-adapter")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        if isinstance(source, Checkpoint):
+            for name in _FILES:
+                shutil.copyfile(source.path / name, staged / name)
+        else:
+            write_adapter(source, staged, config)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(staged))
+        write_json(staged / SIDECAR, {**base, "adapter_sha256": sha256_of(staged / WEIGHTS)})
+        replace_folder(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return final
+
+
+def base_identity(model_folder: Path, config: RunConfig) -> dict[str, Any]:
+    """What an adapter's partner must be: id, revision and the shape-giving part of its config."""
+    values = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    shape = {name: values.get(name) for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size")}
+    return {
+        "base_model": config.model.id,
+        "revision": config.model.revision,
+        "config_sha256": sha256_of(model_folder / "config.json"),
+        "shape": shape,
+    }

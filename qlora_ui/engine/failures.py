@@ -1,0 +1,159 @@
+"""Known failures in plain words, with changes that would help."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import secrets
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.units import format_bytes
+from qlora_ui.settings.run_config import RunConfig
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_WORDS = ("inline_container", "PytorchStreamWriter failed", "No space left", "os error 28", "File too large", "Disk quota exceeded")
+_CARD_WORDS = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: unknown", "GPU is lost", "Xid")
+
+
+class StopRun(Exception):
+    """The user asked for an end at once; raised where the trainer has no way to stop, and known to the job only."""
+
+
+class NonFinite(Exception):
+    """Loss or gradient is not a number; raised before the optimizer would have written it into the adapter."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+        super().__init__(f"step {step}: loss {loss}, gradient norm {grad_norm}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure as the user reads it; the traceback is folded away."""
+
+    code: str
+    what: str
+    why: str = ""
+    fix: str = ""
+    suggestions: list[dict[str, Any]] = field(default_factory=list)
+    traceback: str = ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the card (or the CPU's allocator) ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for lack of space; torch and safetensors say it in words of their own."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    if isinstance(error, QloraUiError):
+        return error.code == "disk-full"
+    return any(words in str(error) for words in _DISK_WORDS)
+
+
+def describe(error: BaseException, config: RunConfig | None) -> Failure:
+    """What happened, why, what to do; anything unknown is a bug of ours and gets an id to find it by."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, QloraUiError):
+        problem = error.problems[0]
+        rest = " ".join(item.sentence() for item in error.problems[1:])
+        return Failure(
+            problem.code or error.code, problem.what, problem.why, f"{problem.fix} {rest}".strip(), getattr(error, "suggestions", [])
+        )
+    if isinstance(error, NonFinite):
+        return _non_finite(error, config)
+    if is_out_of_memory(error):
+        return _out_of_memory(error, config, trace)
+    if is_disk_full(error):
+        return Failure(
+            "disk-full",
+            "The disk is full.",
+            "A file of the run could not be written; checkpoints that were whole before still are",
+            "Free some space and continue the run",
+            traceback=trace,
+        )
+    if any(words in str(error) for words in _CARD_WORDS):
+        return Failure(
+            "card-lost",
+            "The graphics card stopped answering this app.",
+            str(error).splitlines()[0][:200],
+            "Restart the app, then continue the run from its last checkpoint",
+            traceback=trace,
+        )
+    mark = secrets.token_hex(4)
+    return Failure(
+        "bug",
+        f"Something went wrong that should not have ({type(error).__name__}, id {mark}).",
+        str(error).splitlines()[0][:300] if str(error) else "",
+        "Continue tries again from the last checkpoint; the details below help to report it",
+        traceback=trace,
+    )
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of everything that an exception holds: its frames keep a whole model in memory for as long as it is kept."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if error.__traceback__ is not None:
+            traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        following = error.__cause__ or error.__context__
+        error.__cause__ = error.__context__ = None
+        error = following
+    gc.collect()
+
+
+def make_room(config: RunConfig, batch_size: int, max_length: int) -> list[dict[str, Any]]:
+    """Three changes that need less memory, the one that costs least first."""
+    ideas: list[dict[str, Any]] = []
+    if batch_size > 1:
+        values = {"train.batch_size": max(batch_size // 2, 1), "train.accumulation": config.train.accumulation * 2}
+        ideas.append({"label": "Half as many conversations at once, added up twice as often", "values": values})
+    if config.train.checkpointing != "all":
+        ideas.append({"label": "Recompute every layer", "values": {"train.checkpointing": "all", "train.kept_layers": 0}})
+    if max_length > 64:
+        shorter = max(max_length // 2, 64)
+        ideas.append({"label": f"Cut conversations at {shorter} tokens", "values": {"data.max_length": shorter}})
+    if config.lora.rank > 8:
+        ideas.append({"label": f"Adapter size {config.lora.rank // 2}", "values": {"lora.rank": config.lora.rank // 2}})
+    if not config.quant.double_quant:
+        ideas.append({"label": "Compress the scales too", "values": {"quant.double_quant": True}})
+    if config.train.optimizer == "adamw":
+        ideas.append({"label": "8-bit optimizer", "values": {"train.optimizer": "paged_adamw_8bit"}})
+    return ideas[:3]
+
+
+def _out_of_memory(error: BaseException, config: RunConfig | None, trace: str) -> Failure:
+    where = "card" if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available() else "machine"
+    free = f"; {format_bytes(torch.cuda.mem_get_info()[0])} were free" if torch.cuda.is_available() else ""
+    ideas = make_room(config, config.train.batch_size, config.data.max_length) if config else []
+    return Failure(
+        "out-of-memory",
+        f"The {where} ran out of memory, even for one conversation at a time.",
+        f"The longest conversations need more than there is{free}",
+        "One of the changes below makes it smaller",
+        ideas,
+        trace,
+    )
+
+
+def _non_finite(error: NonFinite, config: RunConfig | None) -> Failure:
+    lower = (config.train.learning_rate if config else 2e-4) / 2
+    suggestions = [{"label": f"Half the learning rate ({lower:g})", "values": {"train.learning_rate": lower}}]
+    if config and config.train.max_grad_norm > 0.3:
+        suggestions.append({"label": "Clip gradients at 0.3", "values": {"train.max_grad_norm": 0.3}})
+    return Failure(
+        "not-a-number",
+        f"Training stopped at step {error.step + 1}: the {'loss' if error.loss != error.loss else 'gradient'} is no number any more.",
+        "A step was too large, or a row is extreme; the adapter was not touched by it and the last good state is kept",
+        "Start again with half the learning rate",
+        suggestions,
+    )

@@ -1,0 +1,70 @@
+"""What is known before the first step: predictions to compare with, and marks by which a later attempt knows its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.estimate.duration import estimate_duration
+from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.estimate.workload import DataShape
+from qlora_ui.hardware.devices import current_device
+from qlora_ui.models.catalogue import model_facts
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+_ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the estimate says of this run; None where it cannot say."""
+
+    num_bytes: int | None
+    seconds: float | None
+    energy_j: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the receipt."""
+        return asdict(self)
+
+
+def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num_rows: int) -> Prediction:
+    """Memory and time as the estimate sees them, with the real lengths of the rows."""
+    try:
+        facts = model_facts(config.model.id, config.model.revision, workspace)
+        device = current_device(workspace, config.launch.device)
+    except QloraUiError:
+        return Prediction(None, None)
+    if facts is None:
+        return Prediction(None, None)
+    mean = sum(lengths) / len(lengths) if lengths else None
+    shape = DataShape(num_rows=num_rows, mean_tokens=mean, longest_tokens=max(lengths, default=None))
+    memory = estimate_memory(facts, config, device, shape)
+    duration = estimate_duration(facts, config, device, num_rows, mean)
+    return Prediction(memory.total_bytes, duration.total_s, duration.energy_j)
+
+
+def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
+    """Marks of everything that an exact continuation needs unchanged: the tokens, their order, and the settings.
+
+    How the effective batch is split does not belong to it: a job that ran out of memory may have halved it.
+    """
+    digest = hashlib.sha256()
+    for start in range(0, len(train), _ROWS_AT_ONCE):
+        part = train[start : start + _ROWS_AT_ONCE]
+        for name in ("input_ids", "labels"):
+            for row in part[name]:
+                digest.update(np.asarray(row, dtype=np.int64).tobytes() + b"|")
+    nested = config.to_nested()
+    kept = {name: nested[name] for name in ("model", "quant", "lora", "data", "train")}
+    train_section = {key: value for key, value in nested["train"].items() if key not in ("batch_size", "accumulation")}
+    settings = {**kept, "train": train_section, "effective_batch": config.effective_batch, "share": config.eval.share}
+    text = json.dumps(settings, sort_keys=True)
+    return {"rows_sha256": digest.hexdigest(), "settings_sha256": hashlib.sha256(text.encode()).hexdigest()}

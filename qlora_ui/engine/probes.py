@@ -1,0 +1,62 @@
+"""Answers of the model in training to the user's probe questions, so that learning can be read and not only plotted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from qlora_ui.engine.randomness import untouched_randomness
+from qlora_ui.runs.events import ProbeAnswered
+
+
+class _Until(StoppingCriteria):
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._is_cancelled(), dtype=torch.bool, device=input_ids.device)
+
+
+def answer_probes(
+    model: Any, tokenizer: Any, questions: Sequence[str], max_tokens: int, step: int, *, is_cancelled: Callable[[], bool]
+) -> list[ProbeAnswered]:
+    """The most likely answer to each question (no sampling, so that steps can be compared); stops early when cancelled.
+
+    Leaves the training's random numbers, mode and cache settings as they were.
+    """
+    was_training = model.training
+    answers = []
+    model.eval()
+    try:
+        with untouched_randomness(), torch.inference_mode():
+            for question in questions:
+                if is_cancelled():
+                    break
+                started = time.monotonic()
+                text = _answer(model, tokenizer, question, max_tokens, is_cancelled)
+                answers.append(ProbeAnswered(step=step, prompt=question, answer=text, duration_s=time.monotonic() - started))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def _answer(model: Any, tokenizer: Any, question: str, max_tokens: int, is_cancelled: Callable[[], bool]) -> str:
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    output = model.generate(
+        **prompt,
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=sorted({*ends, tokenizer.eos_token_id}),
+        pad_token_id=tokenizer.pad_token_id,
+        stopping_criteria=StoppingCriteriaList([_Until(is_cancelled)]),
+    )
+    return str(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

@@ -1,0 +1,39 @@
+"""Gives back what a job held, so that the next job, or a chat, finds the memory of before."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from qlora_ui.engine.fast.apply import remove_fast_path
+
+
+def release(trainer: Any) -> int | None:
+    """Take a trainer apart and return the bytes of the card that torch still reserves; None on a CPU.
+
+    The order matters: graphs and callbacks first, then accelerate's lists, then the objects in their reference cycles (one
+    model stays alive until they are collected), then the allocator's cache, then accelerate's process-wide state.
+    """
+    if trainer is not None:
+        trainer.close()
+        if trainer.model is not None:
+            remove_fast_path(trainer.model)
+        trainer.callback_handler.callbacks.clear()
+        for name in ("model", "optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader"):
+            setattr(trainer.callback_handler, name, None)
+        trainer.accelerator.free_memory()
+        for name in list(trainer.__dict__):
+            if name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "train_dataset", "eval_dataset", "_session"):
+                trainer.__dict__[name] = None
+    gc.collect()
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        GradientState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else None

@@ -1,0 +1,34 @@
+"""How many steps a run has and how often it checks, saves and asks: what the job does, the estimate counts and the script writes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qlora_ui.settings.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Steps of a run and between its interruptions."""
+
+    num_steps: int
+    eval_every: int
+    """0: nothing is held back, so nothing is checked."""
+    save_every: int
+    probe_every: int
+    """0: there are no probe questions."""
+
+
+def intervals(config: RunConfig, num_train_rows: int, num_eval_rows: int) -> Intervals:
+    """The intervals for that many rows (packed rows where packing is on): 0 in the settings means about ten checks a run, a
+    save each tenth of it but at least every 100 steps, and about five answers to the probe questions."""
+    steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
+    num_steps = config.train.max_steps or max(math.ceil(config.train.epochs * steps_per_epoch), 1)
+    eval_every = (config.eval.every or max(round(num_steps / 10), 1)) if num_eval_rows else 0
+    return Intervals(
+        num_steps=num_steps,
+        eval_every=min(eval_every, num_steps),
+        save_every=min(config.output.save_every or min(max(num_steps // 10, 1), 100), num_steps),
+        probe_every=min(config.eval.probe_every or max(round(num_steps / 5), 1), num_steps) if config.eval.probes else 0,
+    )
