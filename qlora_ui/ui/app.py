@@ -34,12 +34,12 @@ def build(service: Service) -> gr.Blocks:
         strip = topstrip.place()
         with gr.Row(elem_id="q-main"):
             with gr.Column(elem_id="q-work", scale=1, min_width=0):
-                tabs = gr.Tabs(elem_id="q-tabs", selected="model")
+                tabs = gr.Tabs(elem_id="q-tabs", selected="model", overflow_behavior="wrap")
                 page = Page(service, Form(reserved=readycard.OPTIONS), run_id, tabs, timer)
                 with tabs:
                     for name, words, build_tab in TABS:
                         side = "right" if name == "runs" else "left"
-                        with gr.Tab(words, id=name, elem_id=f"tab-{name}", alignment=side, render_children=True):
+                        with gr.Tab(words, id=name, elem_id=f"tab-{name}", alignment=side):
                             build_tab(page)
             with gr.Column(elem_id="q-side", min_width=0):
                 readycard.build(page)

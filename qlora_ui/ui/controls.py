@@ -66,7 +66,7 @@ def make_input(option: Option) -> gr.components.Component:
     }
     kind, default = option.inner_type, to_component(option, option.default)
     if kind is bool:
-        return gr.Checkbox(default, **{**common, "show_label": True, "label": "On"}, elem_classes="q-switch")
+        return gr.Checkbox(default, **{**common, "show_label": True}, elem_classes="q-switch")
     if option.literal_values:
         choices = [(option.meta.choices.get(value, str(value)), value) for value in option.literal_values]
         if len(choices) <= MAX_SEGMENTS:
@@ -115,6 +115,8 @@ def from_component(option: Option, value: Any) -> Any:
     """What an input holds as a setting's value; an emptied one is None where the option has an "automatic"."""
     if value is None and not option.is_optional:
         return "" if option.inner_type in (int, float) else option.default
+    if option.is_optional and isinstance(value, str) and not value.strip():
+        return None
     if isinstance(value, float) and option.inner_type is int and value.is_integer():
         return int(value)
     return value

@@ -154,9 +154,9 @@ def launch_arguments(address: Address, port: int, login: Callable[[str, str], bo
 
 
 def head_html() -> str:
-    """Our script and the meta tags, inlined: nothing is fetched from anywhere."""
-    script = (STATIC / "frame.js").read_text(encoding="utf-8")
-    return f'<meta name="color-scheme" content="light dark"><script>{script}</script>'
+    """Our scripts (static/*.js) and the meta tags, inlined: nothing is fetched from anywhere."""
+    scripts = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in sorted(STATIC.glob("*.js")))
+    return f'<meta name="color-scheme" content="light dark">{scripts}'
 
 
 def prepare_environment(workspace: Workspace) -> None:
@@ -215,7 +215,8 @@ def wait_for_the_end(served: Served) -> None:
         pass
     view = served.service.view("")
     if view is not None and view.status.is_live:
-        print(f"Stopping {view.name or view.id} and saving it. This takes {SHUTDOWN_S} s at most; Ctrl-C again ends at once.", file=sys.stderr)
+        words = f"Stopping {view.name or view.id} and saving it, {SHUTDOWN_S} s at most; Ctrl-C again ends at once."
+        print(words, file=sys.stderr, flush=True)
     served.close()
 
 
@@ -248,7 +249,10 @@ def _login(address: Address) -> tuple[Login | None, str]:
     name, _, password = address.auth.partition(":")
     if not name or (password and len(password) < 8):
         raise QloraUiError(
-            "The login is too short.", fix="Give --auth NAME:PASSWORD with 8 characters or more, or --auth NAME", where="--auth", code="auth"
+            "The login is too short.",
+            fix="Give --auth NAME:PASSWORD with a password of 8 characters or more, or --auth NAME",
+            where="--auth",
+            code="auth",
         )
     made = "" if password else secrets.token_urlsafe(16)
     return Login(name, password or made), made

@@ -87,10 +87,17 @@ class Page:
     form_views: list[FormView] = field(default_factory=list)
     preset: gr.Dropdown | None = None
     """The preset picker of the Recipe tab; deltas are counted from what it shows."""
+    device: gr.Dropdown | None = None
+    """The card that estimates are for, on a machine without one."""
     _redraw: list[Any] = field(default_factory=list)
     _refresh: list[Any] = field(default_factory=list)
     _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
     _seen: Seen = field(default_factory=Seen)
+    _complete: list[Callable[[], None]] = field(default_factory=list)
+
+    def when_complete(self, wire: Callable[[], None]) -> None:
+        """Call `wire` once all tabs are built: for events whose outputs are every control of the form."""
+        self._complete.append(wire)
 
     def live(self, draw: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
         """Keep `outputs` up to date with `draw(run_id, *inputs)`; cheap when nothing changed (it runs every second).
@@ -117,13 +124,20 @@ class Page:
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Wire timer, load and edits; ui/app.py calls it once all tabs are built."""
+        for wire in self._complete:
+            wire()
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        live = {"fn": self._tick, "inputs": self._live_inputs(), "outputs": [out for view in self.live_views for out in view.outputs]}
-        self.timer.tick(**live, **quiet)
         outputs = [out for view in self.form_views for out in view.outputs]
-        inputs = self.form.inputs | ({self.preset} if self.preset is not None else set())
-        form = {"fn": self._form_changed, "inputs": inputs, "outputs": outputs}
-        edits = [control.input.input for control in self.form.controls.values()]
+        extras = {extra for extra in (self.preset, self.device) if extra is not None}
+        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | extras, "outputs": outputs}
+        edits = [component.input for component in (*self.form.outputs, *extras)]
+        # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
+        news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
+        self.live(lambda run_id: str(self.service.num_news), [news])
+        news.change(**form, **quiet)
+        drawn = [out for view in self.live_views for out in view.outputs]
+        live: dict[str, Any] = {"fn": self._tick, "inputs": self._live_inputs(), "outputs": drawn}
+        self.timer.tick(**live, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
         loaded = blocks.load(self._forget, None, None, **quiet)
         for function, needs, gives in self._loads:
@@ -149,8 +163,8 @@ class Page:
 
     def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
         """Check the settings and draw every view of them."""
-        preset = data.get(self.preset) if self.preset is not None else None
-        draft = self.service.draft(self.form.values(data), preset=str(preset or ""))
+        preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
+        draft = self.service.draft(self.form.values(data), preset=preset, device=device)
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft))

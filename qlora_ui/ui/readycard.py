@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_ui.hardware.devices import KNOWN_CARDS
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
@@ -19,8 +20,10 @@ OPTIONS = ("output.name",)
 def build(page: Page) -> None:
     """Draw the card in the right column."""
     card = gr.HTML(ready_html(None), elem_id="q-ready", apply_default_css=False)
-    for path in OPTIONS:
-        page.form.place(path, min_width=0)
+    with gr.Column(elem_classes="q-ready-more", min_width=0):
+        page.device = _device_picker(page)
+        for path in OPTIONS:
+            page.form.place(path, min_width=0)
     key = gr.State("")
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
 
@@ -32,9 +35,25 @@ def build(page: Page) -> None:
     @handler
     def begin(data: dict[Any, Any]) -> tuple[str, Any, str]:
         config = page.form.read(data)
+        # The key is this press of the button: should it arrive twice, the same run answers.
         run = page.service.launcher.start(config, key=data[key] or secrets.token_hex(8))
         return run.id, gr.Tabs(selected="train"), secrets.token_hex(8)
 
     page.on_load(lambda: secrets.token_hex(8), [key])
     started = start.click(begin, page.form.inputs | {key}, [page.run_id, page.tabs, key], api_visibility="private")
     page.redraw_after(started)
+
+
+def _device_picker(page: Page) -> gr.Dropdown:
+    """On a machine without a card: for which one the numbers are."""
+    has_card = bool(page.service.gpus())
+    cards = sorted(KNOWN_CARDS, key=lambda card: (card.total_mib, card.name))
+    return gr.Dropdown(
+        [("This computer", ""), *((card.label, card.name) for card in cards)],
+        value="",
+        label="Predict for",
+        elem_id="q-device",
+        elem_classes="q-select q-labelled",
+        filterable=True,
+        visible=not has_card,
+    )

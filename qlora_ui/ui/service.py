@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from qlora_ui.base.errors import QloraUiError, SettingsError
+from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
 from qlora_ui.base.files import read_json, write_json
-from qlora_ui.hardware.gpu import GpuState
+from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
+from qlora_ui.hardware.gpu import GpuState, read_gpus
+from qlora_ui.models.catalogue import model_facts
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.launcher import Launcher
 from qlora_ui.runs.read import RunReaders, RunView
 from qlora_ui.runs.registry import find_run, list_runs
 from qlora_ui.runs.run_dir import RunDir
@@ -21,6 +24,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.draft import Draft, make_draft
+from qlora_ui.ui.inspection import Inspector
 
 FIRST_PRESET = "demo"
 GPU_READ_S = 0.8
@@ -33,19 +37,14 @@ class Service:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.card = Card()
+        self.launcher = Launcher(workspace, self.card)
         self.readers = RunReaders(workspace)
+        self.inspector = Inspector(workspace, self.news)
         self._lock = threading.RLock()
         self._facts: dict[tuple[str, str | None], ModelFacts | None] = {}
         self._gpus: tuple[float, list[GpuState]] = (0.0, [])
-        self._chosen_device = ""
-
-    @cached_property
-    def launcher(self) -> Any:
-        """Starts, queues and stops runs."""
-        from qlora_ui.runs.launcher import Launcher
-
-        with self._lock:
-            return Launcher(self.workspace, self.card)
+        self._news = 0
+        self._saved_draft: dict[str, Any] = {}
 
     @cached_property
     def chat(self) -> Any:
@@ -78,8 +77,6 @@ class Service:
 
     def gpus(self) -> list[GpuState]:
         """The cards as they are now; empty without a driver. Read once for all pages."""
-        from qlora_ui.hardware.gpu import read_gpus
-
         with self._lock:
             read_at, states = self._gpus
             if time.monotonic() - read_at > GPU_READ_S:
@@ -87,12 +84,22 @@ class Service:
                 self._gpus = (time.monotonic(), states)
             return states
 
-    @property
-    def device(self) -> Any:
-        """What the estimates are for: this machine's card or CPU."""
-        from qlora_ui.hardware.devices import current_device
+    def news(self) -> None:
+        """Something that a page's settings depend on was found out in the background: pages draw them anew at their next tick."""
+        with self._lock:
+            self._news += 1
 
-        return current_device(self.workspace)
+    @property
+    def num_news(self) -> int:
+        """Grows with every `news`."""
+        return self._news
+
+    def device(self, name: str = "", wanted: str = "auto") -> DeviceProfile:
+        """What estimates are for: the card chosen from the list, else this machine's card or CPU (`wanted` as launch.device has it)."""
+        try:
+            return named_device(name, self.workspace) if name else current_device(self.workspace, wanted)
+        except HardwareError:
+            return current_device(self.workspace)
 
     def facts(self, model_id: str, revision: str | None = None) -> ModelFacts | None:
         """What is known of a base model without loading it; None where nothing is known yet.
@@ -104,8 +111,6 @@ class Service:
             known = self._facts.get(key)
         if known is not None:
             return known
-        from qlora_ui.models.catalogue import model_facts
-
         facts = model_facts(model_id, revision, self.workspace)
         with self._lock:
             self._facts[key] = facts
@@ -127,11 +132,15 @@ class Service:
         except SettingsError:
             return RunConfig()
 
-    def draft(self, values: Mapping[str, Any], *, preset: str) -> Draft:
+    def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "") -> Draft:
         """The settings on a page with all that follows from them; remembered for the next page load when they are right."""
-        draft = make_draft(self, values, preset)
+        draft = make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
         if draft.config is not None:
-            write_json(self.workspace.root / "draft.json", {"preset": preset, "settings": draft.config.to_nested(only_changed=True)})
+            saved = {"preset": preset, "settings": draft.config.to_nested(only_changed=True)}
+            with self._lock:
+                if saved != self._saved_draft:
+                    write_json(self.workspace.root / "draft.json", saved)
+                    self._saved_draft = saved
         return draft
 
     def last_draft(self) -> tuple[str, RunConfig]:

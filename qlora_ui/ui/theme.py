@@ -11,20 +11,13 @@ from pathlib import Path
 
 import gradio as gr
 
-STATIC = Path(__file__).with_name("static")
-CSS_PATHS = tuple(STATIC / name for name in ("tokens.css", "frame.css", "controls.css", "views.css"))
+from qlora_ui.estimate.memory import PART_WORDS
 
-PART_LABELS = {
-    "weights_4bit": "Model, 4-bit",
-    "weights_16bit": "Model, not quantized",
-    "adapter": "Adapter",
-    "gradients": "Gradients",
-    "optimizer": "Optimizer",
-    "activations": "Activations",
-    "loss_head": "Loss",
-    "slack": "Allocator slack",
-    "context": "CUDA itself",
-}
+STATIC = Path(__file__).with_name("static")
+CSS_PATHS = (STATIC / "tokens.css", *sorted(path for path in STATIC.glob("*.css") if path.name != "tokens.css"))
+"""All stylesheets of static/, the tokens first."""
+
+PART_LABELS = dict(PART_WORDS)
 """Words of the memory parts, in the order in which a bar stacks them."""
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gradio as gr
 
+from qlora_ui.hardware.system import read_system
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import strip
-
 
 def place() -> gr.HTML:
     """The strip, empty until the first tick."""
@@ -18,6 +18,10 @@ def connect(page: Page, html: gr.HTML) -> None:
 
     def draw(run_id: str) -> str:
         view = page.service.view("")
-        return strip.frame_html(strip.run_chip(view), strip.memory_text(page.service.gpus()))
+        is_live = view is not None and view.status.is_live
+        predicted = view.planned.predicted_bytes if is_live and view is not None and view.planned is not None else None
+        gpus = page.service.gpus()
+        memory = strip.card_memory(gpus[0], predicted) if gpus else strip.ram_memory(read_system(), predicted)
+        return strip.frame_html(strip.run_chip(view), memory)
 
     page.live(draw, [html])

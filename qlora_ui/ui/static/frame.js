@@ -14,9 +14,16 @@
     return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   }
 
+  // On small screens the Ready card is a bar at the bottom that opens.
+  function openCard(open) {
+    const side = document.getElementById("q-side");
+    if (side) side.dataset.open = open ? "yes" : "no";
+    document.querySelector("[data-ready-toggle]")?.setAttribute("aria-expanded", String(open));
+  }
+
   function go(tab, focus) {
     document.getElementById(`tab-${tab}-button`)?.click();
-    document.body.classList.remove("q-ready-open");
+    openCard(false);
     if (!focus) { scrollTo({ top: 0 }); return; }
     let tries = 30;
     const look = () => {
@@ -43,8 +50,7 @@
       return;
     }
     if (event.target.closest("[data-ready-toggle]")) {
-      const open = document.body.classList.toggle("q-ready-open");
-      event.target.closest("[data-ready-toggle]").setAttribute("aria-expanded", String(open));
+      openCard(document.getElementById("q-side").dataset.open !== "yes");
       return;
     }
     const copy = event.target.closest("[data-copy]");
@@ -58,7 +64,7 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") document.body.classList.remove("q-ready-open");
+    if (event.key === "Escape") openCard(false);
   });
 
   const start = () => paint(preferred());

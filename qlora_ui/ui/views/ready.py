@@ -4,17 +4,175 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_ui.base.errors import Problem
+from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.markup import escape, go_link, middle_cut
+from qlora_ui.ui.views.memory_bar import prediction_html
+
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
+
+TAB_OF_SECTION = {
+    "model": "model",
+    "data": "data",
+    "quant": "recipe",
+    "lora": "recipe",
+    "train": "recipe",
+    "eval": "recipe",
+    "output": "recipe",
+    "launch": "recipe",
+}
+"""The tab on which the options of a section stand."""
+TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
+"""Options that stand elsewhere; no tab for those of the card itself."""
+STEPS = ("model", "data", "recipe")
+TITLES = {"builtin:smollm2-135m-instruct": "SmolLM2-135M-Instruct", "builtin:plain-pirate": "Everyday questions, answered by a pirate"}
 
 
 def ready_html(draft: Draft | None) -> str:
     """The card's text; None while nothing is known yet."""
     if draft is None:
-        return '<section class="q-card q-ready" aria-busy="true"><h2>Checking the settings</h2></section>'
-    return f'<section class="q-card q-ready"><h2>{"Ready" if draft.is_ready else "Not ready"}</h2></section>'
+        return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
+    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _missing(draft), _steps(draft)]
+    return f'<section class="q-card q-ready" aria-label="What will be trained">{"".join(parts)}</section>'
 
 
 def start_label(draft: Draft) -> str:
     """The words on the button: Start, or what it waits for."""
-    return "Start" if draft.is_ready else "Not ready yet"
+    if draft.is_ready:
+        return "Start"
+    if draft.problems:
+        first = draft.problems[0]
+        if first.where == "data.sources" and not draft.values.get("data.sources"):
+            return "Choose a dataset"
+        if first.code == "model-missing":
+            return "Choose a model"
+        return "1 thing to change" if len(draft.problems) == 1 else f"{len(draft.problems)} things to change"
+    return "Reading the data"
+
+
+def tab_of(path: str) -> str:
+    """The id of the tab on which an option stands; empty for none."""
+    return TAB_OF_OPTION.get(path, TAB_OF_SECTION.get(path.partition(".")[0], ""))
+
+
+def model_title(model_id: str) -> str:
+    """A model's id as people say it."""
+    return TITLES.get(model_id) or middle_cut(model_id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or "no model", 40)
+
+
+def data_title(config: RunConfig) -> str:
+    """The datasets of a run in words."""
+    names = [TITLES.get(source.id) or middle_cut(source.id.replace("\\", "/").rsplit("/", 1)[-1], 40) for source in config.data.sources]
+    return names[0] if len(names) == 1 else f"{len(names)} datasets"
+
+
+def _head(draft: Draft) -> str:
+    if draft.is_ready and draft.fits is False:
+        pill, kind = "Too large", "bad"
+    elif draft.is_ready:
+        pill, kind = "Ready", "good"
+    elif draft.problems:
+        pill, kind = "Not ready", "bad"
+    else:
+        pill, kind = "Reading", "accent"
+    summary = ""
+    if draft.memory is not None:
+        summary = f"{format_bytes(draft.memory.total_bytes)}"
+        if draft.duration is not None:
+            summary += f" · {format_duration(draft.duration.total_s)}"
+    return (
+        '<div class="q-ready-head"><h2 class="q-h2">This run</h2>'
+        f'<span class="q-ready-short q-num">{escape(summary)}</span>'
+        f'<span class="q-chip q-chip-{kind}" id="q-ready-state" role="status">{escape(pill)}</span>'
+        '<button type="button" class="q-icon-button q-ready-toggle" data-ready-toggle aria-expanded="false" '
+        'aria-label="Show what will be trained">▴</button></div>'
+    )
+
+
+def _summary(draft: Draft) -> str:
+    config = draft.config
+    if config is None:
+        return ""
+    rows = [("Model", _model_words(draft, config)), ("Learns from", _data_words(draft, config))]
+    train = config.train
+    batch = f"{train.batch_size} × {train.accumulation} = {config.effective_batch}"
+    if config.launch.num_processes * config.launch.num_machines > 1:
+        batch = f"{train.batch_size} × {train.accumulation} × {config.launch.num_processes * config.launch.num_machines} cards = {config.effective_batch}"
+    rows.append(("Effective batch", escape(batch)))
+    if draft.duration is not None:
+        rows.append(("Steps", f'<span id="q-ready-steps">{escape(format_count(draft.duration.num_steps))}</span>'))
+    if draft.memory is not None and draft.facts is not None:
+        share = draft.memory.trainable_params / max(draft.facts.num_params, 1)
+        rows.append(("Trains", escape(f"{format_count(draft.memory.trainable_params)} numbers ({format_percent(share)})")))
+    return '<dl class="q-facts">' + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows) + "</dl>"
+
+
+def _model_words(draft: Draft, config: RunConfig) -> str:
+    words = escape(model_title(config.model.id))
+    if draft.facts is not None:
+        words += f'<span class="q-small"> {escape(format_count(draft.facts.num_params))}, 4-bit</span>'
+    return words
+
+
+def _data_words(draft: Draft, config: RunConfig) -> str:
+    words = escape(data_title(config))
+    if draft.num_rows is not None:
+        held = round(draft.num_rows * config.eval.share)
+        kept = f", {held} held back" if held else ""
+        words += f'<span class="q-small"> {escape(format_count(draft.num_rows - held))} rows{kept}</span>'
+    elif draft.is_reading:
+        words += '<span class="q-small"> being read</span>'
+    return words
+
+
+def _memory(draft: Draft) -> str:
+    if draft.memory is None:
+        if draft.config is None or draft.facts is not None:
+            return ""
+        return '<p class="q-small">Memory is predicted once the model\'s configuration is known: download it on the Model tab.</p>'
+    return prediction_html(draft.memory, draft.device)
+
+
+def _time(draft: Draft) -> str:
+    if draft.duration is None:
+        return ""
+    low, high = (draft.duration.total_s * (1 + sign * draft.duration.error_share) for sign in (-1, 1))
+    basis = "from earlier runs here" if draft.duration.basis == "measured" else "a first estimate"
+    return (
+        f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(format_duration(draft.duration.total_s))}</span>'
+        f'<span class="q-small">{basis}: <span class="q-num">{escape(format_duration(low))} to {escape(format_duration(high))}</span></span></div>'
+    )
+
+
+def _missing(draft: Draft) -> str:
+    if draft.problems:
+        items = "".join(f"<li>{_problem(problem)}</li>" for problem in draft.problems)
+        return f'<ul class="q-problems" id="q-ready-problems">{items}</ul>'
+    if draft.fits is False:
+        link = go_link("Make it fit", "recipe", "q-make-it-fit")
+        return f'<ul class="q-problems"><li><strong>It will not fit.</strong> Start would end for lack of memory. {link}</li></ul>'
+    return ""
+
+
+def _problem(problem: Problem) -> str:
+    path = ".".join(problem.where.split(".")[:2])
+    option = option_by_path().get(path)
+    what = escape(problem.what[:1].upper() + problem.what[1:].rstrip("."))
+    rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
+    link = ""
+    if option is not None and tab_of(path):
+        link = " " + go_link("Show", tab_of(path), option.dom_id)
+    return f"<strong>{what}.</strong> {escape(rest)}{link}"
+
+
+def _steps(draft: Draft) -> str:
+    """State of each tab, from which CSS draws ticks and marks on the tab buttons."""
+    marks = []
+    for step in STEPS:
+        wrong = any(tab_of(".".join(problem.where.split(".")[:2])) == step for problem in draft.problems)
+        waits = step == "data" and draft.is_reading
+        state = "problem" if wrong else "open" if waits else "done"
+        marks.append(f'<i class="q-step" data-step="{step}" data-state="{state}" hidden></i>')
+    return "".join(marks)
