@@ -1,0 +1,179 @@
+"""A base model in 4 bits with its tokenizer and any number of adapters; what the chat and the evaluation compute with."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from qlora_ui.base.errors import ModelError, QloraUiError
+from qlora_ui.base.files import read_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
+from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.base_model import ensure_model
+from qlora_ui.engine.chat_adapters import RowSwitch, check_adapter, layer_shapes
+from qlora_ui.engine.load import load_quantized, training_device
+from qlora_ui.engine.rendering import Renderer, RowRefused
+from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+
+class ChatModel:
+    """The loaded model; make it with `ChatModel.load`, and throw it away with `free`."""
+
+    def __init__(self, folder: Path, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.folder = folder
+        self.base = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.switch = RowSwitch()
+        self.adapters: dict[str, Path] = {}
+        """Folder of each loaded adapter by its key."""
+        self.stop_ids = frozenset(stop_token_ids(tokenizer, _generation_config(folder, model)))
+        config = model.config.get_text_config()
+        self.context_tokens = int(getattr(config, "max_position_embeddings", None) or 2048)
+        self.num_layers = int(config.num_hidden_layers)
+        self._renderer = Renderer(tokenizer) if tokenizer.chat_template else None
+        self._layers = layer_shapes(model)
+        self._peft: Any = None
+        # Chats generate in evaluation mode for ever: dropout would be noise.
+        model.eval()
+        model.config.use_cache = True
+
+    @classmethod
+    def load(
+        cls, config: RunConfig, workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
+    ) -> ChatModel:
+        """Load the base that the settings name; raises ModelError or HardwareError in words."""
+        folder = ensure_model(config.model, workspace, on_progress, is_cancelled)
+        device = training_device(config)
+        on_progress("Loading the tokenizer", None)
+        tokenizer = load_tokenizer(folder, config.model.template)
+        on_progress("Loading the model in 4 bits", None)
+        with out_of_memory_in_words("The model does not fit."):
+            model = load_quantized(folder, config, device)
+        on_progress("The model is loaded", 1.0)
+        return cls(folder, model, tokenizer, device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights, quantization constants included."""
+        seen: dict[int, int] = {}
+        for tensor in (*self.base.parameters(), *self.base.buffers()):
+            seen[tensor.data_ptr()] = tensor.nbytes
+            state = getattr(tensor, "quant_state", None)
+            for part in _parts(state):
+                seen[part.data_ptr()] = part.nbytes
+        return sum(seen.values())
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """Load an adapter beside the others, without touching the base; the same key replaces.
+
+        Raises ModelError where it does not fit or must not be loaded (see `check_adapter`).
+        """
+        check_adapter(folder, self._layers)
+        self.remove_adapter(key)
+        with out_of_memory_in_words("The adapter does not fit beside the model."):
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(
+                    self.base, str(folder), adapter_name=key, autocast_adapter_dtype=False, local_files_only=True, use_safetensors=True
+                )
+            else:
+                self._peft.load_adapter(
+                    str(folder), adapter_name=key, autocast_adapter_dtype=False, local_files_only=True, use_safetensors=True
+                )
+        dtype = self.base.get_input_embeddings().weight.dtype
+        for name, parameter in self._peft.named_parameters():
+            if f".{key}." in name or name.endswith(f".{key}"):
+                parameter.data = parameter.data.to(self.device, dtype)
+                parameter.requires_grad_(False)
+        self._peft.eval()
+        self.adapters[key] = folder
+        self.switch.install(self._peft)
+
+    def remove_adapter(self, key: str) -> None:
+        """Unload an adapter; nothing happens where it is not loaded."""
+        if self.adapters.pop(key, None) is None:
+            return
+        if self.adapters:
+            self._peft.delete_adapter(key)
+            self.switch.install(self._peft)
+        else:
+            # The last one takes PEFT's layers with it.
+            self.base = self._peft.unload()
+            self._peft = None
+            self.switch = RowSwitch()
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation up to where the answer begins; plain text where the model has no template."""
+        if self._renderer is None:
+            text = "\n\n".join(message.content for message in messages)
+            plain: list[int] = self.tokenizer(text)["input_ids"]
+            return plain
+        turns, tools = self._renderer.turns_of(Conversation(tuple(messages)))
+        try:
+            text = self._renderer.render(turns, tools, prompt=True)
+        except RowRefused as error:
+            raise QloraUiError(
+                "The model's template cannot write this conversation.",
+                why=str(error),
+                fix="Turns must alternate between user and assistant; clear the chat or edit it.",
+                code="template",
+            ) from None
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def free(self) -> None:
+        """Let go of everything; the object is of no use afterwards."""
+        self._peft = None
+        self.base = None
+        self.switch = RowSwitch()
+        self.adapters.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def out_of_memory_in_words(what: str) -> Iterator[None]:
+    """Turn running out of memory into a QloraUiError that holds no frames, as they would hold the memory."""
+    failed = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        failed = True
+    if failed:
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise ModelError(
+            what,
+            why="The card has too little free memory.",
+            fix="End other programs that use the card, unload other models, or choose a smaller model.",
+            code="out-of-memory",
+        )
+
+
+def _generation_config(folder: Path, model: Any) -> Any:
+    """The folder's own generation_config.json where there is one: its end tokens are often more than config.json's."""
+    values = read_json(folder / "generation_config.json")
+    if isinstance(values, Mapping) and values.get("eos_token_id") is not None:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(eos_token_id=json.loads(json.dumps(values["eos_token_id"])))
+    return model.generation_config
+
+
+def _parts(state: Any) -> Iterator[torch.Tensor]:
+    if state is None:
+        return
+    for part in (state.absmax, state.code, getattr(state, "offset", None)):
+        if isinstance(part, torch.Tensor):
+            yield part
+    yield from _parts(getattr(state, "state2", None))

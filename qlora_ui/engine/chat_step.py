@@ -1,0 +1,166 @@
+"""One forward pass of a chat: new tokens of every row in, the next token's logits out; captured as a CUDA graph on a card.
+
+Shapes: B rows, T new tokens of a row (padded), L slots of the cache, V words. A decode step launches some thousand small
+kernels, and a card waits for the CPU in between; a captured step is one launch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qlora_ui.engine.chat_adapters import BASE, RowSwitch
+from qlora_ui.engine.chat_cache import ChatCache, cache_argument
+
+PASS_LENGTHS = (1, 32, 128, 512)
+"""Tokens of a captured pass: one graph each, made when first needed."""
+
+
+@dataclass(slots=True)
+class CapturedPass:
+    """A graph with the buffers that it reads and writes."""
+
+    graph: Any
+    ids_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    last_B: torch.Tensor
+    logits_BV: torch.Tensor
+
+
+class ForwardPass:
+    """Runs the model on rows of a cache; on CUDA through graphs, and plainly where a model cannot be captured."""
+
+    def __init__(self, model: Any, cache: ChatCache, switch: RowSwitch, device: torch.device, *, capture: bool) -> None:
+        self.model = model
+        self.cache = cache
+        self.switch = switch
+        self.device = device
+        self.reason = "" if capture else "not on a CUDA card"
+        """Why passes are not captured; empty where they are."""
+        self.capture_s = 0.0
+        """Seconds spent on capturing, so far."""
+        self._argument = cache_argument(model)
+        self._graphs: dict[tuple[tuple[str, ...], int], CapturedPass] = {}
+        self._version = -1
+        self._pool: Any = None
+        config = model.config.get_text_config()
+        self._layer_types = sorted(set(getattr(config, "layer_types", None) or ()))
+        self._window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        self._eager_attention = getattr(config, "_attn_implementation", "") == "eager"
+        self._dtype = model.get_input_embeddings().weight.dtype
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a row in one pass."""
+        return PASS_LENGTHS[-1]
+
+    def run(self, keys: Sequence[str], ids: Sequence[Sequence[int]], starts: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
+        """Logits (B, V) after the last of `ids[b]`, whose first token stands at `starts[b]` of the cache's row `rows[b]`.
+
+        `keys[b]` is the adapter of the row. A row without new tokens passes along and its logits mean nothing.
+        """
+        longest = max(map(len, ids))
+        captures = not self.reason
+        length = next(size for size in PASS_LENGTHS if size >= longest) if captures else longest
+        padding = self.cache.num_slots - 1
+        ids_BT = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
+        positions_BT = torch.tensor(
+            [[*range(start, start + len(row)), *[padding] * (length - len(row))] for row, start in zip(ids, starts, strict=True)]
+        )
+        last_B = torch.tensor([max(len(row) - 1, 0) for row in ids])
+        if captures:
+            captured = self._captured(tuple(keys), ids_BT, positions_BT, last_B)
+            if captured is not None:
+                captured.ids_BT.copy_(ids_BT)
+                captured.positions_BT.copy_(positions_BT)
+                captured.last_B.copy_(last_B)
+                captured.graph.replay()
+                return captured.logits_BV
+        self.switch.choose(keys, self._dtype, self.device)
+        every = list(rows) == list(range(len(self.cache.rows)))
+        rows_B1 = None if every else torch.tensor(rows, device=self.device)[:, None]
+        return self._forward(ids_BT.to(self.device), positions_BT.to(self.device), last_B.to(self.device), rows_B1)
+
+    def forget_graphs(self) -> None:
+        """Free all graphs; their memory goes with them."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _forward(
+        self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor, rows_B1: torch.Tensor | None
+    ) -> torch.Tensor:
+        slots = self.cache.slots
+        slots.rows_B1, slots.positions_BT = rows_B1, positions_BT
+        logits_BBV = self.model(
+            input_ids=ids_BT,
+            attention_mask=self._masks(positions_BT),
+            position_ids=positions_BT,
+            use_cache=True,
+            logits_to_keep=last_B,
+            **{self._argument: self.cache.states},
+        ).logits
+        # The model keeps the same places for every row; a row's own is on the diagonal.
+        logits_BV: torch.Tensor = logits_BBV.diagonal(dim1=0, dim2=1).T
+        return logits_BV
+
+    def _masks(self, positions_BT: torch.Tensor) -> Any:
+        """Which slots each token sees: those up to its own, and for sliding layers only the window's."""
+        slots_L = torch.arange(self.cache.num_slots, device=positions_BT.device)
+        sees_B1TL = (slots_L <= positions_BT[:, None, :, None]) & (slots_L < self.cache.num_slots - 1)
+        full = self._for_kernel(sees_B1TL)
+        if self._window is None or (self._layer_types and "sliding_attention" not in self._layer_types):
+            return dict.fromkeys(self._layer_types, full) if self._layer_types else full
+        sliding = self._for_kernel(sees_B1TL & (slots_L > positions_BT[:, None, :, None] - self._window))
+        if not self._layer_types:
+            return sliding
+        return {kind: sliding if kind == "sliding_attention" else full for kind in self._layer_types}
+
+    def _for_kernel(self, sees_B1TL: torch.Tensor) -> torch.Tensor:
+        """Yes and no for SDPA; for eager attention, which adds its mask, 0 and the lowest number."""
+        if not self._eager_attention:
+            return sees_B1TL
+        return torch.where(sees_B1TL, 0.0, torch.finfo(self._dtype).min).to(self._dtype)
+
+    def _captured(self, keys: tuple[str, ...], *inputs: torch.Tensor) -> CapturedPass | None:
+        if self._version != self.cache.version:
+            self.forget_graphs()
+            self._version = self.cache.version
+        key = (keys, inputs[0].shape[1])
+        if key not in self._graphs:
+            began = time.perf_counter()
+            try:
+                self._graphs[key] = self._capture(keys, *inputs)
+            except RuntimeError as error:
+                # Some models ask the card a question in the middle of a pass (rope that grows with the text).
+                self.forget_graphs()
+                self.reason = f"this model's step cannot be captured ({str(error).splitlines()[0][:120]})"
+                return None
+            self.capture_s += time.perf_counter() - began
+        return self._graphs[key]
+
+    def _capture(self, keys: tuple[str, ...], ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> CapturedPass:
+        ids_BT, positions_BT, last_B = (tensor.to(self.device) for tensor in (ids_BT, positions_BT, last_B))
+        self.switch.choose(keys, self._dtype, self.device)
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            # Lazy initialisation (cuBLAS, the cache's buffers) must not happen inside a capture.
+            for _ in range(2):
+                self._forward(ids_BT, positions_BT, last_B, None)
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            logits_BV = self._forward(ids_BT, positions_BT, last_B, None)
+        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV)
+
+
+def keys_of(sides: Sequence[str]) -> list[str]:
+    """The sides without doubles, the base first: rows of a batch."""
+    unique = list(dict.fromkeys(sides))
+    return sorted(unique, key=lambda side: side != BASE)

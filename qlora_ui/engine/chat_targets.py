@@ -1,0 +1,80 @@
+"""What can be talked to: base models, runs and their checkpoints. Imports no torch, so that a page can list them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import resolve_inside
+from qlora_ui.runs.registry import find_run, list_runs
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import BUILTIN_MODEL
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTarget:
+    """A base model (`model_id`), or a run's adapter (`run_id`), or one of its checkpoints (`checkpoint-30`)."""
+
+    model_id: str = BUILTIN_MODEL
+    revision: str | None = None
+    run_id: str | None = None
+    checkpoint: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name for people, and the side of an added adapter."""
+        if self.run_id is None:
+            return self.model_id.rsplit("/", maxsplit=1)[-1].rsplit(":", maxsplit=1)[-1]
+        return f"{self.run_id} · {self.checkpoint}" if self.checkpoint else self.run_id
+
+
+def list_targets(workspace: Workspace) -> list[ChatTarget]:
+    """Every run with an adapter and each of its checkpoints, newest first."""
+    targets = []
+    for run in list_runs(workspace):
+        model_id = BUILTIN_MODEL
+        try:
+            section = run.config().model
+        except (RunError, ValueError):
+            continue
+        model_id, revision = section.id, section.revision
+        if (run.adapter / WEIGHTS).is_file():
+            targets.append(ChatTarget(model_id, revision, run.id))
+        targets += [ChatTarget(model_id, revision, run.id, name) for name in checkpoint_names(run)]
+    return targets
+
+
+def checkpoint_names(run: RunDir) -> list[str]:
+    """Names of the run's whole checkpoints, newest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    found = [entry.name for entry in run.checkpoints.glob("checkpoint-*") if (entry / WEIGHTS).is_file()]
+    return sorted(found, key=lambda name: int(name.rsplit("-", maxsplit=1)[-1]) if name.rsplit("-", maxsplit=1)[-1].isdigit() else 0)[::-1]
+
+
+def target_config(target: ChatTarget, workspace: Workspace) -> RunConfig:
+    """The settings that the base is loaded with: the run's own, so that it is the base that the adapter was trained on."""
+    if target.run_id is not None:
+        return find_run(workspace, target.run_id).config()
+    return RunConfig().changed({"model.id": target.model_id, "model.revision": target.revision})
+
+
+def adapter_folder(target: ChatTarget, workspace: Workspace) -> Path | None:
+    """Where the target's adapter lies; None for a base. Raises RunError where the run has none (yet)."""
+    if target.run_id is None:
+        return None
+    run = find_run(workspace, target.run_id)
+    folder = resolve_inside(run.checkpoints, target.checkpoint) if target.checkpoint else run.adapter
+    if not (folder / WEIGHTS).is_file():
+        raise RunError(
+            f"Run {run.id} has no {'checkpoint ' + target.checkpoint if target.checkpoint else 'adapter'} to talk to.",
+            why="It was not trained far enough to save one." if not target.checkpoint else "It may have been replaced by a newer one.",
+            fix="Choose another run or checkpoint.",
+            code="adapter-missing",
+        )
+    return folder
