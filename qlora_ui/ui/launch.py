@@ -27,7 +27,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
 from qlora_ui.ui.guard import Guard
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.theme import CSS_PATHS, STATIC, build_theme
+from qlora_ui.ui.theme import STATIC, build_theme, stylesheet
 
 FIRST_PORT = 7860
 NUM_PORTS = 100
@@ -141,7 +141,6 @@ def launch_arguments(address: Address, port: int, login: Callable[[str, str], bo
         "max_threads": 40,
         "state_session_capacity": 50,
         "theme": build_theme(),
-        "css_paths": list(CSS_PATHS),
         "head": head_html(),
         "favicon_path": STATIC / "icon.svg",
         "app_kwargs": {
@@ -154,9 +153,9 @@ def launch_arguments(address: Address, port: int, login: Callable[[str, str], bo
 
 
 def head_html() -> str:
-    """Our scripts (static/*.js) and the meta tags, inlined: nothing is fetched from anywhere."""
+    """Our styles and scripts (static/*.css, static/*.js), inlined: nothing is fetched from anywhere."""
     scripts = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in sorted(STATIC.glob("*.js")))
-    return f'<meta name="color-scheme" content="light dark">{scripts}'
+    return f'<meta name="color-scheme" content="light dark"><style>{stylesheet()}</style>{scripts}'
 
 
 def prepare_environment(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ Conventions for every view: a prediction is dashed, a measurement solid; each pa
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -14,8 +15,21 @@ import gradio as gr
 from qlora_ui.estimate.memory import PART_WORDS
 
 STATIC = Path(__file__).with_name("static")
-CSS_PATHS = (STATIC / "tokens.css", *sorted(path for path in STATIC.glob("*.css") if path.name != "tokens.css"))
-"""All stylesheets of static/, the tokens first."""
+_KEYFRAMES = re.compile(r"@keyframes [^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
+_ABOVE = ":root:root:root"
+
+
+def stylesheet() -> str:
+    """All of static/*.css as one text, the tokens first.
+
+    The rules of all other files are nested in a repeated `:root`: that puts them above Gradio's own, which are loaded
+    later. Handing them to Gradio instead would do the same by rewriting them, and lose those inside @media on the way.
+    """
+    tokens = (STATIC / "tokens.css").read_text(encoding="utf-8")
+    rules = "\n".join(path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.css")) if path.name != "tokens.css")
+    keyframes = "\n".join(_KEYFRAMES.findall(rules))
+    return f"{tokens}\n{keyframes}\n{_ABOVE} {{\n{_KEYFRAMES.sub('', rules)}\n}}"
+
 
 PART_LABELS = dict(PART_WORDS)
 """Words of the memory parts, in the order in which a bar stacks them."""

@@ -8,6 +8,7 @@ from qlora_ui.hardware.system import read_system
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import strip
 
+
 def place() -> gr.HTML:
     """The strip, empty until the first tick."""
     return gr.HTML(strip.frame_html("", ""), elem_id="q-strip", apply_default_css=False)

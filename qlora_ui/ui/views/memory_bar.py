@@ -68,7 +68,7 @@ def prediction_html(memory: MemoryEstimate, device: DeviceProfile) -> str:
         f'<span class="q-small">predicted, of <span class="q-num">{escape(format_bytes(room))}</span> free {where}</span>'
         f'<span class="q-chip q-chip-{kind}">{escape(verdict)}</span></div>'
         f"{bar_html([*others, *segments], device.total_bytes)}"
-        f'<details class="q-fold-plain"><summary>What it is made of</summary><ul class="q-legend">{rows}</ul></details></div>'
+        f'<details class="q-fold-plain"><summary>What it is made of</summary><ul class="q-parts">{rows}</ul></details></div>'
     )
 
 

@@ -97,9 +97,9 @@ def _summary(draft: Draft) -> str:
         return ""
     rows = [("Model", _model_words(draft, config)), ("Learns from", _data_words(draft, config))]
     train = config.train
-    batch = f"{train.batch_size} × {train.accumulation} = {config.effective_batch}"
-    if config.launch.num_processes * config.launch.num_machines > 1:
-        batch = f"{train.batch_size} × {train.accumulation} × {config.launch.num_processes * config.launch.num_machines} cards = {config.effective_batch}"
+    num_cards = config.launch.num_processes * config.launch.num_machines
+    cards = f" × {num_cards} cards" if num_cards > 1 else ""
+    batch = f"{train.batch_size} × {train.accumulation}{cards} = {config.effective_batch}"
     rows.append(("Effective batch", escape(batch)))
     if draft.duration is not None:
         rows.append(("Steps", f'<span id="q-ready-steps">{escape(format_count(draft.duration.num_steps))}</span>'))
@@ -140,9 +140,10 @@ def _time(draft: Draft) -> str:
         return ""
     low, high = (draft.duration.total_s * (1 + sign * draft.duration.error_share) for sign in (-1, 1))
     basis = "from earlier runs here" if draft.duration.basis == "measured" else "a first estimate"
+    total, spread = format_duration(draft.duration.total_s), f"{format_duration(low)} to {format_duration(high)}"
     return (
-        f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(format_duration(draft.duration.total_s))}</span>'
-        f'<span class="q-small">{basis}: <span class="q-num">{escape(format_duration(low))} to {escape(format_duration(high))}</span></span></div>'
+        f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
+        f'<span class="q-small">{basis}: <span class="q-num">{escape(spread)}</span></span></div>'
     )
 
 
