@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from qlora_ui.models.folder import PICKLES, refuse_config
 from qlora_ui.models.hub_cache import cache_folder, cached_snapshot
 
 TIMEOUT_S = 15
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
 
 
@@ -147,7 +149,7 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
     if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
         return disk_full(model_id, None, None)
     copy = cached_snapshot(model_id) if "/" in model_id else None
-    here = " A copy is on this computer: leave the version empty to use it." if copy and revision else ""
+    here = " A copy is on this computer: leave the version empty to use it." if copy and revision not in (None, "main") else ""
     return _error(
         "hub-offline",
         "The Hub cannot be reached.",
@@ -209,7 +211,8 @@ def _is_needed(name: str) -> bool:
 
 
 def _file(sibling: Any) -> HubFile:
-    return HubFile(sibling.rfilename, int(sibling.size or 0), str(sibling.lfs.sha256) if sibling.lfs else "")
+    sha256 = str(sibling.lfs.sha256) if sibling.lfs else ""
+    return HubFile(sibling.rfilename, int(sibling.size or 0), sha256 if _SHA256.match(sha256) else "")
 
 
 def _found(info: Any) -> HubModel:

@@ -1,6 +1,8 @@
 """Downloading a model from the Hub into the Hub's own cache.
 
-A child process does the work: stopping it is then certain at any moment, and what it had written is resumed the next time.
+A child process does the work: stopping it is then certain at any moment. Large files are fetched piece after piece into the
+cache's `blobs`, and a stopped one goes on where it ended; the Hub's library (2.4) would begin it anew. The library then puts the
+small files and the links of the snapshot in place, so that every program finds the model.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from qlora_ui.base.errors import ModelError, Problem
 from qlora_ui.base.files import free_bytes, sha256_of
@@ -19,7 +23,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.models.folder import read_folder
 from qlora_ui.models.hub import HubDetails, HubFile, describe, disk_full, endpoint, hub_errors
-from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, stored_bytes
+from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, repository_folder, stored_bytes
 
 ROOM_BYTES = 512 * MIB
 """Left free on the disk after a download."""
@@ -63,10 +67,15 @@ def _refuse_without_room(details: HubDetails, present: set[str]) -> None:
 
 def _run_child(details: HubDetails, revision: str | None, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
     root = str(Path(__file__).resolve().parents[2])
-    # Plain HTTP keeps half a file and asks for the rest; the Hub's newer protocol would start the file again.
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"}
-    environment = {"HF_HUB_DISABLE_XET": "1", **os.environ, **quiet, "HF_HUB_CACHE": str(cache_folder())}
-    request = {"model_id": details.id, "revision": revision or "main", "files": [file.name for file in details.files]}
+    environment = {**os.environ, **quiet, "HF_HUB_CACHE": str(cache_folder())}
+    request = {
+        "model_id": details.id,
+        "revision": revision or "main",
+        "commit": details.commit,
+        "files": [file.name for file in details.files],
+        "large": {file.name: (file.sha256, file.num_bytes) for file in details.files if file.sha256},
+    }
     start = stored_bytes(details.id, unfinished=False)
     had = sum(file.num_bytes for file in details.files if file.name in _present(details))
     with tempfile.TemporaryFile() as answer:
@@ -131,19 +140,48 @@ def _check(folder: Path, files: list[HubFile], on_progress: OnProgress, is_cance
             )
 
 
-def _child(request: dict[str, object]) -> int:
+def _child(request: dict[str, Any]) -> int:
+    from filelock import FileLock
     from huggingface_hub import snapshot_download
 
-    model_id, revision = str(request["model_id"]), str(request["revision"])
-    files = request["files"]
-    assert isinstance(files, list)
+    model_id, revision = request["model_id"], request["revision"]
+    lock = cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with hub_errors(model_id, revision):
-            snapshot_download(model_id, revision=revision, allow_patterns=files, endpoint=endpoint(), max_workers=4)
+        with hub_errors(model_id, revision), FileLock(lock):
+            for name, (sha256, num_bytes) in request["large"].items():
+                _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
+            snapshot_download(
+                model_id, revision=revision, allow_patterns=request["files"], endpoint=endpoint(), cache_dir=cache_folder(), max_workers=4
+            )
     except ModelError as error:
         print(json.dumps(error.as_dict()))
         return 1
     return 0
+
+
+def _fetch(model_id: str, commit: str, file: HubFile) -> None:
+    """Bring a large file into the cache under its SHA-256, going on after what an earlier start brought."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    blob = repository_folder(model_id) / "blobs" / file.sha256
+    partial = blob.with_name(f"{blob.name}.qlora-ui.incomplete")
+    if blob.exists():
+        return
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    url, headers = hf_hub_url(model_id, file.name, revision=commit, endpoint=endpoint()), build_hf_headers()
+    location = get_hf_file_metadata(url, headers=headers, endpoint=endpoint()).location
+    if urlsplit(location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # a storage server has no business with the Hub's token
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > file.num_bytes:
+        partial.unlink()
+        have = 0
+    with partial.open("ab") as stream:
+        http_get(location, stream, resume_size=have, headers=headers, expected_size=file.num_bytes)
+    os.replace(partial, blob)
 
 
 if __name__ == "__main__":

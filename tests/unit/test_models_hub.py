@@ -1,0 +1,162 @@
+"""The Hub through a stub: search, sizes, download with cancel and resume, and a message of its own for every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_stub import COMMIT, HubStub, serve
+from model_files import model_files, safetensors_bytes
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.models import hub_download
+from qlora_ui.models.hub import describe, search
+from qlora_ui.models.hub_cache import cached_models, cached_snapshot, stored_bytes
+from qlora_ui.models.hub_download import download
+
+MODEL = "some-owner/small-model"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
+    import huggingface_hub.constants
+
+    stub = HubStub()
+    stub.repos[MODEL] = model_files() | {"consolidated.safetensors": b"x" * 999, "original/params.json": b"{}", "pytorch_model.bin": b"x"}
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serve(stub) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        yield stub
+
+
+def test_search_lists_what_can_be_trained(hub: HubStub) -> None:
+    hub.repos["other/banana"] = model_files(model_type="banana")
+    found = search("small")
+    assert [(model.id, model.licence, model.downloads) for model in found] == [(MODEL, "mit", 7)]
+
+
+def test_sizes_and_shape_without_a_download(hub: HubStub, tmp_path: Path) -> None:
+    details = describe(MODEL)
+    assert details.commit == COMMIT and details.facts.hidden_size == 16
+    assert {file.name for file in details.files} == set(model_files())
+    assert details.size_bytes == sum(map(len, model_files().values()))
+    assert stored_bytes(MODEL) == len(hub.repos[MODEL]["config.json"])
+
+
+def test_download_brings_a_whole_checked_model_and_does_not_repeat(hub: HubStub) -> None:
+    seen: list[tuple[str, float | None]] = []
+    folder = download(MODEL, on_progress=lambda what, share: seen.append((what, share)))
+    assert folder == cached_snapshot(MODEL) and (folder / "model.safetensors").read_bytes() == hub.repos[MODEL]["model.safetensors"]
+    assert not (folder / "pytorch_model.bin").exists() and not (folder / "consolidated.safetensors").exists()
+    assert seen[-1][1] == 1.0 and all(share is None or 0 <= share <= 1 for _, share in seen)
+    assert [model_id for model_id, _ in cached_models()] == [MODEL]
+    hub.repos[MODEL]["model.safetensors"] = b"changed on the Hub, same commit: not fetched again"
+    del hub.repos[MODEL]["consolidated.safetensors"]
+    hub.repos[MODEL] = dict(hub.repos[MODEL])
+    assert download(MODEL) == folder
+
+
+def test_cancel_keeps_the_half_and_the_next_start_goes_on_there(hub: HubStub) -> None:
+    big = safetensors_bytes(weights=(8192, 1024))
+    hub.repos[MODEL]["model.safetensors"] = big
+    # the library writes in pieces of 10 MB
+    hub.cut_at["model.safetensors"] = 12_000_000
+    with pytest.raises(Cancelled):
+        download(MODEL, is_cancelled=lambda: stored_bytes(MODEL) >= 9_000_000)
+    partial = stored_bytes(MODEL) - stored_bytes(MODEL, unfinished=False)
+    assert partial >= 9_000_000
+    assert cached_snapshot(MODEL) is None or not (cached_snapshot(MODEL) / "model.safetensors").exists()  # type: ignore[operator]
+    hub.cut_at.clear()
+    hub.release.set()
+    folder = download(MODEL)
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).digest() == hashlib.sha256(big).digest()
+    assert hub.ranges and int(hub.ranges[0].split("bytes=")[1].rstrip("-").split("-")[0]) >= 9_000_000
+
+
+def test_a_damaged_file_is_refused_and_removed(hub: HubStub) -> None:
+    hub.wrong_sha = True
+    with pytest.raises(ModelError) as caught:
+        download(MODEL)
+    assert caught.value.code == "model-corrupt"
+    hub.wrong_sha = False
+    assert (download(MODEL) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "code"),
+    [
+        (401, {}, "hub-401"),
+        (401, {"X-Error-Code": "GatedRepo"}, "hub-401"),
+        (403, {"X-Error-Code": "GatedRepo"}, "hub-403"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "hub-404"),
+        (429, {}, "hub-429"),
+        (500, {}, "hub-error"),
+    ],
+)
+def test_every_refusal_has_words_of_its_own(hub: HubStub, status: int, headers: dict[str, str], code: str) -> None:
+    hub.status, hub.headers = status, headers
+    with pytest.raises(ModelError) as caught:
+        download(MODEL)
+    assert caught.value.code == code and caught.value.problems[0].fix
+
+
+def test_the_six_messages_differ(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = {}
+    for status in (401, 403, 404, 429):
+        hub.status = status
+        with pytest.raises(ModelError) as caught:
+            describe(MODEL)
+        messages[caught.value.code] = str(caught.value)
+    hub.status = 0
+    monkeypatch.setattr(hub_download, "free_bytes", lambda path: 10)
+    with pytest.raises(ModelError) as caught:
+        download(MODEL)
+    messages[caught.value.code] = str(caught.value)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError) as caught:
+        describe(MODEL)
+    messages[caught.value.code] = str(caught.value)
+    assert set(messages) == {"hub-401", "hub-403", "hub-404", "hub-429", "hub-disk", "hub-offline"}
+    assert len(set(messages.values())) == 6
+
+
+def test_offline_mode_is_told_apart_from_nothing(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for action in (lambda: search("x"), lambda: describe(MODEL)):
+        with pytest.raises(ModelError) as caught:
+            action()
+        assert caught.value.code == "hub-offline"
+
+
+def test_a_refusal_halfway_comes_back_from_the_child(hub: HubStub) -> None:
+    details = describe(MODEL)
+    hub.status = 429
+    with pytest.raises(ModelError) as caught:
+        hub_download._run_child(details, None, lambda what, share: None, lambda: False)
+    assert caught.value.code == "hub-429"
+
+
+def test_unknown_versions_and_names(hub: HubStub) -> None:
+    with pytest.raises(ModelError, match="no version"):
+        describe(MODEL, "v9")
+    with pytest.raises(ModelError, match="OWNER/NAME"):
+        describe("a/b/c")
+
+
+def test_models_without_safetensors_or_with_code_are_refused_before_any_download(hub: HubStub) -> None:
+    hub.repos["x/pickles"] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
+    hub.repos["x/code"] = model_files(auto_map={"AutoConfig": "a.B"})
+    hub.repos["x/adapter"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
+    for name, code in (("x/pickles", "model-pickle"), ("x/code", "model-code"), ("x/adapter", "model-weights")):
+        with pytest.raises(ModelError) as caught:
+            download(name)
+        assert caught.value.code == code
+        assert stored_bytes(name) < 10_000
