@@ -47,6 +47,15 @@ WORKSPACE_BYTES = 25 * MIB
 
 
 @dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a process holds beside its tensors."""
+
+    context_bytes: int
+    workspace_bytes: int
+    """Of the libraries, through the allocator."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """The largest amount of memory that a run holds at once; parts are of that moment and add up to the total."""
 
@@ -176,6 +185,18 @@ def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, token
         tile *= 4  # without Triton the tile's softmax is torch operations, in fp32
     weight_gradient = 4 * facts.vocab_size * hidden if adapter.trains_head else 0
     return tile + graded * hidden * (4 + e) + tokens * hidden * (4 + e) + weight_gradient
+
+
+def process_overhead(device: DeviceProfile, work: Workload, adapter: Adapter) -> Overhead:
+    """Context and workspaces of a run on that device."""
+    return Overhead(device.context_bytes, 0 if work.is_cpu else WORKSPACE_BYTES)
+
+
+def load_reserved_bytes(facts: ModelFacts, config: RunConfig, work: Workload) -> int:
+    """What the allocator has reserved when the base is loaded: all of it and the largest layer in 16 bits."""
+    other = facts.num_embedding_params + facts.num_bias_params + facts.num_norm_params
+    quantized = quantized_bytes(facts, double_quant=config.quant.double_quant)
+    return quantized + other * work.element_bytes + _largest_tensor(facts, work) + WORKSPACE_BYTES
 
 
 def _slack(moving: int, work: Workload) -> int:

@@ -1,0 +1,164 @@
+"""The precise check: the model's real code is run in a child process on tensors without data, and the allocator is replayed over its record.
+
+Slower than the closed form (seconds instead of microseconds) and right where that is unsure. Needs no card and no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_ui.base.errors import HardwareError
+from qlora_ui.estimate.adapter import adapter_of
+from qlora_ui.estimate.allocator import CachingAllocator
+from qlora_ui.estimate.memory import load_reserved_bytes, process_overhead
+from qlora_ui.estimate.trace import Depth, Trace, extended
+from qlora_ui.estimate.workload import DataShape, Workload, workload_of
+from qlora_ui.hardware.devices import DeviceProfile
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.settings.run_config import RunConfig
+
+TIMEOUT_S = 120
+_MODULE = "qlora_ui.engine.simulate"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedMemory:
+    """What the check found."""
+
+    total_bytes: int
+    """What the card will show for this process."""
+    allocated_bytes: int
+    reserved_bytes: int
+    static_bytes: int
+    """Weights, adapter and optimizer."""
+
+
+def check_memory(
+    facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None, *, is_expandable: bool = False
+) -> CheckedMemory:
+    """Run the check; a few seconds on two cores. Raises HardwareError where the child process fails."""
+    work = workload_of(facts, config, device, data)
+    depth = Depth.of(facts.num_layers - work.kept_layers, work.kept_layers)
+    trace = run_simulation(request_of(facts, config, work, depth))
+    return replay(trace, depth, facts, config, device, work, is_expandable=is_expandable)
+
+
+def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Depth) -> dict[str, Any]:
+    """What the child is asked, as plain data."""
+    kept_run = depth.num_kept_run(work.kept_layers)
+    return {
+        "config": config.to_nested(),
+        "model": model_config(facts),
+        "num_layers": depth.num_run,
+        "kept_layers": kept_run,
+        "dtype": work.dtype,
+        "adapter_bytes": work.adapter_bytes,
+        "dropout": config.lora.dropout,
+        "rows": work.num_rows,
+        "row_tokens": work.row_tokens,
+        "eval_rows": work.eval_rows,
+        "eval_row_tokens": work.eval_row_tokens,
+        "trained_share": work.trained_share,
+        "is_cpu": work.is_cpu,
+        "is_packed": work.is_packed,
+        "is_fast": work.is_fast,
+        "is_eager": work.is_eager,
+        "attention": "cpu" if work.is_cpu else "math" if work.is_math else "fused",
+        "accumulates": config.train.accumulation > 1,
+        "optimizer": "adamw" if work.is_cpu else config.train.optimizer,
+    }
+
+
+def model_config(facts: ModelFacts) -> dict[str, Any]:
+    """The arguments of transformers' configuration class that decide shapes."""
+    names = {linear.name: linear for linear in facts.linears}
+    values: dict[str, Any] = {
+        "model_type": facts.model_type,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "num_hidden_layers": facts.num_layers,
+        "num_attention_heads": facts.num_heads,
+        "num_key_value_heads": facts.num_kv_heads,
+        "head_dim": facts.head_dim,
+        "vocab_size": facts.vocab_size,
+        "tie_word_embeddings": facts.is_tied,
+        "max_position_embeddings": facts.context_tokens,
+        "sliding_window": facts.sliding_window,
+        "use_sliding_window": facts.sliding_window is not None,
+    }
+    if facts.model_type in ("llama", "smollm3", "qwen3", "gemma", "gemma2", "gemma3_text"):
+        values["attention_bias"] = names["o_proj"].has_bias
+    if facts.model_type in ("llama", "smollm3"):
+        values["mlp_bias"] = names["down_proj"].has_bias
+    if facts.rotary_dim is not None:
+        values["partial_rotary_factor"] = facts.rotary_dim / facts.head_dim
+    if facts.model_type == "phi3":
+        # Its own defaults lie beyond the vocabularies of small test models.
+        values |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+        del values["head_dim"]
+    if facts.model_type.startswith("gemma"):
+        values["hidden_activation"] = facts.activation
+        values["query_pre_attn_scalar"] = facts.head_dim
+    if facts.model_type in ("gemma2", "gemma3_text"):
+        values["attn_logit_softcapping"] = facts.attention_softcap
+        values["final_logit_softcapping"] = facts.logit_softcap
+    return values
+
+
+def run_simulation(request: dict[str, Any]) -> Trace:
+    """The child's record; raises HardwareError with its last words where it fails."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", _MODULE],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _failed(str(error)) from None
+    if child.returncode != 0:
+        words = child.stderr.strip().splitlines()
+        raise _failed(words[-1] if words else f"exit code {child.returncode}")
+    return Trace.from_dict(json.loads(child.stdout))
+
+
+def _failed(why: str) -> HardwareError:
+    return HardwareError(
+        "The check of the memory could not be made.", why=why[:300], fix="The estimate without the check still holds.", code="check-failed"
+    )
+
+
+def replay(
+    trace: Trace, depth: Depth, facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, *, is_expandable: bool
+) -> CheckedMemory:
+    """The record at full depth through the allocator, as a run goes: load, step eagerly, capture in a pool of its own, evaluate."""
+    main, pool = CachingAllocator(is_expandable), CachingAllocator(is_expandable)
+    static = 0
+    peak_reserved = peak_allocated = 0
+    adapter = adapter_of(facts, config.lora)
+    for key, size in extended(trace, depth):
+        # A captured step's tensors live in the graph's own pool, which stays reserved when the step is over.
+        captured = work.is_fast and key.segment.step in ("first", "second")
+        allocator = pool if captured else main
+        if size is None:
+            allocator.free(key)
+        else:
+            allocator.allocate(key, size)
+            if key.segment.step == "setup":
+                static += -(-size // 512) * 512
+        peak_reserved = max(peak_reserved, main.reserved_bytes + pool.reserved_bytes)
+        peak_allocated = max(peak_allocated, main.allocated_bytes + pool.allocated_bytes)
+    overhead = process_overhead(device, work, adapter)
+    reserved = max(peak_reserved + overhead.workspace_bytes, load_reserved_bytes(facts, config, work))
+    total = reserved + overhead.context_bytes
+    return CheckedMemory(total, peak_allocated + overhead.workspace_bytes, reserved, static)
