@@ -33,7 +33,7 @@ from qlora_ui.data.report import SHOWN_ROWS, Finding, SourceReport, in_order
 from qlora_ui.data.sniff import type_of_file
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
-_SAMPLE_BYTES = 64 << 20
+_SAMPLE_BYTES = 32 << 20
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ class _Parse:
         """The first rows, kept for the real pass, and the readable ones among them."""
         head: list[Item] = []
         sample: list[dict[str, Any]] = []
-        while len(head) < SAMPLE_ROWS and self.progress.done_bytes < _SAMPLE_BYTES:
+        while len(head) < SAMPLE_ROWS and max(self.progress.done_bytes, self.progress.unpacked_bytes) < _SAMPLE_BYTES:
             item = next(rows, None)
             if item is None:
                 break

@@ -117,6 +117,7 @@ class _Child:
         finally:
             process.kill()
             process.wait()
+            self._complaints.close()
 
     def _start(self) -> subprocess.Popen[str]:
         root = str(Path(qlora_ui.__file__).resolve().parent.parent)
@@ -124,11 +125,12 @@ class _Child:
         code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.child import main; main()"
         environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+        self._complaints = (Path(self._job["folder"]) / "complaints.txt").open("wb+")
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaints,
             text=True,
             encoding="utf-8",
             env=environment,
@@ -184,10 +186,14 @@ class _Child:
         return DataError(what, where=self._name, fix="Split the file, or write it as JSONL.", code="DATA-LIMIT")
 
     def _died(self, code: int) -> QloraUiError:
+        self._complaints.seek(0)
+        last = self._complaints.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        out_of_memory = "MemoryError" in last or "bad_alloc" in last
+        ended = f"signal {-code}" if code < 0 else f"code {code}"
         return DataError(
-            f"The reader was ended by this file ({f'signal {-code}' if code < 0 else f'code {code}'}); the app goes on.",
+            "Reading the file needs more memory than it may have." if out_of_memory else f"The reader was ended by this file ({ended}).",
             where=self._name,
-            why="The file is damaged, or made to harm the program that opens it.",
+            why=last[:300] if code > 0 and not out_of_memory else "The file is damaged, or made to harm the program that opens it.",
             fix="Export it again, best as JSONL.",
             code="DATA-LIMIT",
         )

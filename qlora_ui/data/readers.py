@@ -31,10 +31,13 @@ Notice = Callable[[str, str], None]
 
 
 class Progress:
-    """Bytes of the file that were read."""
+    """How far a reader is."""
 
     def __init__(self) -> None:
         self.done_bytes = 0
+        """Bytes of the file that were read."""
+        self.unpacked_bytes = 0
+        """What they are unpacked, where that is more."""
 
 
 def read_rows(path: Path, file_type: str, progress: Progress, notice: Notice) -> Iterator[Item]:
@@ -424,7 +427,7 @@ def _csv_error(name: str, line: int, error: csv.Error) -> DataError:
 
 # Parquet -------------------------------------------------------------------------------------------------------------
 
-_BATCH_ROWS = 64
+_BATCH_ROWS = 32
 _BATCH_BYTES = 256 << 20
 _DECODED_RATIO = 100
 _DECODED_FREE = 256 << 20
@@ -452,6 +455,7 @@ def _parquet(path: Path, progress: Progress) -> Iterator[Item]:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             batch_number += 1
             decoded += batch.nbytes
+            progress.unpacked_bytes = decoded
             if batch.nbytes > _BATCH_BYTES or (decoded > _DECODED_FREE and decoded > _DECODED_RATIO * size):
                 raise DataError(
                     f"Unpacked, the file is over {format_bytes(decoded)} by batch {batch_number}; on the disk it has {format_bytes(size)}.",

@@ -40,6 +40,10 @@ def _powers(base: int, length: int) -> Array:
     return np.multiply.accumulate(values)
 
 
+def _nothing() -> tuple[Array, Array]:
+    return np.zeros(0, dtype=np.int64), np.zeros((0, _NUM_HASHES), dtype=np.uint32)
+
+
 class Similar:
     """Takes texts in order, tells at the end which are nearly the same as an earlier one."""
 
@@ -66,6 +70,8 @@ class Similar:
         if inside[0]:
             edges = np.concatenate(([0], edges))
         starts, ends = edges[0::2], edges[1::2]
+        if len(starts) < _MIN_WORDS:
+            return _nothing()
         if len(self._forward) < len(data):
             self._forward, self._back = _powers(_RADIX, 2 * len(data)), _powers(_RADIX_INVERSE, 2 * len(data))
         sums = np.zeros(len(data) + 1, dtype=np.uint64)
@@ -80,7 +86,7 @@ class Similar:
         whole = (rows[:-2] == rows[2:]) & (counts[rows[:-2]] >= _MIN_WORDS)
         runs, run_rows = runs[whole], rows[:-2][whole]
         if not len(runs):
-            return np.zeros(0, dtype=np.int64), np.zeros((0, _NUM_HASHES), dtype=np.uint32)
+            return _nothing()
         first = np.flatnonzero(np.concatenate(([True], run_rows[1:] != run_rows[:-1])))
         signatures = np.empty((len(first), _NUM_HASHES), dtype=np.uint32)
         for number, multiplier in enumerate(_MULTIPLIERS):
@@ -92,6 +98,8 @@ class Similar:
         if not self._signatures:
             return np.zeros(0, dtype=np.int64)
         signatures, positions = np.concatenate(self._signatures), np.concatenate(self._positions)
+        if not len(signatures):
+            return positions
         is_double = np.zeros(len(signatures), dtype=bool)
         for band in range(0, _NUM_HASHES, _BAND):
             keys = signatures[:, band].astype(np.uint64) << np.uint64(32) | signatures[:, band + 1].astype(np.uint64)
