@@ -17,4 +17,4 @@ def test_the_builtin_dataset_is_what_it_promises() -> None:
         assert roles in (["user", "assistant"], ["system", "user", "assistant"], ["user", "assistant"] * 2)
         assert all(len(message["content"].split()) < 60 for message in row["messages"])
         answers = " ".join(message["content"].lower() for message in row["messages"] if message["role"] == "assistant")
-        assert any(word in answers for word in ("arr", "matey", "me hearty", "yo ho", "ye "))
+        assert any(word in answers for word in ("arr", "matey", "me hearty", "yo ho", "ye ", " be "))
