@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ LOSS = Panel(
     marks=True,
     empty="The loss draws itself here from the first step on. It should fall.",
 )
+LOSS_COMPARED = replace(LOSS, size="wide", marks=False, empty="Choose two runs that have learned something.")
 MEMORY = Panel(
     "memory",
     "Memory",

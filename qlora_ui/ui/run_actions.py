@@ -27,6 +27,10 @@ OPENS = {"open": "train", "chat": "chat", "evaluate": "evaluate", "export": "exp
 """Buttons that look at a run on another tab."""
 
 
+OF_THE_LIST = ("pick", "page", "details", "only-different", "clear")
+"""What only changes the view of the list of runs."""
+
+
 class Outcome:
     """What the page shows after a button: another run, another tab, other settings, or nothing of it."""
 
@@ -62,6 +66,8 @@ def perform(page: Page, action: Action) -> Outcome:
         return Outcome(_run(page, action).id, OPENS[action.name])
     if action.name in REQUESTS:
         page.service.launcher.request(_run(page, action), REQUESTS[action.name])
+        return Outcome()
+    if action.name in OF_THE_LIST:
         return Outcome()
     do = _ACTIONS.get(action.name)
     if do is None:

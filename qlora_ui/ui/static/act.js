@@ -31,6 +31,14 @@ function mountActions(element, trigger, watch) {
     if (key) folds.set(key, event.target.open);
   }, true);
 
+  document.addEventListener("click", (event) => {
+    for (const menu of element.querySelectorAll("details[data-menu][open]")) if (!menu.contains(event.target) || event.target.closest("[data-act]")) menu.open = false;
+  });
+  element.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && event.target.closest("details[data-menu][open]");
+    if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
+  });
+
   watch("value", () => {
     for (const fold of element.querySelectorAll("details[data-key]")) if (folds.has(fold.dataset.key)) fold.open = folds.get(fold.dataset.key);
     for (const button of element.querySelectorAll("[data-sent]")) settle(button);

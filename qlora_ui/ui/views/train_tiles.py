@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from qlora_ui.base.units import format_count, format_duration
+from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs.read import RunView
 from qlora_ui.ui.markup import escape
@@ -31,7 +32,7 @@ def _tile(label: str, value: str, note: str = "", css_class: str = "") -> str:
 def _step(view: RunView) -> str:
     of = f"of {view.num_steps:,}" if view.num_steps else ""
     if view.steps and view.steps[-1].epoch:
-        of += f", pass {view.steps[-1].epoch:.1f}"
+        of += f", pass {max(1, math.ceil(view.steps[-1].epoch))}"
     return _tile("Step", f"{view.step:,}", of)
 
 
@@ -40,7 +41,7 @@ def _loss(view: RunView) -> str:
         return _tile("Loss", "–")
     recent = [event.loss for event in view.steps[-10:]]
     best = view.best_eval
-    note = f"best on held-back rows {best.loss:.3g}" if best else f"first {view.steps[0].loss:.3g}"
+    note = f"held-back {best.loss:.3g}" if best else f"first {view.steps[0].loss:.3g}"
     return _tile("Loss, last ten", f"{sum(recent) / len(recent):.3g}", note)
 
 
@@ -64,12 +65,9 @@ def _time(view: RunView) -> str:
 def _memory(view: RunView) -> str:
     predicted = view.planned.predicted_bytes if view.planned else None
     measured = max((measured_bytes(event) or 0 for event in view.memory), default=0)
-    words = predicted_and_measured(predicted, measured)
-    share = ""
-    if words.endswith(")"):
-        words, _, share = words.rpartition(" (")
-        share = share.rstrip(")")
-    return _tile("Memory", words or "not measured yet", f"{share} against the prediction" if share else "", "q-tile-wide")
+    if not measured:
+        return _tile("Memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
+    return _tile("Memory", format_bytes(measured), predicted_and_measured(predicted, measured), "q-tile-wide")
 
 
 def _power(view: RunView, gpus: Sequence[GpuState]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -69,3 +70,17 @@ def fold(title: str, body: str, key: str, *, is_open: bool = False) -> str:
     """A part that unfolds; `title` is plain text, `body` ready-made HTML. It keeps its state when the page is drawn anew."""
     state = " open" if is_open else ""
     return f'<details class="q-details" data-key="{escape(key)}"{state}><summary>{escape(title)}</summary>{body}</details>'
+
+
+def setting_words(value: Any) -> str:
+    """A setting's value as it is said: `on`, `0.0002`, `all-linear`, `automatic`."""
+    if value is None:
+        return "automatic"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(setting_words(item) for item in value) or "none"
+    named = getattr(value, "id", None)
+    return middle_cut(str(named if named is not None else value), 40)

@@ -1,0 +1,171 @@
+"""The list of runs as a person reads it, and one run's settings, log and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from qlora_ui.base.units import format_bytes, format_duration, format_percent
+from qlora_ui.runs.listing import RunRow
+from qlora_ui.runs.run_dir import Status
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.words import ago, describe_model, fold, setting_words, status_chip
+
+PAGE_ROWS = 25
+MOST_PICKED = 4
+SHOWN_DIFFERENCES = 3
+_NOT_A_DIFFERENCE = {"model.id", "model.revision", "output.name", "output.notes", "output.tags"}
+
+EMPTY = (
+    '<div class="q-empty"><h2>No runs yet</h2><p>Every run that you start is kept here, with its settings, curves and result, '
+    "until you delete it.</p></div>"
+)
+
+
+def found(rows: Sequence[RunRow], query: str, state: str) -> list[RunRow]:
+    """The rows whose name, model, tags, notes or id hold every word of `query` and that are in `state` (empty: any)."""
+    words = query.lower().split()
+    kept = []
+    for row in rows:
+        if state and row.status.value != state and not (state == "live" and row.status.is_live):
+            continue
+        text = " ".join((row.name, row.model, row.id, row.notes, *row.tags)).lower()
+        if all(word in text for word in words):
+            kept.append(row)
+    return kept
+
+
+def table_html(
+    rows: Sequence[RunRow],
+    configs: Mapping[str, RunConfig | None],
+    picked: Collection[str],
+    *,
+    page: int,
+    num_found: int,
+    num_all: int,
+) -> str:
+    """One page of the list; `rows` are those of the page, `configs` their settings."""
+    if not num_all:
+        return EMPTY
+    if not rows:
+        return '<div class="q-empty"><h2>Nothing found</h2><p>No run has these words and this state.</p></div>'
+    body = "".join(_row(row, configs.get(row.id), row.id in picked, can_pick=len(picked) < MOST_PICKED) for row in rows)
+    head = "".join(
+        f'<th scope="col"{f" class={css}" if css else ""}>{label}</th>'
+        for label, css in (
+            ('<span class="q-sr">Compare</span>', "q-col-pick"),
+            ("Run", ""),
+            ("State", ""),
+            ("What differs", ""),
+            ("Best loss", "q-col-number"),
+            ("Memory", "q-col-number"),
+            ("Time", "q-col-number"),
+            ("Curve", ""),
+            ('<span class="q-sr">More</span>', ""),
+        )
+    )
+    return f'<table class="q-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_pages(page, num_found)}'
+
+
+def _row(row: RunRow, config: RunConfig | None, is_picked: bool, *, can_pick: bool) -> str:
+    tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
+    state = " checked" if is_picked else "" if can_pick else " disabled"
+    pick = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{state}>'
+    where = f"{describe_model(row.model, 30).removesuffix(' (built in)')} · {ago(row.created)}"
+    loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
+    kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
+    progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""
+    return (
+        f'<tr class="{"q-picked" if is_picked else ""}"><td class="q-col-pick">{pick}</td>'
+        f'<td class="q-col-name">{act_button(row.name, "open", row.id, look="link")}{tags}<small>{escape(where)}</small></td>'
+        f'<td data-label="State">{status_chip(row.status)}<small class="q-num">{escape(progress)}</small></td>'
+        f'<td data-label="What differs" class="q-col-differs">{escape(differences_in_words(config))}</td>'
+        f'<td data-label="Best loss" class="q-col-number q-num">{_number(loss)}{kind}</td>'
+        f'<td data-label="Memory" class="q-col-number q-num">{escape(format_bytes(row.peak_bytes)) if row.peak_bytes else "–"}</td>'
+        f'<td data-label="Time" class="q-col-number q-num">{escape(format_duration(row.elapsed_s)) if row.elapsed_s else "–"}</td>'
+        f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{_menu(row)}</td></tr>'
+    )
+
+
+def _menu(row: RunRow) -> str:
+    run, name = row.id, row.name
+    entries = [
+        act_button("Settings and log", "details", run, look="menu"),
+        act_button("New run from this one", "copy", run, look="menu"),
+        act_button("Rename", "rename", run, look="menu", ask="A name for this run", value=name, yes="Rename"),
+        act_button("Notes", "notes", run, look="menu", ask="Notes for this run", value=row.notes, long="1", yes="Keep"),
+        act_button("Tags", "tags", run, look="menu", ask="Tags, with commas between them", value=", ".join(row.tags), yes="Keep"),
+    ]
+    if row.status.can_resume:
+        entries.insert(0, act_button("Continue", "resume", run, look="menu"))
+    if row.has_adapter:
+        entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
+    if not row.status.is_live and row.status is not Status.QUEUED:
+        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back."
+        entries.append(act_button("Delete", "delete", run, look="menu", confirm=words, yes="Delete", no="Keep it", danger="1"))
+    return (
+        f'<details class="q-menu" data-menu data-key="menu-{run}"><summary aria-label="More for {escape(name)}" title="More">⋯</summary>'
+        f'<div class="q-menu-list">{"".join(entries)}</div></details>'
+    )
+
+
+def differences_in_words(config: RunConfig | None, most: int = SHOWN_DIFFERENCES) -> str:
+    """What was changed from the defaults, the settings that people look at first: `Adapter size 32, Learning rate 0.001, 2 more`."""
+    if config is None:
+        return "settings cannot be read"
+    options = option_by_path()
+    changed = [path for path in config.differences(RunConfig()) if path not in _NOT_A_DIFFERENCE]
+    changed.sort(key=lambda path: options[path].meta.tier != "basic")
+    said = [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:most]]
+    if len(changed) > most:
+        said.append(f"{len(changed) - most} more")
+    return ", ".join(said) or "nothing, all defaults"
+
+
+def sparkline(values: Sequence[float], width: int = 84, height: int = 24) -> str:
+    """A curve of a few points without axes, with its first and last value in words."""
+    if len(values) < 2:
+        return '<span class="q-small">–</span>'
+    low, high = min(values), max(values)
+    spread = (high - low) or 1.0
+    points = " ".join(
+        f"{2 + place * (width - 4) / (len(values) - 1):.1f},{2 + (high - value) / spread * (height - 4):.1f}"
+        for place, value in enumerate(values)
+    )
+    words = f"Loss from {values[0]:.3g} to {values[-1]:.3g}"
+    return (
+        f'<svg class="q-spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{words}">'
+        f'<polyline points="{points}"/></svg>'
+    )
+
+
+def details_html(row: RunRow, config: RunConfig | None, log: str) -> str:
+    """Settings as YAML and the end of the log of one run."""
+    changed = config.to_yaml(only_changed=True) if config else "The settings file cannot be read."
+    whole = fold("All settings", f'<pre class="q-code">{escape(config.to_yaml())}</pre>', "all-settings") if config else ""
+    notes = f'<p class="q-sub">{escape(row.notes)}</p>' if row.notes else ""
+    said = f'<pre class="q-code q-log" tabindex="0">{escape(log)}</pre>' if log else '<p class="q-small">Nothing was logged.</p>'
+    copy = f'<button type="button" class="q-button q-button-quiet" data-copy="{escape(changed)}">Copy</button>'
+    return (
+        f'<section class="q-card q-details-card"><div class="q-run-top"><h2 class="q-h2">{escape(row.name)}</h2>'
+        f"<span>{act_button('Open', 'open', row.id)} {act_button('Close', 'details', look='quiet')}</span></div>{notes}"
+        f'<p class="q-small q-mono">{escape(row.id)}</p>'
+        f'<div class="q-run-top"><h3 class="q-h3">What differs from the defaults</h3>{copy}</div>'
+        f'<pre class="q-code">{escape(changed)}</pre>{whole}<h3 class="q-h3">Log</h3>{said}</section>'
+    )
+
+
+def _pages(page: int, num_found: int) -> str:
+    last = max((num_found - 1) // PAGE_ROWS, 0)
+    if not last:
+        return ""
+    newer = act_button("Newer", "page", look="", to=str(page - 1)) if page else ""
+    older = act_button("Older", "page", look="", to=str(page + 1)) if page < last else ""
+    first = page * PAGE_ROWS + 1
+    words = f"{first:,} to {min(first + PAGE_ROWS - 1, num_found):,} of {num_found:,}"
+    return f'<div class="q-pages"><span class="q-small q-num">{words}</span>{newer}{older}</div>'
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None else "–"
