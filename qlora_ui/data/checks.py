@@ -23,7 +23,7 @@ _CHUNK_CHARS = 1 << 20
 _CONTROL = re.compile(
     r"<\|[a-z_0-9]{2,30}\|>|<[｜|][^<>\n]{2,40}[｜|]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>|<\|[A-Z_]{4,40}\|>"
 )
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,24}\b")
+EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,4}\.[A-Za-z]{2,24}\b")
 _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("hf_", re.compile(r"\bhf_[A-Za-z0-9]{30,}"), "a Hugging Face token"),
     ("sk-", re.compile(r"\bsk-(?:proj-|ant-|live-)?[A-Za-z0-9_-]{20,}"), "an API key (sk-…)"),
@@ -138,7 +138,7 @@ class TextChecks:
         if "<" in together or "[INST]" in together:
             self._search(_CONTROL, "control", "<[")
         if "@" in together:
-            self._search(_EMAIL, "email", "@")
+            self._search(EMAIL, "email", "@")
         for needle, pattern, words in _SECRETS:
             if needle in together and pattern.search(together):
                 self._search(pattern, f"secret:{words}", needle[0])

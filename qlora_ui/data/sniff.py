@@ -63,7 +63,7 @@ def type_of_file(path: Path) -> str:
             "The text looks like UTF-16.",
             where=name,
             why="JSON files are written in UTF-8.",
-            fix="Save it as UTF-8, or run “data convert” on it.",
+            fix="Save it as UTF-8, or run “data convert --encoding utf-16” on it.",
             code="DATA-UTF8",
         )
     return _text_type(head, suffix)

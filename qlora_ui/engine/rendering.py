@@ -135,6 +135,10 @@ class Renderer:
         """The text with its control tokens broken by a space after their first sign, so that they are plain letters."""
         return self._special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
+    def spells_special(self, text: str) -> bool:
+        """Whether a text has a control token of this tokenizer in it."""
+        return bool(text) and self._special.search(text) is not None
+
     # Whose text it is -----------------------------------------------------------------------------------------------
 
     def rendered(self, conversation: Conversation) -> Rendered:

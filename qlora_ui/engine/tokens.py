@@ -22,7 +22,7 @@ from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
 """The label of a token that is not learned."""
-TOKENS_VERSION = 1
+TOKENS_VERSION = 2
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
 
@@ -57,6 +57,12 @@ class Whole:
     trained: Array
     spans: tuple[Span, ...]
     refused: str = ""
+    marks: tuple[str, ...] = ()
+    """What is odd about the text: `special` (control tokens of this template in it), `bos` (it began with a start token)."""
+
+
+_Written = tuple[str, tuple[Span, ...], tuple[str, ...]]
+"""A row as text, the spans that are learned, and its marks."""
 
 
 class RowTokenizer:
@@ -80,59 +86,61 @@ class RowTokenizer:
         results: list[Whole | None] = [None] * len(conversations)
         for is_plain in (False, True):
             positions = [at for at, conversation in enumerate(conversations) if (conversation.text is not None) == is_plain]
-            texts, spans, kept = [], [], []
+            written: list[_Written] = []
+            kept: list[int] = []
             for at in positions:
                 try:
-                    text, where = self._plain(conversations[at]) if is_plain else self._chat(conversations[at])
+                    written.append(self._plain(conversations[at]) if is_plain else self._chat(conversations[at]))
                 except RowRefused as refusal:
                     results[at] = _refused(str(refusal))
                     continue
-                texts.append(text)
-                spans.append(where)
                 kept.append(at)
-            for at, whole in zip(kept, self._encode(texts, spans, is_plain=is_plain), strict=True):
+            for at, whole in zip(kept, self._encode(written, is_plain=is_plain), strict=True):
                 results[at] = whole
         return [whole if whole is not None else _refused("unknown") for whole in results]
 
-    def _plain(self, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
+    def _plain(self, conversation: Conversation) -> _Written:
         text = conversation.text or ""
         bos = self.tokenizer.bos_token
+        marks: tuple[str, ...] = ()
         if bos and text.startswith(bos):
             text = text.removeprefix(bos)  # The tokenizer puts its own in front; two would be learned as a pair.
+            marks = ("bos",)
         if self.data.neutralize_special_tokens and self.tokenizer.chat_template:
             text = self.renderer.disarm(text)
-        return text, ((0, len(text)),)
+        return text, ((0, len(text)),), marks
 
-    def _chat(self, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
+    def _chat(self, conversation: Conversation) -> _Written:
         rendered = self.renderer.rendered(conversation)
         spans = rendered.spans
         if self.data.train_on == "last-answer":
             spans = spans[-1:]
         elif self.data.train_on == "everything":
             spans = ((0, len(rendered.text)),)
-        return rendered.text, spans
+        spells = self.renderer.spells_special
+        return rendered.text, spans, ("special",) if any(spells(message.content) for message in conversation.messages) else ()
 
-    def _encode(self, texts: list[str], spans: list[tuple[Span, ...]], *, is_plain: bool) -> Iterator[Whole]:
-        if not texts:
+    def _encode(self, written: list[_Written], *, is_plain: bool) -> Iterator[Whole]:
+        if not written:
             return
         encoded = self._offsets(
-            texts,
+            [text for text, _, _ in written],
             add_special_tokens=is_plain,
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        for text, where, ids, offsets in zip(texts, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            row = np.array(ids, dtype=np.int32)
+        for row, ids, offsets in zip(written, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             places = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-            yield self._labelled(text, where, row, places, is_plain=is_plain)
+            yield self._labelled(row, np.array(ids, dtype=np.int32), places, is_plain=is_plain)
 
-    def _labelled(self, text: str, spans: tuple[Span, ...], ids: Array, places: Array, *, is_plain: bool) -> Whole:
+    def _labelled(self, written: _Written, ids: Array, places: Array, *, is_plain: bool) -> Whole:
+        text, spans, marks = written
         starts, ends = places[:, 0], places[:, 1]
         bos = self.tokenizer.bos_token_id
         if len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, starts, ends = ids[1:], starts[1:], ends[1:]
+            ids, starts, ends, marks = ids[1:], starts[1:], ends[1:], (*marks, "bos")
         trained = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
             # A token that begins before the answer is the question's, even where it reaches into the answer: in a chat
@@ -147,7 +155,7 @@ class RowTokenizer:
                 trained = np.append(trained, True)
             if len(ids) and ids[0] == bos:
                 trained[0] = False  # Nothing comes before it, so nothing can predict it.
-        return Whole(text, ids, starts, ends, trained, spans)
+        return Whole(text, ids, starts, ends, trained, spans, marks=marks)
 
     def cut(self, whole: Whole) -> TokenizedRow:
         """A row as `data.max_length` and `data.too_long` leave it."""
@@ -213,12 +221,14 @@ def _without_trimming(tokenizer: Any) -> Any:
 class TokenTable:
     """The tokens of many rows end to end, before cutting, with a mark for each that is learned."""
 
-    def __init__(self, ids: Array, trained: Array, offsets: Array, refused: dict[int, str]) -> None:
+    def __init__(self, ids: Array, trained: Array, offsets: Array, refused: dict[int, str], marks: dict[str, list[int]]) -> None:
         self.ids = ids
         self.trained = trained
         self.offsets = offsets
         self.refused = refused
         """Position of a row to why it cannot be used."""
+        self.marks = marks
+        """Kind of oddity (see `Whole.marks`) to the positions of the rows."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -256,19 +266,22 @@ class TokenTable:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("ids", "trained", "offsets"):
             np.save(folder / f"{name}.npy", getattr(self, name))
-        write_json(folder / "refused.json", {str(position): reason for position, reason in self.refused.items()})
+        refused = {str(position): reason for position, reason in self.refused.items()}
+        write_json(folder / "notes.json", {"refused": refused, "marks": self.marks})
 
     @classmethod
     def load(cls, folder: Path) -> TokenTable | None:
         """The table in a folder, read from the disk as it is needed; None where there is none."""
-        refused = read_json(folder / "refused.json")
-        if refused is None:
+        notes = read_json(folder / "notes.json")
+        if notes is None:
             return None
         try:
             ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
         except (OSError, ValueError):
             return None
-        return cls(ids, trained, np.array(offsets), {int(position): reason for position, reason in refused.items()})
+        return cls(
+            ids, trained, np.array(offsets), {int(position): reason for position, reason in notes["refused"].items()}, notes["marks"]
+        )
 
 
 def tokenize_all(
@@ -293,6 +306,7 @@ def tokenize_all(
     trained: list[Array] = []
     lengths: list[int] = []
     refused: dict[int, str] = {}
+    marks: dict[str, list[int]] = {}
     for start in range(0, len(conversations), _CHUNK):
         stop_if(is_cancelled, "Counting tokens")
         chunk = rows.whole([conversations[at] for at in range(start, min(start + _CHUNK, len(conversations)))])
@@ -302,12 +316,15 @@ def tokenize_all(
             lengths.append(len(whole.input_ids))
             if whole.refused:
                 refused[position] = whole.refused
+            for mark in whole.marks:
+                marks.setdefault(mark, []).append(position)
         on_progress(f"Tokenized {start + len(chunk):,} of {len(conversations):,} rows", (start + len(chunk)) / len(conversations))
     table = TokenTable(
         np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
         np.concatenate(trained) if trained else np.zeros(0, dtype=bool),
         np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
         refused,
+        marks,
     )
     if folder is not None:
         table.save(folder)

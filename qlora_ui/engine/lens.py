@@ -1,0 +1,149 @@
+"""The data of some settings under a lens: report in tokens, any row as the trainer sees it, fixes. For page and command line."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
+from qlora_ui.data.fixes import apply_fix
+from qlora_ui.data.load import Conversations, load_anyway
+from qlora_ui.data.report import DataReport
+from qlora_ui.engine.base_model import ensure_model
+from qlora_ui.engine.dataset import split_rows
+from qlora_ui.engine.lint import TokenLint, lint_tokens
+from qlora_ui.engine.preview import Preview, preview_row
+from qlora_ui.engine.tokenizer import load_tokenizer
+from qlora_ui.engine.tokens import RowTokenizer, TokenTable, tokenize_all
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import DataSection, ModelSection
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The answer of a lens."""
+
+    report: DataReport
+    lint: TokenLint
+    conversations: Conversations
+    table: TokenTable
+
+
+class Lens:
+    """Looks at the data of settings; keeps the tokenizer and the last answer, so that stepping through rows is quick.
+
+    May be called from several threads; one looks at a time.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._lock = threading.RLock()
+        self._tokenizer: tuple[ModelSection, Any] | None = None
+        self._last: tuple[tuple[Any, ...], Look] | None = None
+
+    def tokenizer(self, model: ModelSection, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Any:
+        """The tokenizer of a model, prepared or downloaded where needed; raises ModelError."""
+        with self._lock:
+            if self._tokenizer is None or self._tokenizer[0] != model:
+                folder = ensure_model(model, self._workspace, on_progress, is_cancelled)
+                self._tokenizer = (model, load_tokenizer(folder, model.template))
+            return self._tokenizer[1]
+
+    def look(self, config: RunConfig, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Look:
+        """The report with counts and findings in tokens.
+
+        Raises DataError where a source cannot be read, ModelError where there is no tokenizer or template, and Cancelled.
+        """
+        with self._lock:
+            key = (config.model, config.data, config.eval.share, config.train.seed, _stamps(config.data))
+            if self._last is None or self._last[0] != key:
+                self._last = (key, self._look(config, on_progress, is_cancelled))
+            return self._last[1]
+
+    def _look(self, config: RunConfig, on_progress: OnProgress, is_cancelled: IsCancelled) -> Look:
+        data = config.data
+        loaded = load_anyway(data, self._workspace, on_progress=on_progress, is_cancelled=is_cancelled)
+        tokenizer = self.tokenizer(config.model, on_progress, is_cancelled)
+        table = tokenize_all(
+            loaded.conversations,
+            tokenizer,
+            data,
+            content_hash=loaded.report.content_hash,
+            cache=self._workspace.cache,
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        )
+        is_plain = all(source.format == "text" for source in loaded.report.sources)
+        ends = is_plain or RowTokenizer(tokenizer, data).renderer.end_is_token
+        lint = lint_tokens(table, loaded.conversations, data, end_is_token=ends, overlap=_overlap(table, config))
+        return Look(loaded.report.with_tokens(lint.tokens, lint.findings), lint, loaded.conversations, table)
+
+    def report(self, config: RunConfig, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> DataReport:
+        """`look`'s report."""
+        return self.look(config, on_progress, is_cancelled).report
+
+    def preview(self, config: RunConfig, position: int) -> Preview:
+        """The row at a position (from 0) as tokens, through the function that training calls; raises DataError, ModelError."""
+        look = self.look(config)
+        if not 0 <= position < len(look.conversations):
+            raise DataError(
+                f"There is no row {position + 1}; the data has {len(look.conversations)}.", fix="Choose another.", code="DATA-ROW"
+            )
+        return preview_row(look.conversations[position], self.tokenizer(config.model), config.data)
+
+    def worst(self, config: RunConfig) -> list[int]:
+        """Positions of rows, the most troubled first: what stepping through them shows."""
+        return [int(row) for row in self.look(config).lint.worst]
+
+    def position_of(self, config: RunConfig, row: int, source: str = "") -> int | None:
+        """The position of a row by its number in its file, as findings give it; None where it is not among the usable ones."""
+        conversations = self.look(config).conversations
+        for number, file in enumerate(conversations.files):
+            if source in ("", file.report.name):
+                inside = np.flatnonzero(file.numbers == row)
+                if len(inside):
+                    found = np.flatnonzero((conversations.file_numbers == number) & (conversations.rows == inside[0]))
+                    if len(found):
+                        return int(found[0])
+        return None
+
+    def fix(self, config: RunConfig, action: Mapping[str, Any]) -> dict[str, Any]:
+        """Do a finding's `fix_action`; returns the settings to change (`{"data.sources": ...}`). The user's file stays as it is.
+
+        Raises DataError where nothing would be left.
+        """
+        code = action.get("code")
+        positions = None
+        if action.get("action") == "drop" and code:
+            flagged = self.look(config).lint.flagged.get(str(code))
+            positions = None if flagged is None else flagged.tolist()
+        return apply_fix(config.data, self._workspace, action, positions=positions)
+
+
+def _overlap(table: TokenTable, config: RunConfig) -> np.ndarray[Any, Any]:
+    """Held-back rows whose double is trained on."""
+    usable = np.flatnonzero(table.trained_counts(config.data.max_length) > 0)
+    train, held = split_rows(usable, table, config.eval.share, config.train.seed)
+    if not len(held):
+        return held
+    hashes = table.hashes()
+    return np.asarray(held[np.isin(hashes[held], hashes[train])])
+
+
+def _stamps(data: DataSection) -> tuple[tuple[int, int], ...]:
+    """Change times and sizes of the files: one that was edited is looked at anew."""
+    stamps = []
+    for source in data.sources:
+        try:
+            stat = Path(source.id).expanduser().stat()
+            stamps.append((stat.st_mtime_ns, stat.st_size))
+        except (OSError, ValueError):
+            stamps.append((0, 0))
+    return tuple(stamps)

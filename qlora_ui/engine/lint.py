@@ -1,0 +1,184 @@
+"""The findings that only a tokenizer can tell: lengths, what is cut, what is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qlora_ui.data.load import Conversations
+from qlora_ui.data.report import SHOWN_ROWS, Finding, Severity
+from qlora_ui.engine.tokens import TokenTable
+from qlora_ui.settings.sections import DataSection
+
+_ROUND_TO = 64
+_BARS = 30
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLint:
+    """Counts and findings in tokens."""
+
+    tokens: dict[str, Any]
+    findings: tuple[Finding, ...]
+    flagged: dict[str, Array]
+    """Code of a finding to the positions of its rows, all of them."""
+    worst: Array
+    """Positions of rows, the most troubled first."""
+
+
+def lint_tokens(
+    table: TokenTable, conversations: Conversations, data: DataSection, *, end_is_token: bool = True, overlap: Array | None = None
+) -> TokenLint:
+    """What can be said of rows that are tokenized; `overlap`: positions of held-back rows that are trained on too."""
+    lengths, learned, left = table.lengths, table.trained_counts(), table.trained_counts(data.max_length)
+    is_refused = np.zeros(len(table), dtype=bool)
+    is_refused[list(table.refused)] = True
+    is_long = lengths > data.max_length
+    flagged = {
+        "TPL-ROWS": np.flatnonzero(is_refused),
+        "DATA-LABEL": np.flatnonzero((left == 0) & ~is_refused),
+        "DATA-ANSWER-CUT": np.flatnonzero(is_long & (left > 0) & (left < learned)),
+        "DATA-TRUNCATED": np.flatnonzero(is_long),
+        "DATA-SPECIAL": np.array(table.marks.get("special", []), dtype=np.int64),
+        "DATA-BOS": np.array(table.marks.get("bos", []), dtype=np.int64),
+        "DATA-OVERLAP": overlap if overlap is not None else np.zeros(0, dtype=np.int64),
+    }
+    tokens = _counts(table, data, flagged)
+    findings = []
+    for code, rows in flagged.items():
+        if len(rows):
+            severity, what, why, fix, action = _words(code, rows, tokens, table, data)
+            numbers, source = _numbers(rows[:SHOWN_ROWS], conversations)
+            findings.append(Finding(code, severity, len(rows), numbers, what, why, fix, action, source))
+    if not end_is_token and len(table) and not is_refused.all():
+        findings.append(
+            Finding(
+                "TPL-END", "warning", len(table), (), "The chat template writes no end token after an answer.",
+                "The model would not learn where to stop.", "Choose a chat template that ends turns, such as ChatML.",
+            )
+        )  # fmt: skip
+    return TokenLint(tokens, tuple(findings), flagged, _worst(table, left, learned, data))
+
+
+def propose_max_length(lengths: Array) -> int:
+    """A length that holds 95 % of the rows, rounded up to 64."""
+    return max(_ROUND_TO, math.ceil(float(np.percentile(lengths, 95)) / _ROUND_TO) * _ROUND_TO) if len(lengths) else _ROUND_TO
+
+
+def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> dict[str, Any]:
+    lengths = table.lengths
+    if not len(lengths):
+        return {}
+    left = table.trained_counts(data.max_length)
+    kept = np.minimum(lengths, data.max_length)
+    proposed = propose_max_length(lengths)
+    longest = int(lengths.max())
+    edges = np.unique(np.linspace(0, max(longest, 1), _BARS + 1).round().astype(int))
+    return {
+        "total": int(lengths.sum()),
+        "kept": int(kept.sum()),
+        "trained": int(left.sum()),
+        "trained_share": round(float(left.sum() / max(kept.sum(), 1)), 4),
+        "mean": round(float(lengths.mean()), 1),
+        "median": int(np.median(lengths)),
+        "p95": int(np.percentile(lengths, 95)),
+        "p99": int(np.percentile(lengths, 99)),
+        "shortest": int(lengths.min()),
+        "longest": longest,
+        "max_length": data.max_length,
+        "proposed_max_length": proposed,
+        "cut_at_proposed": int((lengths > proposed).sum()),
+        "truncated": len(flagged["DATA-TRUNCATED"]),
+        "answers_cut": len(flagged["DATA-ANSWER-CUT"]),
+        "without_answer": len(flagged["DATA-LABEL"]),
+        "histogram": {"edges": edges.tolist(), "counts": np.histogram(lengths, bins=edges)[0].tolist()},
+    }
+
+
+def _worst(table: TokenTable, left: Array, learned: Array, data: DataSection) -> Array:
+    """Rows by how much is wrong: refused, nothing learned, most of the answer cut, cut, control tokens, then long ones."""
+    lost = 1 - left / np.maximum(learned, 1)
+    score = np.where(left == 0, 3.0, lost) + (table.lengths > data.max_length) * 0.5 + table.lengths / (table.lengths.max() + 1) * 0.1
+    score[list(table.refused)] = 4.0
+    for mark in table.marks.values():
+        score[mark] += 0.3
+    return np.argsort(-score, kind="stable")
+
+
+def _numbers(rows: Iterable[int], conversations: Conversations) -> tuple[tuple[int, ...], str]:
+    """The rows' numbers in their file, and the file's name where it is one."""
+    numbers, files = [], set()
+    for row in rows:
+        file = conversations.files[int(conversations.file_numbers[row])]
+        files.add(file.report.name)
+        numbers.append(int(file.numbers[int(conversations.rows[row])]))
+    return tuple(numbers), files.pop() if len(files) == 1 else "several files"
+
+
+def _words(
+    code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, data: DataSection
+) -> tuple[Severity, str, str, str, dict[str, Any] | None]:
+    count, total = len(rows), len(table)
+    of_all = f"{count:,} of {total:,} rows" if total > 1 else "The row"
+    share = f"{100 * count / total:.0f} %" if count == total or count / total >= 0.01 else f"{100 * count / total:.1g} %"
+    needed = int(table.lengths[rows].max())
+    longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
+    raise_to = {"action": "set", "path": "data.max_length", "value": min(longer, 131072)}
+    drop = {"action": "drop", "code": code}
+    match code:
+        case "TPL-ROWS":
+            first = table.refused[int(rows[0])]
+            severity: Severity = "error" if count == total else "warning"
+            return severity, f"{of_all} cannot be written by the chat template: {first}.", "They are left out.", "Drop them.", drop
+        case "DATA-LABEL":
+            if not table.trained_counts()[rows].any():
+                return ("error" if count == total else "warning"), f"{of_all} have nothing to learn: no answer.", "", "Drop them.", drop
+            severity = "error" if count > total / 2 else "warning"
+            what = f"{of_all} ({share}) lose their whole answer at {data.max_length} tokens; the longest has {needed}."
+            why = "The question alone fills the length, so nothing is left to learn; they are left out."
+            return severity, what, why, f"Raise the longest conversation to {longer}, or drop the rows.", raise_to
+        case "DATA-ANSWER-CUT":
+            what = f"{of_all} ({share}) lose a part of their answer and its end at {data.max_length} tokens."
+            return (
+                "warning",
+                what,
+                "The model would learn to break off.",
+                f"Raise the longest conversation to {longer}, or drop them.",
+                raise_to,
+            )
+        case "DATA-TRUNCATED":
+            dropped = data.too_long == "drop"
+            what = f"{of_all} ({share}) are longer than {data.max_length} tokens and {'are left out' if dropped else 'are cut'}."
+            proposed = int(tokens["proposed_max_length"])
+            value = proposed if proposed > data.max_length else longer
+            fix = f"{value} tokens would keep {'95 % of' if value == proposed else 'all'} rows whole, for more memory and time."
+            return (
+                "warning",
+                what,
+                "What is cut is not learned.",
+                fix,
+                {"action": "set", "path": "data.max_length", "value": min(value, 131072)},
+            )
+        case "DATA-SPECIAL":
+            disarm = {"action": "set", "path": "data.neutralize_special_tokens", "value": True}
+            if data.neutralize_special_tokens:
+                return "note", f"Control tokens in the text of {of_all} are turned into plain text.", "", "", None
+            what = f"Control tokens of this model's template stand inside the text of {of_all}."
+            return "warning", what, "The model takes them for the end of a turn.", "Disarm them, or drop the rows.", disarm
+        case "DATA-BOS":
+            return "note", f"{of_all} began with a start token of their own; the second one was removed.", "", "", None
+        case _:
+            what = f"{count:,} held-back rows are the same as rows that are trained on."
+            return (
+                "warning",
+                what,
+                "The check would look better than it is.",
+                "Drop the duplicates.",
+                {"action": "drop", "code": "DATA-DUPLICATE"},
+            )
