@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 
 from qlora_ui.base.errors import ModelError, QloraUiError
@@ -52,6 +54,9 @@ class ChatModel:
         cls, config: RunConfig, workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
     ) -> ChatModel:
         """Load the base that the settings name; raises ModelError or HardwareError in words."""
+        # Progress bars and advice would stand between the lines of a command's output.
+        transformers.utils.logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         folder = ensure_model(config.model, workspace, on_progress, is_cancelled)
         device = training_device(config)
         on_progress("Loading the tokenizer", None)

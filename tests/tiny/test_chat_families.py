@@ -10,6 +10,7 @@ import torch
 from qlora_ui.engine.chat_adapters import RowSwitch
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_step import ForwardPass
+from qlora_ui.engine.load import keep_plain_layout
 from tests.tiny.fast_models import FAMILIES, build
 
 
@@ -20,6 +21,7 @@ def test_same_logits_as_without_a_cache(family: str, attention: str, tmp_path: P
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("SDPA cannot cap the scores; the product never uses it here")
     peft_model = build(family, tmp_path)
+    keep_plain_layout(peft_model)
     peft_model.eval()
     base = peft_model.get_base_model()
     base.config._attn_implementation = attention
