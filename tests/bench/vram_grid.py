@@ -196,16 +196,21 @@ class Watch:
                 self.peaks[process.pid] = max(self.peaks.get(process.pid, 0), process.usedGpuMemory or 0)
 
 
-def measure(items: list[Row], models: Path, out: Path, workers: int, budget_bytes: int, until: float) -> None:
+def measure(  # noqa: PLR0917
+    items: list[Row], models: Path, out: Path, workers: int, budget_bytes: int, until: float
+) -> None:
     """Run the cases side by side and write a row for each as it ends."""
     rows: list[Row] = []
     waiting = sorted(enumerate(items), key=lambda pair: (pair[0] != 0, -_guess(pair[1])))
     running: dict[int, tuple[subprocess.Popen[str], Row, int, float]] = {}
+    makers = {name: _make(name, models) for name in dict.fromkeys(item["model"] for item in items)}
     with Watch() as watch:
         while waiting or running:
             used = sum(entry[2] for entry in running.values())
             for pair in list(waiting):
                 need = _guess(pair[1])
+                if makers[pair[1]["model"]].poll() is None:
+                    continue
                 if len(running) >= workers or (running and used + need > budget_bytes) or time.time() > until:
                     continue
                 waiting.remove(pair)
@@ -226,14 +231,15 @@ def measure(items: list[Row], models: Path, out: Path, workers: int, budget_byte
                 rows.append(row)
                 out.write_text(json.dumps(rows))
                 gib = (row["nvml_bytes"] or 0) / 2**30
-                print(
-                    f"{item['model']} {item['batch']}x{item['tokens']} {item['changed']}: {gib:.2f} GiB {row['wall_s']} s {row.get('failed') or ''}"[
-                        :400
-                    ],
-                    flush=True,
-                )
+                words = f"{item['model']} {item['batch']}x{item['tokens']} {item['changed']}: {gib:.2f} GiB {row['wall_s']} s"
+                print(words, (row.get("failed") or "")[:300], flush=True)
             time.sleep(0.05)
     print("not run:", len(waiting))
+
+
+def _make(name: str, models: Path) -> subprocess.Popen[bytes]:
+    """A base model, written by a process of its own."""
+    return subprocess.Popen([sys.executable, __file__, "make", name, "--models", str(models)])
 
 
 def _guess(item: Row) -> int:
@@ -299,6 +305,9 @@ def main() -> int:
     one = words.add_parser("one")
     one.add_argument("item")
     one.add_argument("--models", type=Path, required=True)
+    make = words.add_parser("make")
+    make.add_argument("name", choices=SHAPES)
+    make.add_argument("--models", type=Path, required=True)
     many = words.add_parser("measure")
     many.add_argument("--grid", choices=GRIDS, default="full")
     many.add_argument("--models", type=Path, default=Path("/dev/shm/models"))
@@ -314,15 +323,14 @@ def main() -> int:
     if arguments.word == "one":
         print(json.dumps(run_one(json.loads(arguments.item), arguments.models)), flush=True)
         return 0
+    if arguments.word == "make":
+        began = time.time()
+        make_model(arguments.name, arguments.models / arguments.name)
+        print("made", arguments.name, round(time.time() - began, 1), "s", flush=True)
+        return 0
     if arguments.word == "measure":
         began = time.time()
         items = GRIDS[arguments.grid]
-        for name in dict.fromkeys(item["model"] for item in items):
-            make_model(name, arguments.models / name)
-            print("made", name, round(time.time() - began, 1), "s", flush=True)
-        import torch
-
-        torch.cuda.empty_cache()
         measure(
             items, arguments.models, arguments.out, arguments.workers, round(arguments.budget_gib * 2**30), began + 60 * arguments.minutes
         )
