@@ -11,6 +11,7 @@ from qlora_ui.ui.form import Form
 from qlora_ui.ui.page import TICK_S, Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import chat, data, evaluate, export, model, recipe, runs, train
+from qlora_ui.ui.undo import Undo
 
 TITLE = "QLoRA UI"
 TABS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
@@ -34,8 +35,11 @@ def build(service: Service) -> gr.Blocks:
         strip = topstrip.place()
         with gr.Row(elem_id="q-main"):
             with gr.Column(elem_id="q-work", scale=1, min_width=0):
+                undo_place = gr.Column(elem_id="q-undo-place", min_width=0)
                 tabs = gr.Tabs(elem_id="q-tabs", selected="model", overflow_behavior="wrap")
-                page = Page(service, Form(reserved=readycard.OPTIONS), run_id, tabs, timer)
+                page = Page(service, Form(reserved=(*readycard.OPTIONS, *recipe.ELSEWHERE)), run_id, tabs, timer)
+                with undo_place:
+                    page.undo = Undo(page)
                 with tabs:
                     for name, words, build_tab in TABS:
                         side = "right" if name == "runs" else "left"

@@ -97,7 +97,7 @@ def make_text(option: Option, lines: int = 1) -> gr.components.Component:
         elem_classes="q-text",
         interactive=True,
         lines=lines,
-        max_lines=max(lines, 1) if lines == 1 else 12,
+        max_lines=1 if lines == 1 else 12,
         placeholder=AUTOMATIC if option.is_optional else "",
     )
 

@@ -12,6 +12,15 @@ from qlora_ui.settings.option import Option
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.controls import Control, Maker, from_component, make_control, to_component
 
+STRUCTURED = ("data.sources", "data.mapping")
+"""Options that are lists or mappings of things: their input holds JSON, and the Data tab draws it."""
+
+
+def as_json(path: str, value: Any) -> str:
+    """The value of a structured option as its input holds it."""
+    plain = [item.model_dump() for item in value] if path == "data.sources" else dict(value)
+    return json.dumps(plain, ensure_ascii=False)
+
 
 class Form:
     """The options that the tabs have placed. `place` draws one where the caller stands; every option is placed once."""
@@ -66,11 +75,22 @@ class Form:
         """Updates for `outputs` that change only the named options."""
         return [self._update(path, values[path]) if path in values else gr.skip() for path in self.controls]
 
+    @staticmethod
+    def differs_from_default(path: str, value: Any) -> bool:
+        """Whether a value as the page holds it is another than the default."""
+        option = option_by_path()[path]
+        held = from_component(option, to_component(option, option.default))
+        if path in STRUCTURED:
+            held = as_json(path, option.default)
+        if isinstance(held, list | tuple) and isinstance(value, str):
+            value = [line.strip() for line in value.splitlines() if line.strip()]
+        return bool(value != held)
+
     def _update(self, path: str, value: Any) -> Any:
         control = self.controls[path]
         plain = to_component(control.option, value)
         if isinstance(control.input, gr.Textbox) and isinstance(plain, list):
             plain = "\n".join(map(str, plain))
-        if path in ("data.sources", "data.mapping"):
-            plain = json.dumps([item.model_dump() for item in value] if path == "data.sources" else value, ensure_ascii=False)
+        if path in STRUCTURED and not isinstance(value, str):
+            plain = as_json(path, value)
         return gr.update(value=plain)

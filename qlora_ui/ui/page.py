@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -21,6 +21,9 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import handler, log_bug
 from qlora_ui.ui.service import Service
+
+if TYPE_CHECKING:
+    from qlora_ui.ui.undo import Undo
 
 TICK_S = 1.0
 MAX_SESSIONS = 64
@@ -83,6 +86,8 @@ class Page:
     tabs: gr.Tabs
     """`gr.Tabs(selected="train")` as the value of this output opens a tab; ids are the tab modules' names."""
     timer: gr.Timer
+    undo: Undo = field(init=False)
+    """Shows and takes back what the app changes in the settings (`page.undo.offer`)."""
     live_views: list[LiveView] = field(default_factory=list)
     form_views: list[FormView] = field(default_factory=list)
     preset: gr.Dropdown | None = None
@@ -94,6 +99,11 @@ class Page:
     _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
     _seen: Seen = field(default_factory=Seen)
     _complete: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def pickers(self) -> set[Any]:
+        """The pickers of preset and device: inputs of everything that is drawn from the settings."""
+        return {picker for picker in (self.preset, self.device) if picker is not None}
 
     def when_complete(self, wire: Callable[[], None]) -> None:
         """Call `wire` once all tabs are built: for events whose outputs are every control of the form."""
@@ -128,9 +138,8 @@ class Page:
             wire()
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         outputs = [out for view in self.form_views for out in view.outputs]
-        extras = {extra for extra in (self.preset, self.device) if extra is not None}
-        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | extras, "outputs": outputs}
-        edits = [component.input for component in (*self.form.outputs, *extras)]
+        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers, "outputs": outputs}
+        edits = [component.input for component in (*self.form.outputs, *self.pickers)]
         # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
         news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
         self.live(lambda run_id: str(self.service.num_news), [news])

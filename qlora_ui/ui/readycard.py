@@ -40,6 +40,7 @@ def build(page: Page) -> None:
         return run.id, gr.Tabs(selected="train"), secrets.token_hex(8)
 
     page.on_load(lambda: secrets.token_hex(8), [key])
+    # The card is built last, so every control of the form is there.
     started = start.click(begin, page.form.inputs | {key}, [page.run_id, page.tabs, key], api_visibility="private")
     page.redraw_after(started)
 

@@ -1,13 +1,165 @@
-"""The Recipe tab."""
+"""The Recipe tab: how small, how much it can learn, how it trains."""
 
 from __future__ import annotations
 
-from qlora_ui.ui.page import Page
+from typing import Any
 
-SECTIONS = {"model": ("model",), "data": ("data",), "recipe": ("quant", "lora", "train", "eval", "output", "launch")}
+import gradio as gr
+
+from qlora_ui.base.errors import SettingsError
+from qlora_ui.settings.presets import save_preset
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.form import Form
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.undo import Change
+from qlora_ui.ui.views import recipe as views
+
+BLOCKS = (
+    ("small", "How small", "The base model is kept in 4 bits and never changed.", ("quant.type", "quant.double_quant"), ("quant",)),
+    (
+        "learn",
+        "How much it can learn",
+        "A small adapter learns beside the frozen model. Its size decides what it can take in.",
+        ("lora.rank", "lora.targets"),
+        ("lora",),
+    ),
+    (
+        "train",
+        "How it trains",
+        "How often it sees the data, how boldly it corrects itself, and how long a conversation may be.",
+        ("train.epochs", "train.learning_rate", "data.max_length", "eval.share"),
+        ("train", "eval", "output", "launch"),
+    ),
+)
+"""Id, title, sentence, options in plain sight (eight in all), sections whose other options are folded away."""
+ELSEWHERE = ("data.max_length",)
+"""Options of the Data tab's section that stand here, because they cost memory."""
+GROUPS = {
+    "quant": "Formats",
+    "lora": "The adapter",
+    "train": "Steps and speed",
+    "eval": "How it is watched",
+    "output": "What is kept",
+    "launch": "Where it runs",
+}
+KEPT_BY_PRESETS = ("data.sources", "data.format", "data.mapping", "data.train_on", "output.name", "output.notes", "output.tags")
+"""Options that are the user's own: a preset leaves them alone unless it names them."""
+LINES = {"eval.probes": 4, "output.notes": 3}
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    for option in page.form.unplaced(*SECTIONS["recipe"]):
-        page.form.place(option.path)
+    with gr.Column(elem_classes="q-tab"):
+        _head(page)
+        for name, title, about, basic, sections in BLOCKS:
+            with gr.Column(elem_id=f"q-block-{name}", elem_classes="q-block"):
+                gr.HTML(views.block_head(title, about), apply_default_css=False)
+                with gr.Row(elem_classes="q-grid"):
+                    for path in basic:
+                        page.form.place(path, min_width=0)
+                _advanced(page, name, sections)
+
+
+def _head(page: Page) -> None:
+    presets = page.service.presets()
+    name, _ = page.service.last_draft()
+    with gr.Column(elem_classes="q-block q-recipe-head"):
+        with gr.Row(elem_classes="q-recipe-start"):
+            page.preset = gr.Dropdown(
+                views.preset_choices(presets),
+                value=name,
+                label="Start from a preset",
+                elem_id="q-preset",
+                elem_classes="q-select q-labelled",
+                filterable=True,
+            )
+            fit = gr.Button("Make it fit", elem_id="q-make-it-fit", elem_classes="q-tool", scale=0, min_width=120)
+            roomy = gr.Button("Use the memory", elem_id="q-use-memory", elem_classes="q-tool", scale=0, min_width=140)
+        about = gr.HTML("", elem_id="q-preset-about", apply_default_css=False)
+        with gr.Accordion("YAML, command, save as preset", open=False, elem_classes="q-fold", elem_id="q-recipe-text"):
+            text = gr.HTML("", elem_id="q-recipe-yaml", apply_default_css=False)
+            with gr.Row(elem_classes="q-recipe-save"):
+                new_name = gr.Textbox(label="Save as preset", placeholder="my-recipe", elem_id="q-preset-name", elem_classes="q-labelled")
+                save = gr.Button("Save", elem_id="q-preset-save", elem_classes="q-tool", scale=0, min_width=96)
+    page.on_form(lambda draft: views.preset_about(draft, page.service.presets()), [about])
+    page.on_form(views.recipe_text, [text])
+    page.on_load(lambda: gr.update(value=page.service.last_draft()[0]), [page.preset])
+    _wire_preset(page, save, new_name)
+    page.undo.offer(fit.click, lambda data: _advice(page, data, "fit"))
+    page.undo.offer(roomy.click, lambda data: _advice(page, data, "use"))
+
+
+def _wire_preset(page: Page, save: gr.Button, new_name: gr.Textbox) -> None:
+    picker = page.preset
+    assert picker is not None
+    page.undo.offer(picker.input, lambda data: preset_change(page, str(data[picker] or "")))
+
+    @handler
+    def save_as(data: dict[Any, Any]) -> tuple[Any, str]:
+        name = str(data[new_name]).strip()
+        save_preset(name, name.replace("-", " ").capitalize(), page.form.read(data), page.service.workspace.presets)
+        gr.Info(f"Saved as “{name}”.", duration=4)
+        return gr.update(choices=views.preset_choices(page.service.presets()), value=name), ""
+
+    def wire() -> None:
+        event = save.click(save_as, page.form.inputs | {new_name}, [picker, new_name], api_visibility="private", show_progress="hidden")
+        page.refresh_after(event)
+
+    page.when_complete(wire)
+
+
+def preset_change(page: Page, name: str) -> Change | None:
+    """What picking a preset changes; the user's own options stay unless the preset names them."""
+    config = page.service.preset_config(name)
+    named = config.differences(RunConfig())
+    values = {path: config.get(path) for path in option_by_path() if path in named or path not in KEPT_BY_PRESETS}
+    title = next((preset.title for preset in page.service.presets() if preset.name == name), "Defaults")
+    return Change(f"Preset “{title}”", values)
+
+
+def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
+    from qlora_ui.estimate.advice import make_it_fit, use_the_memory
+
+    config = page.form.read(data)
+    facts = page.service.facts(config.model.id, config.model.revision)
+    if facts is None:
+        raise SettingsError(
+            "The model's shape is not known yet.", why="Nothing is downloaded", fix="Download it on the Model tab", where="model.id"
+        )
+    device = page.service.device(str(data.get(page.device) or ""), config.launch.device)
+    advice = (make_it_fit if kind == "fit" else use_the_memory)(facts, config, device)
+    if not advice.changes:
+        gr.Info(" ".join(advice.sentences) or "Nothing to change.", duration=6)
+        return None
+    title = "Made to fit" if kind == "fit" else "Uses the memory that was free"
+    return Change(title, {path: new for path, (_, new) in advice.changes.items()})
+
+
+def _advanced(page: Page, name: str, sections: tuple[str, ...]) -> None:
+    """The other options of these sections, folded, with the number that is not at its default and a way back."""
+    with gr.Accordion("Advanced", open=False, elem_classes="q-fold", elem_id=f"q-advanced-{name}") as fold:
+        options = page.form.unplaced(*sections)
+        for section in sections:
+            mine = [option for option in options if option.section == section]
+            if len(sections) > 1:
+                gr.HTML(views.group_head(GROUPS.get(section, section.capitalize())), apply_default_css=False)
+            with gr.Row(elem_classes="q-grid"):
+                for option in mine:
+                    page.form.place(option.path, maker=_maker(option.path), min_width=0)
+        reset = gr.Button("Back to the defaults", size="sm", elem_id=f"q-reset-{name}", elem_classes="q-tool", scale=0)
+    paths = [option.path for option in options]
+    page.on_form(lambda draft: gr.update(label=_advanced_label(draft, paths)), [fold])
+    page.undo.offer(reset.click, lambda data: Change("Advanced options at their defaults", {p: option_by_path()[p].default for p in paths}))
+
+
+def _advanced_label(draft: Draft, paths: list[str]) -> str:
+    changed = sum(1 for path in paths if Form.differs_from_default(path, draft.values.get(path)))
+    return f"Advanced · {changed} changed from the default" if changed else "Advanced"
+
+
+def _maker(path: str) -> Any:
+    from qlora_ui.ui.controls import make_text
+
+    return (lambda option: make_text(option, LINES[path])) if path in LINES else None

@@ -1,0 +1,132 @@
+"""Changes that the app makes to the settings: shown as old → new, applied at once, taken back with one press."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from pydantic import BaseModel
+
+from qlora_ui.settings.option import Option
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.page import Page
+
+SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """New values for some options, and the sentence that says why."""
+
+    title: str
+    values: Mapping[str, Any]
+    """Option path to new value."""
+
+
+class Undo:
+    """The bar above the tabs that says what was changed and takes it back."""
+
+    def __init__(self, page: Page) -> None:
+        """Draw the bar, empty and unseen, where the caller stands."""
+        self._page = page
+        with gr.Row(elem_id="q-undo", visible=False) as self._bar:
+            self._words = gr.HTML("", elem_id="q-undo-words", apply_default_css=False)
+            self._back = gr.Button("Undo", size="sm", elem_id="q-undo-back", min_width=88, scale=0)
+            self._close = gr.Button("Keep it", size="sm", elem_id="q-undo-close", min_width=88, scale=0)
+        self._old = gr.State({})
+        page.when_complete(self._wire)
+
+    def offer(
+        self,
+        listener: Callable[..., Any],
+        propose: Callable[[dict[Any, Any]], Change | None],
+        extra_inputs: Sequence[Any] = (),
+        extra_outputs: Sequence[Any] = (),
+        extra_values: Callable[[dict[Any, Any]], list[Any]] | None = None,
+    ) -> None:
+        """Let `listener` (a `button.click`) make a change: `propose` gets the page's values by component, the pickers of preset and
+        device among them, and says which.
+
+        None, or a change that changes nothing, leaves the settings alone. `extra_values` gives values for `extra_outputs`.
+        """
+        self._page.when_complete(lambda: self._offer(listener, propose, extra_inputs, extra_outputs, extra_values))
+
+    def _offer(
+        self,
+        listener: Callable[..., Any],
+        propose: Callable[[dict[Any, Any]], Change | None],
+        extra_inputs: Sequence[Any],
+        extra_outputs: Sequence[Any],
+        extra_values: Callable[[dict[Any, Any]], list[Any]] | None,
+    ) -> None:
+        form = self._page.form
+
+        @handler
+        def apply(data: dict[Any, Any]) -> list[Any]:
+            change = propose(data)
+            extras = extra_values(data) if extra_values is not None else [gr.skip() for _ in extra_outputs]
+            old = {path: data[control.input] for path, control in form.controls.items()}
+            differing = changed_only(form.values(data), change.values) if change is not None else {}
+            if change is None or not differing:
+                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), *extras]
+            words = change_html(change.title, [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()])
+            kept = {path: old[path] for path in differing}
+            return [*form.show_values(differing), words, gr.update(visible=True), kept, *extras]
+
+        outputs = [*form.outputs, self._words, self._bar, self._old, *extra_outputs]
+        event = listener(apply, form.inputs | self._page.pickers | set(extra_inputs), outputs, show_progress="hidden", api_visibility="private")
+        self._page.refresh_after(event)
+
+    def _wire(self) -> None:
+        form = self._page.form
+
+        @handler
+        def back(old: dict[str, Any]) -> list[Any]:
+            updates = [gr.update(value=old[path]) if path in old else gr.skip() for path in form.controls]
+            return [*updates, gr.update(visible=False), {}]
+
+        event = self._back.click(back, [self._old], [*form.outputs, self._bar, self._old], show_progress="hidden", api_visibility="private")
+        self._page.refresh_after(event)
+        self._close.click(lambda: gr.update(visible=False), None, [self._bar], show_progress="hidden", api_visibility="private")
+
+
+def changed_only(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the new values, those that differ from the old ones."""
+    return {path: value for path, value in new.items() if _plain(old.get(path)) != _plain(value)}
+
+
+def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]]) -> str:
+    """What was changed: a title, then label, old → new for each option."""
+    items = [
+        f'<li><span class="q-undo-name">{escape(option.meta.label)}</span> '
+        f'<s>{escape(value_words(option, old))}</s> → <b>{escape(value_words(option, new))}</b></li>'
+        for option, old, new in changes[:SHOWN]
+    ]
+    if len(changes) > SHOWN:
+        items.append(f"<li>and {len(changes) - SHOWN} more</li>")
+    return f'<div role="status" class="q-undo"><strong>{escape(title)}</strong><ul>{"".join(items)}</ul></div>'
+
+
+def value_words(option: Option, value: Any) -> str:
+    """A setting's value as a person says it."""
+    if value is None or value == "":
+        return "automatic" if option.is_optional else "nothing"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if option.literal_values:
+        return option.meta.choices.get(value, str(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return middle_cut(", ".join(item.id if hasattr(item, "id") else str(item) for item in value) or "nothing", 40)
+    return middle_cut(str(value), 40)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
+    return value

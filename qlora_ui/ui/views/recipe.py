@@ -1,0 +1,78 @@
+"""The Recipe tab's texts: presets and what they change, YAML, command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qlora_ui.settings.presets import Preset
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.markup import escape
+
+if TYPE_CHECKING:
+    from qlora_ui.ui.draft import Draft
+
+
+def block_head(title: str, about: str) -> str:
+    """Title and sentence of a block."""
+    return f'<h2 class="q-h2">{escape(title)}</h2><p class="q-sub">{escape(about)}</p>'
+
+
+def group_head(title: str) -> str:
+    """Title of a group of advanced options."""
+    return f'<h3 class="q-h3 q-group">{escape(title)}</h3>'
+
+
+def preset_choices(presets: Sequence[Preset]) -> list[tuple[str, str]]:
+    """Words and names for the picker."""
+    return [("Defaults", ""), *((preset.title, preset.name) for preset in presets)]
+
+
+def preset_about(draft: Draft, presets: Sequence[Preset]) -> str:
+    """What the chosen preset is for, and how far the settings have moved from it."""
+    preset = next((preset for preset in presets if preset.name == draft.preset), None)
+    about = escape(preset.about) if preset is not None else "What suits most runs: NF4, rank 16 on every linear layer, three passes."
+    if preset is not None and preset.card_gib:
+        about += f' <span class="q-chip">for cards from {preset.card_gib:g} GB</span>'
+    names = [option_by_path()[path].meta.label for path in (draft.baseline.differences(RunConfig()))]
+    listed = f'<span class="q-small">Changes {len(names)} options: {escape(", ".join(names))}.</span>' if names else ""
+    return f'<p class="q-sub">{about}</p>{listed}'
+
+
+def recipe_text(draft: Draft) -> str:
+    """The settings as YAML and as a command, each with a copy button; empty while something is wrong."""
+    if draft.config is None:
+        return '<p class="q-small">Shown again once all settings are right.</p>'
+    yaml = draft.config.to_yaml(only_changed=True)
+    command = command_line(draft.config)
+    return (
+        f'<div class="q-text-pair">{_copyable("As YAML (what differs from the defaults)", yaml)}'
+        f'{_copyable("As a command", command)}</div>'
+    )
+
+
+def command_line(config: RunConfig) -> str:
+    """The `train` command that gives these settings."""
+    words = ["python", "app.py", "train"]
+    for path, (value, _) in config.differences(RunConfig()).items():
+        words += [f"--{path}", _flag(path, value, config)]
+    return shlex.join(words)
+
+
+def _flag(path: str, value: object, config: RunConfig) -> str:
+    if path in ("data.sources", "data.mapping"):
+        import json
+
+        section, name = path.split(".")
+        return json.dumps(config.to_nested()[section][name], ensure_ascii=False)
+    if isinstance(value, tuple):
+        return ("\n" if path == "eval.probes" else ",").join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _copyable(title: str, text: str) -> str:
+    return (
+        f'<div class="q-code"><div class="q-code-head"><span>{escape(title)}</span>'
+        f'<button type="button" class="q-button q-copy" data-copy="{escape(text)}">Copy</button></div><pre>{escape(text)}</pre></div>'
+    )
