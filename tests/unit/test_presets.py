@@ -1,0 +1,82 @@
+"""Every shipped preset parses, explains itself, names a model that is known, and fits the card that it is for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qlora_ui.base.units import GIB, MIB
+from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.hardware.devices import sized_profile
+from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.settings.presets import SHIPPED, list_presets, read_preset, read_yaml
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import BUILTIN_MODEL
+
+PATHS = sorted(SHIPPED.glob("*.yaml"))
+HEADER = {"version", "title", "about", "card_gib"}
+
+
+def test_there_are_ten_and_the_demo_comes_first() -> None:
+    presets = list_presets()
+    assert len(presets) == len(PATHS) == 10
+    assert presets[0].name == "demo" and presets[0].card_gib is None
+    assert {preset.card_gib for preset in presets[1:]} == {8, 12, 16, 24, 48}
+    assert len({preset.title for preset in presets}) == 10
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_preset_parses_and_gives_the_reason_of_every_line(path: Path) -> None:
+    preset = read_preset(path)
+    assert preset.title and preset.about.endswith(".")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    options = [line for line in lines if line.startswith("  ")]
+    assert options
+    assert not [line for line in options if "#" not in line]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_a_preset_writes_is_what_it_means(path: Path) -> None:
+    document = read_yaml(path.read_text(encoding="utf-8"), path.name)
+    config = read_preset(path).config
+    for section, options in document.items():
+        if section in HEADER:
+            continue
+        for name, value in options.items():
+            found = config.get(f"{section}.{name}")
+            assert (list(found) if isinstance(value, list) else found) == value
+
+
+def test_the_lessons_numbers() -> None:
+    config = read_preset(SHIPPED / "seed-qwen2.5-1.5b.yaml").config
+    assert config.model.id == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert (config.effective_batch, config.train.batch_size, config.train.accumulation) == (16, 4, 4)
+    assert (config.lora.rank, config.alpha, config.lora.dropout) == (16, 32, 0.05)
+    assert set(config.lora.targets) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert (config.train.epochs, config.data.max_length, config.train.learning_rate) == (3, 512, 2e-4)
+    assert (config.train.schedule, config.train.warmup, config.data.train_on) == ("cosine", 0.03, "answers")
+    assert (config.quant.type, config.quant.double_quant, config.quant.compute_dtype) == ("nf4", True, "bfloat16")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_fits_its_card_beside_a_desktop(path: Path) -> None:
+    preset = read_preset(path)
+    if preset.card_gib is None:
+        assert preset.config.model.id == BUILTIN_MODEL
+        return
+    card = sized_profile(round(preset.card_gib * GIB * 0.98), "card")
+    card = replace(card, free_bytes=card.total_bytes - 400 * MIB)
+    facts = facts_from_config(KNOWN_CONFIGS[preset.config.model.id])
+    for fast_path in ("auto", "off"):
+        estimate = estimate_memory(facts, preset.config.changed({"train.fast_path": fast_path}), card)
+        assert estimate.high_bytes <= card.free_bytes
+        assert estimate.load_peak_bytes <= card.free_bytes
+
+
+def test_every_preset_but_the_demo_keeps_the_effective_batch() -> None:
+    for path in PATHS:
+        if path.stem != "demo":
+            assert read_preset(path).config.effective_batch == RunConfig().effective_batch
