@@ -46,11 +46,14 @@ def main() -> None:
         found = [json.loads(line[4:]) for line in lines if line.startswith("ROW ")]
         for row in found:
             rows.append({**row, "command": " ".join(command[1:])})
-            print(f"{name:30s} {row['tok_s']:7d} tok/s  step {row['step_s']:.3f} s  peak {row['peak_bytes'] / 2**30:.3f} GiB  nvml {row['nvml_bytes'] / 2**30:.2f}  "
-                  f"loss {row['losses'][0]:.4f} {row['losses'][-1]:.4f}  first steps {row['first_steps_s']}  ({time.perf_counter() - clock:.0f} s) {row['notes'][5:]}", flush=True)
+            print(
+                f"{name:30s} {row['tok_s']:7d} tok/s  step {row['step_s']:.3f} s  peak {row['peak_bytes'] / 2**30:.3f} GiB  nvml {row['nvml_bytes'] / 2**30:.2f}  "
+                f"loss {row['losses'][0]:.4f} {row['losses'][-1]:.4f}  first steps {row['first_steps_s']}  ({time.perf_counter() - clock:.0f} s) {row['notes'][5:]}",
+                flush=True,
+            )
         for line in lines:
             if line.startswith("PROFILE") or (line.startswith("  ") and " ms " in line):
-                print(line[:420], flush=True)
+                print(line[:900] if line.startswith("PROFILE") else line[:110], flush=True)
         if not found:
             print(f"{name}: failed after {time.perf_counter() - clock:.0f} s\n" + "\n".join(line[:300] for line in lines[-14:]), flush=True)
         out.write_text(json.dumps(rows, indent=1), encoding="utf-8")

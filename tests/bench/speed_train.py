@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval-rows", type=int, default=0)
     parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--host-embedding", action="store_true")
     parser.add_argument("--uncaptured", action="store_true")
     parser.add_argument("--tag", default="")
     parser.add_argument("--turn", default="", help="wait for this file before touching the GPU (imports run ahead)")
@@ -57,7 +58,7 @@ def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]
 def main() -> None:
     a = arguments()
     if a.stack == "unsloth":
-        import unsloth  # noqa: F401  (must come first)
+        import unsloth
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -72,16 +73,32 @@ def main() -> None:
     if a.stack == "unsloth":
         from unsloth import FastLanguageModel
 
-        model, tokenizer = FastLanguageModel.from_pretrained(a.model, max_seq_length=a.seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True)
-        model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, bias="none",
-                                                 use_gradient_checkpointing=False if a.no_ckpt else "unsloth", random_state=0)
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            a.model, max_seq_length=a.seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True
+        )
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=16,
+            lora_alpha=32,
+            lora_dropout=a.dropout,
+            target_modules=TARGETS,
+            bias="none",
+            use_gradient_checkpointing=False if a.no_ckpt else "unsloth",
+            random_state=0,
+        )
     else:
-        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(a.model)
-        model = AutoModelForCausalLM.from_pretrained(a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
         peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
         if a.stack == "recipe":
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False})
+            model = prepare_model_for_kbit_training(
+                model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         else:
             set_seed(1)
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
@@ -111,10 +128,24 @@ def main() -> None:
         tokens_per_step = sum(map(len, rows)) / a.steps
 
     recompute = not a.no_ckpt and a.stack != "fast"
-    options: dict[str, Any] = dict(output_dir="/tmp/out", per_device_train_batch_size=a.bs, gradient_accumulation_steps=a.ga, learning_rate=2e-4, max_steps=a.steps,
-                                   lr_scheduler_type="cosine", bf16=True, logging_steps=1, save_strategy="no", max_length=a.seq, report_to=[],
-                                   optim="adamw_torch_fused", gradient_checkpointing=recompute, logging_nan_inf_filter=a.stack != "fast",
-                                   dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
+    options: dict[str, Any] = dict(
+        output_dir="/tmp/out",
+        per_device_train_batch_size=a.bs,
+        gradient_accumulation_steps=a.ga,
+        learning_rate=2e-4,
+        max_steps=a.steps,
+        lr_scheduler_type="cosine",
+        bf16=True,
+        logging_steps=1,
+        save_strategy="no",
+        max_length=a.seq,
+        report_to=[],
+        optim="adamw_torch_fused",
+        gradient_checkpointing=recompute,
+        logging_nan_inf_filter=a.stack != "fast",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
     if recompute and a.stack != "unsloth":
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
 
@@ -137,7 +168,9 @@ def main() -> None:
                 self.norms.append(float(logs["grad_norm"]))
 
     clock = Clock()
-    arguments_: dict[str, Any] = dict(model=model, args=SFTConfig(**options), train_dataset=data, processing_class=tokenizer, callbacks=[clock])
+    arguments_: dict[str, Any] = dict(
+        model=model, args=SFTConfig(**options), train_dataset=data, processing_class=tokenizer, callbacks=[clock]
+    )
     if collator is not None:
         arguments_["data_collator"] = collator
     if peft_config is not None:
@@ -151,7 +184,9 @@ def main() -> None:
             pass
 
         trainer: Any = Trainer(**arguments_)
-        report = apply_fast_path(trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len))
+        report = apply_fast_path(
+            trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len), embedding_on_host=a.host_embedding
+        )
         notes += [*report.parts, *report.reasons]
         trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
         if a.uncaptured and trainer._micro is not None:
@@ -178,19 +213,43 @@ def main() -> None:
     import transformers
     import trl
 
-    row: dict[str, Any] = dict(what=a.tag or a.stack, stack=a.stack, shape=f"{os.path.basename(a.model)} {a.bs}x{a.seq} ga{a.ga}"
-                               + (f" lognormal {a.mean_len}" if a.mean_len else ""), recomputed=not a.no_ckpt, kept_layers=a.kept, dropout=a.dropout,
-                               tok_s=round(tokens_per_step / step), step_s=round(step, 4), min_step_s=round(ordered[0], 4), first_steps_s=[round(t, 2) for t in clock.times[:3]],
-                               wall_s=round(wall, 1), tokens_per_step=round(tokens_per_step), loaded_bytes=loaded, peak_bytes=torch.cuda.max_memory_allocated(),
-                               reserved_bytes=torch.cuda.max_memory_reserved(), nvml_bytes=nvml, losses=clock.losses, grad_norms=clock.norms, notes=notes,
-                               card=torch.cuda.get_device_name(), versions=dict(torch=torch.__version__, transformers=transformers.__version__, trl=trl.__version__,
-                                                                                peft=peft.__version__, bitsandbytes=bitsandbytes.__version__))
+    row: dict[str, Any] = dict(
+        what=a.tag or a.stack,
+        stack=a.stack,
+        shape=f"{os.path.basename(a.model)} {a.bs}x{a.seq} ga{a.ga}" + (f" lognormal {a.mean_len}" if a.mean_len else ""),
+        recomputed=not a.no_ckpt,
+        kept_layers=a.kept,
+        dropout=a.dropout,
+        tok_s=round(tokens_per_step / step),
+        step_s=round(step, 4),
+        min_step_s=round(ordered[0], 4),
+        first_steps_s=[round(t, 2) for t in clock.times[:3]],
+        wall_s=round(wall, 1),
+        tokens_per_step=round(tokens_per_step),
+        loaded_bytes=loaded,
+        peak_bytes=torch.cuda.max_memory_allocated(),
+        reserved_bytes=torch.cuda.max_memory_reserved(),
+        nvml_bytes=nvml,
+        losses=clock.losses,
+        grad_norms=clock.norms,
+        notes=notes,
+        card=torch.cuda.get_device_name(),
+        versions=dict(
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            trl=trl.__version__,
+            peft=peft.__version__,
+            bitsandbytes=bitsandbytes.__version__,
+        ),
+    )
     if a.stack == "unsloth":
         import unsloth
 
         row["versions"]["unsloth"] = unsloth.__version__
     if a.eval_rows:
-        row["eval_loss"] = evaluation_loss(trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer))
+        row["eval_loss"] = evaluation_loss(
+            trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer)
+        )
     print("ROW " + json.dumps(row), flush=True)
     if a.profile:
         profile(trainer, data, collator, a)
@@ -221,7 +280,9 @@ def profile(trainer: Any, data: Any, collator: Any, a: argparse.Namespace) -> No
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    batch = {k: v.cuda() if torch.is_tensor(v) else v for k, v in (collator or trainer.data_collator)([data[i] for i in range(a.bs)]).items()}
+    batch = {
+        k: v.cuda() if torch.is_tensor(v) else v for k, v in (collator or trainer.data_collator)([data[i] for i in range(a.bs)]).items()
+    }
     for _ in range(2):
         trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
     torch.cuda.synchronize()
@@ -230,8 +291,16 @@ def profile(trainer: Any, data: Any, collator: Any, a: argparse.Namespace) -> No
         trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
         torch.cuda.synchronize()
         wall = time.perf_counter() - started
-    kinds = {"products": ("gemm", "cutlass", "nvjet", "sm90_xmma", "cublas"), "attention": ("flash", "fmha"), "dequantization": ("dequant", "nf4"),
-             "LoRA": ("lora_",), "gated MLP": ("gated_", "silu"), "norm and rotary": ("norm_", "rope_"), "loss": ("loss_rows", "logprob"), "copies": ("memcpy", "memset", "copy")}
+    kinds = {
+        "attention": ("flash", "fmha"),
+        "products": ("gemm", "cutlass", "nvjet", "sm90_xmma", "cublas"),
+        "dequantization": ("dequant", "nf4"),
+        "LoRA": ("lora_",),
+        "gated MLP": ("gated_", "silu"),
+        "norm and rotary": ("norm_", "rope_"),
+        "loss": ("loss_rows", "logprob"),
+        "copies": ("memcpy", "memset", "copy"),
+    }
     table: dict[str, list[float]] = {}
     events = [e for e in recorded.key_averages() if e.self_device_time_total > 0]
     for event in events:
@@ -241,8 +310,18 @@ def profile(trainer: Any, data: Any, collator: Any, a: argparse.Namespace) -> No
         slot[0] += event.self_device_time_total / 1000
         slot[1] += event.count
     busy = sum(v[0] for v in table.values())
-    print("PROFILE " + json.dumps(dict(stack=a.stack, what=a.tag, wall_ms=round(wall * 1000, 1), busy_ms=round(busy, 1),
-                                       kinds={k: dict(ms=round(v[0], 2), launches=int(v[1])) for k, v in sorted(table.items(), key=lambda x: -x[1][0])})))
+    print(
+        "PROFILE "
+        + json.dumps(
+            dict(
+                stack=a.stack,
+                what=a.tag,
+                wall_ms=round(wall * 1000, 1),
+                busy_ms=round(busy, 1),
+                kinds={k: dict(ms=round(v[0], 2), launches=int(v[1])) for k, v in sorted(table.items(), key=lambda x: -x[1][0])},
+            )
+        )
+    )
     for event in sorted(events, key=lambda e: -e.self_device_time_total)[:22]:
         print(f"  {event.self_device_time_total / 1000:8.2f} ms {event.count:5d} x  {event.key[:100]}")
 

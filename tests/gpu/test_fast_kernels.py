@@ -14,7 +14,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available() and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available() and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1"),
+]
 
 from qlora_ui.engine.fast import loss as loss_module
 from qlora_ui.engine.fast import ops, rope, weights
@@ -84,8 +87,12 @@ def test_lora(rate: float, rows: int, width: int, sizes: list[int], rank: int, p
 @pytest.mark.parametrize("adapted", ["both", "up", "one over both", "none"])
 def test_gated(gelu: bool, adapted: str, plain: Any) -> None:
     rows, width, rank = 40, 136, 16
-    adapters = {"both": group(64, [width, width], rank), "up": [Adapter(rand(rank, 64), rand(width, rank), 1.5, 1, width)],
-                "one over both": group(64, [2 * width], rank), "none": []}[adapted]
+    adapters = {
+        "both": group(64, [width, width], rank),
+        "up": [Adapter(rand(rank, 64), rand(width, rank), 1.5, 1, width)],
+        "one over both": group(64, [2 * width], rank),
+        "none": [],
+    }[adapted]
     down = Adapter(rand(rank, width, scale=0.1), rand(64, rank), 1.0, 9, 0)
     dropout = Dropout(0.2, torch.tensor([1, 2], dtype=torch.int32, device=DEVICE))
     gu, dh, inner_grad = rand(rows, 2 * width), rand(rows, width), rand(rows, 1, 16)
@@ -113,7 +120,14 @@ def test_norm(offset: float, plain: Any) -> None:
     def everything() -> list[Any]:
         total, y, rstd = ops.norm(x, weight, 1e-5, offset, delta)
         _, alone, _ = ops.norm(x, weight, 1e-5, offset)
-        return [total, y, rstd, alone, ops.norm_backward(dy, total, weight, rstd, offset, dtotal), ops.norm_backward(dy, total, weight, rstd, offset, None)]
+        return [
+            total,
+            y,
+            rstd,
+            alone,
+            ops.norm_backward(dy, total, weight, rstd, offset, dtotal),
+            ops.norm_backward(dy, total, weight, rstd, offset, None),
+        ]
 
     fast = everything()
     plain()
@@ -159,5 +173,26 @@ def test_dequantize(nested: bool) -> None:
     out = torch.full_like(weight, float("nan"))
     weights.dequantize_into(out, packed, state)
     expected = bnb.functional.dequantize_4bit(packed, state)
-    assert float((out.float() - expected.float()).abs().max()) <= (0.02 if DTYPE == torch.bfloat16 else 1e-6)
+    assert float((out.float() - expected.float()).abs().max()) <= (0.02 if torch.bfloat16 == DTYPE else 1e-6)
     close(out, expected)
+    half = torch.full((192, 128), float("nan"), device=DEVICE, dtype=DTYPE)
+    weights.dequantize_into(half, packed, state, (64, 192))
+    close(half, expected[:, 64:192])
+
+
+def test_large_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes as bnb
+
+    layers = []
+    for size in (192, 64):
+        layer = bnb.nn.Linear4bit(320, size, bias=True, compute_dtype=DTYPE, quant_type="nf4")
+        layers.append(layer.to(DEVICE))
+    x, grad = rand(40, 320), rand(40, 256)
+    for group_ in (layers, layers[:1]):
+        matrix = weights.FrozenMatrix(group_)
+        g = grad[:, : matrix.num_out].contiguous()
+        whole = matrix.apply(x), matrix.apply_transposed(g)
+        monkeypatch.setattr(weights, "PART_BYTES", 1)
+        for a, b in zip((matrix.apply(x), matrix.apply_transposed(g)), whole, strict=True):
+            close(a, b)
+        monkeypatch.undo()

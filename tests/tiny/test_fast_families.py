@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from fast_models import FAMILIES, build, packed_batch
 
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
 from qlora_ui.engine.fast.layers import NotFusable
 from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
-from fast_models import FAMILIES, build, packed_batch
 
 BATCH = packed_batch([17, 5, 30], 64)
 

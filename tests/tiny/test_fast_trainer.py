@@ -27,19 +27,42 @@ class FastTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 def tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({str(i): i for i in range(160)}, unk_token="0")), pad_token="0", eos_token="2")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({str(i): i for i in range(160)}, unk_token="0")), pad_token="0", eos_token="2"
+    )
 
 
 def make(model: Any, out: Path, cls: type = FastTrainer, **options: Any) -> Any:
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 160, int(n)).tolist() for n in rng.integers(5, 40, 60)]
     columns, packed = pack_examples(rows, rows, 64)
-    arguments: dict[str, Any] = dict(output_dir=str(out), per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=5e-3, max_steps=4,
-                                     logging_steps=1, save_strategy="no", report_to=[], bf16=False, use_cpu=True, max_length=64, seed=3, optim="adamw_torch",
-                                     gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
+    arguments: dict[str, Any] = dict(
+        output_dir=str(out),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=5e-3,
+        max_steps=4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
+        max_length=64,
+        seed=3,
+        optim="adamw_torch",
+        gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
     arguments.update(options)
     collator = PackedCollator(0, 64, 2, packed.max_documents)
-    trainer = cls(model=model, args=SFTConfig(**arguments), train_dataset=Dataset.from_dict(columns), processing_class=tokenizer(), data_collator=collator)
+    trainer = cls(
+        model=model,
+        args=SFTConfig(**arguments),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer(),
+        data_collator=collator,
+    )
     for p in model.parameters():  # TRL makes adapters bfloat16; float32 shows differences that rounding would hide
         if p.requires_grad:
             p.data = p.data.float()
@@ -49,7 +72,9 @@ def make(model: Any, out: Path, cls: type = FastTrainer, **options: Any) -> Any:
 def force_fast(trainer: Any, dropout: float = 0.0) -> None:
     """On the CPU the product stays plain; the tests run the same step there without capture."""
     state = fuse(trainer.model, dropout=dropout, num_kept_layers=1)
-    trainer._start_fast_step(trainer.model, MicroStep(trainer.model, state, run_seed=7, capture=False, capture_lock=threading.Lock(), on_note=lambda t: None))
+    trainer._start_fast_step(
+        trainer.model, MicroStep(trainer.model, state, run_seed=7, capture=False, capture_lock=threading.Lock(), on_note=lambda t: None)
+    )
 
 
 def test_a_base_left_in_evaluation_mode_is_trained_fused(tmp_path: Path) -> None:
@@ -70,7 +95,14 @@ def test_same_losses_norms_and_metrics_as_the_plain_trainer(tmp_path: Path) -> N
     fast = make(build("llama", tmp_path / "m"), tmp_path / "b")
     force_fast(fast)
     fast.train()
-    for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("entropy", 1e-4), ("mean_token_accuracy", 2e-2), ("learning_rate", 1e-9), ("num_tokens", 0)):
+    for key, tolerance in (
+        ("loss", 1e-4),
+        ("grad_norm", 1e-3),
+        ("entropy", 1e-4),
+        ("mean_token_accuracy", 2e-2),
+        ("learning_rate", 1e-9),
+        ("num_tokens", 0),
+    ):
         assert history(fast, key) == pytest.approx(history(plain, key), rel=tolerance, abs=1e-6), key
     for (name, a), (_, b) in zip(plain.model.named_parameters(), fast.model.named_parameters(), strict=True):
         if a.requires_grad:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .dropout import Dropout
+from .host_embedding import can_move, move_to_host
 from .layers import FusedAttention, FusedLayer, FusedMlp, FusedNorm, NotFusable, packing_of, recomputed
 from .loss import Head
 from .ops import HAS_TRITON
@@ -41,14 +42,16 @@ class FastState:
     head: Head
     dropout: Dropout
     patched: list[nn.Module] = field(default_factory=list)
+    undo: list[Callable[[], None]] = field(default_factory=list)
 
 
-def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed: bool) -> FastReport:
+def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed: bool, embedding_on_host: bool = False) -> FastReport:
     """Fuse `model` (a PeftModel on one CUDA device) in place and report; leaves it plain where it cannot be fused.
 
     `dropout` is LoRA's rate. The last `num_kept_layers` decoder layers keep their activations, the others recompute them in backward; this
     replaces gradient checkpointing, whatever the trainer sets. `packed` says whether batches come packed, for the report only: padded batches
-    run the same way, as rows of one document each.
+    run the same way, as rows of one document each. `embedding_on_host` moves the input embedding to pinned host memory where the head does not
+    share it, which frees its bytes on the card (1.0 GiB at 8B) for well under 1 % of the time.
     """
     reasons = _obstacles(model)
     if not reasons:
@@ -61,8 +64,22 @@ def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed:
         return FastReport(False, (), reasons)
     num_layers = len(fast_state(model).decoder.layers)
     kept = max(0, min(num_kept_layers, num_layers))
-    parts = ["LoRA and base product as one node", "fused norms, rotary embedding and MLP", "loss in tiles",
-             "packed attention" if packed else "attention per row", f"{num_layers - kept} of {num_layers} layers recomputed"]
+    state = fast_state(model)
+    embedding = state.decoder.get_input_embeddings()
+    on_host = embedding_on_host and can_move(embedding, state.head.weight)
+    if on_host:
+        forward, restore = move_to_host(embedding)
+        _replace(state, embedding, forward)
+        state.undo.append(restore)
+    parts = [
+        "LoRA and base product as one node",
+        "fused norms, rotary embedding and MLP",
+        "loss in tiles",
+        "packed attention" if packed else "attention per row",
+        f"{num_layers - kept} of {num_layers} layers recomputed",
+    ]
+    if on_host:
+        parts.append("input embedding in host memory")
     notes = () if HAS_TRITON else ("Triton is not installed, so the layers run on plain torch operations; the step is still captured.",)
     return FastReport(True, tuple(parts), notes)
 
@@ -117,6 +134,8 @@ def remove_fast_path(model: Any) -> None:
     if isinstance(state, FastState):
         for module in state.patched:
             module.__dict__.pop("forward", None)
+        for restore in state.undo:
+            restore()
 
 
 def _replace(state: FastState, module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -132,7 +151,9 @@ def _read_head(base: Any) -> Head:
 
 
 def _reject_other_trainables(model: Any) -> None:
-    stray = next((name for name, p in model.named_parameters() if p.requires_grad and ".lora_A." not in name and ".lora_B." not in name), None)
+    stray = next(
+        (name for name, p in model.named_parameters() if p.requires_grad and ".lora_A." not in name and ".lora_B." not in name), None
+    )
     if stray is not None:
         raise NotFusable(f"{stray} is trained beside the LoRA matrices")
 
@@ -151,8 +172,12 @@ def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, anc
     if getattr(config, "resid_pdrop", 0.0):
         raise NotFusable("the layers drop parts of their residual stream")
     salt = index * _SALTS_PER_LAYER
-    fused = FusedLayer(FusedNorm.read(layer.input_layernorm), FusedAttention.read(layer.self_attn, state.dropout, salt),
-                       FusedNorm.read(layer.post_attention_layernorm), FusedMlp.read(layer.mlp, config.hidden_act, state.dropout, salt))
+    fused = FusedLayer(
+        FusedNorm.read(layer.input_layernorm),
+        FusedAttention.read(layer.self_attn, state.dropout, salt),
+        FusedNorm.read(layer.post_attention_layernorm),
+        FusedMlp.read(layer.mlp, config.hidden_act, state.dropout, salt),
+    )
     original = layer.forward
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -172,7 +197,10 @@ def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, anc
 def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, anchor: torch.Tensor | None) -> Callable[..., torch.Tensor]:
     """Gemma: the layer's own forward with its norms, attention and MLP replaced one by one."""
     salt = index * _SALTS_PER_LAYER
-    attention, mlp = FusedAttention.read(layer.self_attn, state.dropout, salt), FusedMlp.read(layer.mlp, config.hidden_activation, state.dropout, salt)
+    attention, mlp = (
+        FusedAttention.read(layer.self_attn, state.dropout, salt),
+        FusedMlp.read(layer.mlp, config.hidden_activation, state.dropout, salt),
+    )
     plain_attention, plain_mlp, original = layer.self_attn.forward, layer.mlp.forward, layer.forward
     for norm in (layer.input_layernorm, layer.post_attention_layernorm, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm):
         _replace(state, norm, _norm_forward(norm))

@@ -38,13 +38,15 @@ def varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Varl
     if not supports_flash(q, plan):
         return _reference(q, k, v, plan), q.new_empty(0)
     # the op itself takes grouped heads; torch.nn.attention.varlen of 2.11 has no argument for them
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, plan.cumulative, plan.cumulative, plan.max_length, plan.max_length, 0.0, True, False,
-                                                           scale=plan.scale, **_window(plan))
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, plan.cumulative, plan.cumulative, plan.max_length, plan.max_length, 0.0, True, False, scale=plan.scale, **_window(plan)
+    )
     return out, lse
 
 
-def varlen_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-                    plan: VarlenPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def varlen_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, plan: VarlenPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q, k and v."""
     if not supports_flash(q, plan):
         with torch.enable_grad():
@@ -54,8 +56,24 @@ def varlen_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: tor
         return dq, dk, dv
     # with dropout 0 the random state is not read; any two words of the right type do
     state = torch.empty(2, dtype=torch.uint64, device=q.device)
-    dq, dk, dv = torch.ops.aten._flash_attention_backward(grad, q, k, v, out, lse, plan.cumulative, plan.cumulative, plan.max_length, plan.max_length,
-                                                          0.0, True, state, torch.empty(0, device=q.device), scale=plan.scale, **_window(plan))
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        plan.cumulative,
+        plan.cumulative,
+        plan.max_length,
+        plan.max_length,
+        0.0,
+        True,
+        state,
+        torch.empty(0, device=q.device),
+        scale=plan.scale,
+        **_window(plan),
+    )
     return dq, dk, dv
 
 
@@ -95,16 +113,34 @@ class _Varlen(torch.autograd.Function):
         return (*varlen_backward(grads[0].contiguous(), q, k, v, out, lse, ctx.plan), None)
 
 
-def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-                     scaling: float | None = None, dropout: float = 0.0, cu_seq_lens_q: torch.Tensor | None = None, max_length_q: int | None = None,
-                     sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query (B, heads, T, dim); with `cu_seq_lens_q` B is 1 and documents are separate, else causal per row."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if cu_seq_lens_q is None or max_length_q is None:
         if softcap is not None or (sliding_window is not None and query.shape[2] > sliding_window):
             raise NotImplementedError("Without packing, soft-capped or windowed attention runs on transformers' own functions.")
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None and query.shape[2] > 1,
-                                             scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=attention_mask is None and query.shape[2] > 1,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
         return out.transpose(1, 2).contiguous(), None
     plan = VarlenPlan(cu_seq_lens_q, max_length_q, scale, sliding_window, softcap)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))

@@ -36,7 +36,9 @@ class FastStepMixin:
             on_note(f"The fast path is off: {obstacle}.")
             return False
         model = self.model  # type: ignore[attr-defined]
-        self._start_fast_step(model, MicroStep(model, fast_state(model), run_seed=run_seed, capture=True, capture_lock=capture_lock, on_note=on_note))
+        self._start_fast_step(
+            model, MicroStep(model, fast_state(model), run_seed=run_seed, capture=True, capture_lock=capture_lock, on_note=on_note)
+        )
         return True
 
     def _start_fast_step(self, model: Any, micro: MicroStep) -> None:

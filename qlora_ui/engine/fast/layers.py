@@ -58,7 +58,9 @@ def read_projection(modules: Sequence[nn.Module], dropout: Dropout | None, first
         raise NotFusable("the adapters of projections that share an input have different ranks")
     if len(adapters) > MAX_GROUP:
         raise NotFusable("more than three adapters share an input")
-    return Projection(FrozenMatrix([base_of(m) for m in modules]), tuple(adapters), dropout if dropout is not None and dropout.active else None)
+    return Projection(
+        FrozenMatrix([base_of(m) for m in modules]), tuple(adapters), dropout if dropout is not None and dropout.active else None
+    )
 
 
 def base_of(module: nn.Module) -> Any:
@@ -99,7 +101,12 @@ class FusedNorm:
         """Read a transformers RMSNorm."""
         weight = getattr(module, "weight", None)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if "RMSNorm" not in type(module).__name__ or not isinstance(weight, torch.Tensor) or not isinstance(eps, float) or weight.requires_grad:
+        if (
+            "RMSNorm" not in type(module).__name__
+            or not isinstance(weight, torch.Tensor)
+            or not isinstance(eps, float)
+            or weight.requires_grad
+        ):
             raise NotFusable(f"{type(module).__name__} is not a frozen RMS norm")
         return cls(weight, eps, 1.0 if type(module).__name__.startswith("Gemma") else 0.0)
 
@@ -141,8 +148,16 @@ class FusedAttention:
         if config.model_type in ("mistral", "phi3"):  # their modules read it off the config at call time
             window = getattr(config, "sliding_window", None)
         heads = Heads(config.num_attention_heads, config.num_key_value_heads, int(module.head_dim))
-        return cls(read_projection(qkv, dropout, salt), read_projection([module.o_proj], dropout, salt + 3), heads, head_norm, float(module.scaling),
-                   window, getattr(module, "attn_logit_softcapping", None), bool(getattr(module, "use_rope", True)))
+        return cls(
+            read_projection(qkv, dropout, salt),
+            read_projection([module.o_proj], dropout, salt + 3),
+            heads,
+            head_norm,
+            float(module.scaling),
+            window,
+            getattr(module, "attn_logit_softcapping", None),
+            bool(getattr(module, "use_rope", True)),
+        )
 
     def __call__(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing) -> torch.Tensor:
         """Return the layer's attention output (N, H) for normed x (N, H); rotary is (cos, sin), each (1, N, dims)."""
@@ -167,7 +182,11 @@ class FusedMlp:
             raise NotFusable(f"activation {activation} has no fused form")
         fused = getattr(module, "gate_up_proj", None)
         gate_up = [fused] if fused is not None else [module.gate_proj, module.up_proj]
-        return cls(read_projection(gate_up, dropout, salt + 4), read_projection([module.down_proj], dropout, salt + 6), activation.startswith("gelu"))
+        return cls(
+            read_projection(gate_up, dropout, salt + 4),
+            read_projection([module.down_proj], dropout, salt + 6),
+            activation.startswith("gelu"),
+        )
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *, keep: bool, skip_output: bool) -> torch.Tensor:
         """Return the MLP's output (+ residual), (N, H)."""
@@ -183,7 +202,9 @@ class FusedLayer:
     second_norm: FusedNorm
     mlp: FusedMlp
 
-    def __call__(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, *, keep: bool, skip_output: bool) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, *, keep: bool, skip_output: bool
+    ) -> torch.Tensor:
         """Return the layer's output (N, H)."""
         x, normed = self.first_norm.fork(x)
         x, normed = self.second_norm.fork(x, self.attention(normed, rotary, packing))

@@ -11,7 +11,6 @@ import torch
 from .ops import HAS_TRITON, uses_triton
 
 if HAS_TRITON:
-    import triton
 
     from . import triton_kernels as kernels
 
@@ -56,8 +55,19 @@ def tiled_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, inverse_
 def _row_losses(logits: torch.Tensor, head: Head, targets: torch.Tensor, stats: torch.Tensor, inverse_count: torch.Tensor) -> None:
     """Fill `stats` and turn `logits` into their gradient, in place."""
     if uses_triton(logits):
-        kernels.loss_rows[(logits.shape[0],)](logits, targets, stats, inverse_count, logits.shape[1], logits.stride(0), head.softcap or 1.0,
-                                              head.logit_scale, SOFTCAP=head.softcap is not None, BLOCK=4096, num_warps=8)
+        kernels.loss_rows[(logits.shape[0],)](
+            logits,
+            targets,
+            stats,
+            inverse_count,
+            logits.shape[1],
+            logits.stride(0),
+            head.softcap or 1.0,
+            head.logit_scale,
+            SOFTCAP=head.softcap is not None,
+            BLOCK=4096,
+            num_warps=8,
+        )
         return
     z = logits.float() * head.logit_scale
     slope = torch.full_like(inverse_count, head.logit_scale) * inverse_count

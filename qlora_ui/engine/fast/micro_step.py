@@ -55,7 +55,9 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device) -> Batch:
     cumulative = inputs.get("cu_seq_lens_q")
     if cumulative is not None:
         positions = inputs["position_ids"].to(device)
-        return Batch(ids.reshape(-1), labels.reshape(-1), positions.reshape(-1), cumulative.to(device, torch.int32), int(inputs["max_length_q"]))
+        return Batch(
+            ids.reshape(-1), labels.reshape(-1), positions.reshape(-1), cumulative.to(device, torch.int32), int(inputs["max_length_q"])
+        )
     rows, length = ids.shape
     padded = round_up_length(length)
     if padded > length:
@@ -69,7 +71,9 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device) -> Batch:
 class MicroStep:
     """Runs micro-steps of a fused model and accumulates gradients in place; `capture_lock` is held while a graph is captured."""
 
-    def __init__(self, model: Any, state: FastState, *, run_seed: int, capture: bool, capture_lock: threading.Lock, on_note: Callable[[str], None]) -> None:
+    def __init__(
+        self, model: Any, state: FastState, *, run_seed: int, capture: bool, capture_lock: threading.Lock, on_note: Callable[[str], None]
+    ) -> None:
         self._state, self._run_seed = state, run_seed
         self._capture, self._lock, self._note = capture, capture_lock, on_note
         self.gradients = GradientBuffer([p for p in model.parameters() if p.requires_grad])
@@ -148,8 +152,15 @@ class MicroStep:
         before = config._attn_implementation
         config._attn_implementation = self._attention
         try:
-            hidden = decoder(input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, cu_seq_lens_q=batch.cumulative,
-                             cu_seq_lens_k=batch.cumulative, max_length_q=batch.max_length, max_length_k=batch.max_length).last_hidden_state[0]
+            hidden = decoder(
+                input_ids=batch.ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                cu_seq_lens_q=batch.cumulative,
+                cu_seq_lens_k=batch.cumulative,
+                max_length_q=batch.max_length,
+                max_length_k=batch.max_length,
+            ).last_hidden_state[0]
         finally:
             config._attn_implementation = before
         with torch.no_grad():

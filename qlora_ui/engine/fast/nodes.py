@@ -79,7 +79,9 @@ class GradientSink:
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, *parameters: torch.Tensor
+    ) -> torch.Tensor:
         y, inner = projection.forward(x, residual)
         ctx.save_for_backward(x, inner)
         ctx.projection = projection
@@ -106,8 +108,15 @@ def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | No
 
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, options: tuple[bool, bool, bool],
-                *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        gate_up: Projection,
+        down: Projection,
+        residual: torch.Tensor | None,
+        options: tuple[bool, bool, bool],
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
         gelu, keep, skip_output = options
         gu = gate_up.frozen.apply(x)
         inner = ops.project_down(x, gate_up.adapters, gate_up.dropout) if gate_up.adapters else None
@@ -141,7 +150,9 @@ class _GatedMlp(torch.autograd.Function):
         return (dx, None, None, grad if ctx.needs_input_grad[3] else None, None, *sink.results(gate_up, down))
 
 
-def gated_mlp(x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, *, gelu: bool, keep: bool, skip_output: bool) -> torch.Tensor:
+def gated_mlp(
+    x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, *, gelu: bool, keep: bool, skip_output: bool
+) -> torch.Tensor:
     """Return down(act(gate(x)) * up(x)) (+ residual) as one node that keeps x and gate|up only.
 
     `keep` is False where no backward follows; `skip_output` leaves the result undefined: for recomputation, whose backward never reads it.
@@ -174,7 +185,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -
 
 class _ForkNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         total, y, rstd = ops.norm(x, weight, eps, offset, delta)
         ctx.save_for_backward(total, weight, rstd)
         ctx.offset = offset
@@ -188,7 +201,9 @@ class _ForkNorm(torch.autograd.Function):
         return dx, (dx if ctx.has_delta else None), None, None, None
 
 
-def fork_norm(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+def fork_norm(
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (x + delta, its norm): the residual stream and the branch; backward joins both gradients in one kernel. x is (N, H)."""
     total, y = _ForkNorm.apply(x, delta, weight, eps, offset)
     return total, y
@@ -196,7 +211,9 @@ def fork_norm(x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor,
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan) -> torch.Tensor:
+    def forward(
+        ctx: Any, qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan
+    ) -> torch.Tensor:
         rotated = rotate(qkv, heads, *rotary, norm) if rotary is not None else qkv
         q, k, v = split_heads(rotated, qkv, heads)
         out, lse = varlen_forward(q, k, v, plan)
@@ -225,7 +242,9 @@ def split_heads(rotated: torch.Tensor, qkv: torch.Tensor, heads: Heads) -> tuple
     return q, k, v
 
 
-def attend(qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan) -> torch.Tensor:
+def attend(
+    qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan
+) -> torch.Tensor:
     """Return causal attention inside each document, (N, q heads * dim), from raw projections (N, all heads).
 
     `rotary` is (cos, sin), each (N, rotary dims), or None for layers without positions. Overwrites `qkv` unless there is a head norm.

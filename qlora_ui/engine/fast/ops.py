@@ -79,10 +79,32 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
     out = x.new_empty(x.shape[0], len(adapters), padded)
     block = _block_rows(x.shape[0])
     kernels.lora_down[(triton.cdiv(x.shape[0], block), len(adapters))](
-        x, out, dropout.seed if dropout else x, *_three([ad.a for ad in adapters]), 0, 0, 0, *([x.shape[1]] * 3), gain, gain, gain,
-        *_three([ad.salt for ad in adapters]), x.shape[0], x.stride(0), adapters[0].a.stride(0), adapters[0].a.stride(1),
-        half_width(x.shape[1]), dropout.threshold if dropout else 0, RANK=rank, R=padded, J=len(adapters), DROP=dropout is not None, BM=block,
-        num_warps=4, num_stages=3)
+        x,
+        out,
+        dropout.seed if dropout else x,
+        *_three([ad.a for ad in adapters]),
+        0,
+        0,
+        0,
+        *([x.shape[1]] * 3),
+        gain,
+        gain,
+        gain,
+        *_three([ad.salt for ad in adapters]),
+        x.shape[0],
+        x.stride(0),
+        adapters[0].a.stride(0),
+        adapters[0].a.stride(1),
+        half_width(x.shape[1]),
+        dropout.threshold if dropout else 0,
+        RANK=rank,
+        R=padded,
+        J=len(adapters),
+        DROP=dropout is not None,
+        BM=block,
+        num_warps=4,
+        num_stages=3,
+    )
     return out
 
 
@@ -95,9 +117,30 @@ def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tenso
     out = grad.new_empty(grad.shape[0], len(adapters), padded)
     block = _block_rows(grad.shape[0])
     kernels.lora_down[(triton.cdiv(grad.shape[0], block), len(adapters))](
-        grad, out, grad, *_three([ad.b for ad in adapters]), *_three([ad.column for ad in adapters]), *_three([ad.num_out for ad in adapters]),
-        *_three([ad.scale for ad in adapters]), 0, 0, 0, grad.shape[0], grad.stride(0), 1, rank, 0, 0, RANK=rank, R=padded, J=len(adapters),
-        DROP=False, BM=block, num_warps=4, num_stages=3)
+        grad,
+        out,
+        grad,
+        *_three([ad.b for ad in adapters]),
+        *_three([ad.column for ad in adapters]),
+        *_three([ad.num_out for ad in adapters]),
+        *_three([ad.scale for ad in adapters]),
+        0,
+        0,
+        0,
+        grad.shape[0],
+        grad.stride(0),
+        1,
+        rank,
+        0,
+        0,
+        RANK=rank,
+        R=padded,
+        J=len(adapters),
+        DROP=False,
+        BM=block,
+        num_warps=4,
+        num_stages=3,
+    )
     return out
 
 
@@ -111,9 +154,24 @@ def add_up_(y: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], r
     rows, columns = (32, 128) if rank <= 64 else (32, 64)
     blocks = [triton.cdiv(ad.num_out, columns) for ad in adapters]
     kernels.lora_up[(triton.cdiv(y.shape[0], rows), sum(blocks))](
-        y, inner, y if residual is None else residual, *_three([ad.b for ad in adapters]), *_three([ad.column for ad in adapters]),
-        *_three([ad.num_out for ad in adapters]), *_three([ad.scale for ad in adapters]), y.shape[0], y.stride(0), *_three(blocks)[:2],
-        RANK=rank, R=inner.shape[2], J=len(adapters), RESIDUAL=residual is not None, BM=rows, BN=columns, num_warps=4)
+        y,
+        inner,
+        y if residual is None else residual,
+        *_three([ad.b for ad in adapters]),
+        *_three([ad.column for ad in adapters]),
+        *_three([ad.num_out for ad in adapters]),
+        *_three([ad.scale for ad in adapters]),
+        y.shape[0],
+        y.stride(0),
+        *_three(blocks)[:2],
+        RANK=rank,
+        R=inner.shape[2],
+        J=len(adapters),
+        RESIDUAL=residual is not None,
+        BM=rows,
+        BN=columns,
+        num_warps=4,
+    )
     return y
 
 
@@ -126,23 +184,66 @@ def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Se
             dx += _masked(inner_grad[:, j, :rank] @ ad.a * gain, ad, dropout)
         return dx
     kernels.lora_dx[(triton.cdiv(dx.shape[0], 32), triton.cdiv(dx.shape[1], 128))](
-        dx, inner_grad, dropout.seed if dropout else dx, *_three([ad.a for ad in adapters]), *_three([ad.salt for ad in adapters]), dx.shape[0],
-        dx.shape[1], half_width(dx.shape[1]), dropout.threshold if dropout else 0, gain, RANK=rank, R=inner_grad.shape[2], J=len(adapters),
-        DROP=dropout is not None, BM=32, num_warps=4)
+        dx,
+        inner_grad,
+        dropout.seed if dropout else dx,
+        *_three([ad.a for ad in adapters]),
+        *_three([ad.salt for ad in adapters]),
+        dx.shape[0],
+        dx.shape[1],
+        half_width(dx.shape[1]),
+        dropout.threshold if dropout else 0,
+        gain,
+        RANK=rank,
+        R=inner_grad.shape[2],
+        J=len(adapters),
+        DROP=dropout is not None,
+        BM=32,
+        num_warps=4,
+    )
     return dx
 
 
-def _outer(left: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], columns: Sequence[int],
-           widths: Sequence[int], scales: Sequence[float], rank_major: bool, dropout: Dropout | None) -> None:
+def _outer(
+    left: torch.Tensor,
+    x: torch.Tensor,
+    adapters: Sequence[Adapter],
+    grads: Sequence[torch.Tensor],
+    columns: Sequence[int],
+    widths: Sequence[int],
+    scales: Sequence[float],
+    rank_major: bool,
+    dropout: Dropout | None,
+) -> None:
     block = 64 if sum(widths) >= 64 * 132 else 32
     kernels.lora_outer[(triton.cdiv(max(widths), block), len(adapters))](
-        left, x, dropout.seed if dropout else x, *_three(grads), *_three(columns), *_three(widths), *_three(scales),
-        *_three([ad.salt for ad in adapters]), x.shape[0], x.stride(0), half_width(x.shape[1]), dropout.threshold if dropout else 0,
-        RANK=adapters[0].a.shape[0], R=left.shape[2], J=len(adapters), RANK_MAJOR=rank_major, DROP=dropout is not None, BN=64, BC=block,
-        num_warps=4, num_stages=3)
+        left,
+        x,
+        dropout.seed if dropout else x,
+        *_three(grads),
+        *_three(columns),
+        *_three(widths),
+        *_three(scales),
+        *_three([ad.salt for ad in adapters]),
+        x.shape[0],
+        x.stride(0),
+        half_width(x.shape[1]),
+        dropout.threshold if dropout else 0,
+        RANK=adapters[0].a.shape[0],
+        R=left.shape[2],
+        J=len(adapters),
+        RANK_MAJOR=rank_major,
+        DROP=dropout is not None,
+        BN=64,
+        BC=block,
+        num_warps=4,
+        num_stages=3,
+    )
 
 
-def accumulate_a(inner_grad: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], dropout: Dropout | None) -> None:
+def accumulate_a(
+    inner_grad: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], dropout: Dropout | None
+) -> None:
     """Add inner_grad[:, j].T @ dropout_j(x) to grads[j] (rank, in), in place."""
     rank = adapters[0].a.shape[0]
     gain = dropout.inverse_keep if dropout else 1.0
@@ -157,7 +258,17 @@ def accumulate_b(inner: torch.Tensor, grad: torch.Tensor, adapters: Sequence[Ada
     """Add scale_j * grad[:, columns of j].T @ inner[:, j] to grads[j] (out, rank), in place."""
     rank = adapters[0].a.shape[0]
     if uses_triton(grad):
-        _outer(inner, grad, adapters, grads, [ad.column for ad in adapters], [ad.num_out for ad in adapters], [ad.scale for ad in adapters], False, None)
+        _outer(
+            inner,
+            grad,
+            adapters,
+            grads,
+            [ad.column for ad in adapters],
+            [ad.num_out for ad in adapters],
+            [ad.scale for ad in adapters],
+            False,
+            None,
+        )
         return
     for j, ad in enumerate(adapters):
         grads[j] += grad[:, ad.column : ad.column + ad.num_out].t() @ inner[:, j, :rank] * ad.scale
@@ -186,13 +297,33 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
     rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
     rows, columns = 32, 128 if rank <= 64 else 64
     kernels.gated_forward[(triton.cdiv(gu.shape[0], rows), triton.cdiv(width, columns))](
-        gu, inner if inner is not None else gu, out, b_gate, b_up, gate.scale if gate else 1.0, up.scale if up else 1.0, gu.shape[0], width,
-        j_up, len(adapters) * padded, RANK=rank, R=padded, HAS_GATE=gate is not None, HAS_UP=up is not None, KEEP=keep, GELU=gelu, BM=rows,
-        BN=columns, num_warps=4)
+        gu,
+        inner if inner is not None else gu,
+        out,
+        b_gate,
+        b_up,
+        gate.scale if gate else 1.0,
+        up.scale if up else 1.0,
+        gu.shape[0],
+        width,
+        j_up,
+        len(adapters) * padded,
+        RANK=rank,
+        R=padded,
+        HAS_GATE=gate is not None,
+        HAS_UP=up is not None,
+        KEEP=keep,
+        GELU=gelu,
+        BM=rows,
+        BN=columns,
+        num_warps=4,
+    )
     return out
 
 
-def gated_backward_(gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor | None, down: Adapter | None, dropout: Dropout | None, *, gelu: bool) -> None:
+def gated_backward_(
+    gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor | None, down: Adapter | None, dropout: Dropout | None, *, gelu: bool
+) -> None:
     """In place: gu (N, 2F) becomes its gradient and dh (N, F) the recomputed act(gate) * up; the down projection's LoRA part joins dh first."""
     width = dh.shape[1]
     if not uses_triton(gu):
@@ -209,12 +340,30 @@ def gated_backward_(gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor
         return
     rank, padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
     kernels.gated_backward[(triton.cdiv(gu.shape[0], 32), triton.cdiv(width, 128))](
-        gu, dh, inner_grad if inner_grad is not None else dh, dropout.seed if dropout else dh, down.a if down else dh, down.salt if down else 0,
-        gu.shape[0], width, half_width(width), dropout.threshold if dropout else 0, dropout.inverse_keep if dropout else 1.0, RANK=rank, R=padded,
-        HAS_DOWN=down is not None, DROP=dropout is not None and down is not None, GELU=gelu, BM=32, num_warps=4)
+        gu,
+        dh,
+        inner_grad if inner_grad is not None else dh,
+        dropout.seed if dropout else dh,
+        down.a if down else dh,
+        down.salt if down else 0,
+        gu.shape[0],
+        width,
+        half_width(width),
+        dropout.threshold if dropout else 0,
+        dropout.inverse_keep if dropout else 1.0,
+        RANK=rank,
+        R=padded,
+        HAS_DOWN=down is not None,
+        DROP=dropout is not None and down is not None,
+        GELU=gelu,
+        BM=32,
+        num_warps=4,
+    )
 
 
-def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H)."""
     if not uses_triton(x):
         total = x if delta is None else x + delta
@@ -225,12 +374,26 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    kernels.norm_forward[(x.shape[0],)](x, x if delta is None else delta, weight, total, y, rstd, x.shape[1], eps, ADD=delta is not None,
-                                        OFFSET=offset, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+    kernels.norm_forward[(x.shape[0],)](
+        x,
+        x if delta is None else delta,
+        weight,
+        total,
+        y,
+        rstd,
+        x.shape[1],
+        eps,
+        ADD=delta is not None,
+        OFFSET=offset,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
     return total, y, rstd
 
 
-def norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None) -> torch.Tensor:
+def norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None
+) -> torch.Tensor:
     """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
     if not uses_triton(x):
         normed = x.float() * rstd[:, None]
@@ -239,6 +402,17 @@ def norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd:
         return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
     dx = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    kernels.norm_backward[(x.shape[0],)](dy, x, weight, rstd, dx if dtotal is None else dtotal, dx, x.shape[1], ADD=dtotal is not None,
-                                         OFFSET=offset, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+    kernels.norm_backward[(x.shape[0],)](
+        dy,
+        x,
+        weight,
+        rstd,
+        dx if dtotal is None else dtotal,
+        dx,
+        x.shape[1],
+        ADD=dtotal is not None,
+        OFFSET=offset,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
     return dx

@@ -66,7 +66,9 @@ def best_fit(lengths: Sequence[int], row_length: int) -> Packed:
     return Packed(tuple(ordered), row_length, sum(kept), len(cut), sum(cut))
 
 
-def pack_examples(input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], row_length: int) -> tuple[dict[str, list[list[int]]], Packed]:
+def pack_examples(
+    input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], row_length: int
+) -> tuple[dict[str, list[list[int]]], Packed]:
     """Return packed columns (`input_ids`, `labels`, `seq_lengths`, one entry per row) and the report; TRL's collator reads the same columns."""
     packed = best_fit([len(ids) for ids in input_ids], row_length)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}
@@ -127,5 +129,12 @@ class PackedCollator:
         first[start_index] = start_index
         positions = torch.arange(total) - first.cummax(0).values
         labels[start_index] = IGNORED
-        return {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None], "cu_seq_lens_q": cumulative,
-                "cu_seq_lens_k": cumulative, "max_length_q": self.row_length, "max_length_k": self.row_length}
+        return {
+            "input_ids": ids[None],
+            "labels": labels[None],
+            "position_ids": positions[None],
+            "cu_seq_lens_q": cumulative,
+            "cu_seq_lens_k": cumulative,
+            "max_length_q": self.row_length,
+            "max_length_k": self.row_length,
+        }

@@ -65,14 +65,33 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
         return out
     rotary = cos.shape[-1]
     kernels.rope_forward[(rows,)](
-        qkv, out, cos, sin, norm.q_weight if norm else qkv, norm.k_weight if norm else qkv, heads.num_q, heads.num_k, qkv.stride(0), out.stride(0),
-        norm.eps if norm else 0.0, cos.stride(0), HEAD=heads.dim, ROTARY=rotary, NORM=norm is not None, OFFSET=norm.offset if norm else 0.0,
-        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k), HALF=triton.next_power_of_2(max(rotary // 2, 1)),
-        HEAD_BLOCK=triton.next_power_of_2(heads.dim), num_warps=4)
+        qkv,
+        out,
+        cos,
+        sin,
+        norm.q_weight if norm else qkv,
+        norm.k_weight if norm else qkv,
+        heads.num_q,
+        heads.num_k,
+        qkv.stride(0),
+        out.stride(0),
+        norm.eps if norm else 0.0,
+        cos.stride(0),
+        HEAD=heads.dim,
+        ROTARY=rotary,
+        NORM=norm is not None,
+        OFFSET=norm.offset if norm else 0.0,
+        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k),
+        HALF=triton.next_power_of_2(max(rotary // 2, 1)),
+        HEAD_BLOCK=triton.next_power_of_2(heads.dim),
+        num_warps=4,
+    )
     return out
 
 
-def rotate_backward_(grad: torch.Tensor, qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor, norm: HeadNorm | None) -> torch.Tensor:
+def rotate_backward_(
+    grad: torch.Tensor, qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor, norm: HeadNorm | None
+) -> torch.Tensor:
     """Turn grad (N, all heads), the gradient of the rotated q and k, into that of the raw projections, in place; v's columns stay."""
     rows = grad.shape[0]
     if not uses_triton(grad):
@@ -86,7 +105,23 @@ def rotate_backward_(grad: torch.Tensor, qkv: torch.Tensor, heads: Heads, cos: t
         return grad
     rotary = cos.shape[-1]
     kernels.rope_backward[(rows,)](
-        grad, qkv, cos, sin, norm.q_weight if norm else qkv, norm.k_weight if norm else qkv, heads.num_q, heads.num_k, grad.stride(0),
-        norm.eps if norm else 0.0, cos.stride(0), HEAD=heads.dim, ROTARY=rotary, NORM=norm is not None, OFFSET=norm.offset if norm else 0.0,
-        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k), HALF=triton.next_power_of_2(max(rotary // 2, 1)), num_warps=4)
+        grad,
+        qkv,
+        cos,
+        sin,
+        norm.q_weight if norm else qkv,
+        norm.k_weight if norm else qkv,
+        heads.num_q,
+        heads.num_k,
+        grad.stride(0),
+        norm.eps if norm else 0.0,
+        cos.stride(0),
+        HEAD=heads.dim,
+        ROTARY=rotary,
+        NORM=norm is not None,
+        OFFSET=norm.offset if norm else 0.0,
+        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k),
+        HALF=triton.next_power_of_2(max(rotary // 2, 1)),
+        num_warps=4,
+    )
     return grad

@@ -53,13 +53,35 @@ def _keep(rows, cols, half_width, key0, key1, threshold):
 
 
 @triton.jit
-def nf4_dequantize(packed, absmax, code, absmax2, code2, offset, out, num_bytes, NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr,
-                   BLOCKSIZE2: tl.constexpr, BLOCK: tl.constexpr):
-    """out[2i], out[2i + 1] = code of byte i's high and low nibble, times its block's absmax (itself 8-bit where NESTED)."""
+def nf4_dequantize(
+    packed,
+    absmax,
+    code,
+    absmax2,
+    code2,
+    offset,
+    out,
+    num_bytes,
+    row_bytes,
+    source_row_bytes,
+    first_byte,
+    NESTED: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    BLOCKSIZE2: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = the codes of each byte's high and low nibble, times its block's absmax (itself 8-bit where NESTED).
+
+    Where PART, `out` holds row_bytes of every source row of source_row_bytes, from first_byte on: a range of the matrix's columns.
+    """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = index < num_bytes
-    byte = tl.load(packed + index, mask=valid, other=0).to(tl.int32)
-    block = (index * 2) // BLOCKSIZE
+    source = index
+    if PART:
+        source = (index // row_bytes) * source_row_bytes + first_byte + index % row_bytes
+    byte = tl.load(packed + source, mask=valid, other=0).to(tl.int32)
+    block = (source * 2) // BLOCKSIZE
     if NESTED:
         quantized = tl.load(absmax + block, mask=valid, other=0).to(tl.int32)
         scale = tl.load(code2 + quantized) * tl.load(absmax2 + block // BLOCKSIZE2, mask=valid, other=0.0) + tl.load(offset)
@@ -73,9 +95,37 @@ def nf4_dequantize(packed, absmax, code, absmax2, code2, offset, out, num_bytes,
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
-def lora_down(x, out, seed, w0, w1, w2, col0, col1, col2, num0, num1, num2, scale0, scale1, scale2, salt0, salt1, salt2, n_rows, x_stride,
-              w_stride_r, w_stride_c, half_width, threshold, RANK: tl.constexpr, R: tl.constexpr, J: tl.constexpr, DROP: tl.constexpr,
-              BM: tl.constexpr):
+def lora_down(
+    x,
+    out,
+    seed,
+    w0,
+    w1,
+    w2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    x_stride,
+    w_stride_r,
+    w_stride_c,
+    half_width,
+    threshold,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    DROP: tl.constexpr,
+    BM: tl.constexpr,
+):
     """out[n, j, :] = scale_j * sum_c dropout_j(x[n, col_j + c]) * w_j[:, c]; out is (N, J, R)."""
     j = tl.program_id(1)
     w, col, num, scale, salt = w0, col0, num0, scale0, salt0
@@ -101,8 +151,12 @@ def lora_down(x, out, seed, w0, w1, w2, col0, col1, col2, num0, num1, num2, scal
             h = _pair_hash(rows[:, None], (start // 2 + lane)[None, :], half_width, key0, key1)
             xa = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), xa, 0.0).to(xa.dtype)
             xb = tl.where((h >> 16) >= threshold.to(tl.uint32), xb, 0.0).to(xb.dtype)
-        wa = tl.load(w + first[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(first[:, None] < num) & (rank[None, :] < RANK), other=0.0)
-        wb = tl.load(w + second[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(second[:, None] < num) & (rank[None, :] < RANK), other=0.0)
+        wa = tl.load(
+            w + first[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(first[:, None] < num) & (rank[None, :] < RANK), other=0.0
+        )
+        wb = tl.load(
+            w + second[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(second[:, None] < num) & (rank[None, :] < RANK), other=0.0
+        )
         acc = tl.dot(xa, wa, acc, input_precision="ieee")
         acc = tl.dot(xb, wb, acc, input_precision="ieee")
     target = out + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :]
@@ -110,9 +164,37 @@ def lora_down(x, out, seed, w0, w1, w2, col0, col1, col2, num0, num1, num2, scal
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
-def lora_outer(left, x, seed, g0, g1, g2, col0, col1, col2, num0, num1, num2, scale0, scale1, scale2, salt0, salt1, salt2, n_rows, x_stride,
-               half_width, threshold, RANK: tl.constexpr, R: tl.constexpr, J: tl.constexpr, RANK_MAJOR: tl.constexpr, DROP: tl.constexpr,
-               BN: tl.constexpr, BC: tl.constexpr):
+def lora_outer(
+    left,
+    x,
+    seed,
+    g0,
+    g1,
+    g2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    x_stride,
+    half_width,
+    threshold,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    RANK_MAJOR: tl.constexpr,
+    DROP: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+):
     """g_j += scale_j * left[:, j, :].T @ dropout_j(x[:, col_j:col_j + num_j]); g_j is (RANK, num_j), or its transpose."""
     j = tl.program_id(1)
     g, col, num, scale, salt = g0, col0, num0, scale0, salt0
@@ -147,8 +229,33 @@ def lora_outer(left, x, seed, g0, g1, g2, col0, col1, col2, num0, num1, num2, sc
 
 
 @triton.jit
-def lora_up(y, xa, residual, b0, b1, b2, col0, col1, col2, num0, num1, num2, scale0, scale1, scale2, n_rows, y_stride, blocks0, blocks1,
-            RANK: tl.constexpr, R: tl.constexpr, J: tl.constexpr, RESIDUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def lora_up(
+    y,
+    xa,
+    residual,
+    b0,
+    b1,
+    b2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    n_rows,
+    y_stride,
+    blocks0,
+    blocks1,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     """y[:, col_j:col_j + num_j] += scale_j * xa[:, j] @ b_j.T (+ residual), in place; b_j is (num_j, RANK)."""
     block = tl.program_id(1)
     b, col, num, scale, j = b0, col0, num0, scale0, 0
@@ -175,8 +282,27 @@ def lora_up(y, xa, residual, b0, b1, b2, col0, col1, col2, num0, num1, num2, sca
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
-def lora_dx(dx, gb, seed, a0, a1, a2, salt0, salt1, salt2, n_rows, width, half_width, threshold, inverse_keep, RANK: tl.constexpr,
-            R: tl.constexpr, J: tl.constexpr, DROP: tl.constexpr, BM: tl.constexpr):
+def lora_dx(
+    dx,
+    gb,
+    seed,
+    a0,
+    a1,
+    a2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    width,
+    half_width,
+    threshold,
+    inverse_keep,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    DROP: tl.constexpr,
+    BM: tl.constexpr,
+):
     """dx += sum_j dropout_mask_j * (gb[:, j] @ a_j), in place; a_j is (RANK, width)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
@@ -235,8 +361,27 @@ def _activate_slope(g, GELU: tl.constexpr):
 
 
 @triton.jit
-def gated_forward(gu, xa, out, b_gate, b_up, scale_gate, scale_up, n_rows, width, j_up, xa_stride, RANK: tl.constexpr, R: tl.constexpr,
-                  HAS_GATE: tl.constexpr, HAS_UP: tl.constexpr, KEEP: tl.constexpr, GELU: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def gated_forward(
+    gu,
+    xa,
+    out,
+    b_gate,
+    b_up,
+    scale_gate,
+    scale_up,
+    n_rows,
+    width,
+    j_up,
+    xa_stride,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_UP: tl.constexpr,
+    KEEP: tl.constexpr,
+    GELU: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
     """out = act(gate + its LoRA) * (up + its LoRA); gu is (N, 2F) and takes the corrected values where KEEP."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -265,8 +410,25 @@ def gated_forward(gu, xa, out, b_gate, b_up, scale_gate, scale_up, n_rows, width
 
 
 @triton.jit(do_not_specialize=["salt", "threshold"])
-def gated_backward(gu, dh, gb, seed, a_down, salt, n_rows, width, half_width, threshold, inverse_keep, RANK: tl.constexpr, R: tl.constexpr,
-                   HAS_DOWN: tl.constexpr, DROP: tl.constexpr, GELU: tl.constexpr, BM: tl.constexpr):
+def gated_backward(
+    gu,
+    dh,
+    gb,
+    seed,
+    a_down,
+    salt,
+    n_rows,
+    width,
+    half_width,
+    threshold,
+    inverse_keep,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    HAS_DOWN: tl.constexpr,
+    DROP: tl.constexpr,
+    GELU: tl.constexpr,
+    BM: tl.constexpr,
+):
     """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; LoRA's part of dh is added on the way."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
@@ -323,7 +485,9 @@ def norm_backward(dy, x, weight, rstd, dtotal, dx, width, ADD: tl.constexpr, OFF
     ok = cols < width
     r = tl.load(rstd + row)
     normed = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32) * r
-    wdy = tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32) * (tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET)
+    wdy = tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32) * (
+        tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
+    )
     out = (wdy - normed * (tl.sum(wdy * normed, 0) / width)) * r
     if ADD:
         out += tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
@@ -339,8 +503,27 @@ def _rotate_pair(first, second, c1, c2, s1, s2, BACKWARD: tl.constexpr):
 
 
 @triton.jit
-def rope_forward(qkv, out, cos, sin, q_weight, k_weight, q_heads, k_heads, qkv_stride, out_stride, eps, rope_stride, HEAD: tl.constexpr,
-                 ROTARY: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr):
+def rope_forward(
+    qkv,
+    out,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_heads,
+    k_heads,
+    qkv_stride,
+    out_stride,
+    eps,
+    rope_stride,
+    HEAD: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+):
     """Rotate the q and k heads of each row; where NORM, RMS-normalise each head first. `out` may be `qkv` itself where not NORM."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.arange(0, HEADS)[:, None]
@@ -356,14 +539,32 @@ def rope_forward(qkv, out, cos, sin, q_weight, k_weight, q_heads, k_heads, qkv_s
         whole = tl.load(source + every, mask=real & (every < HEAD), other=0.0).to(tl.float32)
         r = tl.rsqrt(tl.sum(whole * whole, 1) / HEAD + eps)[:, None]
         if ROTARY < HEAD:
-            w = tl.where(is_q, tl.load(q_weight + every, mask=every < HEAD, other=0.0).to(tl.float32), tl.load(k_weight + every, mask=every < HEAD, other=0.0).to(tl.float32))
+            w = tl.where(
+                is_q,
+                tl.load(q_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
+                tl.load(k_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
+            )
             tl.store(target + every, (whole * r * (w + OFFSET)).to(out.dtype.element_ty), mask=real & (every >= ROTARY) & (every < HEAD))
     first = tl.load(source + lane, mask=ok, other=0.0).to(tl.float32)
     second = tl.load(source + half + lane, mask=ok, other=0.0).to(tl.float32)
     lane_ok = lane < half
     if NORM:
-        w1 = tl.where(is_q, tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32), tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32)) + OFFSET
-        w2 = tl.where(is_q, tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32), tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32)) + OFFSET
+        w1 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        w2 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
         first = first * r * w1
         second = second * r * w2
     c1 = tl.load(cos + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
@@ -376,8 +577,25 @@ def rope_forward(qkv, out, cos, sin, q_weight, k_weight, q_heads, k_heads, qkv_s
 
 
 @triton.jit
-def rope_backward(grad, qkv, cos, sin, q_weight, k_weight, q_heads, k_heads, stride, eps, rope_stride, HEAD: tl.constexpr,
-                  ROTARY: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
+def rope_backward(
+    grad,
+    qkv,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_heads,
+    k_heads,
+    stride,
+    eps,
+    rope_stride,
+    HEAD: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
     """In place on grad (N, all heads): rotate back, then through the per-head norm of the raw projections in qkv. NORM needs ROTARY == HEAD."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.arange(0, HEADS)[:, None]
@@ -390,15 +608,31 @@ def rope_backward(grad, qkv, cos, sin, q_weight, k_weight, q_heads, k_heads, str
     c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s2 = tl.load(sin + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
-    a, b = _rotate_pair(tl.load(place, mask=ok, other=0.0).to(tl.float32), tl.load(place + half, mask=ok, other=0.0).to(tl.float32), c1, c2, s1, s2, True)
+    a, b = _rotate_pair(
+        tl.load(place, mask=ok, other=0.0).to(tl.float32), tl.load(place + half, mask=ok, other=0.0).to(tl.float32), c1, c2, s1, s2, True
+    )
     if NORM:
         source = qkv + row * stride + heads * HEAD + lane
         is_q = heads < q_heads
         x1 = tl.load(source, mask=ok, other=0.0).to(tl.float32)
         x2 = tl.load(source + half, mask=ok, other=0.0).to(tl.float32)
         r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / HEAD + eps)[:, None]
-        w1 = tl.where(is_q, tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32), tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32)) + OFFSET
-        w2 = tl.where(is_q, tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32), tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32)) + OFFSET
+        w1 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        w2 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
         a = a * w1
         b = b * w2
         x1 = x1 * r
@@ -463,3 +697,13 @@ def loss_rows(logits, targets, stats, inverse_count, width, stride, softcap, log
             tl.store(place + cols, zero.to(logits.dtype.element_ty), mask=cols < width)
         lane4 = tl.arange(0, 4)
         tl.store(stats + row * 4 + lane4, tl.zeros((4,), dtype=tl.float32))
+
+
+@triton.jit
+def gather_rows(index, table, out, width, BLOCK: tl.constexpr):
+    """out[i] = table[index[i]]; the table may lie in pinned host memory."""
+    row = tl.program_id(0).to(tl.int64)
+    source = table + tl.load(index + row) * width
+    for start in range(0, width, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        tl.store(out + row * width + cols, tl.load(source + cols, mask=cols < width), mask=cols < width)

@@ -15,18 +15,40 @@ if HAS_TRITON:
     from . import triton_kernels as kernels
 
 
-def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any) -> None:
-    """Write a bitsandbytes 4-bit weight into `out` (its shape, contiguous): one kernel, double quantization included."""
+# A dequantized matrix larger than this is made and used in parts, so that large models need no large temporary.
+PART_BYTES = 96 * 2**20
+
+
+def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns: tuple[int, int] | None = None) -> None:
+    """Write a bitsandbytes 4-bit weight, or a range of its columns (even bounds), into `out` (contiguous): one kernel, double quantization included."""
+    num_columns = int(state.shape[1])
+    first, last = columns or (0, num_columns)
     if not uses_triton(out):
-        out.copy_(bnb.functional.dequantize_4bit(weight.data if weight.dim() == 2 and weight.shape[1] == 1 else weight.data.reshape(-1, 1), state))
+        whole = bnb.functional.dequantize_4bit(weight.data.reshape(-1, 1), state)
+        out.copy_(whole[:, first:last])
         return
-    num_bytes = weight.numel()
+    num_bytes = out.numel() // 2
     nested = state.nested
     inner = state.state2 if nested else None
     kernels.nf4_dequantize[(triton.cdiv(num_bytes, 1024),)](
-        weight, state.absmax, state.code, inner.absmax if inner else state.absmax, inner.code if inner else state.code,
-        state.offset if nested else state.absmax, out, num_bytes, NESTED=nested, BLOCKSIZE=state.blocksize,
-        BLOCKSIZE2=inner.blocksize if inner else 256, BLOCK=1024, num_warps=4)
+        weight,
+        state.absmax,
+        state.code,
+        inner.absmax if inner else state.absmax,
+        inner.code if inner else state.code,
+        state.offset if nested else state.absmax,
+        out,
+        num_bytes,
+        (last - first) // 2,
+        num_columns // 2,
+        first // 2,
+        NESTED=nested,
+        BLOCKSIZE=state.blocksize,
+        BLOCKSIZE2=inner.blocksize if inner else 256,
+        PART=columns is not None,
+        BLOCK=1024,
+        num_warps=4,
+    )
 
 
 class FrozenMatrix:
@@ -49,9 +71,8 @@ class FrozenMatrix:
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the matrix (num_out, num_in) in `dtype`; a temporary, meant to live for one product."""
-        if len(self.layers) == 1 and not is_quantized(self.layers[0]) and self.layers[0].weight.dtype == dtype:
-            weight: torch.Tensor = self.layers[0].weight.data
-            return weight
+        if len(self.layers) == 1:
+            return self._one(0, dtype)
         out = torch.empty(self.num_out, self.num_in, dtype=dtype, device=self.layers[0].weight.device)
         start = 0
         for layer, size in zip(self.layers, self.sizes, strict=True):
@@ -63,14 +84,54 @@ class FrozenMatrix:
             start += size
         return out
 
+    def _fits(self, dtype: torch.dtype) -> bool:
+        return self.num_out * self.num_in * dtype.itemsize <= PART_BYTES
+
+    def _one(self, index: int, dtype: torch.dtype) -> torch.Tensor:
+        layer = self.layers[index]
+        if not is_quantized(layer):
+            weight: torch.Tensor = layer.weight.data
+            return weight.to(dtype)
+        out = torch.empty(self.sizes[index], self.num_in, dtype=dtype, device=layer.weight.device)
+        dequantize_into(out, layer.weight, layer.weight.quant_state)
+        return out
+
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Return x (N, in) times the matrix transposed, plus the bias."""
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense(x.dtype), bias)
+        if self._fits(x.dtype) or len(self.layers) == 1:
+            return nn.functional.linear(x, self.dense(x.dtype), bias)
+        out = x.new_empty(x.shape[0], self.num_out)
+        start = 0
+        for index, size in enumerate(self.sizes):
+            torch.mm(x, self._one(index, x.dtype).t(), out=out[:, start : start + size])
+            start += size
+        return out if bias is None else out.add_(bias)
 
     def apply_transposed(self, grad: torch.Tensor) -> torch.Tensor:
         """Return grad (N, out) times the matrix: the gradient of `apply`'s input."""
-        return grad @ self.dense(grad.dtype)
+        if self._fits(grad.dtype):
+            return grad @ self.dense(grad.dtype)
+        if len(self.layers) > 1:
+            dx, start = grad[:, : self.sizes[0]] @ self._one(0, grad.dtype), self.sizes[0]
+            for index in range(1, len(self.layers)):
+                dx.addmm_(grad[:, start : start + self.sizes[index]], self._one(index, grad.dtype))
+                start += self.sizes[index]
+            return dx
+        return self._by_columns(grad)
+
+    def _by_columns(self, grad: torch.Tensor) -> torch.Tensor:
+        """Like `apply_transposed`, with the matrix's columns dequantized in two halves."""
+        layer, middle = self.layers[0], self.num_in // 2 // 64 * 64
+        if not is_quantized(layer) or middle == 0:
+            return grad @ self.dense(grad.dtype)
+        dx = grad.new_empty(grad.shape[0], self.num_in)
+        for first, last in ((0, middle), (middle, self.num_in)):
+            part = torch.empty(self.num_out, last - first, dtype=grad.dtype, device=grad.device)
+            dequantize_into(part, layer.weight, layer.weight.quant_state, (first, last))
+            torch.mm(grad, part, out=dx[:, first:last])
+            del part
+        return dx
 
 
 def is_quantized(layer: nn.Module) -> bool:

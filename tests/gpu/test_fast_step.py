@@ -1,0 +1,157 @@
+"""The fast step on a CUDA device: every family in bfloat16, capture against eager, memory given back, other threads at work meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
+
+from fast_models import FAMILIES, build, packed_batch
+
+from qlora_ui.engine.fast.apply import apply_fast_path, fast_state, fuse, remove_fast_path
+from qlora_ui.engine.fast.attention import register
+from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
+
+CUDA = torch.device("cuda:0")
+BATCH = packed_batch([70, 5, 40, 101], 256)
+
+
+def bf16(family: str, folder: Path, **options: Any) -> Any:
+    return build(family, folder, device="cuda:0", dtype=torch.bfloat16, **options)
+
+
+def step(model: Any, *, capture: bool, lock: threading.Lock | None = None) -> MicroStep:
+    notes: list[str] = []
+    micro = MicroStep(model, fast_state(model), run_seed=3, capture=capture, capture_lock=lock or threading.Lock(), on_note=notes.append)
+    return micro
+
+
+def flat_gradient(model: Any) -> Any:
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_equals_plain_in_bfloat16(family: str, tmp_path: Path) -> None:
+    model = bf16(family, tmp_path)
+    batch = {k: v.to(CUDA) if torch.is_tensor(v) else v for k, v in BATCH.items()}
+    if family != "gemma2":
+        model.get_base_model().config._attn_implementation = register()
+    logits = (
+        model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+            **({} if family == "gemma2" else {k: v for k, v in batch.items() if k.startswith(("cu_", "max_"))}),
+        )
+        .logits[0, :-1]
+        .float()
+    )
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], ignore_index=-100, reduction="sum") / 200
+    loss.backward()
+    expected = flat_gradient(model)
+    model.zero_grad(set_to_none=True)
+    fuse(model, dropout=0.0, num_kept_layers=1)
+    micro = step(model, capture=True)
+    for _ in range(3):
+        micro.gradients.zero()
+        fast = micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)
+    assert micro.num_graphs == 1
+    assert float(fast) == pytest.approx(float(loss), rel=2e-3)
+    got = flat_gradient(model)
+    assert float((got - expected).norm() / expected.norm()) < 0.03
+
+
+def test_replay_equals_eager_with_dropout_and_several_shapes(tmp_path: Path) -> None:
+    model = bf16("llama", tmp_path, dropout=0.1)
+    fuse(model, dropout=0.1, num_kept_layers=1)
+    batches = [BATCH, packed_batch([30, 60], 128)]
+    eager, captured = step(model, capture=False), step(model, capture=True)
+    for micro in (eager, captured):
+        micro.gradients.attach()
+    for number in range(4):
+        for batch in batches:
+            results = []
+            for micro in (eager, captured):
+                micro.gradients.detach()
+                micro.gradients.attach()
+                loss = micro.run(read_batch(batch, CUDA), 100, 1, number, 0)
+                results.append((float(loss), flat_gradient(model)))
+            assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+            assert float((results[0][1] - results[1][1]).norm() / results[0][1].norm()) < 1e-3
+    assert captured.num_graphs == 2 and eager.num_graphs == 0
+
+
+def test_twenty_cycles_give_the_memory_back(tmp_path: Path) -> None:
+    model = bf16("qwen2", tmp_path)
+    ids = torch.randint(3, 160, (1, 12), device=CUDA)
+    readings = []
+    for _ in range(21):
+        report = apply_fast_path(model, dropout=0.05, num_kept_layers=1, packed=True)
+        assert report.active, report.reasons
+        model.train()
+        micro = step(model, capture=True)
+        for number in range(3):
+            micro.run(read_batch(BATCH, CUDA), 200, 1, number, 0)
+        assert micro.num_graphs == 1
+        micro.close()
+        del micro
+        remove_fast_path(model)
+        model.eval()
+        with torch.no_grad():
+            model(input_ids=ids)
+        gc.collect()
+        torch.cuda.synchronize()
+        readings.append(torch.cuda.memory_allocated())
+    assert abs(readings[-1] - readings[0]) <= 2**20, readings
+
+
+def test_capture_while_another_thread_samples(tmp_path: Path) -> None:
+    model = bf16("llama", tmp_path)
+    fuse(model, dropout=0.05, num_kept_layers=0)
+    lock, stop, failures = threading.Lock(), threading.Event(), []
+
+    def sample() -> None:
+        generator = torch.Generator(device=CUDA)
+        a = torch.randn(256, 256, device=CUDA, generator=generator)
+        try:
+            while not stop.is_set():
+                (a @ a).softmax(-1).multinomial(1, generator=generator).sum().item()
+        except RuntimeError as failure:
+            failures.append(failure)
+
+    other = threading.Thread(target=sample)
+    other.start()
+    try:
+        micro = step(model, capture=True, lock=lock)
+        losses = [float(micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)) for _ in range(20)]
+    finally:
+        stop.set()
+        other.join()
+    assert not failures and micro.num_graphs == 1
+    assert max(losses) - min(losses) < 1e-4
+
+
+def test_embedding_on_the_host_changes_nothing_but_memory(tmp_path: Path) -> None:
+    model = bf16("qwen2", tmp_path)
+    gradients = []
+    for on_host in (False, True):
+        report = apply_fast_path(model, dropout=0.0, num_kept_layers=0, packed=True, embedding_on_host=on_host)
+        assert ("input embedding in host memory" in report.parts) == on_host
+        micro = step(model, capture=True)
+        for _ in range(3):
+            micro.gradients.zero()
+            micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)
+        assert micro.num_graphs == 1
+        gradients.append(flat_gradient(model))
+        micro.close()
+        remove_fast_path(model)
+    assert model.get_base_model().model.embed_tokens.weight.is_cuda
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-3

@@ -1,0 +1,89 @@
+"""Packing, its collator, and length buckets: nothing lost but what is counted, shapes that never change, positions that restart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlora_ui.engine.fast.buckets import bucket_for, choose_buckets
+from qlora_ui.engine.fast.packing import PackedCollator, best_fit, estimated_rows, pack_examples
+
+LENGTHS = st.lists(st.integers(0, 90), max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 64))
+def test_every_sample_is_in_one_row_and_no_row_overflows(lengths: list[int], row_length: int) -> None:
+    packed = best_fit(lengths, row_length)
+    placed = sorted(index for row in packed.rows for index in row)
+    assert placed == [i for i, length in enumerate(lengths) if length]
+    assert all(sum(min(lengths[i], row_length) for i in row) <= row_length for row in packed.rows)
+    assert packed.num_tokens == sum(min(length, row_length) for length in lengths)
+    assert packed.num_truncated == sum(length > row_length for length in lengths)
+    assert packed.num_tokens_cut == sum(max(0, length - row_length) for length in lengths)
+    assert 0 <= packed.fill <= 1
+
+
+def test_best_fit_fills_rows_that_first_come_first_served_would_not() -> None:
+    packed = best_fit([6, 5, 4, 5], 10)
+    assert packed.rows == ((0, 2), (1, 3)) and packed.fill == 1.0 and estimated_rows([6, 5, 4, 5], 10) == 2
+
+
+def test_lognormal_lengths_fill_rows_to_95_percent() -> None:
+    import numpy as np
+
+    lengths = np.clip(np.random.default_rng(0).lognormal(np.log(150), 0.6, 2000), 16, 512).astype(int).tolist()
+    assert best_fit(lengths, 512).fill > 0.95
+
+
+def test_collator_keeps_shapes_and_separates_documents() -> None:
+    ids = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10] * 12]
+    columns, packed = pack_examples(ids, ids, 8)
+    assert packed.num_truncated == 1 and packed.num_tokens_cut == 4
+    rows = [{key: values[i] for key, values in columns.items()} for i in range(len(columns["input_ids"]))]
+    collator = PackedCollator(0, 8, 2, packed.max_documents)
+    batches = [collator(rows[i : i + 2]) for i in range(0, len(rows), 2)]
+    assert len({tuple(batch[key].shape for key in ("input_ids", "labels", "position_ids", "cu_seq_lens_q")) for batch in batches}) == 1
+    for batch in batches:
+        starts = batch["cu_seq_lens_q"].unique().tolist()
+        assert starts[0] == 0 and starts[-1] == 16 and 8 in starts
+        for begin, end in zip(starts[:-1], starts[1:], strict=True):
+            assert batch["position_ids"][0, begin:end].tolist() == list(range(end - begin))
+            assert batch["labels"][0, begin] == -100
+
+
+def test_a_short_last_batch_is_filled_up_and_counts_nothing_more() -> None:
+    batch = PackedCollator(0, 8, 3, 2)([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "seq_lengths": [3]}])
+    assert batch["input_ids"].shape == (1, 24) and int((batch["labels"] != -100).sum()) == 2
+
+
+def test_more_documents_than_announced_is_an_error() -> None:
+    with pytest.raises(ValueError, match="documents"):
+        PackedCollator(0, 8, 1, 1)([{"input_ids": [1] * 8, "seq_lengths": [2, 2, 2, 2]}])
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.integers(1, 5))
+def test_buckets_hold_every_sample_and_are_few(lengths: list[int], num_buckets: int) -> None:
+    buckets = choose_buckets(lengths, 512, num_buckets=num_buckets)
+    assert len(buckets) <= num_buckets and list(buckets) == sorted(set(buckets)) and buckets[-1] <= 512
+    assert all(bucket_for(min(length, 512), buckets) >= min(length, 512) for length in lengths)
+
+
+def test_buckets_pad_least() -> None:
+    lengths = [60] * 50 + [250] * 30 + [500] * 5 + [330]
+    buckets = choose_buckets(lengths, 512, num_buckets=3)
+    cost = sum(bucket_for(length, buckets) for length in lengths)
+    edges = (64, 256, 384, 512)
+    assert cost == min(sum(bucket_for(n, (*pair, 512)) for n in lengths) for pair in ((a, b) for a in edges for b in edges if a < b < 512))
+
+
+def test_packed_row_is_what_the_plain_collator_of_trl_reads() -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    ids = [[1, 2, 3], [4, 5], [6, 7, 8]]
+    columns, _ = pack_examples(ids, ids, 8)
+    rows = [{key: values[i] for key, values in columns.items()} for i in range(len(columns["input_ids"]))]
+    theirs, ours = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows), PackedCollator(0, 8, 1, 3)(rows)
+    assert torch.equal(ours["input_ids"], theirs["input_ids"]) and torch.equal(ours["position_ids"], theirs["position_ids"])
+    assert torch.equal(ours["labels"], theirs["labels"])
