@@ -206,8 +206,9 @@ def run(command: list[str], shown: tuple[str, ...] = ()) -> tuple[int, list[str]
     with child:
         for line in child.stdout or ():
             lines.append(line.rstrip())
-            if line.strip().startswith(shown) and shown:
-                say(f"  {line.strip()[:110]}")
+            if shown and line.strip().startswith(shown):
+                words, _, names = line.strip().partition(": ")
+                say(f"  Installing {names.count(',') + 1} packages" if names else f"  {words[:110]}")
     return child.returncode, lines
 
 
