@@ -80,6 +80,8 @@ class Renderer:
         self.header = prompt[_shared(self.render([ask]), prompt) :]
         """What asks for an answer: `<|im_start|>assistant` and a line break; empty where the template has none."""
         self.end_is_token = bool(special)
+        # What the template writes between the prompt and the answer's first letter, such as a space; the model says it too.
+        self._lead = whole.partition(_MARK)[0][len(prompt) :] if whole.startswith(prompt) else ""
 
     def _works(self, turns: list[Turn]) -> bool:
         try:
@@ -208,6 +210,8 @@ class Renderer:
         if self.header:
             found = text.rfind(self.header, after, shared + len(self.header))
             start = found + len(self.header) if found >= 0 else start
+        elif self._lead and text.endswith(self._lead, 0, start):
+            start -= len(self._lead)
         tail = text[content_end:]
         return start, content_end + (len(self.end) if tail.startswith(self.end) else 0)
 

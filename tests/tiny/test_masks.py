@@ -1,0 +1,118 @@
+"""What is learned of a conversation, against spans marked by hand, for the templates of ten families."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from template_families import FAMILIES, Case, Family
+
+from qlora_ui.data.rows import Conversation
+from qlora_ui.engine.rendering import Renderer
+from qlora_ui.engine.tokenizer import stop_token_ids
+from qlora_ui.engine.tokens import IGNORED, RowTokenizer, tokenize_conversation
+from qlora_ui.settings.sections import DataSection
+
+
+def make_tokenizer(special: tuple[str, ...], eos: str, bos: str | None, template: str | None, *, trim_offsets: bool = False) -> Any:
+    """A byte-level tokenizer that merges words, spaces and line breaks, as real ones do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(["user assistant system Hello! See you. Hi Bye Be brief. Twenty to one.\n\n <think>\n </think>\n\n"] * 8, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, bos_token=bos, pad_token=eos)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+CASES = [pytest.param(family, case, id=f"{family.name}: {case.name}") for family in FAMILIES for case in family.cases]
+
+
+def conversation_of(case: Case) -> Conversation:
+    return Conversation.from_dict({"messages": case.messages, "tools": case.tools})
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_learned_text_is_the_marked_text(family: Family, case: Case) -> None:
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    rendered = Renderer(tokenizer).rendered(conversation_of(case))
+    marked = rendered.text
+    for start, end in reversed(rendered.spans):
+        marked = f"{marked[:start]}⟦{marked[start:end]}⟧{marked[end:]}"
+    assert marked == case.marked
+
+
+@pytest.mark.parametrize("trim_offsets", [False, True])
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_learned_tokens_spell_the_marked_text(family: Family, case: Case, trim_offsets: bool) -> None:
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template, trim_offsets=trim_offsets)
+    row = tokenize_conversation(conversation_of(case), tokenizer, DataSection(max_length=4096))
+    whole = re.sub("[⟦⟧]", "", case.marked)
+    assert row.input_ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    runs: list[list[int]] = []
+    for before, label in zip([IGNORED, *row.labels], row.labels, strict=False):
+        if label != IGNORED:
+            if before == IGNORED:
+                runs.append([])
+            runs[-1].append(label)
+    assert [tokenizer.decode(run) for run in runs] == re.findall("⟦(.*?)⟧", case.marked, re.DOTALL)
+    assert row.num_trained == sum(map(len, runs))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_ends_a_turn_stops_the_chat(family: Family) -> None:
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    ends = {text[text.rindex("<") :] for text in re.findall("⟦(.*?)⟧", family.cases[0].marked, re.DOTALL)}
+    assert {tokenizer.convert_tokens_to_ids(end) for end in ends} <= set(stop_token_ids(tokenizer))
+
+
+def test_last_answer_and_everything() -> None:
+    family = FAMILIES[0]
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    conversation = conversation_of(family.cases[0])
+    last = tokenize_conversation(conversation, tokenizer, DataSection(train_on="last-answer"))
+    assert tokenizer.decode([label for label in last.labels if label != IGNORED]) == "See you.<|im_end|>"
+    everything = tokenize_conversation(conversation, tokenizer, DataSection(train_on="everything"))
+    assert everything.labels == everything.input_ids == last.input_ids
+
+
+def test_cutting_and_dropping() -> None:
+    family = FAMILIES[0]
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    conversation = conversation_of(family.cases[0])
+    full = tokenize_conversation(conversation, tokenizer, DataSection())
+    cut = tokenize_conversation(conversation, tokenizer, DataSection(max_length=16))
+    assert (cut.input_ids, cut.labels) == (full.input_ids[:16], full.labels[:16])
+    assert (cut.cut_at, cut.num_tokens) == (16, len(full.input_ids))
+    dropped = tokenize_conversation(conversation, tokenizer, DataSection(max_length=16, too_long="drop"))
+    assert (dropped.input_ids, dropped.cut_at) == ([], 0)
+
+
+def test_control_tokens_in_text_can_be_disarmed() -> None:
+    family = FAMILIES[0]
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    conversation = Conversation.from_dict(
+        {"messages": [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "A mark."}]}
+    )
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    armed = tokenize_conversation(conversation, tokenizer, DataSection())
+    disarmed = tokenize_conversation(conversation, tokenizer, DataSection(neutralize_special_tokens=True))
+    assert (armed.input_ids.count(end), disarmed.input_ids.count(end)) == (3, 2)
+    assert RowTokenizer(tokenizer, DataSection()).whole([conversation])[0].marks == ("special",)
+
+
+def test_plain_text_needs_no_template_and_ends() -> None:
+    tokenizer = make_tokenizer(("<s>", "</s>"), "</s>", "<s>", None)
+    row = tokenize_conversation(Conversation((), text="Hello! See you."), tokenizer, DataSection())
+    assert tokenizer.decode(row.input_ids) == "Hello! See you.</s>"
+    assert row.labels == row.input_ids
+    doubled = tokenize_conversation(Conversation((), text="<s>Hello! See you."), tokenizer, DataSection())
+    assert doubled.input_ids == row.input_ids
