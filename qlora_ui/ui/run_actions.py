@@ -16,6 +16,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import Action
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.tabs.chat import choose_run
 
 REQUESTS = {
     "stop": Request.STOP,
@@ -63,6 +64,8 @@ def wire(page: Page, component: Any) -> None:
 def perform(page: Page, action: Action) -> Outcome:
     """Do it; raises QloraUiError in words where it cannot be done (any more)."""
     if action.name in OPENS:
+        if action.name == "chat":
+            choose_run(page.service, action.id)
         return Outcome(_run(page, action).id, OPENS[action.name])
     if action.name in REQUESTS:
         page.service.launcher.request(_run(page, action), REQUESTS[action.name])

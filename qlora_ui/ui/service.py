@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.hardware.gpu import GpuState, read_gpus
-from qlora_ui.models.catalogue import model_facts
+from qlora_ui.models.catalogue import ModelEntry, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.engine import engine_object
@@ -23,10 +23,16 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inspector
 
+if TYPE_CHECKING:
+    from qlora_ui.ui.chat_desk import ChatDesk
+    from qlora_ui.ui.run_lists import RunLists
+
 FIRST_PRESET = "demo"
+MODELS_READ_S = 15.0
 GPU_READ_S = 0.8
 """Cards are asked at most this often, however many pages are open."""
 
@@ -40,10 +46,12 @@ class Service:
         self.launcher = Launcher(workspace, self.card)
         self.readers = RunReaders(workspace)
         self.inspector = Inspector(workspace, self.news)
+        self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
         self._facts: dict[tuple[str, str | None], ModelFacts | None] = {}
-        self._gpus: tuple[float, list[GpuState]] = (0.0, [])
+        self._gpus: tuple[float, list[GpuState]] = (-GPU_READ_S, [])
         self._news = 0
+        self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
 
     @cached_property
@@ -56,6 +64,20 @@ class Service:
     def has_chat(self) -> bool:
         """Whether the chat was used, that is, whether torch is here on its account."""
         return "chat" in self.__dict__
+
+    @cached_property
+    def run_lists(self) -> RunLists:
+        """All runs as rows, for the Runs tab and for every picker of a run."""
+        from qlora_ui.ui.run_lists import RunLists
+
+        return RunLists(self.workspace)
+
+    @cached_property
+    def desk(self) -> ChatDesk:
+        """The one conversation of the app, which every page shows."""
+        from qlora_ui.ui.chat_desk import ChatDesk
+
+        return ChatDesk(self)
 
     def run_for(self, run_id: str) -> RunDir | None:
         """The run that a page looks at: the chosen one, else the one that runs, else the newest; None if there is none."""
@@ -116,10 +138,21 @@ class Service:
             self._facts[key] = facts
         return facts
 
-    def forget_facts(self) -> None:
-        """Read models anew, after a download."""
+    def models(self) -> list[ModelEntry]:
+        """The models of this computer; looked for at most every MODELS_READ_S seconds."""
+        with self._lock:
+            read_at, entries = self._models
+            if time.monotonic() - read_at > MODELS_READ_S:
+                entries = list_models(self.workspace)
+                self._models = (time.monotonic(), entries)
+            return entries
+
+    def models_changed(self) -> None:
+        """Look at the models anew, after a download."""
         with self._lock:
             self._facts.clear()
+            self._models = (-MODELS_READ_S, [])
+        self.news()
 
     def presets(self) -> list[Preset]:
         """The shipped presets and the user's own."""

@@ -1,12 +1,216 @@
-"""The Chat tab."""
+"""The Chat tab: a run and its base answer the same question, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
+from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.units import format_bytes
+from qlora_ui.models.catalogue import list_models
+from qlora_ui.runs.registry import find_run
+from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.chat_desk import ChatDesk, Who, held_back_rows
+from qlora_ui.ui.handler import log_bug, problems_html
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.chat_view import context_line, state_line, turn_html
+from qlora_ui.ui.views.words import ago, describe_model
+
+_STATIC = Path(__file__).parents[1] / "static"
+POLL_S = 0.8
+"""How long an asking page is kept waiting for news while an answer is being given."""
+MOST_RUNS = 100
+SUGGESTIONS = ("How do I boil an egg?", "Why is the sky blue?", "Write two lines about the sea.")
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    gr.HTML('<div class="q-empty"><h2>Chat</h2></div>', apply_default_css=False)
+    desk = page.service.desk
+
+    def talk(asked: dict[str, Any]) -> dict[str, Any]:
+        return _talk(page.service, asked)
+
+    talk.__name__ = "talk"
+    scripts = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in ("act.js", "chat.js"))
+    chat = gr.HTML(
+        {"version": 0},
+        html_template='<div class="q-chat"></div>',
+        js_on_load=f"{scripts}\nmountChat(element, server, watch);",
+        server_functions=[talk],
+        elem_id="chat-view",
+        apply_default_css=False,
+    )
+    page.live(lambda run_id: {"version": desk.version, "runs": _runs_version(page.service)}, [chat])
+
+
+def choose_run(service: Service, run_id: str) -> None:
+    """Talk to a run's adapter from now on; with its base beside it."""
+    config = find_run(service.workspace, run_id).config()
+    service.desk.choose(Who(config.model.id, config.model.revision, run_id))
+
+
+def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what a page asks of the conversation, then say what is new since the version that it has.
+
+    The page's boundary, as @handler is for events: failures come back as words.
+    """
+    desk, failure, extra = service.desk, "", {}
+    try:
+        do = _DEEDS.get(str(asked.get("do", "")))
+        if do is not None:
+            extra = do(service, desk, asked) or {}
+        elif desk.busy:
+            desk.wait(int(asked.get("version", 0)), POLL_S)
+    except QloraUiError as error:
+        failure = problems_html(error.problems)
+    except Exception as error:
+        bug_id = log_bug(error, "talk")
+        failure = problems_html((Problem("", "The app made a mistake here", why=f"The log has the details under {bug_id}"),))
+    return {**_drawn(service, desk), **extra, "failure": failure}
+
+
+def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
+    """The whole conversation; turns are compared by the page, which replaces those that changed."""
+    if desk.who is None:
+        _choose_newest(service, desk)
+    loaded = service.chat.loaded() if service.has_chat else None
+    with desk.locked():
+        last = len(desk.history.turns) - 1
+        turns = [
+            turn_html(
+                index,
+                turn,
+                desk.notes[index],
+                is_last=index == last,
+                is_answering=bool(desk.busy) and index == last,
+                waiting=desk.sides if desk.busy and index == last else (),
+            )
+            for index, turn in enumerate(desk.history.turns)
+        ]
+        who = desk.who or Who()
+        return {
+            "version": desk.version,
+            "turns": turns,
+            "busy": desk.busy,
+            "state": state_line(desk.busy, desk.doing),
+            "problems": problems_html(desk.problems) if desk.problems else "",
+            "note": desk.note,
+            "context": context_line(desk.context),
+            "loaded": f"{loaded.name}: {format_bytes(loaded.num_bytes)} in memory, {loaded.device}" if loaded else "",
+            "mode": desk.mode if who.run_id else "base",
+            "canCompare": bool(who.run_id),
+            "who": _key(who),
+            "targets": _targets(service, who),
+            "system": desk.history.system,
+            "sampling": {
+                "temperature": desk.asked.temperature,
+                "top_p": desk.asked.top_p,
+                "max_tokens": desk.asked.max_tokens,
+                "seed": "" if desk.asked.seed is None else desk.asked.seed,
+            },
+            "unseen": bool(who.run_id and held_back_rows(service, who.run_id, most=1)),
+            "suggestions": _suggestions(service, who),
+        }
+
+
+def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
+    """What can be talked to, in groups: runs with what was saved of them, then models alone."""
+    runs = []
+    for row in service.run_lists.rows():
+        if row.has_adapter or row.id == who.run_id:
+            runs.append({"key": f"run|{row.id}|", "label": f"{row.name} · {ago(row.created)}"})
+        if row.id == who.run_id:
+            runs += [
+                {"key": f"run|{row.id}|{name}", "label": f"{row.name}, {name.replace('checkpoint-', 'checkpoint of step ')}"}
+                for name in _checkpoints(service, row.id)
+            ]
+        if len(runs) >= MOST_RUNS:
+            break
+    models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
+    models |= {entry.id: entry.title for entry in list_models(service.workspace) if entry.folder is not None and not entry.problem}
+    alone = [{"key": f"model|{model_id}|", "label": title} for model_id, title in models.items()]
+    groups = [{"label": "Your runs", "options": runs}, {"label": "Base models alone", "options": alone}]
+    return [group for group in groups if group["options"]]
+
+
+def _checkpoints(service: Service, run_id: str) -> list[str]:
+    folder = find_run(service.workspace, run_id).checkpoints
+    names = (
+        [entry.name for entry in folder.glob("checkpoint-*") if (entry / "adapter_model.safetensors").is_file()] if folder.is_dir() else []
+    )
+    return sorted(names, key=lambda name: int(name.rsplit("-", 1)[-1]) if name.rsplit("-", 1)[-1].isdigit() else 0, reverse=True)
+
+
+def _choose_newest(service: Service, desk: ChatDesk) -> None:
+    """On the first look: the newest run that has learned something, else the built-in model."""
+    newest = next((row for row in service.run_lists.rows() if row.has_adapter), None)
+    try:
+        if newest is not None:
+            choose_run(service, newest.id)
+            return
+    except QloraUiError:
+        pass  # unreadable settings: its base cannot be known
+    desk.choose(Who())
+
+
+def _suggestions(service: Service, who: Who) -> list[str]:
+    if who.run_id is None:
+        return list(SUGGESTIONS)
+    try:
+        probes = find_run(service.workspace, who.run_id).config().eval.probes
+    except QloraUiError:
+        probes = ()
+    rows = [question for question, _ in held_back_rows(service, who.run_id, most=3)]
+    return [text for text in dict.fromkeys([*probes, *rows, *SUGGESTIONS]) if len(text) < 120][:3]
+
+
+def _runs_version(service: Service) -> str:
+    rows = service.run_lists.rows()
+    return f"{len(rows)}.{sum(row.has_adapter for row in rows)}"
+
+
+def _key(who: Who) -> str:
+    return f"run|{who.run_id}|{who.checkpoint or ''}" if who.run_id else f"model|{who.model_id}|"
+
+
+Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]
+
+
+def _choose(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
+    kind, name, checkpoint = [*str(asked.get("key", "")).split("|"), "", ""][:3]
+    if kind == "run":
+        config = find_run(service.workspace, name).config()
+        desk.choose(Who(config.model.id, config.model.revision, name, checkpoint or None))
+    else:
+        desk.choose(Who(name or BUILTIN_MODEL))
+
+
+def _unload(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
+    freed = desk.unload()
+    return {"note": f"Freed {format_bytes(freed)}."} if freed else {}
+
+
+def _index(asked: Mapping[str, Any]) -> int:
+    return int(asked.get("index", -1))
+
+
+_DEEDS: Mapping[str, Deed] = {
+    "say": lambda service, desk, asked: desk.say(str(asked.get("text", ""))),
+    "retry": lambda service, desk, asked: desk.retry(),
+    "edit": lambda service, desk, asked: desk.edit(_index(asked), str(asked.get("text", ""))),
+    "undo": lambda service, desk, asked: {"draft": desk.undo()},
+    "clear": lambda service, desk, asked: desk.clear(),
+    "stop": lambda service, desk, asked: desk.stop(),
+    "unseen": lambda service, desk, asked: desk.ask_unseen_row(),
+    "keep": lambda service, desk, asked: desk.keep(_index(asked), str(asked.get("side", ""))),
+    "correct": lambda service, desk, asked: desk.keep(_index(asked), str(asked.get("side", "")), str(asked.get("text", ""))),
+    "mode": lambda service, desk, asked: desk.switch(str(asked.get("mode", ""))),
+    "system": lambda service, desk, asked: desk.set_up(system=str(asked.get("text", ""))),
+    "sampling": lambda service, desk, asked: desk.set_up(asked=dict(asked.get("values") or {})),
+    "choose": _choose,
+    "unload": _unload,
+}

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
 from typing import Any
 
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.runs.listing import RunList, RunRow
 from qlora_ui.runs.registry import find_run
-from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.chart import LOSS_COMPARED, chart_value, charts
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.train import curves_of
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, table_html
 
-FRESH_S = 0.9
-"""All pages share one look at the folder within this time."""
-KEPT_CONFIGS = 500
 LOG_BYTES = 30_000
 STATES = (("Any state", ""), ("Running", "live"), ("Done", "done"), ("Stopped", "stopped"), ("Paused", "paused"), ("Failed", "failed"))
 
@@ -34,46 +27,9 @@ START: Choice = {"page": 0, "picked": [], "details": "", "only_different": True}
 """What one page has chosen in the list."""
 
 
-class Lists:
-    """The rows and settings that all pages of the app share."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._list = RunList(service.workspace)
-        self._lock = threading.Lock()
-        self._rows: tuple[float, list[RunRow]] = (0.0, [])
-        self._configs: OrderedDict[str, RunConfig | None] = OrderedDict()
-
-    def rows(self) -> list[RunRow]:
-        """All runs, newest first."""
-        with self._lock:
-            read_at, rows = self._rows
-            if time.monotonic() - read_at > FRESH_S:
-                rows = self._list.rows()
-                self._rows = (time.monotonic(), rows)
-            return rows
-
-    def forget(self) -> None:
-        """Look at the folder anew at the next call."""
-        with self._lock:
-            self._rows = (0.0, self._rows[1])
-
-    def config(self, run_id: str) -> RunConfig | None:
-        """The settings of a run, which never change; None where they cannot be read."""
-        with self._lock:
-            if run_id not in self._configs:
-                try:
-                    self._configs[run_id] = find_run(self._service.workspace, run_id).config()
-                except QloraUiError:
-                    self._configs[run_id] = None
-                while len(self._configs) > KEPT_CONFIGS:
-                    self._configs.popitem(last=False)
-            return self._configs[run_id]
-
-
 def build(page: Page) -> None:
     """Draw the tab."""
-    lists = Lists(page.service)
+    lists = page.service.run_lists
     choice = gr.State(START)
     with gr.Column(elem_id="runs-view"):
         gr.HTML('<h1 class="q-h1">Runs</h1><p class="q-sub">Tick two to lay them side by side.</p>', apply_default_css=False)
@@ -116,7 +72,7 @@ def build(page: Page) -> None:
         page.redraw_after(field.input(to_first_page, [choice], [choice], trigger_mode="always_last", **quiet))
 
 
-def _draw(lists: Lists, service: Service, text: str, wanted: str, chosen: Choice) -> tuple[Any, ...]:
+def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Choice) -> tuple[Any, ...]:
     every = lists.rows()
     by_id = {row.id: row for row in every}
     kept = found(every, text or "", wanted or "")

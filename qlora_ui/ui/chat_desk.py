@@ -1,0 +1,362 @@
+"""The one conversation of the app: who is talked to, what was said, what is being answered. Every page shows the same.
+
+It lives here and not in a page, so that an answer goes on when a page is reloaded, and its text stays as it was typed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qlora_ui.base.errors import Problem, QloraUiError, RunError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.registry import find_run
+from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.handler import log_bug
+
+if TYPE_CHECKING:
+    from qlora_ui.ui.service import Service
+
+SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
+"""Who answers, by the position of the switch."""
+SYSTEM_CHARACTERS = 20_000
+KEPT_ROWS = "from-chat.jsonl"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of an answer besides its text."""
+
+    num_tokens: int = 0
+    tokens_per_s: float = 0.0
+    first_token_s: float = 0.0
+    stopped_by: str = ""
+    is_kept: bool = False
+    """Whether it was saved as a row to learn from."""
+
+
+@dataclass(slots=True)
+class TurnNotes:
+    """What belongs to a turn and is not part of the conversation."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    reference: str = ""
+    """The answer that the row has, where the question came from a held-back row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who is talked to: a run's adapter (or one of its checkpoints), or a base model alone."""
+
+    model_id: str = BUILTIN_MODEL
+    revision: str | None = None
+    run_id: str | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How answers are chosen; checked by the engine when one is asked for."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_tokens: int = 512
+    seed: int | None = None
+
+
+class ChatDesk:
+    """Safe to use from any thread; one answer at a time."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._changed = threading.Condition(threading.RLock())
+        self._file = service.workspace.cache / "chat.json"
+        self._wants_stop = False
+        self._next_row = 0
+        self.history: Any = self._restored()
+        self.notes: list[TurnNotes] = [TurnNotes() for _ in self.history.turns]
+        self.who: Who | None = None
+        self.mode = "both"
+        self.asked = Asked()
+        self.busy = ""
+        """Empty, `loading` or `answering`."""
+        self.doing: tuple[str, float | None] = ("", None)
+        """What is being done, in words, and its done share."""
+        self.problems: tuple[Problem, ...] = ()
+        self.note = ""
+        self.context: tuple[int, int] = (0, 0)
+        """Tokens of the conversation and tokens that the model reads."""
+        self.version = 1
+
+    # What pages see ------------------------------------------------------------------------------------------------
+
+    def wait(self, version: int, timeout_s: float) -> None:
+        """Wait until something is newer than `version`, at most `timeout_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.version != version, timeout_s)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Who answers the next question."""
+        return SIDES[self.mode] if self.who is not None and self.who.run_id else ("base",)
+
+    def locked(self) -> Any:
+        """A context manager in which nothing changes: for drawing all of it at once."""
+        return self._changed
+
+    # What pages do -------------------------------------------------------------------------------------------------
+
+    def choose(self, who: Who) -> None:
+        """Talk to somebody else; the conversation stays, the next answer comes from there."""
+        with self._changed:
+            if self.busy:
+                self.stop()
+            self.who, self.problems, self.note = who, (), ""
+            self._next_row = 0
+            self._touch()
+
+    def switch(self, mode: str) -> None:
+        """Base, adapter or both."""
+        if mode in SIDES:
+            with self._changed:
+                self.mode = mode
+                self._touch()
+
+    def set_up(self, *, system: str | None = None, asked: Mapping[str, Any] | None = None) -> None:
+        """System prompt and sampling for the answers to come."""
+        with self._changed:
+            if system is not None:
+                self.history.system = system[:SYSTEM_CHARACTERS]
+            if asked is not None:
+                self.asked = _read_asked(asked)
+            self._touch()
+
+    def say(self, text: str, *, reference: str = "") -> None:
+        """Ask a question and have it answered."""
+        with self._changed:
+            self._check_free()
+            self.history.ask(text)
+            self.notes.append(TurnNotes(reference=reference))
+        self._begin()
+
+    def retry(self) -> None:
+        """Have the last question answered again."""
+        with self._changed:
+            self._check_free()
+            self.history.retry()
+            self.notes[-1].answers.clear()
+        self._begin()
+
+    def edit(self, index: int, text: str) -> None:
+        """Change a question, forget what came after it and have it answered."""
+        with self._changed:
+            self._check_free()
+            self.history.edit(index, text)
+            del self.notes[index + 1 :]
+            self.notes[index] = TurnNotes()
+        self._begin()
+
+    def undo(self) -> str:
+        """Take back the last question and its answers; returns the question."""
+        with self._changed:
+            self._check_free()
+            question = str(self.history.undo())
+            del self.notes[len(self.history.turns) :]
+            self._save()
+            self._touch()
+            return question
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        with self._changed:
+            self._check_free()
+            self.history.clear()
+            self.notes.clear()
+            self.problems, self.context, self.note = (), (0, 0), ""
+            self._save()
+            self._touch()
+
+    def stop(self) -> None:
+        """End the answer within a token; what is being loaded is loaded to its end."""
+        with self._changed:
+            self._wants_stop = True
+            if self.busy == "answering":
+                self._service.chat.stop()
+            self._touch()
+
+    def unload(self) -> int:
+        """Free the memory that the model takes; returns the bytes."""
+        if not self._service.has_chat:
+            return 0
+        self.stop()
+        freed = int(self._service.chat.unload())
+        with self._changed:
+            self._touch()
+        return freed
+
+    def keep(self, index: int, side: str, text: str = "") -> None:
+        """Save a turn as a row to learn from, with `text` in place of the answer where it was corrected."""
+        with self._changed:
+            if not 0 <= index < len(self.history.turns) or side not in self.history.turns[index].answers:
+                raise QloraUiError("That answer is not there any more.", fix="Look at the page again.", code="stale-page")
+            row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
+            path = self._service.workspace.datasets / KEPT_ROWS
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self.notes[index].answers.setdefault(side, Answer()).is_kept = True
+            self.note = f"Kept as a row in {KEPT_ROWS}; the Data tab offers it as a dataset."
+            self._touch()
+
+    def ask_unseen_row(self) -> None:
+        """Ask the question of the next row that the run never trained on."""
+        with self._changed:
+            if self.who is None or self.who.run_id is None:
+                raise QloraUiError("A base model has no held-back rows.", fix="Choose a run.", code="no-held-back-rows")
+            rows = held_back_rows(self._service, self.who.run_id)
+            if not rows:
+                raise QloraUiError(
+                    "This run held no rows back.", fix="Set “Held back for checking” above 0 for the next run.", code="no-rows"
+                )
+            question, answer = rows[self._next_row % len(rows)]
+            self._next_row += 1
+        self.say(question, reference=answer)
+
+    # The answering thread --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        with self._changed:
+            self.busy, self.problems, self._wants_stop, self.note = "loading", (), False, ""
+            self.doing = ("Getting ready", None)
+            self._touch()
+        threading.Thread(target=self._work, name="chat-desk", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            self._load()
+            if not self._wants_stop:
+                self._answer()
+            self._count()
+        except QloraUiError as error:
+            with self._changed:
+                self.problems = error.problems
+        except Exception as error:  # the page's boundary, as in @handler: this thread has no handler around it
+            bug_id = log_bug(error, "chat")
+            with self._changed:
+                why = f"Your conversation is kept; the log has the details under {bug_id}"
+                self.problems = (Problem("", "The app made a mistake while answering", why=why),)
+        finally:
+            with self._changed:
+                self.busy, self.doing = "", ("", None)
+                self._save()
+                self._touch()
+
+    def _load(self) -> None:
+        with self._changed:
+            who = self.who or Who()
+            self.doing = ("Starting the engine", None)
+            self._touch()
+        # The import takes seconds and must not happen under the service's lock.
+        engine_object("chat:ChatService")
+        target = engine_object("chat_targets:ChatTarget")(who.model_id, who.revision, who.run_id, who.checkpoint)
+        chat = self._service.chat
+        loaded = chat.loaded()
+        if loaded is None or loaded.target != target:
+            chat.load(target, self._say)
+
+    def _answer(self) -> None:
+        sampling = engine_object("chat:Sampling")(self.asked.temperature, self.asked.top_p, self.asked.max_tokens, self.asked.seed)
+        with self._changed:
+            sides = self.sides
+            questions = self.history.questions(sides)
+            self.busy, self.doing = "answering", ("", None)
+            notes = self.notes[-1]
+            notes.answers.update({side: Answer() for side in sides})
+            self._touch()
+        for delta in self._service.chat.stream(questions, sampling, sides):
+            with self._changed:
+                self.history.add(delta.side, delta.text)
+                answer = notes.answers[delta.side]
+                answer.num_tokens, answer.tokens_per_s, answer.first_token_s = delta.num_tokens, delta.tokens_per_s, delta.first_token_s
+                answer.stopped_by = delta.stopped_by
+                self._touch()
+
+    def _count(self) -> None:
+        counts = [self._service.chat.count_tokens(self.history.messages(side)) for side in self.sides]
+        with self._changed:
+            self.context = max(counts, default=(0, 0))
+
+    def _say(self, what: str, share: float | None) -> None:
+        with self._changed:
+            self.doing = (what, share)
+            self._touch()
+
+    # Small things ----------------------------------------------------------------------------------------------------
+
+    def _check_free(self) -> None:
+        if self.busy:
+            raise QloraUiError("An answer is being given.", fix="Stop it first, or wait.", code="chat-busy")
+
+    def _touch(self) -> None:
+        self.version += 1
+        self._changed.notify_all()
+
+    def _row(self, index: int, side: str, answer: str) -> dict[str, Any]:
+        messages = [{"role": "system", "content": self.history.system}] if self.history.system.strip() else []
+        for turn in self.history.turns[:index]:
+            messages.append({"role": "user", "content": turn.question})
+            messages.append({"role": "assistant", "content": turn.answers.get(side) or next(iter(turn.answers.values()), "")})
+        messages.append({"role": "user", "content": self.history.turns[index].question})
+        messages.append({"role": "assistant", "content": answer})
+        return {"messages": messages, "saved": time.strftime("%Y-%m-%dT%H:%M:%S")}
+
+    def _save(self) -> None:
+        try:
+            write_json(self._file, self.history.as_dict())
+        except OSError:
+            # A full disk must not end a conversation; it is only forgotten when the app ends.
+            return
+
+    def _restored(self) -> Any:
+        make: Callable[[Any], Any] = engine_object("conversation:ChatHistory").from_dict
+        saved = read_json(self._file)
+        try:
+            return make(saved if isinstance(saved, dict) else {"turns": []})
+        except QloraUiError:
+            return make({"turns": []})
+
+
+def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[tuple[str, str]]:
+    """First question and its answer of rows that the run held back."""
+    try:
+        lines = (find_run(service.workspace, run_id).data / "eval.jsonl").read_text(encoding="utf-8").splitlines()[:most]
+    except (OSError, RunError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            messages = json.loads(line).get("messages") or []
+        except (json.JSONDecodeError, AttributeError):
+            continue
+        question = next((message["content"] for message in messages if message.get("role") == "user"), "")
+        answer = next((message["content"] for message in messages if message.get("role") == "assistant"), "")
+        if question:
+            rows.append((str(question), str(answer)))
+    return rows
+
+
+def _read_asked(values: Mapping[str, Any]) -> Asked:
+    try:
+        seed = str(values.get("seed", "")).strip()
+        return Asked(
+            temperature=float(values.get("temperature", 0.7)),
+            top_p=float(values.get("top_p", 0.9)),
+            max_tokens=int(float(values.get("max_tokens", 512))),
+            seed=int(seed) if seed else None,
+        )
+    except (TypeError, ValueError):
+        raise QloraUiError("Sampling takes numbers.", fix="Look at temperature, top-p, length and seed.", code="sampling") from None

@@ -1,0 +1,216 @@
+/* The conversation. What pages ask and what they are told goes through `server.talk`; while an answer is being given a page
+ * asks again as soon as it was told, and is kept waiting on the other side until there is something new. */
+"use strict";
+
+function mountChat(element, server, watch) {
+  const root = element.querySelector(".q-chat");
+  if (!root) return;
+  root.innerHTML = Q_CHAT;
+  const at = (name) => root.querySelector(`[data-part=${name}]`);
+  const log = at("log"), text = at("text"), send = at("send"), stop = at("stop"), who = at("who");
+  let state = { version: 0, turns: [], targets: [] };
+  let polling = false;
+  let shown = [];
+  let keys = "";
+
+  mountActions(element, (_, data) => ask({ ...data, do: data.act }), () => {});
+
+  async function ask(asked) {
+    try {
+      show(await server.talk({ version: state.version, ...asked }));
+    } catch (error) {
+      at("state").textContent = "The connection to the app was lost. Trying again …";
+      setTimeout(poll, 1500);
+      return;
+    }
+    poll();
+  }
+
+  async function poll() {
+    if (polling) return;
+    polling = true;
+    try {
+      while (state.busy) {
+        show(await server.talk({ version: state.version }));
+        await new Promise((done) => setTimeout(done, 60));
+      }
+    } catch (error) {
+      setTimeout(() => { polling = false; poll(); }, 1500);
+      return;
+    }
+    polling = false;
+  }
+
+  function show(next) {
+    const near = log.scrollHeight - log.scrollTop - log.clientHeight < 120;
+    const grown = next.turns.length > state.turns.length;
+    state = next;
+    drawTurns(next.turns);
+    if (near || grown) log.scrollTop = log.scrollHeight;
+    at("empty").hidden = next.turns.length > 0;
+    at("state").textContent = next.state;
+    at("bar").hidden = next.busy !== "loading";
+    at("problems").innerHTML = next.failure || next.problems || "";
+    at("problems").hidden = !(next.failure || next.problems);
+    at("note").textContent = next.note || "";
+    at("context").textContent = [next.loaded, next.context].filter(Boolean).join(" · ");
+    at("unload").hidden = !next.loaded;
+    at("unseen").hidden = !next.unseen;
+    at("clear").hidden = next.turns.length === 0;
+    send.hidden = Boolean(next.busy);
+    stop.hidden = !next.busy;
+    for (const button of root.querySelectorAll("[data-mode]")) {
+      const on = button.dataset.mode === next.mode;
+      button.setAttribute("aria-checked", String(on));
+      button.tabIndex = on ? 0 : -1;
+      button.disabled = !next.canCompare && button.dataset.mode !== "base";
+    }
+    drawTargets(next);
+    const suggestions = at("suggestions");
+    suggestions.replaceChildren(...next.suggestions.map((words) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "q-suggestion";
+      button.textContent = words;
+      button.addEventListener("click", () => ask({ do: "say", text: words }));
+      return button;
+    }));
+    fill(at("system"), next.system);
+    for (const field of root.querySelectorAll("[data-sampling]")) fill(field, String(next.sampling[field.dataset.sampling]));
+    at("temperature-shown").textContent = at("temperature").value;
+    at("top-p-shown").textContent = at("top-p").value;
+    if (next.draft !== undefined) { text.value = next.draft; grow(); text.focus(); }
+  }
+
+  function fill(field, value) {
+    if (document.activeElement !== field && field.value !== value) field.value = value;
+  }
+
+  function drawTurns(turns) {
+    turns.forEach((html, place) => {
+      if (shown[place] === html) return;
+      const old = log.querySelector(`[data-turn="${place}"]`);
+      const node = document.createElement("section");
+      node.className = "q-turn";
+      node.dataset.turn = String(place);
+      node.innerHTML = html;
+      if (old) {
+        for (const fold of old.querySelectorAll("details[data-key][open]")) {
+          const same = node.querySelector(`details[data-key="${fold.dataset.key}"]`);
+          if (same) same.open = true;
+        }
+        old.replaceWith(node);
+      } else log.appendChild(node);
+    });
+    for (const node of [...log.querySelectorAll("[data-turn]")]) if (Number(node.dataset.turn) >= turns.length) node.remove();
+    shown = turns.slice();
+  }
+
+  function drawTargets(next) {
+    const now = JSON.stringify([next.targets, next.who]);
+    if (now === keys || document.activeElement === who) return;
+    keys = now;
+    who.replaceChildren(...next.targets.map((group) => {
+      const node = document.createElement("optgroup");
+      node.label = group.label;
+      node.append(...group.options.map((option) => new Option(option.label, option.key, false, option.key === next.who)));
+      return node;
+    }));
+  }
+
+  function grow() {
+    text.style.height = "auto";
+    text.style.height = `${Math.min(text.scrollHeight + 2, 200)}px`;
+  }
+
+  function say() {
+    const words = text.value;
+    if (!words.trim() || state.busy) return;
+    text.value = "";
+    grow();
+    ask({ do: "say", text: words });
+  }
+
+  at("form").addEventListener("submit", (event) => { event.preventDefault(); say(); });
+  text.addEventListener("input", grow);
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); say(); }
+  });
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && state.busy) { event.preventDefault(); ask({ do: "stop" }); }
+  });
+  const modes = [...root.querySelectorAll("[data-mode]")];
+  modes.forEach((button, place) => {
+    button.addEventListener("click", () => ask({ do: "mode", mode: button.dataset.mode }));
+    button.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!move) return;
+      const next = modes[(place + move + modes.length) % modes.length];
+      if (!next.disabled) { next.focus(); next.click(); }
+    });
+  });
+  who.addEventListener("change", () => { const key = who.value; who.blur(); ask({ do: "choose", key }); });
+  at("system").addEventListener("change", () => ask({ do: "system", text: at("system").value }));
+  for (const field of root.querySelectorAll("[data-sampling]")) {
+    field.addEventListener("input", () => {
+      at("temperature-shown").textContent = at("temperature").value;
+      at("top-p-shown").textContent = at("top-p").value;
+    });
+    field.addEventListener("change", () => {
+      const values = {};
+      for (const each of root.querySelectorAll("[data-sampling]")) values[each.dataset.sampling] = each.value;
+      ask({ do: "sampling", values });
+    });
+  }
+  watch("value", () => { if (!polling) ask({}); });
+  ask({});
+}
+
+const Q_CHAT = `
+<div class="q-chat-top">
+  <label class="q-chat-who"><span>Talk to</span><select data-part="who" aria-label="Talk to"></select></label>
+  <div class="q-switch3" role="radiogroup" aria-label="Who answers">
+    <button type="button" role="radio" data-mode="base" aria-checked="false">Base</button>
+    <button type="button" role="radio" data-mode="adapter" aria-checked="false">Adapter</button>
+    <button type="button" role="radio" data-mode="both" aria-checked="true">Side by side</button>
+  </div>
+</div>
+<details class="q-details q-chat-options" data-key="chat-options"><summary>System prompt and sampling</summary>
+  <div class="q-chat-fields">
+    <label class="q-field q-field-wide"><span>System prompt</span><small>What the model is told before the conversation. Empty: what its template says.</small>
+      <textarea data-part="system" rows="2"></textarea></label>
+    <label class="q-field"><span>Temperature <output data-part="temperature-shown" class="q-num"></output></span>
+      <small>0 always takes the likeliest word: the same answer every time. 0.7 is lively, above 1 gets wild.</small>
+      <input type="range" min="0" max="2" step="0.05" data-part="temperature" data-sampling="temperature" aria-label="Temperature"></label>
+    <label class="q-field"><span>Top-p <output data-part="top-p-shown" class="q-num"></output></span>
+      <small>Leaves out unlikely words: 0.9 chooses among the likeliest that make up 90 %.</small>
+      <input type="range" min="0.05" max="1" step="0.05" data-part="top-p" data-sampling="top_p" aria-label="Top-p"></label>
+    <label class="q-field"><span>Longest answer</span><small>In tokens; a token is about three quarters of a word.</small>
+      <input type="number" min="1" max="32768" data-sampling="max_tokens" aria-label="Longest answer"></label>
+    <label class="q-field"><span>Seed</span><small>The same seed and question give the same answer. Empty: a new one each time.</small>
+      <input type="number" data-sampling="seed" placeholder="a new one each time" aria-label="Seed"></label>
+  </div>
+</details>
+<div class="q-chat-log" data-part="log" tabindex="0" role="log" aria-label="Conversation" aria-live="off">
+  <div class="q-chat-empty" data-part="empty">
+    <h2>Ask both the same question</h2>
+    <p>The base model and your adapter answer side by side, from one model in memory. That is where the training shows.</p>
+    <div class="q-suggestions" data-part="suggestions"></div>
+  </div>
+</div>
+<div class="q-note q-note-bad" data-part="problems" role="alert" hidden></div>
+<p class="q-chat-state q-small" role="status"><span data-part="state"></span><i class="q-chat-bar" data-part="bar" hidden></i></p>
+<form class="q-composer" data-part="form">
+  <textarea data-part="text" rows="1" placeholder="Ask something" aria-label="Message"></textarea>
+  <button type="submit" class="q-button q-button-primary" data-part="send">Send</button>
+  <button type="button" class="q-button" data-act="stop" data-part="stop" title="Escape" hidden>Stop</button>
+</form>
+<div class="q-chat-foot">
+  <span class="q-chat-foot-tools">
+    <button type="button" class="q-link" data-act="unseen" data-part="unseen" hidden>Try a row it has never seen</button>
+    <button type="button" class="q-link" data-act="clear" data-part="clear" hidden>Clear</button>
+    <button type="button" class="q-link" data-act="unload" data-part="unload" hidden>Free the memory</button>
+  </span>
+  <span class="q-small q-num" data-part="context"></span>
+</div>
+<p class="q-small" data-part="note" role="status"></p>`;

@@ -1,0 +1,118 @@
+"""The conversation as HTML: text exactly as it was typed and answered, code in boxes, numbers in small."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qlora_ui.base.units import format_percent
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.words import fold
+
+SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
+STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
+_FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`([^`\n]+)`")
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+
+
+def turn_html(index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = ()) -> str:
+    """One question with the answers of its sides; `waiting` are sides that have not said anything yet."""
+    sides = [side for side in ("base", "adapter") if side in turn.answers or side in waiting]
+    answers = "".join(_answer(index, side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
+    pair = " q-answers-two" if len(sides) > 1 else ""
+    reference = ""
+    if notes.reference:
+        reference = fold("The answer that this row has", f'<div class="q-said">{said_html(notes.reference)}</div>', f"reference-{index}")
+    tools = _question_tools(index, turn.question, is_last=is_last) if not is_answering else ""
+    return (
+        f'<div class="q-question"><div class="q-bubble">{escape(turn.question)}</div>{tools}</div>'
+        f'<div class="q-answers{pair}">{answers}</div>{reference}'
+    )
+
+
+def _question_tools(index: int, question: str, *, is_last: bool) -> str:
+    edit = act_button("Edit", "edit", look="link", index=str(index), ask="Change the question", value=question, long="1", yes="Ask again")
+    more = act_button("Try again", "retry", look="link") + act_button("Take back", "undo", look="link") if is_last else ""
+    return f'<div class="q-turn-tools">{more}{edit}</div>'
+
+
+def _answer(index: int, side: str, text: str, notes: Any, *, is_live: bool) -> str:
+    known = notes.answers.get(side)
+    is_done = not is_live or bool(known and known.stopped_by)
+    body = (
+        said_html(text)
+        if text
+        else '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
+        if not is_done
+        else ""
+    )
+    if is_done and not text.strip():
+        body = '<span class="q-small">It said nothing.</span>'
+    tools = _answer_tools(index, side, text, known) if is_done and text.strip() else ""
+    return (
+        f'<article class="q-answer q-answer-{side}" aria-label="{SIDE_WORDS[side]}"><h3 class="q-answer-head">{SIDE_WORDS[side]}</h3>'
+        f'<div class="q-said">{body}</div><div class="q-answer-foot"><span class="q-small q-num">{escape(_numbers(known))}</span>{tools}</div></article>'
+    )
+
+
+def _numbers(known: Any) -> str:
+    if known is None or not known.num_tokens:
+        return ""
+    parts = [f"{known.num_tokens:,} tokens"]
+    if known.tokens_per_s:
+        parts.append(f"{known.tokens_per_s:.3g} tokens/s")
+    if known.first_token_s:
+        parts.append(f"first after {known.first_token_s:.2g} s")
+    if known.stopped_by in STOPPED_WORDS:
+        parts.append(STOPPED_WORDS[known.stopped_by])
+    return " · ".join(parts)
+
+
+def _answer_tools(index: int, side: str, text: str, known: Any) -> str:
+    if known is not None and known.is_kept:
+        return '<span class="q-small q-kept">✓ kept as a row</span>'
+    place = {"index": str(index), "side": side}
+    good = act_button("Good: keep as a row", "keep", look="link", **place)
+    better = act_button(
+        "Correct it", "correct", look="link", ask="The answer as it should be", value=text, long="1", yes="Keep as a row", **place
+    )
+    return f'<span class="q-answer-tools">{good}{better}</span>'
+
+
+def said_html(text: str) -> str:
+    """A model's text: escaped, its line ends kept, fenced code verbatim in a box, `code` and **bold** set apart."""
+    parts, end = [], 0
+    for fence in _FENCE.finditer(text):
+        parts.append(_prose(text[end : fence.start()]))
+        language, code = fence.group(1).strip(), fence.group(2)
+        copy = f'<button type="button" class="q-link" data-copy="{escape(code)}">Copy</button>'
+        parts.append(
+            f'<figure class="q-fence"><figcaption>{escape(language)}{copy}</figcaption><pre><code>{escape(code)}</code></pre></figure>'
+        )
+        end = fence.end()
+    parts.append(_prose(text[end:]))
+    return "".join(parts)
+
+
+def _prose(text: str) -> str:
+    if not text.strip():
+        return ""
+    marked = _BOLD.sub(r"<strong>\1</strong>", _CODE.sub(r"<code>\1</code>", escape(text.strip("\n"))))
+    return f'<div class="q-prose">{marked}</div>'
+
+
+def state_line(busy: str, doing: tuple[str, float | None]) -> str:
+    """What is being done before the first token, in words."""
+    if busy != "loading":
+        return ""
+    what, share = doing
+    done = f" {format_percent(share)}" if share is not None else ""
+    return f"{what}{done} …"
+
+
+def context_line(context: tuple[int, int]) -> str:
+    """Tokens used of what the model reads."""
+    used, most = context
+    return f"{used:,} of {most:,} tokens of context used" if most else ""
