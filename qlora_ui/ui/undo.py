@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from qlora_ui.settings.option import Option
 from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.action import Action
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
@@ -43,13 +44,13 @@ class Undo:
     def offer(
         self,
         listener: Callable[..., Any],
-        propose: Callable[[dict[Any, Any]], Change | None],
+        propose: Callable[[dict[Any, Any], Action], Change | None],
         extra_inputs: Sequence[Any] = (),
         extra_outputs: Sequence[Any] = (),
         extra_values: Callable[[dict[Any, Any]], list[Any]] | None = None,
     ) -> None:
         """Let `listener` (a `button.click`) make a change: `propose` gets the page's values by component, the pickers of preset and
-        device among them, and says which.
+        device among them, and what was pressed; it says which change.
 
         None, or a change that changes nothing, leaves the settings alone. `extra_values` gives values for `extra_outputs`.
         """
@@ -58,7 +59,7 @@ class Undo:
     def _offer(
         self,
         listener: Callable[..., Any],
-        propose: Callable[[dict[Any, Any]], Change | None],
+        propose: Callable[[dict[Any, Any], Action], Change | None],
         extra_inputs: Sequence[Any],
         extra_outputs: Sequence[Any],
         extra_values: Callable[[dict[Any, Any]], list[Any]] | None,
@@ -66,8 +67,8 @@ class Undo:
         form = self._page.form
 
         @handler
-        def apply(data: dict[Any, Any]) -> list[Any]:
-            change = propose(data)
+        def apply(event: gr.EventData, data: dict[Any, Any]) -> list[Any]:
+            change = propose(data, Action.of(event))
             extras = extra_values(data) if extra_values is not None else [gr.skip() for _ in extra_outputs]
             old = {path: data[control.input] for path, control in form.controls.items()}
             differing = changed_only(form.values(data), change.values) if change is not None else {}
@@ -78,7 +79,8 @@ class Undo:
             return [*form.show_values(differing), words, gr.update(visible=True), kept, *extras]
 
         outputs = [*form.outputs, self._words, self._bar, self._old, *extra_outputs]
-        event = listener(apply, form.inputs | self._page.pickers | set(extra_inputs), outputs, show_progress="hidden", api_visibility="private")
+        inputs = form.inputs | self._page.pickers | set(extra_inputs)
+        event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
 
     def _wire(self) -> None:

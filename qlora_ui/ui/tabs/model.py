@@ -1,13 +1,119 @@
-"""The Model tab."""
+"""The Model tab: what is fine-tuned."""
 
 from __future__ import annotations
 
-from qlora_ui.ui.page import Page
+from typing import Any
 
-SECTIONS = {"model": ("model",), "data": ("data",), "recipe": ("quant", "lora", "train", "eval", "output", "launch")}
+import gradio as gr
+
+from qlora_ui.estimate.quantization import explain
+from qlora_ui.models.catalogue import ModelEntry, is_hub_id
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.models.hub import search
+from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.views import model_card as views
+from qlora_ui.ui.views.recipe import block_head
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    for option in page.form.unplaced(*SECTIONS["model"]):
-        page.form.place(option.path)
+    with gr.Column(elem_classes="q-tab"):
+        with gr.Column(elem_classes="q-block"):
+            about = "The model that learns. It stays as it is; the adapter is what you train."
+            gr.HTML(block_head("Base model", about), apply_default_css=False)
+            cards = live_html("", "q-models")
+            page.form.place("model.id", min_width=0)
+            facts = live_html("", "q-model-facts")
+            progress = live_html("", "q-model-download")
+            with gr.Accordion("Advanced", open=False, elem_classes="q-fold", elem_id="q-advanced-model"), gr.Row(elem_classes="q-grid"):
+                for option in page.form.unplaced("model"):
+                    page.form.place(option.path, min_width=0)
+        with gr.Column(elem_classes="q-block"):
+            gr.HTML(block_head("What does 4-bit do?", "The numbers of the model that is chosen above."), apply_default_css=False)
+            with gr.Accordion("Show", open=False, elem_classes="q-fold", elem_id="q-quantization"):
+                explainer = gr.HTML("", elem_id="q-quantization-body", apply_default_css=False)
+        with gr.Column(elem_classes="q-block"):
+            gr.HTML(
+                block_head("From the Hugging Face Hub", "Nothing is asked for until you search or download."), apply_default_css=False
+            )
+            with gr.Row(elem_classes="q-search"):
+                text = gr.Textbox(label="Search", placeholder="qwen, llama, smollm …", elem_id="q-hub-text", elem_classes="q-labelled")
+                button = gr.Button("Search", elem_id="q-hub-search", elem_classes="q-tool", scale=0)
+            found = live_html("", "q-hub-found")
+            known = live_html("", "q-hub-known")
+    _wire(page, (cards, facts, explainer, known), progress)
+    _wire_search(page, text, button, found)
+    for component in (cards, facts, progress, found, known):
+        _wire_actions(page, component)
+
+
+def _wire(page: Page, outputs: tuple[Any, ...], progress: Any) -> None:
+    service = page.service
+
+    def draw(draft: Draft) -> tuple[str, str, str, str]:
+        entries = service.models()
+        entry = _entry(entries, str(draft.values.get("model.id", "")))
+        return (
+            views.cards_html(draft, entries),
+            views.facts_html(draft, entry, service.downloads.latest()),
+            views.quantization_html(explain(draft.facts) if draft.facts is not None else None),
+            views.known_html(draft, _known_models(page, entries)),
+        )
+
+    page.on_form(draw, outputs)
+    page.live(lambda run_id: views.download_html(service.downloads.latest()), [progress])
+
+
+def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) -> None:
+    @handler
+    def look(data: dict[Any, Any]) -> str:
+        words = str(data[text]).strip()
+        return views.found_html(page.service.draft(page.form.values(data)), search(words), words) if words else ""
+
+    def wire() -> None:
+        for listener in (button.click, text.submit):
+            listener(look, page.form.inputs | {text}, [found], api_visibility="private", show_progress="minimal")
+
+    page.when_complete(wire)
+
+
+def _wire_actions(page: Page, component: Any) -> None:
+    """Choosing a model, downloading it, stopping that."""
+
+    @handler
+    def act(event: gr.EventData, data: dict[Any, Any]) -> list[Any]:
+        action = Action.of(event)
+        updates = [gr.skip() for _ in page.form.outputs]
+        if action.name == "choose":
+            updates = page.form.show_values({"model.id": action.id, "model.revision": None})
+        elif action.name == "download" and is_hub_id(action.id):
+            page.service.downloads.start(action.id, page.form.values(data)["model.revision"])
+        elif action.name == "cancel-download":
+            page.service.downloads.cancel()
+        return updates
+
+    def wire() -> None:
+        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", queue=False)
+        page.refresh_after(event)
+        page.redraw_after(event)
+
+    page.when_complete(wire)
+
+
+def _entry(entries: list[ModelEntry], model_id: str) -> ModelEntry | None:
+    return next((entry for entry in entries if entry.id == model_id), None)
+
+
+def _known_models(page: Page, entries: list[ModelEntry]) -> list[tuple[str, ModelFacts]]:
+    """Models whose shape the app knows by heart and that are not here yet."""
+    here = {entry.id for entry in entries}
+    found = []
+    for model_id in KNOWN_CONFIGS:
+        facts = page.service.facts(model_id) if model_id not in here else None
+        if facts is not None:
+            found.append((model_id, facts))
+    return sorted(found, key=lambda pair: pair[1].num_params)

@@ -87,14 +87,14 @@ def _head(page: Page) -> None:
     page.on_form(views.recipe_text, [text])
     page.on_load(lambda: gr.update(value=page.service.last_draft()[0]), [page.preset])
     _wire_preset(page, save, new_name)
-    page.undo.offer(fit.click, lambda data: _advice(page, data, "fit"))
-    page.undo.offer(roomy.click, lambda data: _advice(page, data, "use"))
+    page.undo.offer(fit.click, lambda data, _: _advice(page, data, "fit"))
+    page.undo.offer(roomy.click, lambda data, _: _advice(page, data, "use"))
 
 
 def _wire_preset(page: Page, save: gr.Button, new_name: gr.Textbox) -> None:
     picker = page.preset
     assert picker is not None
-    page.undo.offer(picker.input, lambda data: preset_change(page, str(data[picker] or "")))
+    page.undo.offer(picker.input, lambda data, _: preset_change(page, str(data[picker] or "")))
 
     @handler
     def save_as(data: dict[Any, Any]) -> tuple[Any, str]:
@@ -151,7 +151,7 @@ def _advanced(page: Page, name: str, sections: tuple[str, ...]) -> None:
         reset = gr.Button("Back to the defaults", size="sm", elem_id=f"q-reset-{name}", elem_classes="q-tool", scale=0)
     paths = [option.path for option in options]
     page.on_form(lambda draft: gr.update(label=_advanced_label(draft, paths)), [fold])
-    page.undo.offer(reset.click, lambda data: Change("Advanced options at their defaults", {p: option_by_path()[p].default for p in paths}))
+    page.undo.offer(reset.click, lambda data, _: Change("Advanced options at their defaults", {p: option_by_path()[p].default for p in paths}))
 
 
 def _advanced_label(draft: Draft, paths: list[str]) -> str:
