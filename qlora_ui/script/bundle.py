@@ -1,0 +1,92 @@
+"""A folder that trains without this app: program or TRL configuration, pinned requirements, the run's own rows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.files import write_text
+from qlora_ui.catalog.templates import template_named
+from qlora_ui.models import builtin
+from qlora_ui.models.catalogue import is_hub_id
+from qlora_ui.runs.events import Planned
+from qlora_ui.runs.journal import read_events
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.script.render import ScriptFacts, render_script
+from qlora_ui.script.trl_yaml import render_trl_yaml
+from qlora_ui.settings.intervals import intervals
+from qlora_ui.settings.run_config import RunConfig
+
+ScriptFormat = Literal["script", "trl-yaml"]
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+_REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+
+
+def write_bundle(
+    config: RunConfig, data: Path, out: Path, form: ScriptFormat, *, on_gpu: bool, bf16: bool = True, run: RunDir | None = None
+) -> Path:
+    """Write the folder `out` from a run's `data/` folder and return the file to start with.
+
+    `on_gpu` and `bf16` decide what the YAML says, which cannot look at the machine; the program looks itself. Raises RunError
+    where the run has no data yet, and QloraUiError where `out` already holds something.
+    """
+    if not (data / "train.tokens.parquet").is_file():
+        raise RunError("This run has no rows yet.", why="It has not come to its data.", fix="Start it first.", code="no-data")
+    if out.exists() and any(out.iterdir()):
+        raise QloraUiError(f"{out.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
+    out.mkdir(parents=True, exist_ok=True)
+    facts = _facts(config, data, run)
+    write_text(out / "requirements.txt", requirements())
+    if config.model.template != "auto":
+        write_text(out / "chat_template.jinja", template_named(config.model.template).jinja)
+    if form == "script":
+        shutil.copytree(data, out / "data", ignore=lambda _, names: [name for name in names if not name.endswith((".jsonl", ".parquet"))])
+        start = out / "train.py"
+        write_text(start, render_script(config, facts))
+        return start
+    (out / "tokens").mkdir()
+    shutil.copyfile(data / "train.tokens.parquet", out / "tokens" / "train.parquet")
+    if facts.has_eval:
+        # The name tells the datasets library which split it is.
+        shutil.copyfile(data / "eval.tokens.parquet", out / "tokens" / "test.parquet")
+    start = out / "trl_sft.yaml"
+    dtype = config.quant.compute_dtype
+    if dtype == "auto":
+        dtype = ("bfloat16" if bf16 else "float16") if on_gpu else "float32"
+    write_text(start, render_trl_yaml(config, facts, on_gpu=on_gpu, compute_dtype=dtype))
+    return start
+
+
+def requirements() -> str:
+    """The pinned lines of the packages that the program imports."""
+    lines = _REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if re.split(r"[=<>~ ]", line, maxsplit=1)[0] in PACKAGES)
+
+
+def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:
+    has_eval = (data / "eval.tokens.parquet").is_file()
+    plan = intervals(config, _num_rows(data / "train.jsonl"), _num_rows(data / "eval.jsonl"))
+    if run is not None:
+        planned = next((event for event in reversed(read_events(run.journal_path)) if isinstance(event, Planned)), None)
+        if planned is not None and not planned.packed:
+            plan = replace(plan, num_steps=planned.num_steps, eval_every=planned.eval_every, save_every=planned.save_every)
+    template = None if config.model.template == "auto" else template_named(config.model.template).end
+    return ScriptFacts(_model_name(config), plan, has_eval, template, run.id if run else "")
+
+
+def _model_name(config: RunConfig) -> str:
+    """The base by a name that holds elsewhere; of a folder on this computer only the last part."""
+    if builtin.is_builtin(config.model.id):
+        return builtin.HUB_ID
+    return config.model.id if is_hub_id(config.model.id) else Path(config.model.id).name
+
+
+def _num_rows(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

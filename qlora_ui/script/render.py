@@ -1,0 +1,197 @@
+"""A run's settings as a program that anybody can read and run: plain transformers, peft, trl and bitsandbytes, nothing of ours.
+
+It builds model, adapter and trainer in the order in which the app does, on the same tokens, so that on a CPU its loss curve is
+the app's to the last digit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_ui.settings.intervals import Intervals
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.upstream import bnb_arguments, lora_arguments, sft_arguments
+
+WIDTH = 116
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptFacts:
+    """What the program needs to know beside the settings."""
+
+    model: str
+    """Hub id of the base, or the name of a folder that the user gives the path of."""
+    plan: Intervals
+    has_eval: bool
+    template: str | None = None
+    """End token of a chosen chat template, whose text lies in `chat_template.jinja`; None keeps the model's own."""
+    run_id: str = ""
+
+
+def render_script(config: RunConfig, facts: ScriptFacts) -> str:
+    """The text of `train.py`: about 60 lines that train on `data/*.tokens.parquet` beside it."""
+    lora = _call("LoraConfig", lora_arguments(config))
+    bnb = _call("BitsAndBytesConfig", {**bnb_arguments(config, "DTYPE"), "bnb_4bit_compute_dtype": _Code("DTYPE")})
+    sft = _call("SFTConfig", _sft_lines(config, facts))
+    revision = f", revision={config.model.revision!r}" if config.model.revision else ""
+    attention = "eager" if config.model.attention == "eager" else "sdpa"
+    files = '{"train": str(HERE / "data/train.tokens.parquet")' + (
+        ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
+    )
+    stopper = "EarlyStoppingCallback, " if _stops(config, facts) else ""
+    return f'''"""QLoRA fine-tuning of {facts.model}{f", as in the run {facts.run_id}" if facts.run_id else ""}.
+
+    pip install -r requirements.txt
+    python train.py [MODEL]        MODEL: another Hub id, or the folder of the base model
+
+Writes the adapter to adapter/ and every logged number to history.json. data/*.jsonl are the conversations, data/*.tokens.parquet
+the same as tokens: columns input_ids and labels, where -100 marks what is not learned (questions, and what the template adds).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+import bitsandbytes as bnb
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, {stopper}set_seed
+from trl import SFTConfig, SFTTrainer
+
+HERE = Path(__file__).resolve().parent
+MODEL = sys.argv[1] if len(sys.argv) > 1 else {json.dumps(facts.model)}
+CUDA = {"False" if config.launch.device == "cpu" else "torch.cuda.is_available()"}
+DTYPE = {_dtype(config)}
+
+data = load_dataset("parquet", data_files={files})
+tokenizer = AutoTokenizer.from_pretrained(MODEL{revision}){_template(facts)}
+
+# The base in 4 bits: 16 levels a weight, one scale for each block of 64, arithmetic in DTYPE.
+quantization = {bnb}
+model = AutoModelForCausalLM.from_pretrained(
+    MODEL{revision}, dtype=DTYPE, attn_implementation="{attention}", device_map={{"": 0 if CUDA else "cpu"}},
+    quantization_config=quantization,
+)
+model.config.use_cache = False
+for module in model.modules():
+    if isinstance(module, bnb.nn.Linear4bit):
+        # CPUs with AVX512-BF16 would repack the weights at the first evaluation, and the gradients after it would be wrong.
+        module.support_avx512bf16_for_cpu = False
+
+# The adapter: two thin matrices beside each chosen layer; they are all that learns.
+lora = {lora}
+args = {sft}
+
+set_seed({config.train.seed})
+trainer = SFTTrainer(
+    model=model, args=args, peft_config=lora, processing_class=tokenizer,
+    train_dataset=data["train"], eval_dataset={'data["eval"]' if facts.has_eval else "None"},{_stopping(config, facts)}
+)
+if DTYPE != torch.bfloat16:
+    # TRL makes adapters bf16, which fp16's loss scaling cannot work with and fp32 does not want.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+trainer.train()
+trainer.save_model(str(HERE / "adapter"))
+(HERE / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+'''
+
+
+class _Code(str):
+    """A text that stands in the program as it is."""
+
+    __slots__ = ()
+
+
+def _sft_lines(config: RunConfig, facts: ScriptFacts) -> dict[str, Any]:
+    """Arguments of SFTConfig; those that depend on the machine become a choice on CUDA."""
+    on_card = sft_arguments(config, on_gpu=True, compute_dtype="bfloat16")
+    on_cpu = sft_arguments(config, on_gpu=False, compute_dtype="float32")
+    arguments: dict[str, Any] = {"output_dir": _Code('str(HERE / "checkpoints")')}
+    for name, value in on_card.items():
+        same = value == on_cpu[name]
+        arguments[name] = value if same else _Code(f"{_literal(value)} if CUDA else {_literal(on_cpu[name])}")
+    arguments["bf16"] = _Code("CUDA and DTYPE == torch.bfloat16")
+    arguments["fp16"] = _Code("CUDA and DTYPE == torch.float16")
+    arguments["use_cpu"] = _Code("not CUDA")
+    plan = facts.plan
+    arguments |= {
+        "max_length": config.data.max_length,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "eval_strategy": "steps" if facts.has_eval else "no",
+        "save_strategy": "steps",
+        "save_steps": plan.save_every,
+        "save_total_limit": config.output.keep_last,
+        "logging_first_step": True,
+        "prediction_loss_only": True,
+        "report_to": "none",
+        "dataloader_pin_memory": _Code("CUDA"),
+    }
+    if facts.has_eval:
+        arguments["eval_steps"] = plan.eval_every
+        if _keeps_best(config, facts):
+            arguments["load_best_model_at_end"] = True
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _keeps_best(config: RunConfig, facts: ScriptFacts) -> bool:
+    plan = facts.plan
+    return facts.has_eval and config.eval.keep_best and plan.save_every % plan.eval_every == 0
+
+
+def _stops(config: RunConfig, facts: ScriptFacts) -> bool:
+    return config.eval.patience > 0 and _keeps_best(config, facts)
+
+
+def _stopping(config: RunConfig, facts: ScriptFacts) -> str:
+    return f"\n    callbacks=[EarlyStoppingCallback({config.eval.patience})]," if _stops(config, facts) else ""
+
+
+def _dtype(config: RunConfig) -> str:
+    if config.quant.compute_dtype != "auto":
+        return f"torch.{config.quant.compute_dtype}"
+    if config.launch.device == "cpu":
+        return "torch.float32"
+    return "(torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16) if CUDA else torch.float32"
+
+
+def _template(facts: ScriptFacts) -> str:
+    if facts.template is None:
+        return ""
+    return (
+        '\ntokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")'
+        f"\nif {facts.template!r} in tokenizer.get_vocab():\n    tokenizer.eos_token = {facts.template!r}"
+    )
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call with its arguments filled into lines."""
+    lines, line = [], "   "
+    for key, value in arguments.items():
+        part = f" {key}={_literal(value)},"
+        if len(line) + len(part) > WIDTH:
+            lines.append(line)
+            line = "   "
+        line += part
+    return "\n".join([f"{name}(", *lines, line, ")"])
+
+
+def _literal(value: Any) -> str:
+    """The value as Python writes it, with double quotes."""
+    if isinstance(value, _Code):
+        return str(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_literal(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    return repr(value)

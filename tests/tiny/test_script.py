@@ -1,0 +1,113 @@
+"""The exported program and TRL configuration train what the app trains, without the app."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qlora_ui.cli import main
+from qlora_ui.runs.events import EvalLogged, StepLogged
+from qlora_ui.runs.journal import read_events
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import list_presets
+from qlora_ui.settings.run_config import RunConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, RunDir]:
+    """A finished run of the tiny model, dropout and checks included."""
+    from qlora_ui.engine import job
+
+    workspace = Workspace.at(tmp_path_factory.mktemp("script"))
+    config = RunConfig().changed(
+        {
+            "model.id": str(tiny_model_dir),
+            "launch.device": "cpu",
+            "data.max_length": 96,
+            "train.max_steps": 6,
+            "train.batch_size": 2,
+            "train.accumulation": 2,
+            "train.learning_rate": 0.005,
+            "lora.dropout": 0.1,
+            "eval.every": 3,
+            "output.save_every": 3,
+        }
+    )
+    run = create_run(workspace, config)
+    job.run(run.path)
+    return workspace, run
+
+
+def program(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "QLORA_UI_HOME")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_program_gives_the_runs_curve_to_the_last_digit(trained: tuple[Workspace, RunDir], tiny_model_dir: Path, tmp_path: Path) -> None:
+    workspace, run = trained
+    out = tmp_path / "my script"
+    assert main(["script", "--run", run.id, "--out", str(out), "--workspace", str(workspace.root), "--json"]) == 0
+    text = (out / "train.py").read_text()
+    assert "qlora_ui" not in text and str(tiny_model_dir) not in text and len(text.splitlines()) < 90
+    assert {line.split("==")[0] for line in (out / "requirements.txt").read_text().split()} >= {"torch", "trl", "peft", "bitsandbytes"}
+    done = program(out, "train.py", str(tiny_model_dir))
+    assert done.returncode == 0, done.stderr[-2000:]
+    history = json.loads((out / "history.json").read_text())
+    events = read_events(run.journal_path)
+    ours = [event.loss for event in events if isinstance(event, StepLogged)]
+    assert len(ours) == 6
+    assert [row["loss"] for row in history if "loss" in row] == ours
+    assert [row["eval_loss"] for row in history if "eval_loss" in row] == [event.loss for event in events if isinstance(event, EvalLogged)]
+    norms = [event.grad_norm for event in events if isinstance(event, StepLogged)]
+    assert [row["grad_norm"] for row in history if "grad_norm" in row] == pytest.approx(norms, rel=1e-6)
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_trl_trains_from_the_yaml(trained: tuple[Workspace, RunDir], tiny_model_dir: Path, tmp_path: Path) -> None:
+    workspace, run = trained
+    out = tmp_path / "trl"
+    assert main(["script", "--run", run.id, "--out", str(out), "--format", "trl-yaml", "--workspace", str(workspace.root)]) == 0
+    path = out / "trl_sft.yaml"
+    path.write_text(path.read_text().replace(f"model_name_or_path: {tiny_model_dir.name}", f"model_name_or_path: {tiny_model_dir}"))
+    done = program(out, "-m", "trl.scripts.sft", "--config", "trl_sft.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = next((out / "output").glob("checkpoint-6/trainer_state.json"))
+    theirs = [row["loss"] for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+    ours = [event.loss for event in read_events(run.journal_path) if isinstance(event, StepLogged)]
+    # TRL keeps the adapter in bf16, the app in fp32 on a CPU.
+    assert theirs == pytest.approx(ours, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
+def test_trl_parses_every_preset(preset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from trl.scripts.sft import make_parser
+
+    from qlora_ui.script.render import ScriptFacts, render_script
+    from qlora_ui.script.trl_yaml import render_trl_yaml
+    from qlora_ui.settings.intervals import intervals
+
+    facts = ScriptFacts("owner/model", intervals(preset.config, 1000, 50), True)
+    text = render_trl_yaml(preset.config, facts, on_gpu=False, compute_dtype="float32")
+    path = tmp_path / "trl_sft.yaml"
+    path.write_text(text)
+    _, training, model, _ = make_parser().parse_args_and_config(["--config", str(path)])
+    assert training.learning_rate == preset.config.train.learning_rate
+    assert (model.lora_r, model.load_in_4bit, model.use_peft) == (preset.config.lora.rank, True, True)
+    assert yaml.safe_load(text)["eval_strategy"] == "steps"
+    compile(render_script(preset.config, facts), "train.py", "exec")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(trained: tuple[Workspace, RunDir], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.txt").write_text("x")
+    words = ["script", "--run", trained[1].id, "--out", str(tmp_path), "--workspace", str(trained[0].root), "--json"]
+    assert main(words) == 2
+    assert "not empty" in json.loads(capsys.readouterr().out)["error"]["problems"][0]["what"]
