@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (templates and tables read better in one line)
 """Datasets, presets and templates that are wrong in every known way, made on the spot, with what must be said about each.
 
 `python tests/corpus.py DIR` writes them all to DIR and prints the table.

@@ -46,10 +46,8 @@ def files_of(
     if repo is not None:
         from qlora_ui.data.hub import download
 
-        return [
-            SourceFile(path, f"{repo}/{path.name}")
-            for path in download(repo, source.config, source.split, workspace, on_progress, is_cancelled)
-        ]
+        paths = download(repo, source.config, source.split, workspace, on_progress=on_progress, is_cancelled=is_cancelled)
+        return [SourceFile(path, f"{repo}/{path.name}") for path in paths]
     path = Path(source.id).expanduser()
     return [SourceFile(path, path.name)]
 

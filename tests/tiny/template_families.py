@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (templates and tables read better in one line)
 """Chat templates of ten families, written anew after what their makers document, with conversations and hand-marked answers.
 
 In a marked text, what stands between ⟦ and ⟧ is learned: the assistant's words and the token that ends its turn.

@@ -27,7 +27,9 @@ def make_tokenizer(special: tuple[str, ...], eos: str, bos: str | None, template
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    bpe.train_from_iterator(["user assistant system Hello! See you. Hi Bye Be brief. Twenty to one.\n\n <think>\n </think>\n\n"] * 8, trainer)
+    bpe.train_from_iterator(
+        ["user assistant system Hello! See you. Hi Bye Be brief. Twenty to one.\n\n <think>\n </think>\n\n"] * 8, trainer
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, bos_token=bos, pad_token=eos)
     tokenizer.chat_template = template
     return tokenizer
