@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -21,11 +21,12 @@ from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import OnProgress, silent
 from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat_adapters import BASE
+from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
-from qlora_ui.engine.chat_step import ForwardPass, keys_of
+from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
-from qlora_ui.engine.decode import GrowingText, Noise, Sampling, choose_tokens
+from qlora_ui.engine.decode import Sampling
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.workspace import Workspace
@@ -35,31 +36,8 @@ __all__ = ["ADAPTER", "BASE", "ChatService", "ChatTarget", "Delta", "Loaded", "S
 
 ADAPTER = "adapter"
 """The side of the target's own adapter; other loaded adapters are sides by the name that `add_adapter` returns."""
-BUCKET_TOKENS = {"cuda": 1024, "cpu": 256}
-"""Slots of the cache at first; a step attends to all of them, a new size means new graphs."""
-SHARE_S = 1.0
-"""While others wait for the card, an answer goes on for this long between two of their steps."""
-
 Asked = Sequence[Message] | Mapping[str, Sequence[Message]]
 """One conversation for all sides, or each side's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of one side's answer; the last one of a side has `is_done`, `stopped_by` and the final numbers."""
-
-    side: str
-    text: str
-    is_done: bool = False
-    num_tokens: int = 0
-    tokens_per_s: float = 0.0
-    """Of this side, from its first token on."""
-    first_token_s: float = 0.0
-    """From the request to the first token."""
-    stopped_by: str = ""
-    """`end` (the model was done), `length` (max_tokens), `context` (its memory is full) or `stop` (the user)."""
-    seed: int = 0
-    """Seed of the answer, drawn where none was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +53,6 @@ class Loaded:
     is_captured: bool
     reason: str
     """Why steps are not captured as CUDA graphs; empty where they are."""
-
-
-@dataclass(slots=True)
-class _Side:
-    """A side while it answers."""
-
-    name: str
-    ids: list[int]
-    row: int
-    text: GrowingText
-    num_tokens: int = 0
-    stopped_by: str = ""
-    first_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -342,116 +307,8 @@ class ChatService:
     def _answer_together(self, request: _Request, names: Sequence[str]) -> None:
         model, cache, forward = self._model, self._cache, self._pass
         assert model is not None and cache is not None and forward is not None
-        names = keys_of(names)
-        prompts = [model.prompt_ids(request.messages[name]) for name in names]
-        longest = max(map(len, prompts))
-        _check_context(longest, model.context_tokens)
-        # Room for the whole answer at once where it is short: every growth costs a copy and new graphs.
-        cache.reserve(self._row_keys(names), longest + min(request.sampling.max_tokens, BUCKET_TOKENS[model.device.type]))
-        by_key = {row.key: index for index, row in enumerate(cache.rows)}
-        sides = [_Side(name, ids, by_key[self._keys[name]], GrowingText(model.tokenizer)) for name, ids in zip(names, prompts, strict=True)]
-        noise = Noise(request.sampling, min(request.sampling.max_tokens, model.context_tokens), model.device)
-        logits_BV = self._prefill(request, sides)
-        if logits_BV is None:
-            for side in sides:
-                self._end(request, side, "stop", noise.seed)
-            return
-        if not bool(torch.isfinite(logits_BV).all()):
-            raise ModelError("The model answers with numbers that are none (NaN).", fix="Choose fp32 or bf16 arithmetic.", code="nan")
-        self._decode(request, sides, logits_BV, noise)
-
-    def _row_keys(self, names: Sequence[str]) -> list[str]:
-        """Rows to keep. Captured passes have one shape, so on a card only those asked for; else all that can be asked again."""
-        asked = [self._keys[name] for name in names]
-        if self._cache is None or self._pass is None or not self._pass.reason:
-            return asked
-        known = set(self._keys.values())
-        return [*[row.key for row in self._cache.rows if row.key in known - set(asked)], *asked]
-
-    def _prefill(self, request: _Request, sides: Sequence[_Side]) -> torch.Tensor | None:
-        """Compute what is new of each prompt; the logits after it, or None where the user stopped it."""
-        cache, forward = self._cache, self._pass
-        assert cache is not None and forward is not None
-        logits: list[torch.Tensor | None] = [None] * len(sides)
-        todo = [side.ids[cache.roll_back(cache.rows[side.row], side.ids) :] for side in sides]
-        while any(todo):
-            if request.stopped.is_set():
-                return None
-            parts = [ids[: forward.longest] for ids in todo]
-            starts = [len(cache.rows[side.row].tokens) for side in sides]
-            out_BV = forward.run([self._keys[side.name] for side in sides], parts, starts, [side.row for side in sides])
-            for index, (side, part) in enumerate(zip(sides, parts, strict=True)):
-                cache.rows[side.row].tokens += part
-                todo[index] = todo[index][len(part) :]
-                if part and not todo[index]:
-                    logits[index] = out_BV[index].clone()
-        return torch.stack([row for row in logits if row is not None])
-
-    def _decode(self, request: _Request, sides: Sequence[_Side], logits_BV: torch.Tensor, noise: Noise) -> None:
-        model, cache, forward = self._model, self._cache, self._pass
-        assert model is not None and cache is not None and forward is not None
-        shared_at = time.perf_counter()
-        live = list(sides)
-        for index in range(request.sampling.max_tokens):
-            chosen = choose_tokens(logits_BV, request.sampling, noise.at(index)).tolist()
-            for side, token in zip(live, chosen, strict=True):
-                if not side.stopped_by:
-                    self._take(request, side, token, index, noise.seed)
-            if all(side.stopped_by for side in live):
-                return
-            if model.device.type == "cpu":
-                # On a card a second row is free and a new shape is not; on a CPU it is the other way round.
-                kept = [place for place, side in enumerate(live) if not side.stopped_by]
-                chosen, live = [chosen[place] for place in kept], [live[place] for place in kept]
-            if time.perf_counter() - shared_at > SHARE_S:
-                self._card.turns.pass_on()
-                shared_at = time.perf_counter()
-            longest = max(len(cache.rows[side.row].tokens) for side in live)
-            cache.reserve([row.key for row in cache.rows], longest + 1)
-            parts = [[] if side.stopped_by else [token] for side, token in zip(live, chosen, strict=True)]
-            starts = [len(cache.rows[side.row].tokens) for side in live]
-            logits_BV = forward.run([self._keys[side.name] for side in live], parts, starts, [side.row for side in live])
-            for side, part in zip(live, parts, strict=True):
-                cache.rows[side.row].tokens += part
-
-    def _take(self, request: _Request, side: _Side, token: int, index: int, seed: int) -> None:
-        """Give the user the text of a new token, and see whether the answer ends with it."""
-        model, cache = self._model, self._cache
-        assert model is not None and cache is not None
-        now = time.perf_counter()
-        side.num_tokens += 1
-        side.first_at = side.first_at or now
-        if token in model.stop_ids:
-            self._end(request, side, "end", seed)
-            return
-        text = side.text.push(token)
-        if text:
-            request.out.put(replace(self._state(request, side, seed, now), text=text))
-        if request.stopped.is_set():
-            self._end(request, side, "stop", seed)
-        elif index + 1 >= request.sampling.max_tokens:
-            self._end(request, side, "length", seed)
-        elif len(cache.rows[side.row].tokens) + 1 >= model.context_tokens:
-            self._end(request, side, "context", seed)
-
-    def _end(self, request: _Request, side: _Side, reason: str, seed: int) -> None:
-        side.stopped_by = reason
-        state = self._state(request, side, seed, time.perf_counter())
-        request.out.put(replace(state, text=side.text.finish(), is_done=True, stopped_by=reason))
-
-    @staticmethod
-    def _state(request: _Request, side: _Side, seed: int, now: float) -> Delta:
-        seconds = now - side.first_at
-        speed = (side.num_tokens - 1) / seconds if side.num_tokens > 1 and seconds > 0 else 0.0
-        first = side.first_at - request.began if side.first_at else 0.0
-        return Delta(side.name, "", num_tokens=side.num_tokens, tokens_per_s=speed, first_token_s=first, seed=seed)
-
-
-def _check_context(num_tokens: int, context_tokens: int) -> None:
-    if num_tokens >= context_tokens:
-        raise QloraUiError(
-            f"The conversation has {num_tokens:,} tokens; this model reads at most {context_tokens:,}.",
-            why="Everything said so far is read again at every turn.",
-            fix="Clear the chat, remove early turns, or shorten the message.",
-            code="context-full",
-        )
+        prompts = {name: model.prompt_ids(request.messages[name]) for name in names}
+        answering = Answering(model, cache, forward, pass_on=self._card.turns.pass_on)
+        keys = {name: self._keys[name] for name in names}
+        known = tuple(self._keys.values())
+        answering.answer(prompts, keys, request.sampling, request.out.put, request.stopped.is_set, began=request.began, known=known)

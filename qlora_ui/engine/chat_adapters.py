@@ -201,6 +201,11 @@ class RowSwitch:
         if self._model is not None:
             self._activate(next((name for name in names if name not in self._plain), None))
 
+    @property
+    def factors(self) -> tuple[torch.Tensor | None, ...]:
+        """The rows' factors as they are now, one for each adapter in use."""
+        return self._factors_B11
+
     def _activate(self, name: str | None) -> None:
         """Let PEFT's own forwards work for an adapter that needs them; None makes them leave the base alone."""
         if name == self._active:

@@ -76,6 +76,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Slots of a row."""
         return self.length
 
+    # Its name up to transformers 5.19, where it is abstract.
+    get_max_cache_shape = get_max_length
+
 
 @dataclass(slots=True)
 class Row:

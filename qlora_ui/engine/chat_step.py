@@ -29,6 +29,8 @@ class CapturedPass:
     positions_BT: torch.Tensor
     last_B: torch.Tensor
     logits_BV: torch.Tensor
+    kept: tuple[Any, ...]
+    """What the graph reads and nobody else may still hold."""
 
 
 class ForwardPass:
@@ -157,7 +159,7 @@ class ForwardPass:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             logits_BV = self._forward(ids_BT, positions_BT, last_B, None)
-        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV)
+        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV, self.switch.factors)
 
 
 def keys_of(sides: Sequence[str]) -> list[str]:
