@@ -27,6 +27,18 @@ from qlora_ui.settings.upstream import lora_arguments
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """What a run stands on before its first step."""
+
+    folder: Path
+    """Of the base model."""
+    tokenizer: Any
+    rows: Rows
+    plan: Intervals
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of a run as the trainer takes them."""
 
@@ -66,26 +78,18 @@ def prepare_rows(train: Dataset, evaluation: Dataset | None, config: RunConfig, 
     return Rows(rows, packed_eval, collator, True, _lengths(rows))
 
 
-def load_model(model_folder: Path, config: RunConfig, device: torch.device, *, is_packed: bool) -> Any:
+def load_model(ground: Ground, config: RunConfig) -> Any:
     """The base for training; packed rows need an attention that keeps conversations apart."""
-    return load_quantized(model_folder, config, device, attention=attention.register() if is_packed else None)
+    kernel = attention.register() if ground.rows.is_packed else None
+    return load_quantized(ground.folder, config, ground.device, attention=kernel)
 
 
-def build_trainer(
-    model: Any,
-    tokenizer: Any,
-    rows: Rows,
-    plan: Intervals,
-    session: Session,
-    control: Control,
-    recorder: Recorder,
-    device: torch.device,
-    output_dir: Path,
-) -> QloraTrainer:
+def build_trainer(model: Any, ground: Ground, session: Session, control: Control, recorder: Recorder) -> QloraTrainer:
     """The trainer with a fresh adapter on `model`. Its random numbers are those of the plain stack with the same seed."""
-    config = session.config
-    dtype = compute_dtype(config, device)
-    arguments = training_arguments(config, plan, output_dir, on_gpu=device.type == "cuda", compute_dtype=dtype)
+    config, rows = session.config, ground.rows
+    on_gpu = ground.device.type == "cuda"
+    dtype = compute_dtype(config, ground.device)
+    arguments = training_arguments(config, ground.plan, session.store.folder, on_gpu=on_gpu, compute_dtype=dtype)
     if rows.is_packed:
         arguments["per_device_eval_batch_size"] = config.train.batch_size
     args = SFTConfig(**arguments)
@@ -98,7 +102,7 @@ def build_trainer(
         args=args,
         train_dataset=rows.train,
         eval_dataset=rows.eval,
-        processing_class=tokenizer,
+        processing_class=ground.tokenizer,
         data_collator=rows.collator,
         peft_config=LoraConfig(**lora_arguments(config)),
         callbacks=[control, recorder],

@@ -143,23 +143,21 @@ class Job:
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
             folder = self._main_first(lambda: self._download(config))
-            rows, tokenizer = self._main_first(lambda: self._data(config, folder, device))
+            ground = self._main_first(lambda: self._data(config, folder, device))
             with self.turns.turn():
-                return self._train(config, folder, rows, tokenizer, device, checkpoint)
+                return self._train(config, ground, checkpoint)
 
-    def _train(
-        self, config: RunConfig, folder: Path, rows: build.Rows, tokenizer: Any, device: torch.device, checkpoint: Checkpoint | None
-    ) -> Ended:
-        plan = intervals(config, len(rows.train), rows.num_eval)
-        trainer, recorder = self._assemble(config, folder, rows, plan, tokenizer, device, checkpoint)
-        self._plan(config, rows, plan, trainer, device)
+    def _train(self, config: RunConfig, ground: build.Ground, checkpoint: Checkpoint | None) -> Ended:
+        rows = ground.rows
+        trainer, recorder = self._assemble(config, ground, checkpoint)
+        self._announce(config, ground, trainer)
         self._try_longest(trainer, rows)
         if checkpoint is None:
             self._ask_probes(0)
         self._enter("train")
-        recorder.begin(checkpoint.step if checkpoint else 0, trainer._session.tokens_before)
+        recorder.begin(checkpoint.step if checkpoint else 0, trainer.tokens_before)
         self._fit(trainer, rows, checkpoint.path if checkpoint else None)
-        return self._completed(config, trainer, plan)
+        return self._completed(config, trainer, ground.plan)
 
     def _completed(self, config: RunConfig, trainer: QloraTrainer, plan: Intervals) -> Ended:
         assert self.recorder is not None
@@ -217,7 +215,7 @@ class Job:
         self._enter("download")
         return ensure_model(config.model, self.workspace, self._progress, self._is_cancelled)
 
-    def _data(self, config: RunConfig, folder: Path, device: torch.device) -> tuple[build.Rows, Any]:
+    def _data(self, config: RunConfig, folder: Path, device: torch.device) -> build.Ground:
         self._enter("data")
         tokenizer = self.tokenizer = load_tokenizer(folder, config.model.template)
         into = self.run if self.is_main else None
@@ -225,27 +223,19 @@ class Job:
         self.data_receipt = data.receipt.as_dict()
         self._num_dropped, self._num_truncated = data.receipt.num_dropped, data.receipt.num_truncated
         self.base = base_identity(folder, config)
-        return build.prepare_rows(data.train, data.eval, config, device, tokenizer.pad_token_id), tokenizer
+        rows = build.prepare_rows(data.train, data.eval, config, device, tokenizer.pad_token_id)
+        return build.Ground(folder, tokenizer, rows, intervals(config, len(rows.train), rows.num_eval), device)
 
-    def _assemble(
-        self,
-        config: RunConfig,
-        folder: Path,
-        rows: build.Rows,
-        plan: Intervals,
-        tokenizer: Any,
-        device: torch.device,
-        checkpoint: Checkpoint | None,
-    ) -> tuple[QloraTrainer, Recorder]:
+    def _assemble(self, config: RunConfig, ground: build.Ground, checkpoint: Checkpoint | None) -> tuple[QloraTrainer, Recorder]:
         assert self.store is not None
         self._enter("load")
         self._raise_if_ending()
-        marks = fingerprint(config, rows.train)
+        marks = fingerprint(config, ground.rows.train)
         if checkpoint is not None:
             self._check_same(checkpoint, marks)
-        model = build.load_model(folder, config, device, is_packed=rows.is_packed)
+        model = build.load_model(ground, config)
         self._raise_if_ending()
-        agree = agreement(int(os.environ.get("WORLD_SIZE", "1")), device)
+        agree = agreement(int(os.environ.get("WORLD_SIZE", "1")), ground.device)
         self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
         session = Session(
             config=config,
@@ -259,9 +249,7 @@ class Job:
             tokens_before=int(checkpoint.notes.get("tokens", 0)) if checkpoint else 0,
         )
         control = Control(self.desk, agree, self._enter)
-        self.trainer = build.build_trainer(
-            model, tokenizer, rows, plan, session, control, self.recorder, device, self.run.checkpoints
-        )
+        self.trainer = build.build_trainer(model, ground, session, control, self.recorder)
         if checkpoint is not None:
             self._take_up(checkpoint)
         return self.trainer, self.recorder
@@ -288,7 +276,8 @@ class Job:
         if size and accumulation:
             self.trainer.set_geometry(int(size), int(accumulation))
 
-    def _plan(self, config: RunConfig, rows: build.Rows, plan: Intervals, trainer: QloraTrainer, device: torch.device) -> None:
+    def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer) -> None:
+        rows, plan = ground.rows, ground.plan
         report = build.enable_fast(trainer, rows, config, self.capture_lock, self._note_fast)
         trainable, total = num_parameters(trainer.model)
         self.prediction = predict(config, self.workspace, rows.lengths, len(rows.train) + rows.num_eval)

@@ -13,7 +13,7 @@ from qlora_ui.engine.randomness import untouched_randomness
 from qlora_ui.runs.events import ProbeAnswered
 
 
-class _Until(StoppingCriteria):
+class _Until(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, is_cancelled: Callable[[], bool]) -> None:
         self._is_cancelled = is_cancelled
 

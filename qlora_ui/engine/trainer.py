@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.engine.adapter import write_adapter
+from qlora_ui.engine.adapter import WEIGHTS, write_adapter
 from qlora_ui.engine.callbacks import Best, EvaluationStopped
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.failures import NonFinite, forget, is_disk_full, is_out_of_memory
@@ -105,6 +107,11 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         self.remove_callback(PrinterCallback)
 
+    @property
+    def tokens_before(self) -> int:
+        """Tokens seen before this attempt."""
+        return self._session.tokens_before
+
     # Continuing
 
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **named: Any) -> Any:
@@ -112,6 +119,24 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self._total_train_tokens = self._session.tokens_before
         self._mark_boundary()
         return super().train(resume_from_checkpoint, *arguments, **named)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Copy the adapter into the parameters that are there.
+
+        peft's own loading makes a bf16 adapter fp32: other numbers, twice the memory, and not what the fast step has fused.
+        """
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        result = set_peft_model_state_dict(target, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        if result.unexpected_keys:
+            raise RunError(
+                "The checkpoint does not fit the adapter of this run.",
+                why=f"It has weights for {result.unexpected_keys[0]}",
+                fix="Start a new run",
+                code="resume-changed",
+            )
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         prepared = super()._prepare_for_training(*arguments, **named)
@@ -184,10 +209,9 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
                 if not is_out_of_memory(error) or old == 1:
                     raise
                 forget(error)
-            self.accelerator.free_memory() if not self.is_in_train else None
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             self.args.per_device_eval_batch_size = max(old // 2, 1)
-            self._eval_dataloaders = {}
             self._session.write(
                 Healed(
                     what="A check ran out of memory; it goes on with fewer rows at once.",

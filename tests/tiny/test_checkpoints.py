@@ -1,0 +1,94 @@
+"""Checkpoints are whole or not there, and a broken one is never taken for good."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from jobs import again, curve, tiny_config, train, write_rows
+from test_resume import interrupted
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.engine.checkpoints import MANIFEST, Broken, Checkpoint, CheckpointStore, verify
+from qlora_ui.runs.run_dir import Request, Status
+from qlora_ui.runs.workspace import Workspace
+
+
+def save(store: CheckpointStore, step: int, text: str = "weights") -> Checkpoint:
+    staged = store.stage(step)
+    (staged / "optimizer.pt").write_text(text, encoding="utf-8")
+    (staged / "trainer_state.json").write_text("{}", encoding="utf-8")
+    return store.commit(step, {"tokens": step * 10})
+
+
+def test_a_commit_is_verified_and_remembers_its_notes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    save(store, 10)
+    found = store.find(10)
+    assert found is not None and found.notes == {"tokens": 100} and found.num_bytes == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "changed", "no manifest", "half a manifest"])
+def test_any_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
+    store = CheckpointStore(tmp_path, 3)
+    save(store, 10)
+    victim = save(store, 20).path
+    file = victim / "optimizer.pt"
+    match damage:
+        case "missing":
+            file.unlink()
+        case "short":
+            file.write_text("weig", encoding="utf-8")
+        case "changed":
+            file.write_text("WEIGHTS", encoding="utf-8")
+        case "no manifest":
+            (victim / MANIFEST).unlink()
+        case _:
+            (victim / MANIFEST).write_text('{"step": 20, "fil', encoding="utf-8")
+    newest, broken = store.newest_whole()
+    assert newest is not None and newest.step == 10
+    assert [item.step for item in broken] == [20] and broken[0].why
+    assert isinstance(verify(victim), Broken)
+
+
+def test_rotation_goes_by_step_and_not_by_the_clock(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    os.utime(store.path_of(10), (time.time() + 1e6, time.time() + 1e6))
+    assert store.rotate(best_step=10) == [20]
+    assert sorted(store.steps()) == [10, 30, 40]
+    assert store.rotate(best_step=None) == [10]
+
+
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    save(store, 10)
+    (store.stage(20) / "half").write_text("x", encoding="utf-8")
+    (tmp_path / ".trash-5").mkdir()
+    store.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    monkeypatch.setattr("qlora_ui.engine.checkpoints.free_bytes", lambda path: 1000)
+    with pytest.raises(RunError, match="checkpoint needs"):
+        store.check_space(0)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"])
+def test_a_run_with_a_broken_newest_checkpoint_continues_from_the_one_before(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The stock trainer takes three of these silently and goes on with other numbers."""
+    config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), train__max_steps=6, eval__share=0)
+    whole = train(Workspace.at(tmp_path / "whole"), config)
+    made = interrupted(Workspace.at(tmp_path / "broken"), config, Request.STOP, 3)
+    (made.checkpoints / "checkpoint-4" / name).unlink()
+    view = again(made)
+    assert view.status is Status.DONE
+    assert view.started is not None and view.started.resumed_from == 2
+    assert any(event.what.startswith("The checkpoint of step 4 is broken") for event in view.notices if hasattr(event, "code"))
+    assert curve(view) == curve(whole)

@@ -1,0 +1,125 @@
+"""A run that was interrupted anywhere ends as if it had not been: the same losses, gradient norms and adapter, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import again, curve, tiny_config, train, write_rows
+
+from qlora_ui.base.files import sha256_of
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+WEIGHTS = "adapter_model.safetensors"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32 arithmetic": {},
+    "bf16 arithmetic": {"quant__compute_dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def whole(request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunView]:
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), **VARIANTS[request.param])
+    view = train(Workspace.at(folder / "workspace"), config)
+    assert view.status is Status.DONE, view.ended
+    return config, view
+
+
+@contextmanager
+def asking(run: RunDir, request: Request, after_step: int) -> Iterator[None]:
+    """Ask for something when the point of `after_step` is written, so that it is seen in the step after it."""
+    from qlora_ui.engine.callbacks import Recorder
+
+    original = Recorder.on_log
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+        original(self, args, state, control, **named)
+        if state.global_step == after_step and not asked:
+            asked.append(True)
+            run.request(request)
+
+    asked: list[bool] = []
+    Recorder.on_log = on_log  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Recorder.on_log = original  # type: ignore[method-assign]
+
+
+def interrupted(workspace: Workspace, config: RunConfig, request: Request, after_step: int) -> RunDir:
+    from qlora_ui.engine.job import run
+
+    made = create_run(workspace, config)
+    with asking(made, request, after_step):
+        run(made.path)
+    return made
+
+
+def assert_same(first: RunView, second: RunView) -> None:
+    assert second.status is Status.DONE, second.ended
+    assert curve(second) == curve(first)
+    assert [event.tokens for event in second.steps] == [event.tokens for event in first.steps]
+    assert sha256_of(second.run.adapter / WEIGHTS) == sha256_of(first.run.adapter / WEIGHTS)
+
+
+@pytest.mark.parametrize(("request_", "after_step"), [(Request.STOP, 1), (Request.PAUSE, 3), (Request.STOP, 4), (Request.STOP_NOW, 6)])
+def test_continuing_gives_the_same_run(
+    whole: tuple[RunConfig, RunView], tmp_path: Path, request_: Request, after_step: int
+) -> None:
+    config, view = whole
+    made = interrupted(Workspace.at(tmp_path), config, request_, after_step)
+    from qlora_ui.runs.read import read_run
+
+    before = read_run(made)
+    assert before.status in (Status.STOPPED, Status.PAUSED)
+    assert before.step < 8
+    # The checks that a stop fell into are the only points that may be missing.
+    assert_same(view, again(made))
+
+
+def test_a_failure_in_the_middle_of_a_step_costs_nothing(
+    whole: tuple[RunConfig, RunView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_ui.engine.job import run
+    from qlora_ui.engine.trainer import QloraTrainer
+    from qlora_ui.runs.read import read_run
+
+    config, view = whole
+    original = QloraTrainer.training_step
+    calls: list[int] = []
+
+    def failing(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if self.state.global_step == 5 and len(calls) % 2 == 0:
+            raise RuntimeError("something odd")
+        return original(self, *arguments, **named)
+
+    made = create_run(Workspace.at(tmp_path), config)
+    with monkeypatch.context() as patch:
+        patch.setattr(QloraTrainer, "training_step", failing)
+        run(made.path)
+    failed = read_run(made)
+    assert failed.status is Status.FAILED
+    assert failed.ended is not None and "something odd" in failed.ended.why
+    assert "Traceback" in failed.ended.traceback
+    assert_same(view, again(made))
+
+
+def test_changed_rows_refuse_to_continue(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:
+    config, _ = whole
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = config.changed({"data.sources": [{"id": str(rows)}]})
+    made = interrupted(Workspace.at(tmp_path / "workspace"), config, Request.STOP, 3)
+    rows.write_text(rows.read_text(encoding="utf-8").replace("world", "planet"), encoding="utf-8")
+    view = again(made)
+    assert view.status is Status.FAILED
+    assert view.ended is not None and view.ended.code == "resume-changed" and "the data" in view.ended.what
+    assert (made.path / "adapter" / WEIGHTS).is_file()
