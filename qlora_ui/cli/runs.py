@@ -1,0 +1,126 @@
+"""`app.py runs`: the runs of a workspace, and what can be done to one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.units import format_bytes, format_duration
+from qlora_ui.cli.config_flags import table
+from qlora_ui.runs.events import Failed
+from qlora_ui.runs.launcher import ask
+from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
+from qlora_ui.runs.read import RunView, read_run
+from qlora_ui.runs.registry import delete_run, find_run
+from qlora_ui.runs.run_dir import Request, RunDir
+from qlora_ui.runs.workspace import Workspace
+
+HELP = "list runs; show, compare, rename, delete, stop, pause or save one"
+_REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
+_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "resume-info", *_REQUESTS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A word and a run; without both, the list."""
+    parser.add_argument("word", nargs="?", default="list", choices=_WORDS, help="what to do (default: list)")
+    parser.add_argument("run", nargs="?", default="latest", metavar="RUN", help="id of a run (default: the newest)")
+    parser.add_argument("rest", nargs="*", metavar="WORD", help="the new name, the tags, or the other runs to compare with")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it and print what came of it."""
+    workspace = Workspace.at(arguments.workspace)
+    if arguments.word == "list":
+        return _list(RunList(workspace).rows(), arguments.json)
+    target = find_run(workspace, arguments.run)
+    if arguments.word in _REQUESTS:
+        _say({"run_id": target.id, "message": ask(target, _REQUESTS[arguments.word])}, arguments.json)
+    elif arguments.word == "show":
+        return _show(read_run(target), arguments.json)
+    elif arguments.word == "compare":
+        return _compare([target, *(find_run(workspace, name) for name in arguments.rest)], arguments.json)
+    elif arguments.word == "rename":
+        rename(target, " ".join(arguments.rest))
+        _say({"run_id": target.id, "message": f"It is called “{read_run(target).name}” now."}, arguments.json)
+    elif arguments.word == "tag":
+        target.write_about(tags=list(arguments.rest))
+        _say({"run_id": target.id, "message": f"Tags: {', '.join(arguments.rest) or 'none'}."}, arguments.json)
+    elif arguments.word == "delete":
+        trash = delete_run(workspace, target)
+        _say({"run_id": target.id, "message": f"Moved to {trash}; delete that folder to free the space."}, arguments.json)
+    else:
+        _say(_resume_info(read_run(target)), arguments.json)
+    return 0
+
+
+def _list(rows: list[RunRow], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], ensure_ascii=False))
+        return 0
+    head = ("id", "status", "steps", "loss", "memory", "time", "name")
+    print(table([head, *(_cells(row) for row in rows)]) if rows else "There is no run yet.")
+    return 0
+
+
+def _cells(row: RunRow) -> tuple[str, ...]:
+    return (
+        row.id,
+        row.status.value,
+        f"{row.step}/{row.num_steps}" if row.num_steps else "",
+        f"{row.final_loss:.4f}" if row.final_loss is not None else "",
+        format_bytes(row.peak_bytes) if row.peak_bytes else "",
+        format_duration(row.elapsed_s) if row.elapsed_s else "",
+        row.name if row.name != row.id else "",
+    )
+
+
+def _show(view: RunView, as_json: bool) -> int:
+    values: dict[str, Any] = {
+        **row_of(view).as_dict(),
+        "run_dir": str(view.run.path),
+        "phase": view.phase.phase if view.phase and view.status.is_live else None,
+        "time_left_s": view.time_left_s,
+        "evals": [{"step": event.step, "loss": event.loss} for event in view.evals],
+        "notices": [event.what for event in view.notices],
+        "problem": view.problem,
+        "settings": view.config.to_nested(only_changed=True) if view.config else None,
+    }
+    ended = view.ended
+    if isinstance(ended, Failed):
+        values["failure"] = {"code": ended.code, "what": ended.what, "why": ended.why, "fix": ended.fix}
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return 0
+    values.pop("sparkline")
+    print(table((name, _cell(value)) for name, value in values.items()))
+    return 0
+
+
+def _cell(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _compare(runs: list[RunDir], as_json: bool) -> int:
+    if len(runs) < 2:
+        raise QloraUiError("Give two runs or more to compare.", fix="“runs compare RUN OTHER”", where="command line", code="usage")
+    rows = compare(*(run.config() for run in runs))
+    if as_json:
+        print(json.dumps({"runs": [run.id for run in runs], "differences": {path: list(values) for path, values in rows}}, default=str))
+        return 0
+    print(table([("", *(run.id for run in runs)), *((path, *map(str, values)) for path, values in rows)]))
+    return 0
+
+
+def _resume_info(view: RunView) -> dict[str, Any]:
+    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in view.run.checkpoints.glob("checkpoint-*"))
+    newest = steps[-1] if steps else None
+    can = view.can_resume
+    how = f"from step {newest}" if newest else "from its first step, since nothing was saved yet"
+    message = f"“train --resume {view.id}” continues it {how}." if can else f"It is {view.status.value} and needs no continuing."
+    return {"run_id": view.id, "can_resume": can, "checkpoint": newest, "num_steps": view.num_steps, "message": message}
+
+
+def _say(values: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(values, ensure_ascii=False) if as_json else values["message"])
