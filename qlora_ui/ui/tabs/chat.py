@@ -100,7 +100,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
             "problems": problems_html(desk.problems) if desk.problems else "",
             "note": desk.note,
             "context": context_line(desk.context),
-            "loaded": f"{loaded.name}: {format_bytes(loaded.num_bytes)} in memory, {loaded.device}" if loaded else "",
+            "loaded": f"{format_bytes(loaded.num_bytes)} in memory, {loaded.device}" if loaded else "",
             "mode": desk.mode if who.run_id else "base",
             "canCompare": bool(who.run_id),
             "who": _key(who),

@@ -12,6 +12,7 @@ from qlora_ui.ui.views.words import fold
 
 SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
 STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
+TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
@@ -41,19 +42,14 @@ def _question_tools(index: int, question: str, *, is_last: bool) -> str:
 def _answer(index: int, side: str, text: str, notes: Any, *, is_live: bool) -> str:
     known = notes.answers.get(side)
     is_done = not is_live or bool(known and known.stopped_by)
-    body = (
-        said_html(text)
-        if text
-        else '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
-        if not is_done
-        else ""
-    )
+    body = said_html(text) if text else "" if is_done else TYPING
     if is_done and not text.strip():
         body = '<span class="q-small">It said nothing.</span>'
     tools = _answer_tools(index, side, text, known) if is_done and text.strip() else ""
     return (
         f'<article class="q-answer q-answer-{side}" aria-label="{SIDE_WORDS[side]}"><h3 class="q-answer-head">{SIDE_WORDS[side]}</h3>'
-        f'<div class="q-said">{body}</div><div class="q-answer-foot"><span class="q-small q-num">{escape(_numbers(known))}</span>{tools}</div></article>'
+        f'<div class="q-said">{body}</div>'
+        f'<div class="q-answer-foot"><span class="q-small q-num">{escape(_numbers(known))}</span>{tools}</div></article>'
     )
 
 
