@@ -187,6 +187,8 @@ class ChatService:
             self._keys[ADAPTER] = ADAPTER
             self._rebind()
         self._target = target
+        on_progress("Getting ready to answer", None)
+        self._warm_up()
         return self._describe()
 
     def _add(self, target: ChatTarget) -> str:
@@ -224,6 +226,15 @@ class ChatService:
             self._pass.forget_graphs()
         capture = self._model.device.type == "cuda"
         self._pass = ForwardPass(self._model.base, self._cache, self._model.switch, self._model.device, capture=capture)
+
+    def _warm_up(self) -> None:
+        assert self._cache is not None and self._pass is not None and self._model is not None
+        keys = list(self._keys.values())
+        self._cache.reserve(keys, BUCKET_TOKENS[self._model.device.type])
+        asked = [keys] if self._model.switch.can_share(keys) else []
+        with self._card.turns.turn(), torch.inference_mode():
+            for group in (*asked, keys[-1:]):
+                self._pass.warm_up(group, [keys.index(key) for key in group])
 
     def _new_cache(self) -> None:
         assert self._model is not None

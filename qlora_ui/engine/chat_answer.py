@@ -78,7 +78,8 @@ class Answering:
     ) -> None:
         """Answer each side's prompt (tokens) with its adapter (`keys`); every piece of text goes to `emit`.
 
-        `known` are the adapters that may be asked again, whose rows of the cache are worth keeping. Raises QloraUiError where
+        `known` are all adapters that may be asked; each has a row in the cache, so that graphs stay
+        valid whoever is asked. Raises QloraUiError where
         a prompt fills the model's context.
         """
         context = self.model.context_tokens
@@ -87,7 +88,8 @@ class Answering:
         names = keys_of(list(prompts))
         # Room for the whole answer at once where it is short: every growth costs a copy and new graphs.
         bucket = BUCKET_TOKENS[self.model.device.type]
-        self.cache.reserve(self._rows([keys[name] for name in names], known), longest + min(sampling.max_tokens, bucket))
+        rows = list(dict.fromkeys([*known, *(keys[name] for name in names)]))
+        self.cache.reserve(rows, longest + min(sampling.max_tokens, bucket))
         row_of = {row.key: index for index, row in enumerate(self.cache.rows)}
         sides = [_Side(name, keys[name], list(prompts[name]), row_of[keys[name]], GrowingText(self.model.tokenizer)) for name in names]
         self._began = time.perf_counter() if began is None else began
@@ -101,13 +103,6 @@ class Answering:
         if not bool(torch.isfinite(logits_BV).all()):
             raise ModelError("The model answers with numbers that are none (NaN).", fix="Choose fp32 or bf16 arithmetic.", code="nan")
         self._decode(sides, logits_BV, noise)
-
-    def _rows(self, asked: list[str], known: Sequence[str]) -> list[str]:
-        """Rows to keep. Captured passes have one shape, so on a card only those asked for; else all that can be asked again."""
-        if not self.forward.reason:
-            return asked
-        others = set(known) - set(asked)
-        return [*[row.key for row in self.cache.rows if row.key in others], *asked]
 
     def _prefill(self, sides: Sequence[_Side]) -> torch.Tensor | None:
         """Compute what is new of each prompt; the logits after it, or None where the user stopped it."""

@@ -18,10 +18,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 @dataclass(slots=True)
 class Slots:
-    """Where the next forward pass writes; shared by all layers and set before each pass."""
+    """Where the next forward pass reads and writes; shared by all layers and set before each pass."""
 
+    rows: slice | torch.Tensor = field(default_factory=lambda: slice(0, 0))
+    """Rows that take part: neighbours as a slice, which costs no copy, or their numbers (B)."""
     rows_B1: torch.Tensor | None = None
-    """Rows that take part; None means all of them."""
+    """The same as numbers, one for each row of the batch."""
     positions_BT: torch.Tensor | None = None
 
 
@@ -48,14 +50,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Write (B, H, T, D) into the slots; returns everything that the rows hold, (B, H, L, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, positions = self.slots.rows_B1, self.slots.positions_BT
-        assert positions is not None
-        index = torch.arange(self.num_rows, device=positions.device)[:, None] if rows is None else rows
-        self.keys[index, :, positions] = key_states.transpose(1, 2)
-        self.values[index, :, positions] = value_states.transpose(1, 2)
-        if rows is None:
-            return self.keys, self.values
-        return self.keys[rows[:, 0]], self.values[rows[:, 0]]
+        rows_B1, positions_BT = self.slots.rows_B1, self.slots.positions_BT
+        assert rows_B1 is not None and positions_BT is not None
+        self.keys[rows_B1, :, positions_BT] = key_states.transpose(1, 2)
+        self.values[rows_B1, :, positions_BT] = value_states.transpose(1, 2)
+        return self.keys[self.slots.rows], self.values[self.slots.rows]
 
     def resize(self, length: int, kept_rows: Sequence[int | None]) -> None:
         """New buffers of that length whose row i is a copy of the old row `kept_rows[i]`."""

@@ -37,6 +37,7 @@ class ForwardPass:
     """Runs the model on rows of a cache; on CUDA through graphs, and plainly where a model cannot be captured."""
 
     def __init__(self, model: Any, cache: ChatCache, switch: RowSwitch, device: torch.device, *, capture: bool) -> None:
+        """`capture` is for CUDA; there, passes have the lengths of PASS_LENGTHS, captured or not."""
         self.model = model
         self.cache = cache
         self.switch = switch
@@ -46,7 +47,7 @@ class ForwardPass:
         self.capture_s = 0.0
         """Seconds spent on capturing, so far."""
         self._argument = cache_argument(model)
-        self._graphs: dict[tuple[tuple[str, ...], int], CapturedPass] = {}
+        self._graphs: dict[tuple[tuple[str, ...], tuple[int, ...], int], CapturedPass] = {}
         self._version = -1
         self._pool: Any = None
         config = model.config.get_text_config()
@@ -60,43 +61,54 @@ class ForwardPass:
         """Most tokens of a row in one pass."""
         return PASS_LENGTHS[-1]
 
-    def run(self, keys: Sequence[str], ids: Sequence[Sequence[int]], starts: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
+    def run(
+        self, keys: Sequence[str], ids: Sequence[Sequence[int]], starts: Sequence[int], rows: Sequence[int], *, at_least: int = 1
+    ) -> torch.Tensor:
         """Logits (B, V) after the last of `ids[b]`, whose first token stands at `starts[b]` of the cache's row `rows[b]`.
 
         `keys[b]` is the adapter of the row. A row without new tokens passes along and its logits mean nothing.
         """
-        longest = max(map(len, ids))
-        captures = not self.reason
-        length = next(size for size in PASS_LENGTHS if size >= longest) if captures else longest
+        longest = max(at_least, *map(len, ids))
+        length = next(size for size in PASS_LENGTHS if size >= longest) if self.device.type == "cuda" else longest
         padding = self.cache.num_slots - 1
         ids_BT = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
         positions_BT = torch.tensor(
             [[*range(start, start + len(row)), *[padding] * (length - len(row))] for row, start in zip(ids, starts, strict=True)]
         )
         last_B = torch.tensor([max(len(row) - 1, 0) for row in ids])
-        if captures:
-            captured = self._captured(tuple(keys), ids_BT, positions_BT, last_B)
+        if not self.reason:
+            captured = self._captured(tuple(keys), tuple(rows), ids_BT, positions_BT, last_B)
             if captured is not None:
                 captured.ids_BT.copy_(ids_BT)
                 captured.positions_BT.copy_(positions_BT)
                 captured.last_B.copy_(last_B)
                 captured.graph.replay()
                 return captured.logits_BV
-        self.switch.choose(keys, self._dtype, self.device)
-        every = list(rows) == list(range(len(self.cache.rows)))
-        rows_B1 = None if every else torch.tensor(rows, device=self.device)[:, None]
-        return self._forward(ids_BT.to(self.device), positions_BT.to(self.device), last_B.to(self.device), rows_B1)
+        self._aim(keys, rows)
+        return self._forward(ids_BT.to(self.device), positions_BT.to(self.device), last_B.to(self.device))
+
+    def warm_up(self, keys: Sequence[str], rows: Sequence[int]) -> None:
+        """Capture what a first answer needs, so that nobody waits for it; does nothing where passes are not captured."""
+        if not self.reason:
+            for length in (1, PASS_LENGTHS[2]):
+                # Nothing but padding, so that what the rows hold stays.
+                self.run(keys, [[] for _ in rows], [0 for _ in rows], rows, at_least=length)
 
     def forget_graphs(self) -> None:
         """Free all graphs; their memory goes with them."""
         self._graphs.clear()
         self._pool = None
 
-    def _forward(
-        self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor, rows_B1: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _aim(self, keys: Sequence[str], rows: Sequence[int]) -> None:
+        """Point adapters and cache at the rows of the next pass."""
+        self.switch.choose(keys, self._dtype, self.device)
         slots = self.cache.slots
-        slots.rows_B1, slots.positions_BT = rows_B1, positions_BT
+        slots.rows_B1 = torch.tensor(rows, device=self.device)[:, None]
+        neighbours = list(rows) == list(range(rows[0], rows[0] + len(rows)))
+        slots.rows = slice(rows[0], rows[0] + len(rows)) if neighbours else slots.rows_B1[:, 0]
+
+    def _forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
+        self.cache.slots.positions_BT = positions_BT
         logits_BBV = self.model(
             input_ids=ids_BT,
             attention_mask=self._masks(positions_BT),
@@ -127,15 +139,15 @@ class ForwardPass:
             return sees_B1TL
         return torch.where(sees_B1TL, 0.0, torch.finfo(self._dtype).min).to(self._dtype)
 
-    def _captured(self, keys: tuple[str, ...], *inputs: torch.Tensor) -> CapturedPass | None:
+    def _captured(self, keys: tuple[str, ...], rows: tuple[int, ...], *inputs: torch.Tensor) -> CapturedPass | None:
         if self._version != self.cache.version:
             self.forget_graphs()
             self._version = self.cache.version
-        key = (keys, inputs[0].shape[1])
+        key = (keys, rows, inputs[0].shape[1])
         if key not in self._graphs:
             began = time.perf_counter()
             try:
-                self._graphs[key] = self._capture(keys, *inputs)
+                self._graphs[key] = self._capture(keys, rows, *inputs)
             except RuntimeError as error:
                 # Some models ask the card a question in the middle of a pass (rope that grows with the text).
                 self.forget_graphs()
@@ -144,22 +156,25 @@ class ForwardPass:
             self.capture_s += time.perf_counter() - began
         return self._graphs[key]
 
-    def _capture(self, keys: tuple[str, ...], ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> CapturedPass:
+    def _capture(
+        self, keys: tuple[str, ...], rows: tuple[int, ...], ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor
+    ) -> CapturedPass:
         ids_BT, positions_BT, last_B = (tensor.to(self.device) for tensor in (ids_BT, positions_BT, last_B))
-        self.switch.choose(keys, self._dtype, self.device)
+        self._aim(keys, rows)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             # Lazy initialisation (cuBLAS, the cache's buffers) must not happen inside a capture.
             for _ in range(2):
-                self._forward(ids_BT, positions_BT, last_B, None)
+                self._forward(ids_BT, positions_BT, last_B)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            logits_BV = self._forward(ids_BT, positions_BT, last_B, None)
-        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV, self.switch.factors)
+            logits_BV = self._forward(ids_BT, positions_BT, last_B)
+        slots = self.cache.slots
+        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV, (self.switch.factors, slots.rows_B1, slots.rows))
 
 
 def keys_of(sides: Sequence[str]) -> list[str]:

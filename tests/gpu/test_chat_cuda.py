@@ -1,0 +1,87 @@
+# ruff: noqa: E402
+"""The captured chat on a card: the tokens of the plain one, whatever comes between, and every byte back at the end."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+from qlora_ui.data.rows import Message
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.test_chat import HELLO, answers, write_adapter
+
+
+@pytest.fixture
+def service(tiny_model_dir: Path, tmp_path: Path) -> Any:
+    from qlora_ui.engine.chat import ChatService, ChatTarget
+
+    workspace = Workspace.at(tmp_path / "workspace")
+    run = create_run(workspace, RunConfig().changed({"model.id": str(tiny_model_dir)}))
+    for seed, folder in enumerate((run.adapter, run.checkpoints / "checkpoint-2")):
+        write_adapter(folder, tiny_model_dir, seed + 1)
+    service = ChatService(workspace, Card())
+    service.target = ChatTarget(run_id=run.id)
+    service.load(service.target)
+    yield service
+    service.close()
+
+
+def plain(service: Any, *asked: Any) -> dict[str, str]:
+    """The same question without graphs."""
+    service._pass.reason = "for comparison"
+    service._cache.forget()
+    got = answers(service.stream(*asked))
+    service._pass.reason = ""
+    service._cache.forget()
+    return got
+
+
+def test_captured_says_what_the_plain_step_says(service: Any) -> None:
+    from qlora_ui.engine.chat import ChatTarget, Sampling
+
+    assert service.loaded().is_captured
+    greedy = Sampling(temperature=0, max_tokens=40)
+    both = ("base", "adapter")
+    for sides in (both, ("adapter",), ("base",)):
+        assert answers(service.stream(HELLO, greedy, sides)) == plain(service, HELLO, greedy, sides)
+    # A second turn on what the first left in the cache, longer than the first buffers.
+    long = [*HELLO, Message("assistant", "yes " * 300), Message("user", "hello world how are you today " * 80)]
+    assert answers(service.stream(long, greedy, both)) == plain(service, long, greedy, both)
+    # The base's part of the cache outlives a change of adapter.
+    service.load(ChatTarget(run_id=service.target.run_id, checkpoint="checkpoint-2"))
+    assert answers(service.stream(HELLO, greedy, both)) == plain(service, HELLO, greedy, both)
+    wild = Sampling(temperature=1.0, max_tokens=24, seed=5)
+    assert answers(service.stream(HELLO, wild, both)) == plain(service, HELLO, wild, both)
+    assert not service._pass.reason
+
+
+def test_cycles_give_every_byte_back(service: Any) -> None:
+    from qlora_ui.engine.chat import Sampling
+
+    service.unload()
+    gc.collect()
+    torch.cuda.empty_cache()
+    start = torch.cuda.memory_allocated()
+    for _ in range(5):
+        service.load(service.target)
+        list(service.stream(HELLO, Sampling(max_tokens=8), ("base", "adapter")))
+        assert service.unload() > 0
+    assert abs(torch.cuda.memory_allocated() - start) < 2**20
+
+
+def test_training_numbers_stay_untouched(service: Any) -> None:
+    from qlora_ui.engine.chat import Sampling
+
+    torch.cuda.manual_seed(3)
+    state = torch.cuda.get_rng_state()
+    list(service.stream(HELLO, Sampling(max_tokens=8), ("base", "adapter")))
+    assert torch.equal(torch.cuda.get_rng_state(), state)
