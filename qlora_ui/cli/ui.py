@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this computer's own needs --auth")
     parser.add_argument("--auth", default="", metavar="NAME[:PASSWORD]", help="ask for a login; without a password one is made")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
+    parser.add_argument("--no-warm-up", action="store_true", help="load torch only when it is needed, not in idle time after the start")
     parser.add_argument("--window", action="store_true", help="open a window of its own (needs pywebview)")
 
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"Sign in as {arguments.auth} with the password {served.password}", flush=True)
         if not arguments.no_browser:
             _open(served.url, in_window=arguments.window)
-        warm_up_later(served.service)
+        if not arguments.no_warm_up:
+            warm_up_later(served.service)
         wait_for_the_end(served)
     return 0
 

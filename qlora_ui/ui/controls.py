@@ -30,7 +30,8 @@ Maker = Callable[[Option], gr.components.Component]
 
 def make_control(option: Option, *, maker: Maker | None = None, min_width: int = 240) -> Control:
     """Draw the control of an option where the caller stands; `maker` replaces the input, never the words around it."""
-    with gr.Column(elem_id=f"{option.dom_id}-control", elem_classes="q-control", min_width=min_width):
+    classes = ["q-control", "q-control-hidden"] if maker is make_hidden else ["q-control"]
+    with gr.Column(elem_id=f"{option.dom_id}-control", elem_classes=classes, min_width=min_width):
         head = gr.HTML(head_html(option), elem_id=f"{option.dom_id}-head", elem_classes="q-head", apply_default_css=False)
         component = (maker or make_input)(option)
     return Control(option, component, head)
@@ -100,6 +101,11 @@ def make_text(option: Option, lines: int = 1) -> gr.components.Component:
         max_lines=1 if lines == 1 else 12,
         placeholder=AUTOMATIC if option.is_optional else "",
     )
+
+
+def make_hidden(option: Option) -> gr.components.Component:
+    """The input of an option that a tab draws by its own means: it holds JSON, stands on the page and is not seen."""
+    return gr.Textbox("", label=option.meta.label, elem_id=option.dom_id, visible="hidden", interactive=True)
 
 
 def to_component(option: Option, value: Any) -> Any:

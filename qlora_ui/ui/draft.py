@@ -15,9 +15,9 @@ from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
-from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.sections import DataSection
-from qlora_ui.ui.inspection import Inspection
+from qlora_ui.ui.inspection import Pending
 
 if TYPE_CHECKING:
     from qlora_ui.ui.service import Service
@@ -36,15 +36,21 @@ class Draft:
     """The preset's settings, from which deltas are counted."""
     device: DeviceProfile
     facts: ModelFacts | None = None
-    inspection: Inspection | None = None
+    inspection: Pending[DataReport] | None = None
+    """The look at the data without a tokenizer."""
+    look: Pending[DataReport] | None = None
+    """The look in tokens; None while the engine rests or the model is not here."""
     shape: DataShape | None = None
     memory: MemoryEstimate | None = None
     duration: DurationEstimate | None = None
 
     @property
     def report(self) -> DataReport | None:
-        """What is known of the data; None while it is being read."""
-        return self.inspection.report if self.inspection is not None else None
+        """What is known of the data, in tokens where they were counted; None while it is being read."""
+        for pending in (self.look, self.inspection):
+            if pending is not None and pending.is_done and pending.answer is not None:
+                return pending.answer
+        return None
 
     @property
     def num_rows(self) -> int | None:
@@ -77,13 +83,28 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     config = _checked(values, problems)
     facts = _facts(service, values, problems)
     inspection = _inspection(service, values)
-    if inspection is not None and inspection.is_done:
-        problems.extend(replace(problem, where="data.sources", what=_with_place(problem)) for problem in inspection.problems)
-        if inspection.report is not None:
-            stops = [finding.as_problem() for finding in inspection.report.findings if finding.severity == "error"]
-            problems.extend(replace(problem, where="data.sources", what=_with_place(problem)) for problem in stops)
-    draft = Draft(values, config, tuple(problems), preset, service.preset_config(preset), device, facts, inspection)
+    look = service.look(config) if config is not None and facts is not None else None
+    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, look)
+    draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
+
+
+def _data_problems(draft: Draft) -> list[Problem]:
+    """What stops the training on this data, each at the option where it is mended."""
+    problems: list[Problem] = []
+    for pending in (draft.inspection, draft.look):
+        if pending is not None and pending.is_done:
+            problems.extend(pending.problems)
+    if draft.report is not None:
+        problems.extend(finding.as_problem() for finding in draft.report.findings if finding.severity == "error")
+    return list(dict.fromkeys(map(_placed, problems)))
+
+
+def _placed(problem: Problem) -> Problem:
+    """The problem at an option: one of a row of a file belongs to the datasets."""
+    if problem.where in option_by_path():
+        return problem
+    return replace(problem, where="data.sources", what=f"{problem.where}: {problem.what}" if problem.where else problem.what)
 
 
 def _checked(values: Mapping[str, Any], problems: list[Problem]) -> RunConfig | None:
@@ -106,14 +127,14 @@ def _facts(service: Service, values: Mapping[str, Any], problems: list[Problem])
         return None
 
 
-def _inspection(service: Service, values: Mapping[str, Any]) -> Inspection | None:
+def _inspection(service: Service, values: Mapping[str, Any]) -> Pending[DataReport] | None:
     """The look at the data, even while settings of other sections are wrong."""
     section = {path.partition(".")[2]: value for path, value in values.items() if path.startswith("data.")}
     try:
         data = DataSection.model_validate(section)
     except (ValidationError, ValueError):
         return None
-    return service.inspector.look(data) if data.sources else None
+    return service.inspect(data) if data.sources else None
 
 
 def _estimated(draft: Draft, config: RunConfig, facts: ModelFacts) -> Draft:
@@ -134,7 +155,3 @@ def data_shape(report: DataReport | None) -> DataShape | None:
         longest_tokens=tokens.get("longest"),
         trained_share=tokens.get("trained_share", 1.0),
     )
-
-
-def _with_place(problem: Problem) -> str:
-    return f"{problem.where}: {problem.what}" if problem.where and not problem.where.startswith("data.") else problem.what

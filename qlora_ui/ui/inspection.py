@@ -1,31 +1,31 @@
-"""Looking at the data of a page in the background: the page stays quick, the answer is kept and drawn when it comes."""
+"""Questions that take a while, asked in the background: the page stays quick, the answer is kept and drawn when it comes."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from qlora_ui.base.errors import Problem, QloraUiError
-from qlora_ui.base.progress import Cancelled
-from qlora_ui.data.load import inspect
-from qlora_ui.data.report import DataReport
-from qlora_ui.runs.workspace import Workspace
+from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.handler import log_bug
 
 PATIENCE_S = 0.4
-"""A page waits this long for an answer before it says that the data is being read."""
+"""A page waits this long for an answer before it says that it is being worked on."""
 KEPT = 16
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Inspection:
-    """One look at one choice of data; `is_done` tells whether report or problems are final."""
+class Pending(Generic[T]):
+    """A question and, once `is_done`, its answer or what stood in its way."""
 
-    report: DataReport | None = None
+    answer: T | None = None
     problems: tuple[Problem, ...] = ()
     what: str = ""
     """What is being done, in words, while it is not done."""
@@ -35,54 +35,54 @@ class Inspection:
 
     @property
     def is_done(self) -> bool:
+        """Whether answer and problems are final."""
         return self.done.is_set()
 
 
-class Inspector:
-    """Inspects the data section of settings, each choice once; only the newest choice is worked on."""
+class Inquiry(Generic[T]):
+    """Answers questions by key, each once; only the newest question is worked on, older ones are given up."""
 
-    def __init__(self, workspace: Workspace, on_done: Callable[[], None]) -> None:
-        self._workspace = workspace
+    def __init__(self, name: str, on_done: Callable[[], None]) -> None:
+        self._name = name
         self._on_done = on_done
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, Inspection] = OrderedDict()
+        self._known: OrderedDict[Hashable, Pending[T]] = OrderedDict()
 
-    def look(self, data: DataSection, patience_s: float = PATIENCE_S) -> Inspection:
-        """The inspection of this choice, waited for no longer than `patience_s` seconds."""
-        key = _key(data)
+    def ask(self, key: Hashable, work: Callable[[OnProgress, IsCancelled], T], patience_s: float = PATIENCE_S) -> Pending[T]:
+        """The pending answer of `work`, waited for no longer than `patience_s` seconds; an equal key asks the same question."""
         with self._lock:
-            inspection = self._known.get(key)
-            if inspection is None or inspection.is_cancelled:
+            pending = self._known.get(key)
+            if pending is None or pending.is_cancelled:
                 for other in self._known.values():
-                    other.is_cancelled = not other.is_done
-                inspection = self._known[key] = Inspection(what="Reading the data")
-                threading.Thread(target=self._work, args=(data, inspection), name="inspect-data", daemon=True).start()
+                    other.is_cancelled = other.is_cancelled or not other.is_done
+                pending = self._known[key] = Pending(what="Reading")
+                threading.Thread(target=self._work, args=(work, pending), name=self._name, daemon=True).start()
             self._known.move_to_end(key)
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
-        inspection.done.wait(patience_s)
-        return inspection
+        pending.done.wait(patience_s)
+        return pending
 
-    def _work(self, data: DataSection, inspection: Inspection) -> None:
+    def _work(self, work: Callable[[OnProgress, IsCancelled], T], pending: Pending[T]) -> None:
         def progress(what: str, share: float | None) -> None:
-            inspection.what, inspection.share = what, share
+            pending.what, pending.share = what, share
 
         try:
-            inspection.report = inspect(data, self._workspace, on_progress=progress, is_cancelled=lambda: inspection.is_cancelled)
+            pending.answer = work(progress, lambda: pending.is_cancelled)
         except Cancelled:
-            inspection.is_cancelled = True
+            pending.is_cancelled = True
         except QloraUiError as error:
-            inspection.problems = error.problems
+            pending.problems = error.problems
         except Exception as error:  # a thread's boundary: the page must hear that it ended
-            bug_id = log_bug(error, "inspection of data")
-            inspection.problems = (Problem("data.sources", f"the data could not be read (fault {bug_id}, see the log)", code="bug"),)
+            bug_id = log_bug(error, self._name)
+            pending.problems = (Problem("", f"the app made a mistake here; its log has the details under {bug_id}", code="bug"),)
         finally:
-            inspection.done.set()
+            pending.done.set()
             self._on_done()
 
 
-def _key(data: DataSection) -> str:
-    """The choice, with the change times of its files: a file that was edited is read anew."""
+def data_key(data: DataSection) -> tuple[str, ...]:
+    """The data settings with the change times of their files: a file that was edited is read anew."""
     stamps = []
     for source in data.sources:
         try:
@@ -90,4 +90,4 @@ def _key(data: DataSection) -> str:
             stamps.append(f"{stat.st_mtime_ns}-{stat.st_size}")
         except (OSError, ValueError):
             stamps.append("")
-    return "|".join([data.model_dump_json(), *stamps])
+    return (data.model_dump_json(), *stamps)

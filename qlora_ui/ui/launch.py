@@ -220,7 +220,8 @@ def wait_for_the_end(served: Served) -> None:
 
 
 def warm_up_later(service: Service) -> threading.Thread:
-    """Import torch in the background once the page has had time to open, so that the first Start or chat comes sooner."""
+    """Import torch in the background once the page has had time to open, so that the first Start or chat comes sooner; then
+    the pages may count tokens."""
 
     def work() -> None:
         time.sleep(WARM_UP_AFTER_S)
@@ -228,6 +229,8 @@ def warm_up_later(service: Service) -> threading.Thread:
             importlib.import_module("torch")
         except ImportError:
             logger.warning("torch is not installed; training and chat will say so")
+            return
+        service.allow_engine()
 
     thread = threading.Thread(target=work, name="warm-up", daemon=True)
     thread.start()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import handler, log_bug
 from qlora_ui.ui.service import Service
@@ -42,10 +41,11 @@ class LiveView:
 
 @dataclass(frozen=True, slots=True)
 class FormView:
-    """`draw(draft)` gives one value for each output (a bare value for a single one)."""
+    """`draw(draft, *values of inputs)` gives one value for each output (a bare value for a single one)."""
 
-    draw: Callable[[Draft], Any]
+    draw: Callable[..., Any]
     outputs: tuple[Any, ...]
+    inputs: tuple[Any, ...]
 
 
 class Seen:
@@ -116,9 +116,9 @@ class Page:
         """
         self.live_views.append(LiveView(draw, tuple(outputs), tuple(inputs)))
 
-    def on_form(self, draw: Callable[[Draft], Any], outputs: Sequence[Any]) -> None:
-        """Keep `outputs` in step with the settings on the page."""
-        self.form_views.append(FormView(draw, tuple(outputs)))
+    def on_form(self, draw: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
+        """Keep `outputs` in step with the settings on the page: `draw(draft, *inputs)`, see ui/draft.py."""
+        self.form_views.append(FormView(draw, tuple(outputs), tuple(inputs)))
 
     def on_load(self, function: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
         """Run once when a page opens, before the views are drawn."""
@@ -138,8 +138,9 @@ class Page:
             wire()
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         outputs = [out for view in self.form_views for out in view.outputs]
-        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers, "outputs": outputs}
-        edits = [component.input for component in (*self.form.outputs, *self.pickers)]
+        others = {needed for view in self.form_views for needed in view.inputs}
+        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers | others, "outputs": outputs}
+        edits = [component.input for component in (*self.form.outputs, *self.pickers, *others)]
         # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
         news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
         self.live(lambda run_id: str(self.service.num_news), [news])
@@ -176,7 +177,7 @@ class Page:
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)
         drawn: list[Any] = []
         for view in self.form_views:
-            drawn.extend(_draw(view.draw, len(view.outputs), draft))
+            drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))
         return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, key=1_000_000))
 
     def _forget(self, request: gr.Request) -> None:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
 from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress
+from qlora_ui.data.load import inspect
+from qlora_ui.data.report import DataReport
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.hardware.gpu import GpuState, read_gpus
-from qlora_ui.models.catalogue import ModelEntry, list_models, model_facts
+from qlora_ui.models.builtin import is_builtin
+from qlora_ui.models.catalogue import ModelEntry, find_model_folder, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.engine import engine_object
@@ -23,9 +27,10 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, make_draft
-from qlora_ui.ui.inspection import Inspector
+from qlora_ui.ui.inspection import Inquiry, Pending, data_key
 
 if TYPE_CHECKING:
     from qlora_ui.ui.chat_desk import ChatDesk
@@ -45,7 +50,9 @@ class Service:
         self.card = Card()
         self.launcher = Launcher(workspace, self.card)
         self.readers = RunReaders(workspace)
-        self.inspector = Inspector(workspace, self.news)
+        self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
+        self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)
+        self._may_use_engine = False
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
         self._facts: dict[tuple[str, str | None], ModelFacts | None] = {}
@@ -64,6 +71,35 @@ class Service:
     def has_chat(self) -> bool:
         """Whether the chat was used, that is, whether torch is here on its account."""
         return "chat" in self.__dict__
+
+    @cached_property
+    def lens(self) -> Any:
+        """The engine's Lens on data; the first use imports torch."""
+        with self._lock:
+            return engine_object("lens:Lens")(self.workspace)
+
+    def allow_engine(self) -> None:
+        """From now on pages may count tokens by themselves: the app has been idle after its start, or the user asked for it."""
+        if not self._may_use_engine:
+            self._may_use_engine = True
+            self.news()
+
+    def inspect(self, data: DataSection) -> Pending[DataReport]:
+        """What is known of the data without a tokenizer, worked out in the background."""
+
+        def work(told: OnProgress, is_cancelled: IsCancelled) -> DataReport:
+            return inspect(data, self.workspace, on_progress=told, is_cancelled=is_cancelled)
+
+        return self._inspections.ask(data_key(data), work)
+
+    def look(self, config: RunConfig) -> Pending[DataReport] | None:
+        """The same in tokens, by the engine; None while the engine rests or the model is not on this computer."""
+        model = config.model
+        is_here = is_builtin(model.id) or find_model_folder(model.id, model.revision, self.workspace) is not None
+        if not self._may_use_engine or not is_here:
+            return None
+        key = (model.model_dump_json(), config.eval.share, config.train.seed, *data_key(config.data))
+        return self._looks.ask(key, lambda told, stopped: self.lens.report(config, told, stopped))
 
     @cached_property
     def run_lists(self) -> RunLists:

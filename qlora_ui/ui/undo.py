@@ -47,7 +47,7 @@ class Undo:
         propose: Callable[[dict[Any, Any], Action], Change | None],
         extra_inputs: Sequence[Any] = (),
         extra_outputs: Sequence[Any] = (),
-        extra_values: Callable[[dict[Any, Any]], list[Any]] | None = None,
+        extra_values: Callable[[dict[Any, Any], Action], list[Any]] | None = None,
     ) -> None:
         """Let `listener` (a `button.click`) make a change: `propose` gets the page's values by component, the pickers of preset and
         device among them, and what was pressed; it says which change.
@@ -62,14 +62,15 @@ class Undo:
         propose: Callable[[dict[Any, Any], Action], Change | None],
         extra_inputs: Sequence[Any],
         extra_outputs: Sequence[Any],
-        extra_values: Callable[[dict[Any, Any]], list[Any]] | None,
+        extra_values: Callable[[dict[Any, Any], Action], list[Any]] | None,
     ) -> None:
         form = self._page.form
 
         @handler
         def apply(event: gr.EventData, data: dict[Any, Any]) -> list[Any]:
-            change = propose(data, Action.of(event))
-            extras = extra_values(data) if extra_values is not None else [gr.skip() for _ in extra_outputs]
+            action = Action.of(event)
+            change = propose(data, action)
+            extras = extra_values(data, action) if extra_values is not None else [gr.skip() for _ in extra_outputs]
             old = {path: data[control.input] for path, control in form.controls.items()}
             differing = changed_only(form.values(data), change.values) if change is not None else {}
             if change is None or not differing:

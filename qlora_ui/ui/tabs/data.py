@@ -1,13 +1,296 @@
-"""The Data tab."""
+"""The Data tab: what the model learns from, whether it can be learned from, and one row as the trainer sees it."""
 
 from __future__ import annotations
 
-from qlora_ui.ui.page import Page
+import json
+from collections.abc import Sequence
+from typing import Any
 
-SECTIONS = {"model": ("model",), "data": ("data",), "recipe": ("quant", "lora", "train", "eval", "output", "launch")}
+import gradio as gr
+from pydantic import BaseModel
+
+from qlora_ui.base.errors import DataError, QloraUiError
+from qlora_ui.data.fixes import apply_fix
+from qlora_ui.data.load import load_anyway
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import BUILTIN_DATA
+from qlora_ui.settings.source import DataSource
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.controls import make_hidden
+from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.form import STRUCTURED, as_json
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.new_data import keep_pasted, keep_upload, named_source
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.undo import Change
+from qlora_ui.ui.views import data_report as views
+from qlora_ui.ui.views import tokens
+from qlora_ui.ui.views.recipe import block_head
+
+UPLOADS = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"]
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    for option in page.form.unplaced(*SECTIONS["data"]):
-        page.form.place(option.path)
+    for path in STRUCTURED:
+        page.form.place(path, maker=make_hidden)
+    with gr.Column(elem_classes="q-tab"):
+        with gr.Row(elem_classes="q-halves"):
+            with gr.Column(elem_classes="q-block", min_width=0):
+                gr.HTML(block_head("Datasets", "Several are mixed; a weight of 2 means twice the rows."), apply_default_css=False)
+                sources = live_html("", "q-sources")
+                adders = _adders()
+            with gr.Column(elem_classes="q-block", min_width=0):
+                gr.HTML(block_head("Verdict", "Read and checked on this computer; nothing is sent anywhere."), apply_default_css=False)
+                verdict = live_html("", "q-verdict-body")
+        with gr.Column(elem_classes="q-block"):
+            gr.HTML(block_head("One row, as the trainer sees it", "Drawn by the function that training uses."), apply_default_css=False)
+            page.form.place("data.train_on", min_width=0)
+            picker, row = _row_picker()
+            shown = gr.HTML("", elem_id="q-row", apply_default_css=False)
+        with gr.Column(elem_classes="q-block"):
+            gr.HTML(block_head("Layout", "How a row of a file becomes a conversation."), apply_default_css=False)
+            with gr.Accordion("Columns", open=False, elem_classes="q-fold", elem_id="q-columns"):
+                columns = live_html("", "q-columns-body")
+            with gr.Accordion("Advanced", open=False, elem_classes="q-fold", elem_id="q-advanced-data"), gr.Row(elem_classes="q-grid"):
+                for option in page.form.unplaced("data"):
+                    page.form.place(option.path, min_width=0)
+    _wire_views(page, sources, verdict, columns)
+    page.on_form(lambda draft, number: _row_html(page, draft, number), [shown], [row])
+    _wire_adders(page, adders)
+    _wire_actions(page, sources, columns)
+    _wire_findings(page, verdict, row)
+    _wire_steps(page, picker, row)
+
+
+def _adders() -> dict[str, Any]:
+    """The ways to add a dataset."""
+    with gr.Row(elem_classes="q-buttons"):
+        upload = gr.UploadButton(
+            "Upload files", file_count="multiple", file_types=UPLOADS, elem_id="q-upload", elem_classes="q-tool", size="md"
+        )
+        builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
+    with gr.Row(elem_classes="q-search"):
+        name = gr.Textbox(
+            label="A path, or OWNER/NAME on the Hub", elem_id="q-source-name", elem_classes="q-labelled", placeholder="~/data/chats.jsonl"
+        )
+        add = gr.Button("Add", elem_id="q-source-add", elem_classes="q-tool", scale=0)
+    with gr.Accordion("Paste rows", open=False, elem_classes="q-fold", elem_id="q-paste"):
+        text = gr.Textbox(
+            label="JSONL, JSON or CSV, as it would stand in a file",
+            lines=6,
+            max_lines=14,
+            elem_id="q-paste-text",
+            elem_classes="q-labelled q-mono",
+            placeholder='{"prompt": "Hello", "completion": "Ahoy"}',
+        )
+        paste = gr.Button("Use these rows", elem_id="q-paste-add", elem_classes="q-tool", scale=0)
+    return {"upload": upload, "builtin": builtin, "name": name, "add": add, "text": text, "paste": paste}
+
+
+def _row_picker() -> tuple[dict[str, gr.Button], gr.Number]:
+    with gr.Row(elem_classes="q-steps"):
+        back = gr.Button("← Previous", elem_id="q-row-back", elem_classes="q-tool", scale=0)
+        row = gr.Number(1, label="Row", elem_id="q-row-number", elem_classes="q-labelled q-number", precision=0, min_width=90, scale=0)
+        following = gr.Button("Next →", elem_id="q-row-next", elem_classes="q-tool", scale=0)
+        worst = gr.Button("Most troubled", elem_id="q-row-worst", elem_classes="q-tool", scale=0)
+    return {"back": back, "next": following, "worst": worst}, row
+
+
+def _wire_views(page: Page, sources: Any, verdict: Any, columns: Any) -> None:
+    def draw(draft: Draft) -> tuple[str, str, str]:
+        chosen = _sources(draft.values.get("data.sources"))
+        mapping = _json(draft.values.get("data.mapping"), {})
+        return views.sources_html(chosen, draft.report), views.verdict_html(draft), views.columns_html(draft.report, mapping)
+
+    page.on_form(draw, [sources, verdict, columns])
+
+
+def _row_html(page: Page, draft: Draft, number: Any) -> str:
+    """The row of that number as tokens, or as turns while the tokenizer is not to be had."""
+    config, report = draft.config, draft.report
+    if config is None or report is None or not report.num_rows:
+        return '<div class="q-empty"><h2>A row comes here</h2>once there is a dataset and every setting is right.</div>'
+    position = min(max(int(number or 1) - 1, 0), report.num_rows - 1)
+    if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
+        try:
+            return tokens.row_html(page.service.lens.preview(config, position))
+        except QloraUiError as error:
+            return f'<div class="q-note q-note-bad"><p>{escape(str(error))}</p></div>'
+    conversation = load_anyway(config.data, page.service.workspace).conversations[position]
+    turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
+    return tokens.plain_html(turns, _why_no_tokens(draft))
+
+
+def _why_no_tokens(draft: Draft) -> str:
+    if draft.look is not None and not draft.look.is_done:
+        return escape(draft.look.what or "Counting tokens")
+    if draft.look is not None:
+        return "Its tokens cannot be shown; the verdict above says why."
+    return "Its tokens are shown as soon as the model's tokenizer is loaded."
+
+
+def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
+    workspace = page.service.workspace
+
+    def added(data: dict[Any, Any], sources: Sequence[str]) -> list[Any]:
+        chosen = _sources(page.form.values(data)["data.sources"])
+        known = {str(source["id"]) for source in chosen}
+        # The built-in set is there for a first look: the user's own data takes its place.
+        if known == {BUILTIN_DATA} and sources and BUILTIN_DATA not in sources:
+            chosen = []
+        chosen += [DataSource(id=source).model_dump() for source in sources if source not in known]
+        return page.form.show_values({"data.sources": json.dumps(chosen, ensure_ascii=False)})
+
+    @handler
+    def upload(data: dict[Any, Any]) -> list[Any]:
+        files = data[adders["upload"]] or []
+        return added(data, [keep_upload(str(file), workspace) for file in (files if isinstance(files, list) else [files])])
+
+    @handler
+    def builtin(data: dict[Any, Any]) -> list[Any]:
+        return added(data, [BUILTIN_DATA])
+
+    @handler
+    def by_name(data: dict[Any, Any]) -> list[Any]:
+        return [*added(data, [named_source(str(data[adders["name"]]))]), ""]
+
+    @handler
+    def pasted(data: dict[Any, Any]) -> list[Any]:
+        return [*added(data, [keep_pasted(str(data[adders["text"]]), workspace)]), ""]
+
+    def wire() -> None:
+        inputs, outputs = page.form.inputs, page.form.outputs
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        events = [
+            adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **quiet),
+            adders["builtin"].click(builtin, inputs, outputs, **quiet),
+            adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
+            adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
+            adders["paste"].click(pasted, inputs | {adders["text"]}, [*outputs, adders["text"]], **quiet),
+        ]
+        for event in events:
+            page.refresh_after(event)
+
+    page.when_complete(wire)
+
+
+def _wire_actions(page: Page, *components: Any) -> None:
+    """Weights, slices and removal in the list of sources; meanings in the table of columns."""
+
+    @handler
+    def act(event: gr.EventData, data: dict[Any, Any]) -> list[Any]:
+        action = Action.of(event)
+        values = page.form.values(data)
+        if action.name == "map":
+            return page.form.show_values({"data.mapping": _remapped(values["data.mapping"], action), "data.format": "columns"})
+        return page.form.show_values({"data.sources": _edited(values["data.sources"], action)})
+
+    def wire() -> None:
+        for component in components:
+            event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", queue=False)
+            page.refresh_after(event)
+
+    page.when_complete(wire)
+
+
+def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
+    """A finding's buttons: fix it (which can be taken back), or show its first row."""
+
+    def propose(data: dict[Any, Any], action: Action) -> Change | None:
+        if action.name != "fix":
+            return None
+        draft = page.service.draft(page.form.values(data))
+        finding = next((found for found in (draft.report.findings if draft.report is not None else ()) if found.code == action.id), None)
+        if draft.config is None or finding is None or not finding.fix_action:
+            raise DataError("This finding is gone by now.", why="The data was read anew", fix="Look at the list again", code="DATA-FIX")
+        if draft.look is not None and draft.look.is_done:
+            values = page.service.lens.fix(draft.config, finding.fix_action)
+        else:
+            values = apply_fix(draft.config.data, page.service.workspace, finding.fix_action)
+        return Change(views.fix_words(finding), values)
+
+    def row_number(data: dict[Any, Any], event: Action) -> list[Any]:
+        if event.name != "show-row" or not event.id.isdigit():
+            return [gr.skip()]
+        config = page.form.read(data)
+        position = _position(page, config, int(event.id), event.data.get("source", ""))
+        return [gr.update(value=position + 1)]
+
+    page.undo.offer(verdict.act, propose, extra_outputs=[row], extra_values=row_number)
+
+
+def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
+    """Where a row of a file stands among the conversations; 0 where it is not among the usable ones."""
+    conversations = load_anyway(config.data, page.service.workspace).conversations
+    for position in range(len(conversations)):
+        found = conversations[position]
+        if found.row == row and source in ("", found.source):
+            return position
+    raise DataError(f"Row {row} cannot be shown.", why="It is not among the rows that can be read", fix="Look at it in your file")
+
+
+def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> None:
+    @handler
+    def step(data: dict[Any, Any], by: int) -> int:
+        count = page.service.draft(page.form.values(data)).num_rows or 1
+        return (int(data[row] or 1) - 1 + by) % count + 1
+
+    @handler
+    def worst(data: dict[Any, Any]) -> int:
+        page.service.allow_engine()
+        order = page.service.lens.worst(page.form.read(data))
+        if not order:
+            gr.Info("No row stands out.", duration=4)
+            return int(data[row] or 1)
+        now = int(data[row] or 1) - 1
+        place = order.index(now) + 1 if now in order else 0
+        return int(order[place % len(order)]) + 1
+
+    def wire() -> None:
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        inputs = page.form.inputs | {row}
+        page.refresh_after(picker["back"].click(lambda data: step(data, -1), inputs, [row], **quiet))
+        page.refresh_after(picker["next"].click(lambda data: step(data, 1), inputs, [row], **quiet))
+        page.refresh_after(picker["worst"].click(worst, inputs, [row], **quiet))
+
+    page.when_complete(wire)
+
+
+def _sources(text: Any) -> list[dict[str, Any]]:
+    """The sources as the hidden control holds them."""
+    found = _json(text, [])
+    return [source if isinstance(source, dict) else DataSource(id=str(source)).model_dump() for source in found]
+
+
+def _json(text: Any, otherwise: Any) -> Any:
+    if isinstance(text, str):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return otherwise
+    if isinstance(text, tuple | list):
+        return [item.model_dump() if isinstance(item, BaseModel) else item for item in text]
+    return text if text is not None else otherwise
+
+
+def _edited(text: Any, action: Action) -> str:
+    """The sources after an edit in their list; a value that cannot be read is kept as typed and reported by the check."""
+    chosen = _sources(text)
+    place = int(action.id) if action.id.isdigit() else -1
+    if not 0 <= place < len(chosen):
+        return json.dumps(chosen)
+    if action.name == "remove":
+        del chosen[place]
+    elif action.name in ("weight", "rows"):
+        chosen[place][action.name] = action.text.strip()
+    return json.dumps(chosen, ensure_ascii=False)
+
+
+def _remapped(text: Any, action: Action) -> str:
+    """The mapping of roles to columns after a choice for one column; a role has one column."""
+    mapping = {role: column for role, column in _json(text, {}).items() if column != action.id and role != action.text}
+    if action.text:
+        mapping[action.text] = action.id
+    return as_json("data.mapping", mapping)

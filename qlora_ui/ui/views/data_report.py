@@ -1,0 +1,178 @@
+"""The Data tab: the chosen sources, the verdict with its findings, the columns and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qlora_ui.base.units import format_bytes, format_count
+from qlora_ui.data.report import DataReport, Finding, SourceReport
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.views.ready import TITLES
+
+if TYPE_CHECKING:
+    from qlora_ui.ui.draft import Draft
+
+VERDICTS = {
+    "ready": ("Ready", "good", "Every row can be learned from."),
+    "look": ("Look at this", "warn", "It can be trained on. Some rows may not do what you expect."),
+    "not-trainable": ("Not trainable", "bad", "Something has to change before it can be trained on."),
+}
+SEVERITIES = {"error": ("■", "Stops training", "bad"), "warning": ("▲", "Worth a look", "warn"), "note": ("●", "Good to know", "note")}
+ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"))
+
+
+def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None) -> str:
+    """The chosen datasets, each with its weight, its slice and a way to take it off."""
+    if not sources:
+        return '<div class="q-empty"><h2>No dataset yet</h2>Take the built-in one, upload a file, or name a path or a Hub id below.</div>'
+    several = len(sources) > 1
+    rows = "".join(_source(number, source, report, several) for number, source in enumerate(sources))
+    return f'<ul class="q-sources">{rows}</ul>'
+
+
+def verdict_html(draft: Draft) -> str:
+    """Whether it can be trained on, why it was read as it was, counts, and the findings with their fixes."""
+    report = draft.report
+    if report is None:
+        return _without_report(draft)
+    words, kind, about = VERDICTS[report.verdict]
+    tokens = _token_line(draft, report)
+    findings = "".join(_finding(finding) for finding in report.findings)
+    listed = f'<ul class="q-findings">{findings}</ul>' if findings else ""
+    label = option_by_path()["data.format"].meta.choices.get(report.format, report.format)
+    counted = f"{format_count(report.num_rows)} rows, {label}."
+    return (
+        f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
+        f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
+        f"{escape(report.why)}</p>{tokens}{_problems(draft)}{listed}</div>"
+    )
+
+
+def columns_html(report: DataReport | None, mapping: Mapping[str, str]) -> str:
+    """The columns of the sources and what each means; a choice changes the mapping."""
+    columns = list(dict.fromkeys(column for source in (report.sources if report is not None else ()) for column in source.columns))
+    if not columns:
+        return '<p class="q-small">The columns of your files are listed here once one is read.</p>'
+    used = mapping or dict(next((source.mapping for source in report.sources if source.mapping), {}) if report is not None else {})
+    role_of = {column: role for role, column in used.items()}
+    rows = "".join(_column(column, role_of.get(column, "")) for column in columns)
+    return (
+        '<table class="q-table q-columns"><thead><tr><th>Column</th><th>Is the</th></tr></thead>'
+        f'<tbody>{rows}</tbody></table><p class="q-small">Choosing here switches the format to “Columns that I map”.</p>'
+    )
+
+
+def _without_report(draft: Draft) -> str:
+    inspection = draft.inspection
+    if inspection is not None and not inspection.is_done:
+        share = f" {100 * inspection.share:.0f} %" if inspection.share is not None else ""
+        return (
+            '<div class="q-verdict" aria-busy="true"><div class="q-progress q-progress-open"><i style="width:100%"></i></div>'
+            f'<p class="q-small">{escape(inspection.what or "Reading")}{share}</p></div>'
+        )
+    problems = draft.problems_of("data.sources") or draft.problems_of("data.mapping")
+    if problems:
+        items = "".join(f"<p>{escape(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in problems)
+        pill = '<span class="q-chip q-chip-bad q-verdict-pill" role="status" id="q-verdict">Not trainable</span>'
+        return f'<div class="q-verdict">{pill}<div class="q-note q-note-bad">{items}</div></div>'
+    return '<div class="q-empty"><h2>The verdict comes here</h2>Choose a dataset: its rows are read and checked at once.</div>'
+
+
+def _problems(draft: Draft) -> str:
+    """What the engine says stands in the way (no chat template, no tokenizer) beside what the rows say."""
+    pending = draft.look
+    if pending is None or not pending.problems:
+        return ""
+    items = "".join(f"<p>{escape(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in pending.problems)
+    return f'<div class="q-note q-note-bad">{items}</div>'
+
+
+def _token_line(draft: Draft, report: DataReport) -> str:
+    tokens = report.tokens
+    if tokens:
+        parts = [f"{format_count(tokens['mean'])} tokens a row on average" if "mean" in tokens else ""]
+        parts.append(f"longest {format_count(tokens['longest'])}" if "longest" in tokens else "")
+        return f'<p class="q-small q-num">{escape(", ".join(part for part in parts if part))}.</p>'
+    if draft.look is not None and not draft.look.is_done:
+        return f'<p class="q-small">{escape(draft.look.what or "Counting tokens")}</p>'
+    return ""
+
+
+def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool) -> str:
+    source_id = str(source.get("id", ""))
+    title = TITLES.get(source_id) or middle_cut(source_id, 44)
+    about = _about(source_id, report)
+    weight = (
+        f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
+        f'data-change="weight" data-id="{number}"></label>'
+        if several
+        else ""
+    )
+    rows = (
+        f'<label>Rows<input type="text" placeholder="all" value="{escape(source.get("rows", ""))}" data-change="rows" data-id="{number}" '
+        'title="first 500, 100-200 or 20 %"></label>'
+    )
+    return (
+        f'<li class="q-source"><div class="q-source-head"><span class="q-source-name" title="{escape(source_id)}">{escape(title)}</span>'
+        f"{act_button('Remove', 'remove', str(number), look='link', title=f'Remove {title}')}</div>"
+        f'<span class="q-small">{escape(about)}</span><div class="q-source-mix">{rows}{weight}</div></li>'
+    )
+
+
+def _about(source_id: str, report: DataReport | None) -> str:
+    mine = [found for found in (report.sources if report is not None else ()) if found.source == source_id]
+    if not mine:
+        return "comes with the app" if source_id.startswith("builtin:") else ""
+    return ", ".join(filter(None, (_counts(mine), _size(mine), "comes with the app" if source_id.startswith("builtin:") else "")))
+
+
+def _counts(files: Sequence[SourceReport]) -> str:
+    usable, seen = sum(file.num_rows for file in files), sum(file.num_seen for file in files)
+    return f"{format_count(usable)} rows" if usable == seen else f"{format_count(usable)} of {format_count(seen)} rows usable"
+
+
+def _size(files: Sequence[SourceReport]) -> str:
+    size = sum(file.num_bytes for file in files)
+    return format_bytes(size) if size else ""
+
+
+def _finding(finding: Finding) -> str:
+    sign, words, kind = SEVERITIES[finding.severity]
+    show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if finding.rows else ""
+    fix = act_button(fix_words(finding), "fix", finding.code) if finding.fix_action else ""
+    rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
+    return (
+        f'<li class="q-finding q-finding-{kind}"><span class="q-finding-sign" title="{words}" role="img" aria-label="{words}">{sign}</span>'
+        f'<div><strong>{escape(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{escape(rest)}</span>'
+        f'<div class="q-finding-do">{fix}{show}</div></div></li>'
+    )
+
+
+def fix_words(finding: Finding) -> str:
+    """What the button of a fix says."""
+    action = finding.fix_action or {}
+    if action.get("action") == "drop":
+        return "Leave these rows out" if finding.count != 1 else "Leave this row out"
+    if action.get("action") == "mask-email":
+        return "Mask the addresses"
+    option = option_by_path().get(str(action.get("path", "")))
+    if option is not None:
+        return f"Set “{option.meta.label}” to {option.meta.choices.get(action.get('value', ''), action.get('value'))}"
+    return "Fix it"
+
+
+def _column(column: str, role: str) -> str:
+    options = "".join(
+        f'<option value="{value}"{" selected" if value == role else ""}>{escape(words)}</option>' for value, words in ROLES
+    )
+    return (
+        f'<tr><td class="q-mono">{escape(middle_cut(column, 40))}</td><td><select data-change="map" data-id="{escape(column)}" '
+        f'aria-label="{escape(f"Meaning of {column}")}">{options}</select></td></tr>'
+    )
+
+
+def _sentence(*parts: str) -> str:
+    return " ".join(part[:1].upper() + part[1:].rstrip(".") + "." for part in parts if part)
