@@ -14,7 +14,7 @@ SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
 STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
 TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_CODE = re.compile(r"`([^`\n]+)`")
+_CODE = re.compile(r"&#96;(.+?)&#96;")  # as `escape` leaves backticks
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 

@@ -1,0 +1,55 @@
+"""A conversation is shown as it was said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qlora_ui.ui.chat_desk import Answer, TurnNotes
+from qlora_ui.ui.views.chat_view import context_line, said_html, state_line, turn_html
+
+
+@dataclass
+class Turn:
+    question: str
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+def test_code_is_kept_verbatim() -> None:
+    html = said_html("Try:\n```python\ndef f():\n    return {'a': 1}  # <b>\n```\nand `x < 1`, **now**.")
+    assert "<pre><code>def f():\n    return &#123;&#x27;a&#x27;: 1&#125;  # &lt;b&gt;\n</code></pre>" in html
+    assert "<code>x &lt; 1</code>" in html and "<strong>now</strong>" in html and "python" in html
+
+
+def test_an_unfinished_fence_is_code_already() -> None:
+    assert "<pre><code>for i in\n</code></pre>" in said_html("Look:\n```\nfor i in\n")
+
+
+def test_markup_of_a_model_stays_text() -> None:
+    html = turn_html(0, Turn("<script>1</script>", {"base": "<img src=x onerror=1>"}), TurnNotes(), is_last=True, is_answering=False)
+    assert "<script" not in html and "<img" not in html and "&lt;img" in html
+
+
+def test_both_sides_stand_in_one_order_with_their_numbers() -> None:
+    notes = TurnNotes({"adapter": Answer(12, 20.5, 0.4, "length"), "base": Answer(3, 10.0, 0.2, "end")})
+    html = turn_html(0, Turn("q", {"adapter": "B", "base": "A"}), notes, is_last=True, is_answering=False)
+    assert html.index("Base model") < html.index("With your adapter") and "q-answers-two" in html
+    assert "12 tokens · 20.5 tokens/s · first after 0.4 s · cut at the longest answer" in html
+    assert 'data-act="retry"' in html and 'data-act="undo"' in html and 'data-act="edit"' in html
+
+
+def test_while_answering_nothing_can_be_changed() -> None:
+    html = turn_html(
+        0, Turn("q", {"base": "A"}), TurnNotes({"base": Answer(1)}), is_last=True, is_answering=True, waiting=("base", "adapter")
+    )
+    assert "data-act" not in html and "q-typing" in html
+
+
+def test_kept_rows_say_so_and_references_are_folded() -> None:
+    notes = TurnNotes({"base": Answer(3, is_kept=True)}, reference="The row's answer")
+    html = turn_html(0, Turn("q", {"base": "A"}), notes, is_last=True, is_answering=False)
+    assert "kept as a row" in html and 'data-act="keep"' not in html and "<details" in html and "The row&#x27;s answer" in html
+
+
+def test_lines_under_the_conversation() -> None:
+    assert state_line("loading", ("Loading the model", 0.4)) == "Loading the model 40 % …" and state_line("answering", ("", None)) == ""
+    assert context_line((312, 8192)) == "312 of 8,192 tokens of context used" and context_line((0, 0)) == ""

@@ -1,0 +1,97 @@
+"""What the Train tab says of a run in each of its states."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qlora_ui.runs.read import RunView, read_run
+from qlora_ui.runs.run_dir import Request
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.views.probes import probes_html
+from qlora_ui.ui.views.run import NO_RUN, head_html
+from qlora_ui.ui.views.timeline import timeline_html
+from qlora_ui.ui.views.train_tiles import tiles_html
+from tests.journals import write_run
+
+EVIL = "<img src=x onerror=alert(1)>\"'${1+1}{{x}}`"
+
+
+def buttons(html: str) -> list[str]:
+    return re.findall(r'data-act="([a-z_]+)"', html)
+
+
+def view_of(workspace: Workspace, **how: object) -> RunView:
+    return read_run(write_run(workspace, **how))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("live", ["stop", "pause", "save_now", "stop_now"]),
+        ("loading", ["stop_now"]),
+        ("done", ["copy", "chat", "evaluate", "export"]),
+        ("stopped", ["resume", "copy", "chat", "evaluate", "export"]),
+        ("paused", ["resume", "copy"]),
+        ("crashed", ["resume", "copy"]),
+        ("failed", ["resume", "copy", "apply", "apply"]),
+    ],
+)
+def test_each_state_offers_what_can_be_done(workspace: Workspace, end: str, expected: list[str]) -> None:
+    assert buttons(head_html(view_of(workspace, end=end, done=41))) == expected
+
+
+def test_destructive_buttons_ask_and_say_what_is_kept(workspace: Workspace) -> None:
+    html = head_html(view_of(workspace, end="live", done=41))
+    assert "The checkpoint of step 30 stays, the 11 steps since are lost." in html
+    assert html.count("data-confirm=") == 2
+
+
+def test_a_request_is_echoed_on_every_page(workspace: Workspace) -> None:
+    run = write_run(workspace, end="live", done=41)
+    run.request(Request.STOP)
+    assert "Stopping after this step; what was learned is saved." in head_html(read_run(run))
+
+
+def test_a_failure_says_cause_and_remedy_and_folds_the_traceback(workspace: Workspace) -> None:
+    html = head_html(view_of(workspace, end="failed", done=41))
+    assert html.index("memory was full") < html.index("12.3 GiB were needed") < html.index("Shorten the longest conversation")
+    assert html.index("Technical details") < html.index("Traceback (most recent call last)")
+    assert "<details" in html and "<details open" not in html
+    assert "At once → 2" in html
+
+
+def test_done_has_one_large_next_step(workspace: Workspace) -> None:
+    html = head_html(view_of(workspace, end="done"))
+    assert html.count("q-button-large") == 1 and "Chat with it" in html
+
+
+def test_nothing_of_a_user_becomes_markup(workspace: Workspace) -> None:
+    run = write_run(workspace, values={"output.name": EVIL}, end="live", done=10)
+    view = read_run(run)
+    for html in (head_html(view), timeline_html(view), tiles_html(view), probes_html(view)):
+        assert "<img" not in html and "${" not in html and "{{" not in html
+    assert "&lt;img" in head_html(view)
+
+
+def test_the_timeline_names_what_happened(workspace: Workspace) -> None:
+    html = timeline_html(view_of(workspace, end="stopped", done=90))
+    for words in ("Held-back rows: loss", "Checkpoint saved", "Saving took 9 s.", "At once 4 → 2", "Stopped and saved", "earlier"):
+        assert words in html
+
+
+def test_the_probe_strip_begins_before_training(workspace: Workspace) -> None:
+    html = probes_html(view_of(workspace))
+    assert html.index("Before training") < html.index("Step 60") < html.index("Step 120")
+    assert "How do I boil an egg?" in html and "Arr, heave the egg" in html
+
+
+def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
+    html = tiles_html(view_of(workspace))
+    assert re.search(r"predicted 5\.3, measured 5\.\d GiB \(\+\d %\)", html)
+    assert "tokens/s".lower() in html.lower()
+
+
+def test_without_a_run_it_says_how_to_get_one() -> None:
+    assert head_html(None) == NO_RUN and tiles_html(None) == timeline_html(None) == probes_html(None) == ""

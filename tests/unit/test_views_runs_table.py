@@ -1,0 +1,73 @@
+"""The list of runs and their comparison."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from qlora_ui.runs.listing import row_of
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.views.compare import comparison_html
+from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, differences_in_words, found, sparkline, table_html
+from qlora_ui.ui.views.words import ago
+from tests.journals import write_run
+
+
+def test_search_reads_name_model_tags_and_notes(workspace: Workspace) -> None:
+    rows = [row_of(read_run(write_run(workspace, done=5, num_steps=10, values={"output.name": name}))) for name in ("Pirate", "Support")]
+    rows[1] = replace(rows[1], tags=("night",), notes="second try")
+    assert [row.name for row in found(rows, "pirate smollm2", "")] == ["Pirate"]
+    assert [row.name for row in found(rows, "NIGHT second", "")] == ["Support"]
+    assert found(rows, "", "failed") == [] and len(found(rows, "", "done")) == 2
+
+
+def test_a_row_says_what_differs_and_what_came_out(workspace: Workspace) -> None:
+    run = write_run(workspace, values={"lora.rank": 8, "train.learning_rate": 0.001, "output.name": "A <b>"}, done=40, num_steps=40)
+    row = row_of(read_run(run))
+    html = table_html([row], {row.id: run.config()}, [], page=0, num_found=1, num_all=1)
+    assert "Adapter size 8, Learning rate 0.001" in html and "A &lt;b&gt;" in html and "✓ done" in html
+    assert "<polyline" in html and "Newer" not in html and "Older" not in html
+
+
+def test_pages(workspace: Workspace) -> None:
+    row = row_of(read_run(write_run(workspace, done=5, num_steps=10)))
+    html = table_html([row] * PAGE_ROWS, {}, [], page=1, num_found=1_234, num_all=1_234)
+    assert "26 to 50 of 1,234" in html and "Newer" in html and "Older" in html
+    assert table_html([], {}, [], page=0, num_found=0, num_all=0) == EMPTY
+    assert "Nothing found" in table_html([], {}, [], page=0, num_found=0, num_all=5)
+
+
+def test_at_most_four_can_be_ticked(workspace: Workspace) -> None:
+    row = row_of(read_run(write_run(workspace, done=5, num_steps=10)))
+    assert " disabled>" in table_html([row], {}, ["a", "b", "c", "d"], page=0, num_found=1, num_all=1)
+
+
+def test_differences_are_counted_from_the_defaults(workspace: Workspace) -> None:
+    run = write_run(workspace, done=5, num_steps=10)
+    assert differences_in_words(run.config()) == "nothing, all defaults"
+    many = run.config().changed({"lora.rank": 8, "train.epochs": 1, "train.learning_rate": 1e-3, "lora.rslora": True, "quant.type": "fp4"})
+    assert differences_in_words(many).endswith(", 2 more") and "Adapter size 8" in differences_in_words(many)
+    assert differences_in_words(None) == "settings cannot be read"
+
+
+def test_comparison_can_show_differences_only(workspace: Workspace) -> None:
+    runs = [write_run(workspace, values={"lora.rank": rank, "output.name": f"r{rank}"}, done=20, num_steps=20) for rank in (8, 32)]
+    rows, configs = [row_of(read_run(run)) for run in runs], [run.config() for run in runs]
+    short = comparison_html(rows, configs, only_different=True)
+    whole = comparison_html(rows, configs, only_different=False)
+    assert "Adapter size" in short and "Weight decay" not in short and "Weight decay" in whole
+    assert "q-run0" in short and "q-run1" in short  # told apart by dash, not by colour alone
+    same = comparison_html(rows, [configs[0], configs[0]], only_different=True)
+    assert "The settings are the same." in same
+
+
+def test_sparkline_says_its_ends() -> None:
+    assert 'aria-label="Loss from 3 to 0.5"' in sparkline([3.0, 1.0, 0.5])
+    assert "–" in sparkline([1.0])
+
+
+def test_moments_are_said_as_people_do() -> None:
+    now = time.mktime((2026, 11, 24, 15, 0, 0, 0, 0, -1))
+    assert ago(now - 5, now) == "just now" and ago(now - 700, now) == "11 min ago" and ago(now - 2 * 3600, now) == "today 13:00"
+    assert ago(now - 3 * 86400, now) == "Sat 21 Nov 15:00" and ago(now - 400 * 86400, now) == "20 Oct 2025"
