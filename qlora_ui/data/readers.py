@@ -428,9 +428,9 @@ def _csv_error(name: str, line: int, error: csv.Error) -> DataError:
 # Parquet -------------------------------------------------------------------------------------------------------------
 
 _BATCH_ROWS = 32
-_BATCH_BYTES = 256 << 20
+_BATCH_BYTES = 128 << 20
 _DECODED_RATIO = 100
-_DECODED_FREE = 256 << 20
+_DECODED_FREE = 64 << 20
 
 
 def _parquet(path: Path, progress: Progress) -> Iterator[Item]:

@@ -130,13 +130,19 @@ def _text_type(head: bytes, suffix: str) -> str:
     if start[:1] == b"[":
         return "json"
     if start[:1] == b"{":
-        return "json" if _is_spread(start) else "jsonl"
+        return "jsonl" if _has_row_per_line(start) or not suffix else "json"
     if suffix == ".json":
         return "json"
     if b"\t" in head.split(b"\n", 1)[0]:
         return "tsv"
     first = head.split(b"\n", 1)[0]
     return "csv" if b"," in first or b";" in first else "jsonl" if not start else "text"
+
+
+def _has_row_per_line(start: bytes) -> bool:
+    """Whether the first two lines are objects of their own."""
+    lines = [line for line in start.split(b"\n", 50) if line.strip()]
+    return len(lines) > 1 and lines[0].rstrip().endswith(b"}") and lines[1].startswith(b"{")
 
 
 def _is_spread(start: bytes) -> bool:

@@ -1,0 +1,210 @@
+"""The dataset of a run: what the preview shows is the trainer's batch; the split, the receipt, the files, the lint."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.base.files import read_json, sha256_of
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.data.load import load_conversations
+from qlora_ui.engine.dataset import build_datasets, load_tokenizer, preview_row
+from qlora_ui.engine.lens import Lens
+from qlora_ui.engine.tokens import IGNORED
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+WORDS = [
+    "tide",
+    "moon",
+    "harbour",
+    "lantern",
+    "copper",
+    "meadow",
+    "granite",
+    "winter",
+    "orchard",
+    "signal",
+    "bridge",
+    "river",
+    "<|im_end|>",
+    "é",
+    "日本",
+    "🙂",
+    "\n\n",
+    "",
+    "x",
+]
+
+
+def write_rows(path: Path, count: int, seed: int = 0) -> str:
+    """Random conversations of one to four turns, odd letters and control tokens among them; some far too long."""
+    chance = random.Random(seed)
+    lines = []
+    for number in range(count):
+        turns = [{"role": "system", "content": "Be brief."}] if chance.random() < 0.3 else []
+        for _ in range(chance.randint(1, 4)):
+            length = chance.choice([3, 8, 20, 60])
+            turns.append({"role": "user", "content": f"{number} {' '.join(chance.choices(WORDS, k=length))}?"})
+            turns.append({"role": "assistant", "content": " ".join(chance.choices(WORDS, k=chance.randint(1, 30)))})
+        lines.append(json.dumps({"messages": turns}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def config_for(source: str, model: Path, **changes: Any) -> RunConfig:
+    return RunConfig().changed({"data.sources": [source], "model.id": str(model), "data.max_length": 96, **changes})
+
+
+def test_the_preview_is_the_trainers_batch(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 600), tiny_model_dir, **{"eval.share": 0})
+    tokenizer = load_tokenizer(tiny_model_dir)
+    train = build_datasets(config, workspace, tokenizer).train
+    conversations = load_conversations(config.data, workspace).conversations
+    previews = [preview_row(conversation, tokenizer, config.data) for conversation in conversations]
+    used = [preview for preview in previews if preview.num_trained]
+    assert len(used) == len(train) and 200 <= len(used) < 600
+    collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    chosen = random.Random(1).sample(range(len(train)), 200)
+    for start in range(0, 200, 8):
+        some = chosen[start : start + 8]
+        batch = collate([train[row] for row in some])
+        for line, row in enumerate(some):
+            preview = used[row]
+            kept = int(batch["attention_mask"][line].sum())
+            assert batch["input_ids"][line, :kept].tolist() == list(preview.input_ids)
+            assert batch["labels"][line, :kept].tolist() == list(preview.labels)
+            assert set(batch["labels"][line, kept:].tolist()) <= {IGNORED}
+            shown = [token for token in preview.tokens if not token.is_cut]
+            assert [token.id for token in shown] == list(preview.input_ids)
+            assert [token.is_trained for token in shown] == [label != IGNORED for label in preview.labels]
+    for preview in previews:
+        assert "".join(token.text for token in preview.tokens) == preview.text
+        assert preview.num_kept == min(preview.num_tokens, 96) and (preview.cut_at == 96) == (preview.num_tokens > 96)
+
+
+def test_split_and_receipt_and_files(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 120), tiny_model_dir, **{"eval.share": 0.1})
+    tokenizer = load_tokenizer(tiny_model_dir)
+    run = RunDir(workspace.runs / "one")
+    built = build_datasets(config, workspace, tokenizer, run)
+    receipt = built.receipt
+    assert built.eval is not None
+    assert receipt.num_rows == 120 == receipt.num_train_rows + receipt.num_eval_rows + receipt.num_dropped
+    assert receipt.num_eval_rows == len(built.eval) == round((120 - receipt.num_dropped) * 0.1)
+    assert receipt.num_trained_tokens == sum(label != IGNORED for row in built.train["labels"] for label in row)
+    assert read_json(run.data / "receipt.json") == json.loads(json.dumps(receipt.as_dict()))
+    assert receipt.files == {name: sha256_of(run.data / name) for name in receipt.files} and len(receipt.files) == 4
+    files = {"train": str(run.data / "train.tokens.parquet"), "eval": str(run.data / "eval.tokens.parquet")}
+    again = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert again["train"].to_list() == built.train.to_list() and again["eval"].to_list() == built.eval.to_list()
+    assert len((run.data / "train.jsonl").read_text(encoding="utf-8").splitlines()) == receipt.num_train_rows
+    same = build_datasets(config, Workspace.at(tmp_path / "other"), tokenizer)
+    assert same.train.to_list() == built.train.to_list()
+    other = build_datasets(config.changed({"train.seed": 7}), workspace, tokenizer)
+    assert other.eval is not None and other.eval.to_list() != built.eval.to_list()
+
+
+def test_a_double_is_not_both_trained_on_and_held_back(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    rows = Path(write_rows(tmp_path / "rows.jsonl", 40)).read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "doubled.jsonl"
+    path.write_text("\n".join(rows[:20] * 2 + rows[20:]) + "\n", encoding="utf-8")
+    built = build_datasets(config_for(str(path), tiny_model_dir, **{"eval.share": 0.2}), workspace, load_tokenizer(tiny_model_dir))
+    assert built.eval is not None
+    trained = {tuple(row) for row in built.train["input_ids"]}
+    assert not trained & {tuple(row) for row in built.eval["input_ids"]}
+
+
+def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir, **{"data.too_long": "drop"})
+    built = build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
+    assert built.receipt.num_too_long > 0 and built.receipt.num_truncated == 0
+    assert max(map(len, built.train["input_ids"])) <= 96
+
+
+def test_nothing_left_is_an_error_before_any_model_is_loaded(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    row = {"prompt": "word " * 60, "completion": "Yes."}
+    path.write_text((json.dumps(row) + "\n") * 12, encoding="utf-8")
+    with pytest.raises(DataError, match="100 %") as refused:
+        build_datasets(config_for(str(path), tiny_model_dir, **{"data.max_length": 16}), workspace, load_tokenizer(tiny_model_dir))
+    assert refused.value.code == "DATA-LABEL"
+
+
+def test_plain_text_and_every_source_at_once(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("\n\n".join(f"Paragraph {n} about the sea.\nIt has two lines." for n in range(12)), encoding="utf-8")
+    sources = [str(notes), "builtin:plain-pirate", {"id": write_rows(tmp_path / "rows.jsonl", 20), "weight": 0.5}]
+    config = RunConfig().changed({"data.sources": sources, "model.id": str(tiny_model_dir)})
+    built = build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
+    assert built.receipt.num_rows == 12 + 120 + 10
+    assert [source["format"] for source in built.receipt.sources] == ["text", "messages", "messages"]
+
+
+def test_cancel_while_tokenizing(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 1200), tiny_model_dir)
+    load_conversations(config.data, workspace)
+    with pytest.raises(Cancelled):
+        build_datasets(
+            config, workspace, load_tokenizer(tiny_model_dir), on_progress=_stop_when_tokenized, is_cancelled=lambda: bool(_seen)
+        )
+    assert not list((workspace.cache).glob("tokens/*"))
+
+
+_seen: list[str] = []
+
+
+def _stop_when_tokenized(what: str, share: float | None) -> None:
+    if what.startswith("Tokenized"):
+        _seen.append(what)
+
+
+def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 120), tiny_model_dir)
+    lens = Lens(workspace)
+    report = lens.report(config)
+    findings = {finding.code: finding for finding in report.findings}
+    tokens = report.tokens
+    assert tokens is not None and report.verdict == "look"
+    assert sum(tokens["histogram"]["counts"]) == 120 and tokens["longest"] > 96 and tokens["proposed_max_length"] % 64 == 0
+    assert findings["DATA-TRUNCATED"].count == tokens["truncated"] > tokens["without_answer"] > 0
+    assert {"DATA-LABEL", "DATA-ANSWER-CUT", "DATA-SPECIAL"} <= set(findings)
+    worst = lens.worst(config)
+    assert sorted(worst) == list(range(120))
+    first = lens.preview(config, worst[0])
+    assert first.num_trained == 0 and not first.trains_end
+    assert lens.preview(config, worst[-1]).trains_end
+    assert lens.position_of(config, first.row) == worst[0] and lens.position_of(config, 999) is None
+    with pytest.raises(DataError):
+        lens.preview(config, 120)
+
+    dropped = config.changed(lens.fix(config, findings["DATA-TRUNCATED"].fix_action | {"action": "drop", "code": "DATA-TRUNCATED"}))  # type: ignore[operator]
+    codes = {finding.code for finding in lens.report(dropped).findings}
+    assert not codes & {"DATA-TRUNCATED", "DATA-LABEL", "DATA-ANSWER-CUT"}
+    assert lens.report(dropped).num_rows == 120 - findings["DATA-TRUNCATED"].count
+    raised = config.changed(lens.fix(config, findings["DATA-LABEL"].fix_action or {}))
+    assert raised.data.max_length > 96 and "DATA-LABEL" not in {finding.code for finding in lens.report(raised).findings}
+    disarmed = config.changed(lens.fix(config, findings["DATA-SPECIAL"].fix_action or {}))
+    assert {f.code: f.severity for f in lens.report(disarmed).findings}["DATA-SPECIAL"] == "note"
+
+
+def test_tokens_are_kept_by_content(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir)
+    tokenizer = load_tokenizer(tiny_model_dir)
+    first = build_datasets(config, workspace, tokenizer)
+    monkeypatch.setattr("qlora_ui.engine.tokens.RowTokenizer", None)
+    again = build_datasets(config.changed({"data.max_length": 128}), workspace, tokenizer)
+    assert np.array_equal(again.train[0]["input_ids"][:96], first.train[0]["input_ids"])
+    with pytest.raises(TypeError):
+        build_datasets(config.changed({"data.train_on": "everything"}), workspace, tokenizer)

@@ -1,0 +1,241 @@
+"""From files to conversations: kinds of files, slices, weights, cache, cancel, limits, fixes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.cli import main
+from qlora_ui.data import parse
+from qlora_ui.data.checks import order_problems
+from qlora_ui.data.fixes import apply_fix
+from qlora_ui.data.languages import Languages
+from qlora_ui.data.load import inspect, load_anyway, load_conversations
+from qlora_ui.data.similar import Similar
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.source import DataSource
+
+ROWS = [{"question": f"What is {n} and {n}, “please”?", "answer": f"It is {2 * n},\nof course."} for n in range(1, 21)]
+
+
+def write_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8") -> None:
+    with path.open("w", encoding=encoding, newline="") as file:
+        table = csv.DictWriter(file, ["question", "answer"], delimiter=delimiter)
+        table.writeheader()
+        table.writerows(ROWS)
+
+
+def write_parquet(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "rows.jsonl": lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8"),
+    "rows.json": lambda path: path.write_text(json.dumps(ROWS, indent=2), encoding="utf-8"),
+    "wrapped.json": lambda path: path.write_text(json.dumps({"version": 2, "data": ROWS}), encoding="utf-8"),
+    "viewer.json": lambda path: path.write_text(
+        json.dumps({"rows": [{"row_idx": n, "row": row, "truncated_cells": []} for n, row in enumerate(ROWS)]}), encoding="utf-8"
+    ),
+    "list.jsonl": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
+    "spread.json": lambda path: path.write_text("\n".join(json.dumps(row, indent=1) for row in ROWS), encoding="utf-8"),
+    "rows.csv": write_csv,
+    "semicolon.csv": lambda path: write_csv(path, ";"),
+    "excel.csv": lambda path: write_csv(path, ";", "utf-8-sig"),
+    "old.csv": lambda path: write_csv(path, ";", "cp1252"),
+    "wide.csv": lambda path: write_csv(path, "\t", "utf-16"),
+    "rows.tsv": lambda path: write_csv(path, "\t"),
+    "rows.parquet": write_parquet,
+    "renamed.txt": lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_conversations(name: str, tmp_path: Path, workspace: Workspace) -> None:
+    KINDS[name](tmp_path / name)
+    loaded = load_conversations(DataSection(sources=(str(tmp_path / name),)), workspace)
+    assert [(c.messages[0].content, c.messages[1].content) for c in loaded.conversations] == [(r["question"], r["answer"]) for r in ROWS]
+    assert loaded.report.format == "columns" and loaded.report.sources[0].mapping == {"user": "question", "assistant": "answer"}
+
+
+def chats(path: Path, count: int, word: str = "row") -> str:
+    lines = [
+        {"messages": [{"role": "user", "content": f"{word} {n}?"}, {"role": "assistant", "content": f"The {word} number {n} it is, sir."}]}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def test_slices_and_weights(tmp_path: Path, workspace: Workspace) -> None:
+    one, two = chats(tmp_path / "one.jsonl", 40, "one"), chats(tmp_path / "two.jsonl", 10, "two")
+    sources = (DataSource(id=one, rows="11-20", weight=0.5), DataSource(id=two, rows="50 %", weight=2), DataSource(id=two, rows="first 2"))
+    loaded = load_conversations(DataSection(sources=sources), workspace)
+    rows = [(conversation.source, conversation.row) for conversation in loaded.conversations]
+    assert len(rows) == 5 + 10 + 2 == loaded.report.num_rows
+    assert all(source == "one.jsonl" and 11 <= row <= 20 for source, row in rows[:5]) and len(set(rows[:5])) == 5
+    assert rows[5:15] == [("two.jsonl", row) for row in (1, 2, 3, 4, 5)] * 2
+    again = load_conversations(DataSection(sources=sources), workspace)
+    assert [(c.source, c.row) for c in again.conversations] == rows
+    assert again.report.content_hash == loaded.report.content_hash
+    other = load_conversations(DataSection(sources=sources[1:]), workspace)
+    assert other.report.content_hash != loaded.report.content_hash
+
+
+def test_a_file_is_read_once_and_anew_when_it_changes(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataSection(sources=(chats(tmp_path / "a.jsonl", 12),))
+    first = inspect(data, workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(parse, "_Child", None)
+        assert inspect(data, workspace) == first
+    chats(tmp_path / "a.jsonl", 13)
+    assert inspect(data, workspace).num_rows == 13
+
+
+def test_all_sources_that_fail_are_told_at_once(tmp_path: Path, workspace: Workspace) -> None:
+    with pytest.raises(DataError) as refused:
+        inspect(DataSection(sources=("builtin:nothing", str(tmp_path / "absent.jsonl"))), workspace)
+    assert [problem.code for problem in refused.value.problems] == ["DATA-MISSING", "DATA-MISSING"]
+
+
+def test_cancel_leaves_nothing_behind(tmp_path: Path, workspace: Workspace) -> None:
+    path = chats(tmp_path / "a.jsonl", 20_000)
+    calls = iter(range(1000))
+    with pytest.raises(Cancelled):
+        inspect(DataSection(sources=(path,)), workspace, is_cancelled=lambda: next(calls) > 3)
+    assert list((workspace.cache / "data").iterdir()) == []
+
+
+def test_too_much_memory_or_time_ends_the_reader_and_not_the_app(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataSection(sources=(chats(tmp_path / "a.jsonl", 200),))
+    with monkeypatch.context() as patch:
+        patch.setattr(parse, "MEMORY_BYTES", 1 << 20)
+        with pytest.raises(DataError, match="memory") as refused:
+            inspect(data, workspace)
+    assert refused.value.code == "DATA-LIMIT"
+    with monkeypatch.context() as patch:
+        patch.setattr(parse, "_BASE_S", -1.0)
+        patch.setattr(parse, "_SLOWEST_BYTES_PER_S", 1e12)
+        with pytest.raises(DataError, match="too long"):
+            inspect(data, workspace)
+    assert inspect(data, workspace).num_rows == 200
+
+
+def test_fixes_write_new_versions_and_never_touch_the_file(tmp_path: Path, workspace: Workspace) -> None:
+    path = tmp_path / "mine.jsonl"
+    chats(path, 12)
+    broken = path.read_text(encoding="utf-8") + path.read_text(encoding="utf-8").splitlines()[0] + "\n{broken\n"
+    broken += json.dumps({"messages": [{"role": "user", "content": "Mail a@b.example?"}, {"role": "assistant", "content": "No."}]}) + "\n"
+    path.write_text(broken, encoding="utf-8")
+    data = DataSection(sources=(DataSource(id=str(path), weight=2),))
+    report = inspect(data, workspace)
+    assert report.verdict == "not-trainable"
+    by_code = {finding.code: finding for finding in report.findings}
+    assert by_code["DATA-JSON"].rows == (14,) and by_code["DATA-DUPLICATE"].rows == (13,) and by_code["DATA-EMAIL"].rows == (15,)
+    with pytest.raises(DataError) as refused:
+        load_conversations(data, workspace)
+    assert refused.value.code == "DATA-JSON"
+
+    action = by_code["DATA-DUPLICATE"].fix_action
+    assert action is not None
+    values = apply_fix(data, workspace, action)
+    source = values["data.sources"][0]
+    assert source.weight == 2 and Path(source.id).parent == workspace.datasets and Path(source.id).name == "mine-v2.jsonl"
+    fixed = data.model_copy(update={"sources": values["data.sources"]})
+    assert {finding.code for finding in inspect(fixed, workspace).findings} == {"DATA-EMAIL"}
+    again = apply_fix(fixed, workspace, by_code["DATA-EMAIL"].fix_action or {})
+    assert Path(again["data.sources"][0].id).name == "mine-v3.jsonl"
+    masked = load_anyway(data.model_copy(update={"sources": again["data.sources"]}), workspace)
+    assert masked.conversations[12].messages[0].content == "Mail <email>?"
+    assert path.read_text(encoding="utf-8") == broken
+    assert apply_fix(data, workspace, {"action": "set", "path": "data.max_length", "value": 64}) == {"data.max_length": 64}
+
+
+def test_secrets_and_control_tokens_are_spotted(tmp_path: Path, workspace: Workspace) -> None:
+    path = tmp_path / "s.jsonl"
+    texts = ["fine"] * 10 + [
+        "my key is hf_" + "a1B2" * 9,
+        "-----BEGIN RSA PRIVATE KEY-----",
+        "[INST] hi [/INST]",
+        "a <b> c",
+        "x@y",
+        "sk-short",
+    ]
+    rows = [{"prompt": f"{n}?", "completion": f"{text} {n}"} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    findings = {finding.code: finding for finding in inspect(DataSection(sources=(str(path),)), workspace).findings}
+    assert findings["DATA-SECRET"].rows == (11, 12) and "Hugging Face token" in findings["DATA-SECRET"].what
+    assert findings["DATA-SPECIAL"].rows == (13,)
+    assert "DATA-EMAIL" not in findings
+
+
+def test_order_of_speakers() -> None:
+    assert order_problems(("system", "user", "assistant", "tool", "assistant")) == ()
+    assert order_problems(("user", "assistant", "tool", "tool", "assistant")) == ()
+    assert order_problems(("assistant", "user", "assistant")) == ("starts",)
+    assert order_problems(("user", "user", "assistant")) == ("twice",)
+    assert order_problems(("user", "system", "assistant")) == ("late-system",)
+    assert order_problems(("user", "tool", "assistant")) == ("orphan-tool",)
+    assert order_problems(("user", "assistant", "user")) == ("no-answer-last",)
+
+
+def test_near_duplicates() -> None:
+    base = "The harbour master counts the boats that come in with the evening tide and writes each of them down in his large grey book."
+    others = [
+        f"Row {n} speaks of {n * 7} lanterns, {n * n} bridges and the {n}th winter of a town by the sea, and nothing else."
+        for n in range(300)
+    ]
+    similar = Similar()
+    similar.add([*others[:150], base])
+    similar.add([*others[150:], base.upper().replace("BOOK", "LEDGER"), base.replace(",", ";") + " Yes.", "too short", ""])
+    assert similar.near_duplicates().tolist() == [301, 302]
+
+
+def test_scripts_and_languages() -> None:
+    languages = Languages()
+    languages.add(["The cat is on the mat and it is not the dog"] * 6 + ["Der Hund ist nicht auf dem Tisch und das ist gut"] * 3)
+    languages.add(["это не то что он и она"] * 2 + ["これは日本語です"] * 1)
+    assert list(languages.languages()) == ["English", "German", "Russian", "Japanese"]
+    assert set(languages.scripts()) == {"Latin", "Cyrillic", "Kana", "Han"} and languages.scripts()["Latin"] > 0.7
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], workspace: Workspace, *words: str) -> tuple[int, Any]:
+    code = main([*words, "--json", "--workspace", str(workspace.root)])
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1
+    return code, json.loads(out[0])
+
+
+def test_lint_on_the_command_line(tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = run_cli(capsys, workspace, "lint", chats(tmp_path / "a.jsonl", 12))
+    assert code == 0 and (report["format"], report["rows"], report["verdict"], report["tokens"]) == ("messages", 12, "ready", {})
+    (tmp_path / "bad.jsonl").write_text("{'a': 1}\n", encoding="utf-8")
+    code, answer = run_cli(capsys, workspace, "lint", str(tmp_path / "bad.jsonl"))
+    assert code == 2 and answer["error"]["problems"][0]["code"] == "DATA-JSON" and answer["error"]["problems"][0]["fix"]
+    code, answer = run_cli(capsys, workspace, "lint", str(tmp_path / "bad.jsonl"), "--format", "banana", "--map", "x")
+    assert code == 2
+
+
+def test_convert_on_the_command_line(tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "u.csv", tmp_path / "out.jsonl"
+    write_csv(source)
+    code, answer = run_cli(capsys, workspace, "data", "convert", str(source), "--out", str(out))
+    assert code == 0 and answer["rows"] == 20 and len(out.read_text(encoding="utf-8").splitlines()) == 20
+    code, answer = run_cli(capsys, workspace, "data", "convert", str(source), "--out", str(out))
+    assert code == 2 and answer["error"]["code"] == "DATA-EXISTS"
+    wide = tmp_path / "wide.jsonl"
+    wide.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-16")
+    code, _ = run_cli(capsys, workspace, "data", "convert", str(wide), "--out", str(tmp_path / "w.jsonl"), "--encoding", "utf-16")
+    assert code == 0 and list(workspace.temp.iterdir()) == []

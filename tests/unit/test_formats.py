@@ -1,0 +1,119 @@
+"""Every format's example rows become the conversations that they mean, and detection knows each from the others."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.catalog.formats import FORMATS, format_named
+from qlora_ui.catalog.formats.columns import guess_mapping
+from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data.detect import detect
+from qlora_ui.settings.run_config import option_by_path
+
+MAPPED = {"user": "{title}: {body}", "assistant": "reply"}
+EXAMPLES = [pytest.param(form.name, row, id=f"{form.name} {number}") for form in FORMATS for number, row in enumerate(form.examples)]
+
+
+def said(normal: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"]) for turn in normal["messages"]]
+
+
+@pytest.mark.parametrize(("name", "row"), EXAMPLES)
+def test_examples_are_detected_and_converted(name: str, row: dict[str, Any]) -> None:
+    mapping = MAPPED if "body" in row else {}
+    if name == "preference":
+        with pytest.raises(DataError) as refused:
+            detect([row], "auto", {}, "x.jsonl")
+        assert refused.value.code == "DATA-PREFERENCE"
+        found = detect([row], "preference", {}, "x.jsonl")
+    else:
+        found = detect([row], "auto", mapping, "x.jsonl")
+    assert found.format.name == name and found.why
+    normal = found.format.convert(row, found.mapping)
+    if name == "text":
+        assert normal == {"text": row["text"]}
+        return
+    assert normal["messages"][-1]["role"] == "assistant" and normal["messages"][-1]["content"]
+    assert {turn["role"] for turn in normal["messages"]} <= {"system", "user", "assistant", "tool"}
+    assert json.loads(json.dumps(normal)) == normal
+
+
+def test_formats_are_the_choices_of_the_option() -> None:
+    assert {form.name for form in FORMATS} | {"auto"} == set(option_by_path()["data.format"].as_dict()["choices"])
+
+
+def test_every_other_format_has_a_reason() -> None:
+    row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    votes = {vote.name: vote for vote in detect([row] * 3, "auto", {}, "x").votes}
+    assert votes["sharegpt"].fits == 3 and not votes["sharegpt"].reason
+    assert all(vote.reason for name, vote in votes.items() if name != "sharegpt")
+    assert "from, value instead of role and content" in votes["messages"].reason
+
+
+DIALECTS: tuple[tuple[dict[str, Any], list[tuple[str, str]]], ...] = (
+    ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+     [("system", "s"), ("user", "q"), ("assistant", "a")]),
+    ({"conversations": [{"from": "user", "value": "q"}, {"from": "bing", "value": "a"}]}, [("user", "q"), ("assistant", "a")]),
+    ({"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "chatgpt", "value": "a"}]},
+     [("system", "s"), ("user", "q"), ("assistant", "a")]),
+    ({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, [("user", "q"), ("assistant", "a")]),
+    ({"conversations": [{"role": "user", "value": "q"}, {"role": "assistant", "value": "a"}]}, [("user", "q"), ("assistant", "a")]),
+    ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [("user", "q"), ("assistant", "a")]),
+    ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, [("user", "q"), ("assistant", "a")]),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]},
+     [("user", "q"), ("assistant", "a")]),
+    ({"conversation": [{"input": "q", "output": "a"}, {"input": "q2", "output": "a2"}]},
+     [("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")]),
+    ({"instruction": "q", "input": None, "output": "a"}, [("user", "q"), ("assistant", "a")]),
+    ({"instruction": "q", "input": "with", "response": "a"}, [("user", "q\n\nwith"), ("assistant", "a")]),
+    ({"id": 3, "question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
+    ({"system_prompt": "s", "question": "q", "response": "a"}, [("system", "s"), ("user", "q"), ("assistant", "a")]),
+    ({"Question": "q", "Answer": 42}, [("user", "q"), ("assistant", "42")]),
+    ({"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}, [("user", "q"), ("assistant", "a")]),
+    ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+      "completion": [{"role": "assistant", "content": "a"}]}, [("system", "s"), ("user", "q"), ("assistant", "a")]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "expected"), DIALECTS)
+def test_dialects(row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    found = detect([row], "auto", {}, "x")
+    assert said(found.format.convert(row, found.mapping)) == expected
+
+
+def test_tools_and_thinking_are_kept() -> None:
+    form = format_named("messages")
+    normal = form.convert(form.examples[2], {})
+    assert normal["messages"][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"town": "Bergen"}}
+    assert normal["tools"][0]["function"]["name"] == "weather"
+    assert form.convert(form.examples[1], {})["messages"][1]["reasoning_content"].startswith("10 times 6")
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    answer = [{"role": "function", "content": "r"}, {"role": "assistant", "content": "a"}]
+    old = {"functions": [{"name": "f"}], "messages": [{"role": "user", "content": "q"}, call, *answer]}
+    assert form.convert(old, {})["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert [turn["role"] for turn in form.convert(old, {})["messages"]] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_mapping_by_hand() -> None:
+    row = {"title": "Tides", "body": "Why twice?", "reply": "The moon.", "note": "x"}
+    with pytest.raises(DataError, match="title, note"):
+        detect([{"title": "Tides", "note": "x"}], "columns", {}, "x")
+    found = detect([row], "auto", {"prompt": "{title}: {body}", "answer": "reply", "system": "Be brief."}, "x")
+    assert said(found.format.convert(row, found.mapping)) == [
+        ("system", "Be brief."),
+        ("user", "Tides: Why twice?"),
+        ("assistant", "The moon."),
+    ]
+    with pytest.raises(DataError, match="nowhere"):
+        detect([row], "columns", {"user": "nowhere", "assistant": "reply"}, "x")
+    assert guess_mapping(["Query", "response", "id"]) == {"user": "Query", "assistant": "response"}
+
+
+def test_missing_cells_are_told_with_their_column() -> None:
+    with pytest.raises(RowProblem) as problem:
+        format_named("columns").convert({"question": "q", "answer": None}, {"user": "question", "assistant": "answer"})
+    assert (problem.value.code, problem.value.column) == ("DATA-FIELD", "answer")
