@@ -18,7 +18,7 @@ from qlora_ui.engine.callbacks import Control, Recorder
 from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.apply import FastReport, apply_fast_path, remove_fast_path
 from qlora_ui.engine.fast.packing import PackedCollator, pack_examples
-from qlora_ui.engine.load import compute_dtype, load_quantized
+from qlora_ui.engine.load import compute_dtype, keep_layers, load_quantized
 from qlora_ui.engine.randomness import untouched_randomness
 from qlora_ui.engine.trainer import QloraTrainer, Session, match_adapter_dtype, training_arguments
 from qlora_ui.settings.intervals import Intervals
@@ -148,7 +148,6 @@ def forget_dataloaders(trainer: QloraTrainer) -> None:
     """A run that broke off leaves its loaders in accelerate's list, and the next one would take the wrong one for its own."""
     state = trainer.accelerator.gradient_state
     state.dataloader_references = [None]
-    state.active_dataloader = None
 
 
 def dry_run(trainer: QloraTrainer, rows: Rows) -> None:
@@ -160,6 +159,11 @@ def dry_run(trainer: QloraTrainer, rows: Rows) -> None:
     with untouched_randomness():
         # Hand-made batches count into the Trainer's metrics and, with it, into the first point of the curve.
         model.train()
+        if trainer.args.gradient_checkpointing and not trainer.fast_step_active:
+            # train() switches recomputation on only when it begins; without it the try takes many times the run's memory.
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs)
+            if trainer._session.config.train.checkpointing == "partly":
+                keep_layers(model, trainer._session.config.train.kept_layers)
         batch = trainer._prepare_inputs(trainer.data_collator(_longest(rows.train, trainer.args.per_device_train_batch_size)))
         trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         counted = (batch["labels"] != -100).sum()
