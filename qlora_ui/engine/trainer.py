@@ -235,27 +235,23 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any, *, must: bool = False) -> None:
         """Write a checkpoint aside and rename it; a full disk costs this checkpoint and not the run, unless it `must` be."""
         session, step = self._session, self.state.global_step
-        started = time.monotonic()
-        if self.args.should_save and session.store.find(step) is not None:
+        if session.store.find(step) is not None:
             return
         try:
-            if self.args.should_save:
-                session.store.check_space(self._expected_bytes())
-                session.store.stage(step)
-            self._barrier()
-            self._write_staged(model, trial, step)
+            self._save_whole(model, trial, step)
         except (OSError, RuntimeError, RunError, ValueError) as error:
             session.store.abandon(step)
             if not is_disk_full(error) or self.args.world_size > 1:
                 raise
+            reason = str(error).splitlines()[0][:200]
+            forget(error)
             if must or self.control.should_training_stop:
                 raise RunError(
                     "The disk is full: the last steps could not be saved.",
-                    why=str(error).splitlines()[0][:200],
+                    why=reason,
                     fix="Free some space and continue the run; the checkpoints before are whole",
                     code="disk-full",
                 ) from None
-            forget(error)
             session.write(
                 Noticed(
                     level="warning",
@@ -265,7 +261,14 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
                     fix="Free some space",
                 )
             )
-            return
+
+    def _save_whole(self, model: Any, trial: Any, step: int) -> None:
+        session, started = self._session, time.monotonic()
+        if self.args.should_save:
+            session.store.check_space(self._expected_bytes())
+            session.store.stage(step)
+        self._barrier()
+        self._write_staged(model, trial, step)
         if not self.args.should_save:
             return
         saved = session.store.commit(step, {**session.notes(), "tokens": int(self._total_train_tokens)})

@@ -1,0 +1,194 @@
+"""What can go wrong in a run, made to go wrong: numbers that are none, memory that runs out, a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs import again, curve, tiny_config, train, write_rows
+
+from qlora_ui.engine.checkpoints import CheckpointStore
+from qlora_ui.engine.trainer import QloraTrainer
+from qlora_ui.runs.events import Failed, Healed, Noticed
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+
+@pytest.fixture
+def config(tiny_model_dir: Path, tmp_path: Path) -> RunConfig:
+    return tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), train__max_steps=6, lora__dropout=0.0)
+
+
+def patched_step(monkeypatch: pytest.MonkeyPatch, before: Any) -> None:
+    """Call `before(trainer)` ahead of every micro-step of training."""
+    original = QloraTrainer.training_step
+
+    def training_step(self: Any, *arguments: Any, **named: Any) -> Any:
+        before(self)
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(QloraTrainer, "training_step", training_step)
+
+
+def trained_parameters(trainer: Any) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+
+def whole_steps(view: RunView) -> list[int]:
+    store = CheckpointStore(view.run.checkpoints, 9)
+    return sorted(step for step in store.steps() if store.find(step) is not None)
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_does_harm(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    def poison(trainer: Any) -> None:
+        parameter = trained_parameters(trainer)[0]
+        if trainer.state.global_step == 3 and parameter.grad is not None:
+            parameter.grad.fill_(float("nan"))
+
+    patched_step(monkeypatch, poison)
+    view = train(workspace, config)
+    failed = view.ended
+    assert isinstance(failed, Failed) and failed.code == "not-a-number" and "step 4" in failed.what
+    assert failed.suggestions[0]["values"] == {"train.learning_rate": config.train.learning_rate / 2}
+    assert view.step == 3 and whole_steps(view) == [2]
+    assert failed.adapter == "adapter"
+    assert all(bool(tensor.isfinite().all()) for tensor in adapter_tensors(view))
+
+
+def test_a_weight_that_is_no_number_leaves_the_last_checkpoint(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    def poison(trainer: Any) -> None:
+        if trainer.state.global_step == 3:
+            with torch.no_grad():
+                trained_parameters(trainer)[0].fill_(float("nan"))
+
+    patched_step(monkeypatch, poison)
+    view = train(workspace, config)
+    assert isinstance(view.ended, Failed) and view.ended.code == "not-a-number"
+    assert all(bool(tensor.isfinite().all()) for tensor in adapter_tensors(view))
+
+
+def adapter_tensors(view: RunView) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return list(load_file(view.run.adapter / "adapter_model.safetensors").values())
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_out_of_memory_heals_and_the_curve_goes_on(step: int, config: RunConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    whole = train(Workspace.at(tmp_path / "whole"), config)
+    failures: list[int] = []
+
+    def starve(trainer: Any) -> None:
+        if trainer.is_in_train and trainer.state.global_step == step and trainer.args.per_device_train_batch_size == 2:
+            failures.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    patched_step(monkeypatch, starve)
+    view = train(Workspace.at(tmp_path / "healed"), config)
+    assert failures == [1]
+    assert view.status is Status.DONE, view.ended
+    healed = [event for event in view.notices if isinstance(event, Healed)]
+    assert [event.changes for event in healed] == [{"train.batch_size": [2, 1], "train.accumulation": [2, 4]}]
+    assert [point[0] for point in curve(view)] == [1, 2, 3, 4, 5, 6]
+    for (_, loss, _), (_, expected, _) in zip(curve(view), curve(whole), strict=True):
+        assert loss == pytest.approx(expected, rel=2e-4)
+
+
+def test_the_longest_batch_is_tried_before_the_first_step(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    def starve(trainer: Any) -> None:
+        if trainer.args.per_device_train_batch_size == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    patched_step(monkeypatch, starve)
+    view = train(workspace, config)
+    assert view.status is Status.DONE
+    assert [type(event) for event in view.notices if not view.steps or event.time < view.steps[0].time] == [Healed]
+
+
+def test_what_cannot_be_healed_comes_with_three_ways_out(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    def starve(trainer: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    patched_step(monkeypatch, starve)
+    view = train(workspace, config.changed({"lora.rank": 64, "train.checkpointing": "none", "data.max_length": 512}))
+    failed = view.ended
+    assert isinstance(failed, Failed) and failed.code == "out-of-memory"
+    assert len(failed.suggestions) == 3
+    for suggestion in failed.suggestions:
+        config.changed(suggestion["values"])
+
+
+def test_a_check_that_runs_out_of_memory_goes_on_with_fewer_rows(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    original = QloraTrainer.prediction_step
+
+    def prediction_step(self: Any, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        if self.is_in_train and inputs["input_ids"].shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, model, inputs, *arguments, **named)
+
+    monkeypatch.setattr(QloraTrainer, "prediction_step", prediction_step)
+    view = train(workspace, config)
+    assert view.status is Status.DONE, view.ended
+    assert [event.step for event in view.evals] == [4, 6]
+    assert any(isinstance(event, Healed) and "eval.batch_size" in event.changes for event in view.notices)
+
+
+WRITE_POINTS = {
+    "adapter": ("qlora_ui.engine.trainer.write_adapter", OSError(errno.ENOSPC, "No space left on device")),
+    "optimizer": (
+        "qlora_ui.engine.trainer.QloraTrainer._save_optimizer_and_scheduler",
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ),
+    "random state": ("qlora_ui.engine.trainer.QloraTrainer._save_rng_state", OSError(errno.EDQUOT, "Disk quota exceeded")),
+    "state": ("transformers.trainer_callback.TrainerState.save_to_json", OSError(errno.ENOSPC, "No space left on device")),
+    "manifest": ("qlora_ui.engine.checkpoints.CheckpointStore.commit", OSError(errno.ENOSPC, "No space left on device")),
+    "sync": ("qlora_ui.engine.checkpoints.sync_tree", OSError(errno.ENOSPC, "No space left on device")),
+}
+
+
+@pytest.mark.parametrize("point", WRITE_POINTS)
+def test_a_full_disk_costs_one_checkpoint(point: str, config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+    target, error = WRITE_POINTS[point]
+    owner, name = target.rsplit(".", 1)
+    import pydoc
+
+    original = getattr(pydoc.locate(owner), name)
+    failed: list[int] = []
+
+    def full(*arguments: Any, **named: Any) -> Any:
+        if len(CheckpointStore(workspace_checkpoints(workspace), 9).steps()) == 1 and not failed:
+            failed.append(1)
+            raise error
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(target, full)
+    view = train(workspace, config.changed({"eval.share": 0}))
+    assert failed and view.status is Status.DONE, view.ended
+    assert whole_steps(view) == [2, 6]
+    assert not [path.name for path in view.run.checkpoints.iterdir() if path.name.startswith(".")]
+    notice = next(event for event in view.notices if isinstance(event, Noticed) and event.code == "disk-full")
+    assert "step 4" in notice.what
+
+
+def workspace_checkpoints(workspace: Workspace) -> Path:
+    return next(workspace.runs.iterdir()) / "checkpoints"
+
+
+def test_a_disk_that_is_full_at_the_end_fails_in_words_and_continues_later(
+    config: RunConfig, workspace: Workspace, monkeypatch: Any
+) -> None:
+    def full(*arguments: Any, **named: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qlora_ui.engine.job.publish_adapter", full)
+        view = train(workspace, config)
+    assert isinstance(view.ended, Failed) and view.ended.code == "disk-full"
+    assert whole_steps(view)
+    view = again(view.run)
+    assert view.status is Status.DONE and view.ended is not None and view.ended.adapter == "adapter"
