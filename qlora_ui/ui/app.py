@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from qlora_ui.ui import readycard, topstrip
+from qlora_ui.ui import heads, readycard, topstrip
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.page import TICK_S, Page
 from qlora_ui.ui.service import Service
@@ -48,6 +48,7 @@ def build(service: Service) -> gr.Blocks:
             with gr.Column(elem_id="q-side", min_width=0):
                 readycard.build(page)
         topstrip.connect(page, strip)
+        heads.connect(page)
         page.on_load(lambda: _restore(page), page.form.outputs)
         page.connect(blocks)
     blocks.queue(default_concurrency_limit=4, max_size=64, api_open=False)

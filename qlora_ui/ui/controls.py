@@ -14,6 +14,8 @@ from qlora_ui.ui.markup import escape
 MAX_SEGMENTS = 3
 """A choice of so many values is a row of segments; a longer one is a list that opens."""
 AUTOMATIC = "automatic"
+MAX_SHOWN_BOUND = 5000
+"""A larger bound guards against slips and says nothing to a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def head_html(option: Option, *, delta: str = "", problem: str = "", changed: bo
     `delta` and `problem` are plain text; `changed` marks a value that is not the default.
     """
     meta = option.meta
-    term = f'<span class="q-term">{escape(meta.term)}</span>' if meta.term else ""
+    term = f'<span class="q-term">{escape(meta.term)}</span>' if meta.term and meta.term.lower() != meta.label.lower() else ""
     mark = '<span class="q-changed" title="Changed from the default">changed</span>' if changed else ""
     chip = f'<span class="q-delta">{escape(delta)}</span>' if delta else ""
     alarm = f'<span class="q-problem" role="alert">{escape(problem)}</span>' if problem else ""
@@ -129,7 +131,7 @@ def from_component(option: Option, value: Any) -> Any:
 
 
 def _bounds_hint(option: Option) -> str:
-    if option.minimum is None or option.maximum is None or option.inner_type not in (int, float) or option.maximum > 100_000:
+    if option.minimum is None or option.maximum is None or option.inner_type not in (int, float) or option.maximum > MAX_SHOWN_BOUND:
         return ""
     low = f"above {option.minimum:g}" if option.exclusive_minimum else f"{option.minimum:g}"
     return f' <span class="q-bounds q-num">{low} to {option.maximum:g}.</span>'

@@ -151,7 +151,8 @@ def _advanced(page: Page, name: str, sections: tuple[str, ...]) -> None:
         reset = gr.Button("Back to the defaults", size="sm", elem_id=f"q-reset-{name}", elem_classes="q-tool", scale=0)
     paths = [option.path for option in options]
     page.on_form(lambda draft: gr.update(label=_advanced_label(draft, paths)), [fold])
-    page.undo.offer(reset.click, lambda data, _: Change("Advanced options at their defaults", {p: option_by_path()[p].default for p in paths}))
+    defaults = {path: option_by_path()[path].default for path in paths}
+    page.undo.offer(reset.click, lambda data, _: Change("Advanced options at their defaults", defaults))
 
 
 def _advanced_label(draft: Draft, paths: list[str]) -> str:

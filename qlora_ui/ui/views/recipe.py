@@ -40,6 +40,22 @@ def preset_about(draft: Draft, presets: Sequence[Preset]) -> str:
     return f'<p class="q-sub">{about}</p>{listed}'
 
 
+def automatic_words(draft: Draft, path: str) -> str:
+    """What an "automatic" or a pair of numbers comes to with the settings of now; empty where there is nothing to say."""
+    config = draft.config
+    if config is None:
+        return ""
+    if path == "lora.alpha" and config.lora.alpha is None:
+        return f"Now {config.alpha}, twice the adapter size"
+    if path in ("train.batch_size", "train.accumulation"):
+        return f"Effective batch {config.effective_batch}"
+    steps = draft.duration.num_steps if draft.duration is not None else None
+    if path == "train.warmup" and steps is not None:
+        warm = config.train.warmup
+        return f"{round(warm * steps) if warm < 1 else round(warm)} of {steps} steps"
+    return ""
+
+
 def recipe_text(draft: Draft) -> str:
     """The settings as YAML and as a command, each with a copy button; empty while something is wrong."""
     if draft.config is None:
