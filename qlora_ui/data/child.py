@@ -41,7 +41,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     confine(job["cpu_s"])
     try:
-        report = _Parse(job).run()
+        report = parse(job)
     except DataError as error:
         _say({"error": {"code": error.code, "problems": [asdict(problem) for problem in error.problems]}})
     except MemoryError:
@@ -49,6 +49,11 @@ def main() -> None:
         _say({"error": {"code": "DATA-LIMIT", "problems": [asdict(problem)]}})
     else:
         _say({"report": asdict(report)})
+
+
+def parse(job: dict[str, Any]) -> SourceReport:
+    """Read the file of a job into its folder; raises DataError and nothing else, whatever the file holds."""
+    return _Parse(job).run()
 
 
 def _say(value: dict[str, Any]) -> None:

@@ -98,4 +98,6 @@ class Languages:
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
     total = sum(counts.values())
+    if not total:
+        return {}
     return {name: round(count / total, 3) for name, count in counts.most_common() if count >= 0.005 * total}

@@ -62,8 +62,8 @@ def preview_row(conversation: Conversation, tokenizer: Any, data: DataSection) -
     num_kept = len(cut.input_ids)
     tokens = []
     reached = 0
-    for position, (token, start, end, trained) in enumerate(
-        zip(whole.input_ids.tolist(), whole.starts.tolist(), whole.ends.tolist(), whole.trained.tolist(), strict=True)
+    for position, (token, (start, end), trained) in enumerate(
+        zip(whole.input_ids.tolist(), whole.places(), whole.trained.tolist(), strict=True)
     ):
         shown = whole.text[max(start, reached) : end] or (tokenizer.convert_ids_to_tokens(token) if start == end else "")
         reached = max(reached, end)
@@ -71,8 +71,8 @@ def preview_row(conversation: Conversation, tokenizer: Any, data: DataSection) -
     trained_ids = {label for label in cut.labels if label != IGNORED}
     ends = trained_ids & special
     if conversation.text is None and not cut.refused:
-        end = tokenizer.convert_tokens_to_ids(rows.renderer.end.strip()) if rows.renderer.end_is_token else None
-        trains_end = end in trained_ids if end is not None else bool(ends)
+        last = tokenizer.convert_tokens_to_ids(rows.renderer.end.strip()) if rows.renderer.end_is_token else None
+        trains_end = last in trained_ids if last is not None else bool(ends)
     else:
         trains_end = bool(ends)
     return Preview(

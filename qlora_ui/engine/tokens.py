@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -48,17 +51,26 @@ class TokenizedRow:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A row before cutting: text, its tokens, where each stands in the text, which are learned."""
+    """A row before cutting: its text, its tokens, which of them are learned."""
 
     text: str
     input_ids: Array
-    starts: Array
-    ends: Array
     trained: Array
     spans: tuple[Span, ...]
     refused: str = ""
     marks: tuple[str, ...] = ()
     """What is odd about the text: `special` (control tokens of this template in it), `bos` (it began with a start token)."""
+    encoding: Any = None
+    skipped: int = 0
+    """Tokens of the encoding that were left out at its start."""
+
+    def places(self) -> list[tuple[int, int]]:
+        """Where in the text each token stands; a token that was added at the end has no letters."""
+        if self.encoding is None:
+            return []
+        places: list[tuple[int, int]] = self.encoding.offsets[self.skipped :]
+        end = len(self.text)
+        return places + [(end, end)] * (len(self.input_ids) - len(places))
 
 
 _Written = tuple[str, tuple[Span, ...], tuple[str, ...]]
@@ -72,7 +84,7 @@ class RowTokenizer:
         self.tokenizer = tokenizer
         self.data = data
         self._renderer: Renderer | None = None
-        self._offsets = tokenizer if _offsets_tile(tokenizer) else _without_trimming(tokenizer)
+        self._backend = _backend_of(tokenizer)
 
     @property
     def renderer(self) -> Renderer:
@@ -80,6 +92,11 @@ class RowTokenizer:
         if self._renderer is None:
             self._renderer = Renderer(self.tokenizer, neutralize=self.data.neutralize_special_tokens)
         return self._renderer
+
+    def prepare(self, conversations: Sequence[Conversation]) -> None:
+        """Run the template once, so that its failure is told at once and threads find it ready."""
+        if any(conversations[at].text is None for at in range(min(len(conversations), 1))):
+            _ = self.renderer
 
     def whole(self, conversations: Sequence[Conversation]) -> list[Whole]:
         """Some rows, before cutting; in one call of the tokenizer for each kind."""
@@ -123,39 +140,32 @@ class RowTokenizer:
     def _encode(self, written: list[_Written], *, is_plain: bool) -> Iterator[Whole]:
         if not written:
             return
-        encoded = self._offsets(
-            [text for text, _, _ in written],
-            add_special_tokens=is_plain,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for row, ids, offsets in zip(written, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            places = np.array(offsets, dtype=np.int32).reshape(-1, 2)
-            yield self._labelled(row, np.array(ids, dtype=np.int32), places, is_plain=is_plain)
+        # The tokenizer's own core: what `tokenizer(text)` calls too, without turning every token into Python objects.
+        encodings = self._backend.encode_batch([text for text, _, _ in written], add_special_tokens=is_plain)
+        for row, encoding in zip(written, encodings, strict=True):
+            yield self._plain_row(row, encoding) if is_plain else self._chat_row(row, encoding)
 
-    def _labelled(self, written: _Written, ids: Array, places: Array, *, is_plain: bool) -> Whole:
+    def _chat_row(self, written: _Written, encoding: Any) -> Whole:
         text, spans, marks = written
-        starts, ends = places[:, 0], places[:, 1]
-        bos = self.tokenizer.bos_token_id
-        if len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids, starts, ends, marks = ids[1:], starts[1:], ends[1:], (*marks, "bos")
+        ids = np.array(encoding.ids, dtype=np.int32)
         trained = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
-            # A token that begins before the answer is the question's, even where it reaches into the answer: in a chat
-            # the question is tokenized alone, so the model never sees that token there.
-            trained |= (starts >= start) & (starts < end)
-        if is_plain:
-            trained[:] = True
-            eos = self.tokenizer.eos_token_id
-            if eos is not None and (not len(ids) or ids[-1] != eos) and text:
-                ids = np.append(ids, np.int32(eos))
-                starts, ends = np.append(starts, np.int32(len(text))), np.append(ends, np.int32(len(text)))
-                trained = np.append(trained, True)
-            if len(ids) and ids[0] == bos:
-                trained[0] = False  # Nothing comes before it, so nothing can predict it.
-        return Whole(text, ids, starts, ends, trained, spans, marks=marks)
+            trained[_first_token(encoding, start, len(text)) : _first_token(encoding, end, len(text))] = True
+        bos = self.tokenizer.bos_token_id
+        skipped = 1 if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos else 0
+        marks = (*marks, "bos") if skipped else marks
+        return Whole(text, ids[skipped:], trained[skipped:], spans, marks=marks, encoding=encoding, skipped=skipped)
+
+    def _plain_row(self, written: _Written, encoding: Any) -> Whole:
+        text, spans, marks = written
+        ids = np.array(encoding.ids, dtype=np.int32)
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        if eos is not None and text and (not len(ids) or ids[-1] != eos):
+            ids = np.append(ids, np.int32(eos))
+        trained = np.ones(len(ids), dtype=bool)
+        if len(ids) and ids[0] == bos:
+            trained[0] = False  # Nothing comes before it, so nothing can predict it.
+        return Whole(text, ids, trained, spans, marks=marks, encoding=encoding)
 
     def cut(self, whole: Whole) -> TokenizedRow:
         """A row as `data.max_length` and `data.too_long` leave it."""
@@ -175,26 +185,46 @@ def tokenize_conversation(conversation: Conversation, tokenizer: Any, data: Data
 
 
 def _refused(reason: str) -> Whole:
-    empty = np.zeros(0, dtype=np.int32)
-    return Whole("", empty, empty, empty, np.zeros(0, dtype=bool), (), reason)
+    return Whole("", np.zeros(0, dtype=np.int32), np.zeros(0, dtype=bool), (), reason)
 
 
-def _offsets_tile(tokenizer: Any) -> bool:
-    """Whether offsets cover the text without gaps. Some tokenizers report words without their spaces, which would move
-    the border between question and answer."""
+def _first_token(encoding: Any, place: int, length: int) -> int:
+    """The first token that begins at or after a place in the text.
+
+    A token that begins before an answer is the question's, even where it reaches into the answer: in a chat the question is
+    tokenized alone, so the model never sees that token there.
+    """
+    token = None
+    while place < length and (token := encoding.char_to_token(place)) is None:
+        place += 1  # A letter that the tokenizer drops.
+    if token is None:
+        return len(encoding)
+    num_tokens = len(encoding)
+    while token < num_tokens and encoding.token_to_chars(token)[0] < place:
+        token += 1
+    return int(token)
+
+
+def _backend_of(tokenizer: Any) -> Any:
+    """The core of a tokenizer, with places that cover the text without gaps: some report words without their spaces, which
+    would move the border between question and answer. Raises ModelError for a tokenizer without a core."""
     if not tokenizer.is_fast:
         raise ModelError(
             "The model's tokenizer is of the slow kind without places in the text.",
             fix="Use a model whose folder has a tokenizer.json.",
             code="MODEL-TOKENIZER",
         )
-    offsets = tokenizer("a\n\n b  c", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return bool(offsets) and offsets[0][0] == 0 and offsets[-1][1] == 8 and all(one[1] == two[0] for one, two in pairwise(offsets))
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    offsets = backend.encode("a\n\n b  c", add_special_tokens=False).offsets
+    tiles = bool(offsets) and offsets[0][0] == 0 and offsets[-1][1] == 8 and all(one[1] == two[0] for one, two in pairwise(offsets))
+    return backend if tiles else _without_trimming(backend)
 
 
-def _without_trimming(tokenizer: Any) -> Any:
-    """The same tokenizer with offsets that include spaces; the tokens are the same."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+def _without_trimming(backend: Any) -> Any:
+    """The same core with places that include spaces; the tokens are the same."""
+    state = json.loads(backend.to_str())
 
     def untrim(node: Any) -> None:
         if isinstance(node, dict):
@@ -209,10 +239,8 @@ def _without_trimming(tokenizer: Any) -> Any:
     untrim(state.get("post_processor"))
     untrim(state.get("pre_tokenizer"))
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer.from_str(json.dumps(state))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return Tokenizer.from_str(json.dumps(state))
 
 
 # Whole datasets ------------------------------------------------------------------------------------------------------
@@ -284,6 +312,31 @@ class TokenTable:
         )
 
 
+def _in_chunks(rows: RowTokenizer, conversations: Sequence[Conversation]) -> Iterator[tuple[int, list[Whole]]]:
+    """The rows in order, a few hundred at a time; the tokenizer's core works in threads while templates are rendered."""
+    starts = range(0, len(conversations), _CHUNK)
+    num_threads = min(4, os.cpu_count() or 1) if len(starts) > 1 else 1
+
+    def work(start: int) -> list[Whole]:
+        return rows.whole([conversations[at] for at in range(start, min(start + _CHUNK, len(conversations)))])
+
+    rows.prepare(conversations)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize") as pool:
+        waiting: deque[tuple[int, Future[list[Whole]]]] = deque()
+        try:
+            for start in starts:
+                waiting.append((start, pool.submit(work, start)))
+                if len(waiting) > num_threads:  # No more than a few chunks are held, however long the dataset is.
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
 def tokenize_all(
     conversations: Sequence[Conversation],
     tokenizer: Any,
@@ -307,9 +360,8 @@ def tokenize_all(
     lengths: list[int] = []
     refused: dict[int, str] = {}
     marks: dict[str, list[int]] = {}
-    for start in range(0, len(conversations), _CHUNK):
+    for start, chunk in _in_chunks(rows, conversations):
         stop_if(is_cancelled, "Counting tokens")
-        chunk = rows.whole([conversations[at] for at in range(start, min(start + _CHUNK, len(conversations)))])
         for position, whole in enumerate(chunk, start):
             ids.append(whole.input_ids)
             trained.append(whole.trained)
