@@ -146,6 +146,10 @@ class ChatService:
         model = self._model
         return (len(model.prompt_ids(messages)), model.context_tokens) if model else (0, 0)
 
+    def keys(self) -> dict[str, str]:
+        """Key of the adapter that each side stands for, for work given to `call`."""
+        return dict(self._keys)
+
     def call(self, work: Callable[[ChatModel], Any]) -> Any:
         """Run `work` on the loaded model in the generating thread and return its result; for scoring and comparing."""
         return self._thread.submit(self._call, work).result()

@@ -1,0 +1,154 @@
+"""What an evaluation measures: names and words for the page, and the few lines that compute the ones on text. No torch here.
+
+A metric to add: a Metric in METRICS, and where it is about an answer's text a function in TEXT_METRICS.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number of the quality receipt."""
+
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+    help: str
+    is_share: bool = False
+    """From 0 to 1, shown in percent."""
+
+
+METRICS = (
+    Metric("loss", "Loss", "lower", "Surprise per learned token of the held-back rows, in nats: the number that training lowers."),
+    Metric("perplexity", "Perplexity", "lower", "e to the loss: among how many equally likely words the model hesitates."),
+    Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself.", True),
+    Metric("exact_match", "Exact match", "higher", "Share of answers equal to the reference, but for case and spaces.", True),
+    Metric("label_f1", "Label F1", "higher", "Balance of hits and false alarms, averaged over the labels.", True),
+    Metric("rouge_l", "ROUGE-L", "higher", "Overlap with the reference: the longest common sequence of words, as F1.", True),
+    Metric("json_validity", "Valid JSON", "higher", "Share of answers that are JSON.", True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, rounds: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of one value a row (weighted where rows hold more tokens than others) with its interval: rows are drawn again and again."""
+    heavy = list(weights) if weights is not None else [1.0] * len(values)
+    mean = sum(value * weight for value, weight in zip(values, heavy, strict=True)) / sum(heavy)
+    draw = random.Random(seed)
+    means = []
+    for _ in range(rounds):
+        rows = draw.choices(range(len(values)), k=len(values))
+        means.append(sum(values[row] * heavy[row] for row in rows) / sum(heavy[row] for row in rows))
+    means.sort()
+    return Estimate(mean, means[int(0.025 * (rounds - 1))], means[int(0.975 * (rounds - 1))])
+
+
+def applicable(references: Sequence[str]) -> list[str]:
+    """Which text metrics make sense for these reference answers."""
+    if not references:
+        return []
+    names = []
+    plain = [_plain(text) for text in references]
+    is_json = sum(map(is_valid_json, references)) >= 0.8 * len(references)
+    is_short = sorted(map(len, plain))[len(plain) // 2] <= 60
+    distinct = set(plain)
+    if is_json:
+        names.append("json_validity")
+    if not is_json and is_short and 2 <= len(distinct) <= max(2, len(plain) // 2) and max(map(len, distinct)) <= 60:
+        names.append("label_f1")
+    if is_short or is_json:
+        names.append("exact_match")
+    if not is_json and "label_f1" not in names:
+        names.append("rouge_l")
+    return names
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where both are equal but for case and spaces; JSON is compared by what it says."""
+    try:
+        return float(json.loads(answer) == json.loads(reference))
+    except ValueError:
+        return float(_plain(answer) == _plain(reference))
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words (Lin 2004), lower case, without punctuation."""
+    left, right = _words(answer), _words(reference)
+    if not left or not right:
+        return float(left == right)
+    row = [0] * (len(right) + 1)
+    for word in left:
+        diagonal = 0
+        for index, other in enumerate(right, 1):
+            diagonal, row[index] = row[index], diagonal + 1 if word == other else max(row[index], row[index - 1])
+    return 2 * row[-1] / (len(left) + len(right))
+
+
+def is_valid_json(text: str) -> bool:
+    """Whether the text is a JSON object or list, a code fence around it allowed."""
+    try:
+        return isinstance(json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())), dict | list)
+    except ValueError:
+        return False
+
+
+TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "json_validity": lambda answer, reference: float(is_valid_json(answer)),
+}
+"""Value of one answer; label F1 is a number of all answers together."""
+
+
+def label_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Macro F1 over the reference labels and the confusion matrix; answers that are no label count as “(other)”.
+
+    Returns `{"f1", "labels", "matrix", "per_label"}`, rows of the matrix being the references.
+    """
+    names = {_plain(text): text.strip() for text in references}
+    labels = sorted(names)
+    counts: Counter[tuple[str, str]] = Counter()
+    for answer, reference in zip(answers, references, strict=True):
+        said = _plain(answer)
+        counts[_plain(reference), said if said in names else ""] += 1
+    per_label = {}
+    for label in labels:
+        hits = counts[label, label]
+        num_said = sum(counts[reference, label] for reference in labels)
+        num_meant = sum(counts[label, answer] for answer in [*labels, ""])
+        per_label[names[label]] = {
+            "precision": hits / num_said if num_said else 0.0,
+            "recall": hits / num_meant if num_meant else 0.0,
+            "f1": 2 * hits / (num_said + num_meant) if num_said + num_meant else 0.0,
+            "count": num_meant,
+        }
+    return {
+        "f1": sum(scores["f1"] for scores in per_label.values()) / len(labels),
+        "labels": [names[label] for label in labels] + ["(other)"],
+        "matrix": [[counts[label, other] for other in [*labels, ""]] for label in labels],
+        "per_label": per_label,
+    }
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).strip(" .")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

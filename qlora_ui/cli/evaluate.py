@@ -1,0 +1,61 @@
+"""`app.py evaluate`: the quality receipt of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.cli.config_flags import table
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.workspace import Workspace
+
+HELP = "what 4-bit cost and what the adapter gained, on held-back rows"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run, and how much of it is looked at."""
+    parser.add_argument("--run", metavar="RUN", required=True, help="the run; “latest” is the newest")
+    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N instead of the finished adapter")
+    parser.add_argument("--max-rows", type=int, default=200, help="held-back rows looked at (default 200)")
+    parser.add_argument("--answers", type=int, default=16, help="held-back questions answered by base and adapter (default 16)")
+    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer (default 96)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print the receipt."""
+    if arguments.max_rows < 1 or arguments.answers < 0 or arguments.max_tokens < 1:
+        raise QloraUiError("Counts must be positive.", where="--max-rows, --answers, --max-tokens", code="usage")
+    workspace = Workspace.at(arguments.workspace)
+    found = find_run(workspace, arguments.run)
+
+    from qlora_ui.engine.evaluate import EvaluateOptions, evaluate_run
+
+    options = EvaluateOptions(arguments.max_rows, arguments.answers, arguments.max_tokens)
+
+    def tell(what: str, share: float | None) -> None:
+        if not arguments.json:
+            print(f"{'' if share is None else f'{share:4.0%} '}{what}", file=sys.stderr)
+
+    result = evaluate_run(found.id, workspace, Card(), options, checkpoint=arguments.checkpoint, on_progress=tell)
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+    else:
+        print(_text(result))
+    return 0
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows: list[list[object]] = [["", "loss", "perplexity", "token accuracy"]]
+    for score in result["scores"]:
+        if "skipped" in score:
+            rows.append([score["title"], "skipped:", score["skipped"], ""])
+        else:
+            rows.append([score["title"], f"{score['loss']:.4f}", f"{score['perplexity']:.2f}", f"{score['accuracy']:.1%}"])
+    lines = [table(rows), ""]
+    for task in result["tasks"]:
+        lines.append(f"{task['metric']}: base {task['base']['value']:.2f}, adapter {task['adapter']['value']:.2f}")
+    return "\n".join([*lines, result["verdict"]["text"]])

@@ -1,0 +1,290 @@
+"""The quality receipt of a run: what 4-bit cost, what the adapter gained, and in which form to keep it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import GrowingLines, read_json, write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.catalog.metrics import TEXT_METRICS, Estimate, applicable, bootstrap, label_scores
+from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
+from qlora_ui.engine.chat_cache import ChatCache
+from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
+from qlora_ui.engine.chat_step import ForwardPass
+from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
+from qlora_ui.engine.decode import Sampling
+from qlora_ui.engine.evaluate_models import (
+    ADAPTER,
+    BASE_4BIT,
+    BASE_FULL,
+    MERGED_DEQUANTIZED,
+    MERGED_ORIGINAL,
+    VARIANTS,
+    Variant,
+    WholeModels,
+)
+from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
+from qlora_ui.engine.evaluate_verdict import verdict
+from qlora_ui.engine.load import num_parameters
+from qlora_ui.hardware.system import versions
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """How much is looked at."""
+
+    max_rows: int = 200
+    """Held-back rows whose loss is computed; the first ones."""
+    num_answers: int = 16
+    """Held-back rows that base and adapter answer; 0 leaves the task metrics out."""
+    max_tokens: int = 96
+    """Longest answer."""
+    variants: tuple[str, ...] = tuple(variant.name for variant in VARIANTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A held-back question with its reference and both answers."""
+
+    question: str
+    reference: str
+    base: str
+    adapter: str
+
+
+def evaluate_run(
+    run_id: str,
+    workspace: Workspace,
+    card: Card,
+    options: EvaluateOptions | None = None,
+    *,
+    checkpoint: str | None = None,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> dict[str, Any]:
+    """Evaluate a run (or a checkpoint of it) on its held-back rows; writes `evaluation.json` into the run and returns it.
+
+    Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, or `skipped` with the reason), `gain` (base minus
+    adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`, `answers`, `verdict`. Raises RunError where
+    no rows were held back or the card is busy, Cancelled, and ModelError.
+    """
+    options = options or EvaluateOptions()
+    run = find_run(workspace, run_id)
+    target = ChatTarget(run_id=run.id, checkpoint=checkpoint)
+    config = target_config(target, workspace)
+    adapter = adapter_folder(target, workspace)
+    assert adapter is not None
+    rows, conversations = _held_back(run, options.max_rows)
+    with card.hold("evaluation", run.id), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+        work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
+        began = time.time()
+        model = ChatModel.load(config, workspace, on_progress, is_cancelled)
+        try:
+            model.add_adapter("adapter", adapter)
+            num_params = num_parameters(model.base)[1]
+            work.score_quantized(model)
+            answers = work.answer(model, conversations)
+            device, folder = model.device, model.folder
+        finally:
+            model.free()
+        work.score_whole(WholeModels(folder, config, device, num_params), adapter)
+    result = work.result(answers) | {
+        "run_id": run.id,
+        "checkpoint": checkpoint,
+        "model": config.model.id,
+        "time": began,
+        "duration_s": round(time.time() - began, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "dtype": str(WholeModels(folder, config, device, num_params).dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    write_json(run.path / RESULT, result)
+    return result
+
+
+def read_evaluation(run: RunDir) -> dict[str, Any] | None:
+    """The last evaluation of a run; None where there is none."""
+    value = read_json(run.path / RESULT)
+    return value if isinstance(value, dict) else None
+
+
+class _Evaluation:
+    """The scores as they come in."""
+
+    def __init__(
+        self,
+        options: EvaluateOptions,
+        rows: Sequence[EvalRow],
+        pass_on: Callable[[], None],
+        on_progress: OnProgress,
+        is_cancelled: IsCancelled,
+    ) -> None:
+        self.options = options
+        self.rows = rows
+        self.scores: dict[str, Scores] = {}
+        self.skipped: dict[str, str] = {}
+        self._pass_on = pass_on
+        self._on_progress = on_progress
+        self._is_cancelled = is_cancelled
+        self._num_steps = max(len(options.variants), 1)
+
+    def score_quantized(self, model: ChatModel) -> None:
+        """Base and adapter on the one 4-bit model."""
+        dtype = model.base.get_input_embeddings().weight.dtype
+        for variant, key in ((BASE_4BIT, "base"), (ADAPTER, "adapter")):
+            if variant.name in self.options.variants:
+                model.switch.choose([key], dtype, model.device)
+                self._score(variant.name, variant.title, model.base, model.device)
+
+    def score_whole(self, models: WholeModels, adapter: Path) -> None:
+        """The three models in whole numbers, one after another, as far as memory allows."""
+        contexts: dict[Variant, Callable[[], AbstractContextManager[Any]]] = {
+            BASE_FULL: models.plain,
+            MERGED_ORIGINAL: lambda: models.merged(adapter, dequantized=False),
+            MERGED_DEQUANTIZED: lambda: models.merged(adapter, dequantized=True),
+        }
+        for variant, context in contexts.items():
+            if variant.name not in self.options.variants:
+                continue
+            stop_if(self._is_cancelled, "The evaluation")
+            reason = models.reason_to_skip(variant)
+            if reason:
+                self.skipped[variant.name] = reason
+                continue
+            self._on_progress(f"Loading: {variant.title}", self._share(0))
+            with context() as model:
+                self._score(variant.name, variant.title, model, models.device)
+
+    def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
+        """Greedy answers of base and adapter to held-back questions, both in one batch."""
+        asked = [item for item in (_question(one) for one in conversations) if item][: self.options.num_answers]
+        cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
+        forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda")
+        answering = Answering(model, cache, forward, self._pass_on)
+        keys = {"base": "base", "adapter": "adapter"}
+        sides = [keys] if model.switch.can_share(list(keys)) else [{"base": "base"}, {"adapter": "adapter"}]
+        answers = []
+        for index, (messages, reference) in enumerate(asked):
+            ids = model.prompt_ids(messages)
+            if len(ids) + 1 >= model.context_tokens:
+                continue
+            said = dict.fromkeys(keys, "")
+
+            def take(delta: Delta, said: dict[str, str] = said) -> None:
+                said[delta.side] += delta.text
+
+            with torch.inference_mode():
+                for group in sides:
+                    greedy = Sampling(temperature=0, max_tokens=self.options.max_tokens)
+                    answering.answer(dict.fromkeys(group, ids), group, greedy, take, self._is_cancelled, known=list(keys))
+            answers.append(Answered(messages[-1].content, reference, said["base"], said["adapter"]))
+            self._between(f"Answering question {index + 1} of {len(asked)}", None)
+        return answers
+
+    def result(self, answers: Sequence[Answered]) -> dict[str, Any]:
+        """Everything measured, as plain data."""
+        known = {variant.name: variant for variant in VARIANTS}
+        scores = []
+        for name in self.options.variants:
+            row: dict[str, Any] = {"variant": name, "title": known[name].title, "about": known[name].about}
+            if name in self.scores:
+                score = self.scores[name]
+                row |= {"loss": score.loss, "perplexity": score.perplexity, "accuracy": score.accuracy}
+            else:
+                row["skipped"] = self.skipped.get(name, "not asked for")
+            scores.append(row)
+        adapter = self.scores.get(ADAPTER.name)
+        gain, cost = self._difference(BASE_4BIT.name, ADAPTER.name), self._difference(BASE_4BIT.name, BASE_FULL.name)
+        merges = (MERGED_ORIGINAL.name, MERGED_DEQUANTIZED.name)
+        losses = {name: score.loss for name, score in self.scores.items()}
+        return {
+            "num_rows": len(self.rows),
+            "num_tokens": sum(len(row.places) for row in self.rows),
+            "scores": scores,
+            "gain": asdict(gain) if gain else None,
+            "four_bit_cost": asdict(cost) if cost else None,
+            "agreement": {a: {b: self.scores[a].agreement(self.scores[b]) for b in self.scores} for a in self.scores},
+            "logit_difference": {name: self.scores[name].logit_difference(adapter) for name in merges if name in self.scores and adapter},
+            "tasks": _tasks(answers),
+            "answers": [asdict(answer) for answer in answers],
+            "verdict": verdict(losses, gain, cost, len(self.rows)),
+        }
+
+    def _difference(self, worse: str, better: str) -> Estimate | None:
+        """Nats a token by which `better` is lower, over the same rows."""
+        if worse not in self.scores or better not in self.scores:
+            return None
+        pairs = zip(self.scores[worse].row_losses(), self.scores[better].row_losses(), strict=True)
+        return bootstrap([high - low for high, low in pairs], self.scores[worse].num_tokens)
+
+    def _score(self, name: str, title: str, model: Any, device: torch.device) -> None:
+        total = len(self.rows)
+        self.scores[name] = score_rows(
+            model, self.rows, device, lambda done: self._between(f"{title}: row {done} of {total}", self._share(done / total))
+        )
+
+    def _between(self, what: str, share: float | None) -> None:
+        stop_if(self._is_cancelled, "The evaluation")
+        self._on_progress(what, share)
+        self._pass_on()
+
+    def _share(self, part: float) -> float:
+        return min((len(self.scores) + len(self.skipped) + part) / self._num_steps, 1.0)
+
+
+def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversation]]:
+    path = run.data / "eval.tokens.parquet"
+    if not path.is_file():
+        raise RunError(
+            "No rows were held back from this run.",
+            why="Rows that were trained on would say nothing about new ones.",
+            fix="Train with a share held back for checking (eval.share).",
+            code="no-eval-rows",
+        )
+    table = pq.read_table(path).slice(0, max_rows)
+    rows = [EvalRow(ids, labels) for ids, labels in zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)]
+    conversations = [Conversation.from_dict(json.loads(line)) for line in GrowingLines(run.data / "eval.jsonl").read()]
+    return [row for row in rows if row.places], conversations[:max_rows]
+
+
+def _question(conversation: Conversation) -> tuple[tuple[Message, ...], str] | None:
+    """The turns up to the last answer, and that answer."""
+    messages = conversation.messages
+    if len(messages) < 2 or messages[-1].role != "assistant" or not messages[-1].content or messages[-1].tool_calls:
+        return None
+    return messages[:-1], messages[-1].content
+
+
+def _tasks(answers: Sequence[Answered]) -> list[dict[str, Any]]:
+    references = [answer.reference for answer in answers]
+    tasks = []
+    for name in applicable(references):
+        task: dict[str, Any] = {"metric": name}
+        for side in ("base", "adapter"):
+            said = [str(getattr(answer, side)) for answer in answers]
+            if name in TEXT_METRICS:
+                task[side] = asdict(
+                    bootstrap([TEXT_METRICS[name](text, reference) for text, reference in zip(said, references, strict=True)])
+                )
+            else:
+                scores = label_scores(said, references)
+                task[side] = {"value": scores.pop("f1"), **scores}
+        tasks.append(task)
+    return tasks

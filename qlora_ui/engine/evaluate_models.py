@@ -1,0 +1,118 @@
+"""The five models that an evaluation compares: the base whole and in 4 bits, the adapter on it, and its two ways of being merged."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import psutil
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from qlora_ui.base.units import format_bytes
+from qlora_ui.engine.load import attention_kernel, compute_dtype, load_quantized
+from qlora_ui.settings.run_config import RunConfig
+
+MARGIN = 1.15
+"""Room beside the weights for activations, cache and the libraries' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the compared models."""
+
+    name: str
+    title: str
+    about: str
+
+
+BASE_FULL = Variant("base-full", "Base, 16-bit", "The original weights.")
+BASE_4BIT = Variant("base-4bit", "Base, 4-bit", "What the adapter was trained on.")
+ADAPTER = Variant("adapter-4bit", "Adapter on 4-bit", "What the chat answers with.")
+MERGED_ORIGINAL = Variant("merged-original", "Merged into the original", "The adapter added to weights that it never saw in training.")
+MERGED_DEQUANTIZED = Variant("merged-dequantized", "Merged into the 4-bit weights", "The very weights of training, written out in 16 bits.")
+VARIANTS = (BASE_FULL, BASE_4BIT, ADAPTER, MERGED_ORIGINAL, MERGED_DEQUANTIZED)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeModels:
+    """Loads the base in whole numbers (bf16 on a card, fp32 on a CPU), plain or merged; one at a time."""
+
+    folder: Path
+    config: RunConfig
+    device: torch.device
+    num_params: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The run's arithmetic."""
+        dtype: torch.dtype = getattr(torch, compute_dtype(self.config, self.device))
+        return dtype
+
+    def reason_to_skip(self, variant: Variant) -> str:
+        """Why a variant cannot be looked at here, in words; empty where it can."""
+        needed = self.num_params * self.dtype.itemsize * MARGIN
+        if variant == MERGED_DEQUANTIZED:
+            needed += self.num_params * 0.6
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
+        if needed <= free:
+            return ""
+        return f"needs {format_bytes(needed)} of memory, {format_bytes(free)} are free"
+
+    @contextmanager
+    def plain(self) -> Iterator[Any]:
+        """The original weights."""
+        yield from _freed(self._load)
+
+    @contextmanager
+    def merged(self, adapter: Path, *, dequantized: bool) -> Iterator[Any]:
+        """The adapter merged into the original weights, or into the 4-bit ones written out.
+
+        Everything is read from the disk again: a 4-bit model that has answered on a CPU may have been repacked.
+        """
+
+        def load() -> Any:
+            model = self._load()
+            if dequantized:
+                _write_out(load_quantized(self.folder, self.config, self.device), model)
+            merged = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False, local_files_only=True)
+            return merged.merge_and_unload(progressbar=False).eval()
+
+        yield from _freed(load)
+
+    def _load(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            dtype=self.dtype,
+            attn_implementation=attention_kernel(self.folder, self.config),
+            device_map={"": self.device.index or 0 if self.device.type == "cuda" else "cpu"},
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+        ).eval()
+
+
+def _write_out(quantized: Any, whole: Any) -> None:
+    """Put the 4-bit model's weights, as they are computed with, into the model in whole numbers, layer by layer."""
+    layers = dict(whole.named_modules())
+    for name, module in quantized.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            layers[name].weight.data.copy_(dequantize_4bit(module.weight.data, module.weight.quant_state))
+
+
+def _freed(load: Callable[[], Any]) -> Iterator[Any]:
+    model = load()
+    try:
+        yield model
+    finally:
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

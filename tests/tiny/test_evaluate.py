@@ -1,0 +1,192 @@
+"""The quality receipt against an independent evaluation, and the pieces that it is made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
+from qlora_ui.cli import main
+from qlora_ui.engine.chat import ChatService, ChatTarget
+from qlora_ui.engine.dataset import build_datasets, load_tokenizer
+from qlora_ui.engine.evaluate import EvaluateOptions, evaluate_run, read_evaluation
+from qlora_ui.engine.evaluate_text import Compared, compare_prompts, export_compared, score_text
+from qlora_ui.engine.evaluate_verdict import verdict
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.test_chat import write_adapter
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, RunDir]:
+    """A run with rows and an adapter, without the training between them."""
+    workspace = Workspace.at(tmp_path_factory.mktemp("evaluate"))
+    config = RunConfig().changed({"model.id": str(tiny_model_dir), "launch.device": "cpu", "data.max_length": 96, "eval.share": 0.1})
+    run = create_run(workspace, config)
+    build_datasets(config, workspace, load_tokenizer(tiny_model_dir), run)
+    write_adapter(run.adapter, tiny_model_dir, 1)
+    return workspace, run
+
+
+@pytest.fixture(scope="module")
+def receipt(run: tuple[Workspace, RunDir]) -> dict[str, Any]:
+    seen: list[tuple[str, float | None]] = []
+    options = EvaluateOptions(num_answers=3, max_tokens=8)
+    result = evaluate_run(run[1].id, run[0], Card(), options, on_progress=lambda what, share: seen.append((what, share)))
+    assert any("row 1 of" in what for what, _ in seen) and max(share or 0 for _, share in seen) == 1.0
+    return result
+
+
+def independent(run: RunDir, kind: str, model_dir: Path) -> tuple[float, float]:
+    """Twenty lines of plain transformers and peft: (loss, accuracy) over all learned tokens."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    four = {"quantization_config": bnb} if kind in ("base-4bit", "adapter-4bit", "merged-dequantized") else {}
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, device_map={"": "cpu"}, **four)
+    if kind == "merged-dequantized":
+        model = model.dequantize()
+    if kind not in ("base-full", "base-4bit"):
+        model = PeftModel.from_pretrained(model, run.adapter)
+    if kind.startswith("merged"):
+        model = model.merge_and_unload()
+    for module in model.modules():
+        module.support_avx512bf16_for_cpu = False
+    total, right, count = 0.0, 0, 0
+    for row in pq.read_table(run.data / "eval.tokens.parquet").to_pylist():
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+        labels = torch.tensor(row["labels"])[1:]
+        keep = labels != -100
+        total += torch.nn.functional.cross_entropy(logits[keep], labels[keep], reduction="sum").item()
+        right += int((logits[keep].argmax(-1) == labels[keep]).sum())
+        count += int(keep.sum())
+    return total / count, right / count
+
+
+@pytest.mark.parametrize("kind", ["base-full", "base-4bit", "adapter-4bit", "merged-original", "merged-dequantized"])
+def test_numbers_equal_an_independent_evaluation(
+    kind: str, receipt: dict[str, Any], run: tuple[Workspace, RunDir], tiny_model_dir: Path
+) -> None:
+    loss, accuracy = independent(run[1], kind, tiny_model_dir)
+    score = next(row for row in receipt["scores"] if row["variant"] == kind)
+    assert score["loss"] == pytest.approx(loss, abs=1e-4)
+    assert score["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    assert score["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Workspace, RunDir]) -> None:
+    agreement = receipt["agreement"]["adapter-4bit"]
+    assert agreement["adapter-4bit"] == 1.0 and agreement["merged-dequantized"] > 0.99
+    difference = receipt["logit_difference"]
+    assert difference["merged-dequantized"]["max"] < 1e-3 < difference["merged-original"]["max"]
+    losses = {row["variant"]: row["loss"] for row in receipt["scores"]}
+    assert receipt["gain"]["value"] == pytest.approx(losses["base-4bit"] - losses["adapter-4bit"], abs=1e-9)
+    assert receipt["gain"]["low"] <= receipt["gain"]["value"] <= receipt["gain"]["high"]
+    assert len(receipt["answers"]) == 3 and receipt["answers"][0]["base"] != receipt["answers"][0]["adapter"]
+    assert receipt["verdict"]["text"].startswith("4-bit cost")
+    assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))
+
+
+def test_evaluation_can_be_stopped_and_needs_rows(run: tuple[Workspace, RunDir], tiny_model_dir: Path) -> None:
+    card = Card()
+    with pytest.raises(Cancelled):
+        evaluate_run(run[1].id, run[0], card, is_cancelled=lambda: True)
+    assert card.holder() is None
+    bare = create_run(run[0], run[1].config())
+    write_adapter(bare.adapter, tiny_model_dir, 1)
+    with pytest.raises(RunError, match="held back"):
+        evaluate_run(bare.id, run[0], card)
+    with card.hold("training", "x"), pytest.raises(RunError, match="training run"):
+        evaluate_run(run[1].id, run[0], card)
+
+
+def test_what_does_not_fit_is_skipped_in_words(run: tuple[Workspace, RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr("qlora_ui.engine.evaluate_models.psutil.virtual_memory", lambda: free)
+    result = evaluate_run(run[1].id, run[0], Card(), EvaluateOptions(num_answers=0, max_rows=2))
+    skipped = {row["variant"]: row["skipped"] for row in result["scores"] if "skipped" in row}
+    assert set(skipped) == {"base-full", "merged-original", "merged-dequantized"}
+    assert "are free" in skipped["base-full"] and result["num_rows"] == 2
+
+
+def test_command_line(run: tuple[Workspace, RunDir], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--run", run[1].id, "--max-rows", "2", "--answers", "0", "--workspace", str(run[0].root)]
+    assert main([*words, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["scores"]) == 5
+    assert main(words) == 0
+    assert "Adapter on 4-bit" in capsys.readouterr().out
+    capsys.readouterr()
+    chat = ["chat", "--run", run[1].id, "--prompt", "hello", "--max-tokens", "5", "--temperature", "0", "--workspace", str(run[0].root)]
+    assert main([*chat, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"answer", "base_answer", "tokens_per_s"}
+    assert main(["chat", "--json", "--workspace", str(run[0].root)]) == 2
+
+
+def test_tokens_of_a_text_and_a_list_of_prompts(run: tuple[Workspace, RunDir]) -> None:
+    service = ChatService(run[0], Card())
+    service.load(ChatTarget(run_id=run[1].id))
+    text = "hello world, how are you — today?"
+    base, adapter = score_text(service, text)
+    assert "".join(token.text for token in base.tokens) == text and base.tokens[0].logprob is None
+    assert base.perplexity != adapter.perplexity
+    logprobs = [token.logprob for token in base.tokens if token.logprob is not None]
+    assert base.perplexity == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)))
+    assert all((token.rank == 1) == (token.instead == token.text) for token in base.tokens[1:] if token.text.isascii())
+    from qlora_ui.data.rows import Message
+
+    answer = score_text(service, "hello", ("base",), [Message("user", "hi")])[0]
+    assert answer.tokens[0].logprob is not None
+    rows = list(compare_prompts(service, ["hello", "world"], references=["a|b"]))
+    assert [row.prompt for row in rows] == ["hello", "world"] and set(rows[0].answers) == {"base", "adapter"}
+    assert "a\\|b" in export_compared(rows, "md") and len(export_compared(rows, "jsonl").splitlines()) == 2
+    with pytest.raises(QloraUiError):
+        score_text(service, " ")
+    service.close()
+
+
+def test_spreadsheets_run_nothing() -> None:
+    assert "'=cmd" in export_compared([Compared("=cmd", {"base": "@x"})], "csv")
+
+
+def test_metrics_on_text() -> None:
+    assert exact_match(" Paris. ", "paris") == 1 and exact_match('{"a": 1}', '{ "a":1 }') == 1 and exact_match("a", "b") == 0
+    assert rouge_l("the cat sat on the mat", "the cat lay on the mat") == pytest.approx(5 / 6)
+    assert rouge_l("", "") == 1 and rouge_l("a", "") == 0
+    assert is_valid_json('```json\n{"a": 1}\n```') and not is_valid_json("3") and not is_valid_json("{")
+    scores = label_scores(["pos", "neg", "neg", "what"], ["pos", "pos", "neg", "neg"])
+    assert scores["matrix"] == [[1, 0, 1], [1, 1, 0]] and scores["labels"] == ["neg", "pos", "(other)"]
+    assert scores["f1"] == pytest.approx((0.5 + 2 / 3) / 2)
+    assert applicable(["pos", "neg"] * 5) == ["label_f1", "exact_match"]
+    assert applicable(['{"a": 1}'] * 5) == ["json_validity", "exact_match"]
+    assert applicable([f"a long and free answer, different every time, number {n}, with many words" for n in range(5)]) == ["rouge_l"]
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    estimate = bootstrap([1.0, 2.0, 3.0, 4.0] * 10)
+    assert estimate.low < estimate.value == 2.5 < estimate.high and bootstrap([1.0, 3.0], [3, 1]).value == 1.5
+
+
+def test_verdicts() -> None:
+    losses = {"base-full": 2.0, "base-4bit": 2.03, "adapter-4bit": 1.6, "merged-original": 1.7, "merged-dequantized": 1.6}
+    good = verdict(losses, bootstrap([0.43] * 5), bootstrap([0.03] * 5), 5)
+    assert good["kind"] == "better" and good["serve"] == "merged-dequantized"
+    assert "4-bit cost 0.03 nats" in good["text"] and "gains 0.43" in good["text"]
+    assert verdict(losses, bootstrap([-0.4] * 5), None, 5)["kind"] == "worse"
+    assert verdict(losses, bootstrap([-0.4, 0.5]), None, 2)["kind"] == "unsure"
+    assert verdict({**losses, "merged-dequantized": 2.0}, None, None, 2)["serve"] == "adapter-4bit"
+    assert verdict({**losses, "merged-original": 1.2}, None, None, 2)["serve"] == "merged-original"
