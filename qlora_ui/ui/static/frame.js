@@ -25,13 +25,25 @@
     document.getElementById(`tab-${tab}-button`)?.click();
     openCard(false);
     if (!focus) { scrollTo({ top: 0 }); return; }
-    let tries = 30;
+    let tries = 40;
+    let unfolded = false;
     const look = () => {
       const place = document.getElementById(`${focus}-control`) || document.getElementById(focus);
-      if (!place) { if (tries--) setTimeout(look, 100); return; }
-      // A folded group hides its controls: unfold it first.
-      const fold = place.closest("[data-fold]") || place.closest(".q-fold");
-      if (fold && place.offsetParent === null) fold.querySelector("button")?.click();
+      if (place && place.offsetParent === null && !unfolded) {
+        // A folded group hides its controls: unfold it once.
+        const closed = [...document.querySelectorAll(".q-fold")].find((fold) => fold.contains(place));
+        if (closed && closed.offsetParent !== null) { unfolded = true; closed.querySelector("button")?.click(); }
+      }
+      // The tab's panel is drawn a moment after its button was pressed.
+      if (!place || place.offsetParent === null) {
+        if (!place && tries < 35 && !unfolded) {
+          unfolded = true;
+          const panel = document.getElementById(`tab-${tab}`);
+          for (const fold of panel ? panel.querySelectorAll(".q-fold") : []) if (!fold.querySelector(":scope > button.open")) fold.querySelector("button")?.click();
+        }
+        if (tries--) setTimeout(look, 100);
+        return;
+      }
       place.scrollIntoView({ block: "center", behavior: "smooth" });
       (place.querySelector("input, textarea, select, button") || place).focus({ preventScroll: true });
       place.classList.add("q-shown");
