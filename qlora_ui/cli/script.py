@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.files import write_text
 from qlora_ui.cli.config_flags import add_config_flags, config_from
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.script.bundle import write_bundle
-from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.script.read_foreign import read_foreign
+from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 HELP = "write train.py (or YAML for “trl sft”) with pinned requirements and the data, for use without this app"
 
@@ -23,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run, or settings like those of `train`."""
     parser.add_argument("--run", metavar="RUN", help="the run to write down; “latest” is the newest")
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
-    parser.add_argument("--format", choices=("script", "trl-yaml"), default="script", help="train.py, or trl_sft.yaml (default script)")
+    parser.add_argument(
+        "--format",
+        choices=("script", "trl-yaml", "settings"),
+        default="script",
+        help="train.py, trl_sft.yaml, or settings.yaml for “train --config” (default script)",
+    )
+    parser.add_argument("--from", dest="foreign", metavar="FILE", help="settings from a YAML file of TRL, axolotl or LLaMA-Factory")
     add_config_flags(parser)
 
 
@@ -31,13 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say what to start."""
     workspace = Workspace.at(arguments.workspace)
     out = Path(arguments.out).expanduser().resolve()
-    if arguments.run and (arguments.preset or arguments.config):
-        raise QloraUiError("A run has its own settings.", fix="Give --run, or --preset, or --config.", where="--run", code="usage")
+    if sum(map(bool, (arguments.run, arguments.preset, arguments.config, arguments.foreign))) > 1:
+        raise QloraUiError("There is more than one source of settings.", fix="Give --run, --preset, --config or --from.", code="usage")
+    if arguments.format == "settings":
+        return _write_settings(arguments, workspace, out)
     if arguments.run:
         chosen = find_run(workspace, arguments.run)
         start = _write(arguments, chosen.config(), chosen.data, out, chosen)
     else:
-        config = config_from(arguments, workspace, default_preset="demo")
+        config = _settings(arguments, workspace)[0]
         with tempfile.TemporaryDirectory(dir=workspace.temp) as folder:
             start = _write(arguments, config, _prepare(config, workspace, Path(folder)), out, None)
     command = "python train.py" if arguments.format == "script" else "trl sft --config trl_sft.yaml"
@@ -45,6 +56,36 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"path": str(start), "folder": str(out), "command": command}, ensure_ascii=False))
     else:
         print(f"{start}\nIn {out}: pip install -r requirements.txt && {command}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, workspace: Workspace) -> tuple[RunConfig, dict[str, str]]:
+    """The settings that the flags mean, and what of another program's file has no effect here."""
+    if arguments.run:
+        return find_run(workspace, arguments.run).config(), {}
+    if not arguments.foreign:
+        return config_from(arguments, workspace, default_preset="demo"), {}
+    path = Path(arguments.foreign)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QloraUiError(f"{path.name} cannot be read.", why=str(error), fix="Give a YAML file.", where="--from", code="usage") from None
+    foreign = read_foreign(text, path.name)
+    flags = {option: value for option, value in vars(arguments).items() if option in option_by_path()}
+    if not arguments.json:
+        for key, reason in foreign.ignored.items():
+            print(f"{key}: {reason}", file=sys.stderr)
+    return foreign.config.changed(flags), foreign.ignored
+
+
+def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Path) -> int:
+    config, ignored = _settings(arguments, workspace)
+    path = out / "settings.yaml"
+    if path.exists():
+        raise QloraUiError(f"{path} is there already.", fix="Give a new folder.", where="--out", code="out-not-empty")
+    write_text(path, config.to_yaml(only_changed=True))
+    command = f"python app.py train --config {path}"
+    print(json.dumps({"path": str(path), "command": command, "ignored": ignored}, ensure_ascii=False) if arguments.json else command)
     return 0
 
 
