@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from qlora_ui.base.files import GrowingLines
 from qlora_ui.runs.events import Event, from_line, to_line
+
+KEPT_LINES = 10_000
+"""Lines that wait for room on a full disk."""
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class JournalWriter:
@@ -19,19 +25,36 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._unwritten: deque[bytes] = deque(maxlen=KEPT_LINES)
+        self._is_torn = False
         self.step = 0
         """Stamped on events that carry no step of their own."""
         _end_broken_line(path)
 
     def write(self, event: Event, *, durable: bool = False) -> None:
-        """Append the event with the time of now; `durable` waits until it is on the disk."""
+        """Append the event with the time of now; `durable` waits until it is on the disk.
+
+        On a full disk the event is kept and written with a later one: a run does not end for want of a line.
+        """
         stamped = replace(event, time=event.time or time.time(), step=event.step or self.step)
-        data = (to_line(stamped) + "\n").encode()
-        with self._lock, self._path.open("ab") as file:
-            file.write(data)
+        with self._lock:
+            self._unwritten.append((to_line(stamped) + "\n").encode())
+            try:
+                self._append(durable)
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                self._is_torn = True
+
+    def _append(self, durable: bool) -> None:
+        with self._path.open("ab") as file:
+            # What a failed write may have left of a line gets an end of its own.
+            file.write((b"\n" if self._is_torn else b"") + b"".join(self._unwritten))
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
+        self._is_torn = False
+        self._unwritten.clear()
 
 
 def _end_broken_line(path: Path) -> None:

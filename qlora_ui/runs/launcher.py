@@ -327,11 +327,13 @@ def _config_or_none(run: RunDir) -> RunConfig | None:
 
 
 def _end_unended(run: RunDir) -> None:
-    """A job that left without its last event is a bug of ours; the run must not look alive for ever."""
+    """A job that left without its last event is a bug of ours; the run must not look alive, or as if it waited, for ever.
+
+    One in its own process that was killed is left as it is: crashed, and ready to be continued.
+    """
     view = read_run(run)
-    if view.ended is not None and view.status is not Status.QUEUED:
-        return
-    if view.status.is_live or view.status is Status.QUEUED:
+    was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
+    if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
         run.release()
         JournalWriter(run.journal_path).write(
             Failed(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -55,8 +55,10 @@ class RunRow:
 class RunList:
     """The rows of a workspace; one object for each process, safe to use from any thread."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, view: Callable[[RunDir], RunView] = read_run) -> None:
+        """`view` reads a run; one that remembers (RunReaders.view) spares reading a live run from its start again and again."""
         self._workspace = workspace
+        self._view = view
         self._lock = threading.Lock()
         self._rows: dict[str, tuple[str, RunRow]] | None = None
 
@@ -70,8 +72,9 @@ class RunList:
                 version = f"{run.journal_size()}.{run.about_version()}"
                 kept = known.get(run.id)
                 if kept is None or kept[0] != version:
-                    kept = known[run.id] = (version, row_of(read_run(run)))
-                    changed = True
+                    kept = known[run.id] = (version, row_of(self._view(run)))
+                    # A live run changes every second; it is written down when it has ended.
+                    changed = changed or not kept[1].status.is_live
                 row = kept[1]
                 if row.status.is_live or row.status is Status.CRASHED:
                     row = replace(row, status=_live_status(run, row))

@@ -25,8 +25,9 @@ def write_rows(path: Path, count: int = 24) -> Path:
     lines = []
     for number in range(count):
         words = [WORDS[(number * 3 + place) % len(WORDS)] for place in range(1 + number % 5)]
-        messages = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": " ".join(reversed(words)) + f" {number}"}]
-        lines.append(json.dumps({"messages": messages}))
+        answer = f"{' '.join(reversed(words))} {number}"
+        turns = (("user", " ".join(words)), ("assistant", answer))
+        lines.append(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -62,7 +62,7 @@ def broken(self: Any, *arguments: Any, **named: Any) -> Any:
     raise RuntimeError(f"an error that holds {len(weights)} tensors")
 
 
-def test_a_failure_is_told_with_its_place_and_kept_small(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failure_is_told_with_its_place(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(QloraTrainer, "_get_grad_norm", broken)
     made = create_run(workspace, tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl")))
     job.run(made.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import curve, tiny_config, train, write_rows
@@ -18,7 +19,8 @@ from qlora_ui.runs.workspace import Workspace
 @pytest.fixture(scope="module")
 def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunView:
     folder = tmp_path_factory.mktemp("finished")
-    config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), eval__probes=["hello"], eval__probe_every=4, eval__probe_tokens=8)
+    probes: dict[str, Any] = {"eval__probes": ["hello"], "eval__probe_every": 4, "eval__probe_tokens": 8}
+    config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), **probes)
     return train(Workspace.at(folder / "workspace"), config)
 
 

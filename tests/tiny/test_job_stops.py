@@ -30,7 +30,9 @@ def config(tiny_model_dir: Path, tmp_path: Path) -> RunConfig:
     return tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"))
 
 
-def ask_when_called(monkeypatch: pytest.MonkeyPatch, target: str, run: RunDir, request: Request, wait_for: Callable[..., bool]) -> list[float]:
+def ask_when_called(
+    monkeypatch: pytest.MonkeyPatch, target: str, run: RunDir, request: Request, wait_for: Callable[..., bool]
+) -> list[float]:
     """Ask as soon as `target` is called and `wait_for(its first argument)` holds; returns when that was."""
     import pydoc
 

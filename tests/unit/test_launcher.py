@@ -1,0 +1,304 @@
+"""The launcher with a job of a few lines in the engine's place: one run for a hundred presses, queue, endings, restarts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.runs import launcher as launcher_module
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
+from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.launcher import Launcher, ask
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.registry import create_run, find_run, list_runs
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.workspace import Ownership, Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+PLAN = Planned(
+    num_steps=1000,
+    num_train_rows=8,
+    num_eval_rows=0,
+    num_train_tokens=80,
+    num_trained_tokens=40,
+    effective_batch=4,
+    trainable_params=10,
+    total_params=100,
+)
+
+
+ROOT = Path(__file__).parents[2]
+CRASHING = """
+import sys, time
+from pathlib import Path
+from qlora_ui.runs.events import Started, StepLogged
+from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.run_dir import RunDir
+run = RunDir(Path(sys.argv[1]))
+run.claim()
+journal = JournalWriter(run.journal_path)
+journal.write(Started(pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU"))
+journal.write(StepLogged(step=3, loss=1.0, learning_rate=0.1))
+print("up", flush=True)
+time.sleep(60)
+"""
+OWNING = """
+import sys, time
+from qlora_ui.runs.workspace import Ownership, Workspace
+with Ownership(Workspace.at(sys.argv[1])) as ownership:
+    ownership.note("http://127.0.0.1:7860")
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+class Stage:
+    """A job that steps until it is told to end; the test decides when it may go on."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.order: list[str] = []
+        self.leaves_without_a_word = False
+
+    def __call__(self, path: Path, *, turns: Any) -> None:
+        run = RunDir(path)
+        run.claim()
+        self.order.append(run.id)
+        journal = JournalWriter(run.journal_path)
+        journal.write(Started(pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU"))
+        journal.write(PLAN)
+        step = 0
+        while not self.go.is_set() and not run.pending_requests():
+            step += 1
+            journal.write(StepLogged(step=step, loss=1.0, learning_rate=0.1, step_s=0.01))
+            time.sleep(0.01)
+        requests = run.pending_requests()
+        for request in requests:
+            run.take_request(request)
+        if not self.leaves_without_a_word:
+            journal.write(Paused() if Request.PAUSE in requests else Stopped() if requests else Finished())
+        run.release()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(launcher_module, "engine_object", lambda name: stage)
+    return stage
+
+
+@pytest.fixture
+def launcher(workspace: Workspace, stage: Stage) -> Iterator[Launcher]:
+    launcher = Launcher(workspace, Card())
+    yield launcher
+    stage.go.set()
+    launcher.shutdown(5)
+
+
+def until(holds: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def named(name: str) -> RunConfig:
+    return RunConfig().changed({"output.name": name})
+
+
+def test_a_hundred_presses_start_one_run(launcher: Launcher, workspace: Workspace, stage: Stage) -> None:
+    runs: list[RunDir] = []
+    presses = [threading.Thread(target=lambda: runs.append(launcher.start(RunConfig(), key="press-1"))) for _ in range(100)]
+    for press in presses:
+        press.start()
+    for press in presses:
+        press.join()
+    assert len(runs) == 100 and len(set(runs)) == 1
+    assert len(list_runs(workspace)) == 1
+    stage.go.set()
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [runs[0].id]
+
+
+def test_equal_settings_at_once_are_one_press_and_another_key_is_another_run(launcher: Launcher) -> None:
+    assert launcher.start(RunConfig()) == launcher.start(RunConfig())
+    assert launcher.start(RunConfig(), key="a") != launcher.start(RunConfig(), key="b")
+    assert launcher.start(named("x")) != launcher.start(named("y"))
+
+
+def test_the_queue_is_worked_off_in_its_order_and_can_be_changed(launcher: Launcher, stage: Stage) -> None:
+    first, second, third, fourth = (launcher.start(named(name)) for name in "abcd")
+    until(lambda: launcher.current() == first)
+    launcher.move(fourth, 0)
+    launcher.cancel(second)
+    assert launcher.queue() == [fourth, third]
+    assert read_run(second).status is Status.STOPPED
+    with pytest.raises(RunError, match="does not wait any more"):
+        launcher.cancel(second)
+    stage.go.set()
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [first.id, fourth.id, third.id]
+
+
+@pytest.mark.parametrize(("request_", "status"), [(Request.STOP, Status.STOPPED), (Request.PAUSE, Status.PAUSED)])
+def test_a_request_says_when_and_ends_the_run(launcher: Launcher, request_: Request, status: Status) -> None:
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    assert "after this step" in launcher.request(run, request_)
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is status
+    with pytest.raises(RunError, match=f"it is {status.value}"):
+        launcher.request(run, request_)
+
+
+def test_stopping_a_waiting_run_takes_it_out(launcher: Launcher) -> None:
+    launcher.start(named("a"))
+    waiting = launcher.start(named("b"))
+    assert launcher.request(waiting, Request.STOP) == "Taken out of the queue."
+    assert launcher.queue() == [] and read_run(waiting).status is Status.STOPPED
+
+
+def test_a_paused_run_continues_and_two_presses_are_one(launcher: Launcher, stage: Stage) -> None:
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    launcher.request(run, Request.PAUSE)
+    assert launcher.wait_until_idle(5)
+    stage.go.set()
+    assert launcher.resume(run) == launcher.resume(run) == run
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [run.id, run.id]
+    assert read_run(run).status is Status.DONE
+    with pytest.raises(RunError, match="It is done"):
+        launcher.resume(run)
+
+
+def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage: Stage) -> None:
+    card = Card()
+    launcher = Launcher(workspace, card)
+    asked: list[bool] = []
+    hold = card.hold("chat", "SmolLM2", release=lambda: asked.append(True))
+    run = launcher.start(RunConfig())
+    until(lambda: launcher.waiting_for() is not None)
+    holder = launcher.waiting_for()
+    assert holder is not None and holder.sentence() == "The chat holds the card (SmolLM2)."
+    assert read_run(run).status is Status.QUEUED
+    assert card.free("chat") and asked == [True]
+    stage.go.set()
+    hold.give_back()
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is Status.DONE
+    launcher.shutdown(5)
+
+
+def test_a_run_starts_beside_a_chat_where_both_fit(workspace: Workspace, stage: Stage) -> None:
+    card = Card()
+    launcher = Launcher(workspace, card, fits_beside=lambda config, holder: holder.who == "chat")
+    card.hold("chat", "SmolLM2")
+    launcher.start(RunConfig())
+    until(lambda: launcher.current() is not None)
+    assert [holder.who for holder in card.holders()] == ["chat", "training"]
+    stage.go.set()
+    assert launcher.wait_until_idle(5)
+    launcher.shutdown(5)
+
+
+def test_a_job_that_leaves_without_a_word_is_a_failure(launcher: Launcher, stage: Stage) -> None:
+    stage.leaves_without_a_word = True
+    stage.go.set()
+    run = launcher.start(RunConfig())
+    assert launcher.wait_until_idle(5)
+    ended = read_run(run).ended
+    assert isinstance(ended, Failed) and "without a word" in ended.what
+
+
+def test_shutdown_stops_and_saves_and_keeps_the_queue(workspace: Workspace, stage: Stage) -> None:
+    launcher = Launcher(workspace, Card())
+    running, waiting = launcher.start(named("a")), launcher.start(named("b"))
+    until(lambda: read_run(running).steps)
+    assert launcher.shutdown(5)
+    assert read_run(running).status is Status.STOPPED
+    assert read_run(waiting).status is Status.QUEUED
+    with pytest.raises(RunError, match="closing"):
+        launcher.start(RunConfig())
+
+    following = Launcher(workspace, Card())
+    assert following.restore() == []
+    assert following.queue() == [waiting] and following.is_held and following.current() is None
+    stage.go.set()
+    following.hold(False)
+    assert following.wait_until_idle(5)
+    assert read_run(waiting).status is Status.DONE
+    following.shutdown(5)
+
+
+def test_a_crashed_run_is_recognised_and_continues(workspace: Workspace, stage: Stage) -> None:
+    run = create_run(workspace, RunConfig())
+    child = subprocess.Popen([sys.executable, "-c", CRASHING, str(run.path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout is not None and child.stdout.readline() == b"up\n"
+    assert read_run(run).status is Status.STARTING
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert read_run(run).status is Status.CRASHED
+    launcher = Launcher(workspace, Card())
+    assert launcher.restore() == [run]
+    stage.go.set()
+    launcher.resume(run)
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is Status.DONE
+    launcher.shutdown(5)
+
+
+def test_a_job_of_its_own_process_is_taken_up_again(workspace: Workspace, stage: Stage) -> None:
+    """The app restarts while a job that outlives it goes on: the next run waits for it."""
+    run = create_run(workspace, named("outlives"))
+    run.claim()
+    journal = JournalWriter(run.journal_path)
+    journal.write(Started(pid=1, process_started=0.0, host="", launcher="process", versions={}, device="CPU"))
+    launcher = Launcher(workspace, Card())
+    assert launcher.restore() == []
+    until(lambda: launcher.current() == run)
+    following = launcher.start(named("next"))
+    assert launcher.queue() == [following]
+    journal.write(Finished())
+    run.release()
+    stage.go.set()
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [following.id]
+    launcher.shutdown(5)
+
+
+def test_asking_needs_no_launcher(workspace: Workspace) -> None:
+    run = create_run(workspace, RunConfig())
+    run.claim()
+    JournalWriter(run.journal_path).write(
+        Started(pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU")
+    )
+    assert ask(run, Request.STOP).startswith("Stopping")
+    assert run.pending_requests() == [Request.STOP]
+    run.release()
+    assert find_run(workspace, "latest") == run
+
+
+def test_the_second_app_on_a_workspace_is_told_who_has_it(workspace: Workspace) -> None:
+    child = subprocess.Popen([sys.executable, "-c", OWNING, str(workspace.root)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"up\n"
+        with pytest.raises(RunError, match=rf"process {child.pid}.*http://127.0.0.1:7860"), Ownership(workspace):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+    with Ownership(workspace):
+        pass

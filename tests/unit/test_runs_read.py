@@ -1,0 +1,265 @@
+"""What a journal is read as: one picture, incremental, right after resumes, crashes and broken lines; fast with thousands of runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ui.runs.card import Card, Turns
+from qlora_ui.runs.events import (
+    CheckpointSaved,
+    EvalLogged,
+    Finished,
+    Noticed,
+    Paused,
+    PhaseChanged,
+    Planned,
+    Queued,
+    Started,
+    StepLogged,
+)
+from qlora_ui.runs.journal import JournalWriter, read_events
+from qlora_ui.runs.listing import RunList, compare, rename
+from qlora_ui.runs.read import RunReader, RunReaders, ended_values, read_run
+from qlora_ui.runs.registry import create_run, delete_run, list_runs
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.timing import seconds_left
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+PLAN = Planned(
+    num_steps=10,
+    num_train_rows=8,
+    num_eval_rows=2,
+    num_train_tokens=80,
+    num_trained_tokens=40,
+    effective_batch=4,
+    trainable_params=10,
+    total_params=100,
+    eval_every=5,
+    save_every=5,
+)
+
+
+def started(time_: float = 0.0, resumed_from: int | None = None) -> Started:
+    return Started(time=time_, pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU", resumed_from=resumed_from)
+
+
+def step(number: int, loss: float = 1.0, **values: Any) -> StepLogged:
+    return StepLogged(step=number, loss=loss, learning_rate=0.1, step_s=2.0, **values)
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunDir:
+    return create_run(workspace, RunConfig().changed({"output.name": "first", "output.tags": "a,b"}))
+
+
+def test_the_states_follow_from_the_journal_and_the_owner(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    reader = RunReader(run)
+    assert reader.view().status is Status.QUEUED
+    run.claim()
+    journal.write(started())
+    assert reader.view().status is Status.STARTING
+    journal.write(PLAN)
+    assert reader.view().status is Status.RUNNING
+    run.release()
+    assert reader.view().status is Status.CRASHED and reader.view().can_resume
+    journal.write(Paused())
+    assert reader.view().status is Status.PAUSED
+    journal.write(Queued())
+    assert reader.view().status is Status.QUEUED
+    journal.write(Finished())
+    assert reader.view().status is Status.DONE and not reader.view().can_resume
+
+
+def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    journal.write(started(100.0))
+    for number in range(1, 8):
+        journal.write(step(number, loss=10.0 + number, time=100.0 + number))
+    journal.write(EvalLogged(time=107.0, step=7, loss=3.0))
+    journal.write(CheckpointSaved(time=108.0, step=5, path="checkpoints/checkpoint-5", num_bytes=1, duration_s=1.0))
+    journal.write(started(200.0, resumed_from=5))
+    for number in range(6, 11):
+        journal.write(step(number, loss=20.0 + number, time=200.0 + number))
+    journal.write(Finished(time=215.0, final_loss=30.0))
+    view = read_run(run)
+    assert [event.step for event in view.steps] == list(range(1, 11))
+    assert view.steps[5].loss == 26.0
+    assert view.evals == () and len(view.checkpoints) == 1
+    assert view.elapsed_s == 8.0 + 15.0
+
+
+def test_reading_is_incremental_and_unchanged_is_the_same_object(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    reader = RunReader(run)
+    first = reader.view()
+    assert reader.view() is first
+    journal.write(step(1))
+    second = reader.view()
+    assert second.version != first.version and len(second.steps) == 1
+    run.write_about(notes="remember")
+    assert reader.view().notes == "remember"
+
+
+def test_broken_lines_and_newer_events_are_passed_over(run: RunDir) -> None:
+    JournalWriter(run.journal_path).write(step(1))
+    with run.journal_path.open("ab") as file:
+        file.write(b'{"event": "FromTheFuture", "x": 1}\n{"event": "StepLogged", "st')
+    JournalWriter(run.journal_path).write(step(2))
+    assert [event.step for event in read_run(run).steps] == [1, 2]
+
+
+def test_a_journal_that_was_replaced_is_read_anew(run: RunDir) -> None:
+    reader = RunReader(run)
+    JournalWriter(run.journal_path).write(step(1))
+    reader.view()
+    run.journal_path.write_bytes(b"")
+    assert reader.view().steps == ()
+
+
+def test_time_left_counts_checks_and_saves() -> None:
+    steps = [step(number, time=float(number)) for number in range(1, 6)]
+    evals = [EvalLogged(step=5, loss=1.0, duration_s=4.0)]
+    saves = [CheckpointSaved(step=5, path="", num_bytes=1, duration_s=3.0)]
+    assert seconds_left(PLAN, steps, evals, saves, (), now=5.0) == pytest.approx(5 * 2.0 + 4.0 + 3.0)
+    assert seconds_left(PLAN, steps, evals, saves, (), now=6.0) == pytest.approx(16.0)
+    assert seconds_left(PLAN, steps[:1], evals, saves, (), now=5.0) is None
+
+
+def test_many_threads_read_one_run_while_it_is_written(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    readers = RunReaders(Workspace(run.path.parent.parent))
+    problems: list[str] = []
+    done = threading.Event()
+
+    def follow() -> None:
+        last = 0
+        while not done.is_set():
+            steps = readers.view(run).steps
+            if [event.step for event in steps] != list(range(1, len(steps) + 1)) or len(steps) < last:
+                problems.append(f"{last} to {len(steps)}")
+            last = len(steps)
+
+    threads = [threading.Thread(target=follow) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 301):
+        journal.write(step(number))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert len(readers.view(run).steps) == 300
+
+
+def test_runs_are_read_once_and_listed_fast(workspace: Workspace) -> None:
+    template = create_run(workspace, RunConfig())
+    journal = JournalWriter(template.journal_path)
+    for event in (started(), PLAN, *(step(number, loss=1 / number) for number in range(1, 11)), Finished(final_loss=0.1)):
+        journal.write(event)
+    text, config = template.journal_path.read_bytes(), template.config_path.read_bytes()
+    for number in range(100):
+        path = workspace.runs / f"20260101-{number // 60:02d}{number % 60:02d}00-run-{number:04x}"
+        path.mkdir()
+        (path / "events.jsonl").write_bytes(text)
+        (path / "config.yaml").write_bytes(config)
+    runs = RunList(workspace)
+    assert len(runs.rows()) == 101
+    before = time.perf_counter()
+    rows = runs.rows()
+    warm = time.perf_counter() - before
+    assert rows[0].final_loss == 0.1 and len(rows[0].sparkline) == 10
+    assert warm < 0.2, f"{warm * 1000:.0f} ms for 101 runs that did not change"
+    # Another process starts from the cache on the disk.
+    before = time.perf_counter()
+    assert [row.id for row in RunList(workspace).rows()] == [row.id for row in rows]
+    assert time.perf_counter() - before < 1.0
+
+
+def test_a_row_follows_its_run(workspace: Workspace, run: RunDir) -> None:
+    runs = RunList(workspace)
+    assert runs.rows()[0].status is Status.QUEUED
+    run.claim()
+    journal = JournalWriter(run.journal_path)
+    journal.write(started())
+    assert runs.rows()[0].status is Status.STARTING
+    run.release()
+    assert runs.rows()[0].status is Status.CRASHED
+    rename(run, "  a better   name ")
+    assert runs.rows()[0].name == "a better name"
+    journal.write(Finished())
+    delete_run(workspace, run)
+    assert runs.rows() == [] and list_runs(workspace) == []
+
+
+def test_differences_of_two_runs_are_found() -> None:
+    rows = compare(RunConfig(), RunConfig().changed({"lora.rank": 8}))
+    assert rows == [("lora.rank", (16, 8))]
+
+
+def test_requests_are_taken_once(run: RunDir) -> None:
+    run.request(Request.STOP)
+    run.request(Request.STOP)
+    assert run.pending_requests() == [Request.STOP]
+    assert run.take_request(Request.STOP) and not run.take_request(Request.STOP)
+
+
+def test_the_command_line_gets_its_line(run: RunDir) -> None:
+    JournalWriter(run.journal_path).write(Finished(step=4, final_loss=0.5, tokens_per_s=100.04, peak_bytes=7))
+    values = ended_values(read_run(run))
+    assert list(values) == ["run_id", "status", "run_dir", "steps", "final_loss", "tokens_per_s", "peak_bytes"]
+    assert (values["status"], values["final_loss"], values["tokens_per_s"], values["peak_bytes"]) == ("done", 0.5, 100.0, 7)
+
+
+def test_a_full_disk_loses_no_event(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = JournalWriter(run.journal_path)
+    original = Path.open
+
+    def full(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == run.journal_path and is_full:
+            raise OSError(28, "No space left on device")
+        return original(self, *arguments, **named)
+
+    is_full = True
+    monkeypatch.setattr(Path, "open", full)
+    journal.write(Noticed(level="info", code="x", what="while full"))
+    is_full = False
+    journal.write(PhaseChanged(phase="train"))
+    kinds = [type(event).__name__ for event in read_events(run.journal_path)]
+    assert kinds == ["Queued", "Noticed", "PhaseChanged"]
+
+
+def test_turns_come_in_the_order_of_asking() -> None:
+    turns = Turns()
+    order: list[str] = []
+
+    def chat() -> None:
+        with turns.turn():
+            order.append("chat")
+
+    with turns.turn():
+        order.append("step 1")
+        waiting = threading.Thread(target=chat)
+        waiting.start()
+        while turns._issued < 2:
+            time.sleep(0.001)
+        turns.pass_on()
+        order.append("step 2")
+    waiting.join()
+    assert order == ["step 1", "chat", "step 2"]
+
+
+def test_the_card_has_one_holder_unless_both_fit() -> None:
+    card = Card()
+    with card.hold("training", "run-1"):
+        with pytest.raises(Exception, match="A training run holds the card"):
+            card.hold("chat", "model")
+        with card.hold("chat", "model", beside=("training",)):
+            assert [holder.who for holder in card.holders()] == ["training", "chat"]
+    assert card.holder() is None
