@@ -6,7 +6,6 @@ time on every system. The audit hook cannot be taken off again from inside.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -42,8 +41,6 @@ def confine(cpu_s: float, address_bytes: int = ADDRESS_BYTES) -> None:
             except (OSError, ValueError, AttributeError):
                 pass
     sys.addaudithook(_refuse)
-    if hasattr(os, "nice"):
-        os.nice(5)  # A parse never makes the page or a training slow.
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
