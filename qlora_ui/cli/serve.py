@@ -1,0 +1,53 @@
+"""`app.py serve`: a run's adapter under OpenAI's chat API on this computer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.workspace import Workspace
+
+HELP = "serve a run's adapter (or a model) to other programs on this computer, in the way of OpenAI's chat API"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who answers, and where."""
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--run", metavar="RUN", help="run whose adapter answers; “latest” is the newest")
+    who.add_argument("--model", metavar="ID", help="a base model: built-in, a folder, or an id on the Hub")
+    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N of the run instead of its finished adapter")
+    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1; 0 takes a free one (default 8000)")
+    parser.add_argument("--key", default="", help="clients must send this key")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    workspace = Workspace.at(arguments.workspace)
+    run_id = find_run(workspace, arguments.run).id if arguments.run else None
+
+    from qlora_ui.engine.chat import ChatService, ChatTarget
+    from qlora_ui.engine.serve import ChatServer
+
+    named = {"model_id": arguments.model} if arguments.model else {}
+    service = ChatService(workspace, Card())
+    try:
+        server = ChatServer(service, arguments.port, arguments.key)
+        try:
+            loaded = service.load(ChatTarget(**named, run_id=run_id, checkpoint=arguments.checkpoint), _tell)
+            url = server.start()
+            row = {"url": url, "models": list(loaded.sides)}
+            print(json.dumps(row) if arguments.json else f"{url}   models: {', '.join(loaded.sides)}   Ctrl-C ends it", flush=True)
+            threading.Event().wait()
+        finally:
+            server.stop()
+    finally:
+        service.close()
+    return 0
+
+
+def _tell(what: str, share: float | None) -> None:
+    print(what, file=sys.stderr)

@@ -1,0 +1,106 @@
+"""The endpoint as a client sees it, and as somebody sees it who should not."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+from qlora_ui.engine.serve import ChatServer
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.test_chat import HELLO, answers, write_adapter
+
+GREEDY = {"messages": [{"role": "user", "content": HELLO[0].content}], "temperature": 0, "max_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
+    workspace = Workspace.at(tmp_path_factory.mktemp("serve"))
+    run = create_run(workspace, RunConfig().changed({"model.id": str(tiny_model_dir), "launch.device": "cpu"}))
+    write_adapter(run.adapter, tiny_model_dir, 1)
+    service = ChatService(workspace, Card())
+    service.load(ChatTarget(run_id=run.id))
+    server = ChatServer(service, key="secret")
+    server.start()
+    yield server
+    server.stop()
+    service.close()
+
+
+def ask(server: ChatServer, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+    sent = {"Authorization": "Bearer secret", "Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, sent)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_models_and_a_whole_answer(server: ChatServer) -> None:
+    status, text = ask(server, "/models")
+    assert status == 200 and [model["id"] for model in json.loads(text)["data"]] == ["base", "adapter"]
+    for side in ("base", "adapter"):
+        status, text = ask(server, "/chat/completions", {**GREEDY, "model": side})
+        said = json.loads(text)
+        assert status == 200 and said["choices"][0]["finish_reason"] in ("stop", "length")
+        own = answers(server.service.stream(HELLO, Sampling(temperature=0, max_tokens=16), (side,)))
+        assert said["choices"][0]["message"]["content"] == own[side]
+        assert said["usage"]["completion_tokens"] <= 16
+
+
+def test_streaming_and_stop_texts(server: ChatServer) -> None:
+    whole = json.loads(ask(server, "/chat/completions", GREEDY)[1])["choices"][0]["message"]["content"]
+    body = {**GREEDY, "stream": True, "stream_options": {"include_usage": True}}
+    status, text = ask(server, "/chat/completions", body)
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert status == 200 and lines[-1] == "[DONE]"
+    events = [json.loads(line) for line in lines[:-1]]
+    assert "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"]) == whole
+    assert events[-1]["usage"]["completion_tokens"] > 0
+    assert len(whole) >= 3
+    stop = whole[len(whole) // 2 :][:2]
+    cut = json.loads(ask(server, "/chat/completions", {**GREEDY, "stop": [stop]})[1])["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(stop)] and cut["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({}, 400),
+        ({"messages": "hi"}, 400),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, 400),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400),
+        ({**GREEDY, "model": "gpt-4"}, 404),
+        ({**GREEDY, "n": 2}, 400),
+        ({**GREEDY, "temperature": "hot"}, 400),
+        ({**GREEDY, "temperature": -3}, 400),
+        ({"messages": [{"role": "user", "content": "hello " * 5000}]}, 400),
+        (b"{", 400),
+        (b"[]", 400),
+    ],
+)
+def test_wrong_requests_get_words(body: Any, status: int, server: ChatServer) -> None:
+    got, text = ask(server, "/chat/completions", body)
+    assert got == status and json.loads(text)["error"]["message"]
+    streamed = {**body, "stream": True} if isinstance(body, dict) else body
+    assert ask(server, "/chat/completions", streamed)[0] == status
+
+
+def test_strangers_are_not_served(server: ChatServer) -> None:
+    assert ask(server, "/chat/completions", GREEDY, Authorization="Bearer wrong")[0] == 401
+    assert ask(server, "/chat/completions", GREEDY, Origin="https://evil.example")[0] == 403
+    assert ask(server, "/models", Host="evil.example")[0] == 421
+    assert ask(server, "/chat/completions", GREEDY, Content_Type="text/plain")[0] == 415
+    assert ask(server, "/nothing")[0] == 404
+    assert ask(server, "/models", Origin="http://127.0.0.1:7860")[0] == 200
