@@ -14,7 +14,7 @@ import torch
 import triton
 from triton.testing import do_bench
 
-from qlora_ui.engine.fast import triton_kernels as kernels
+from qlora_ui.engine.fast import triton_layers, triton_lora
 
 SHAPES = {"1.5B": (2048, 1536, 1536, 256, 8960), "8B": (4096, 4096, 4096, 1024, 14336)}
 BANDWIDTH = 3.0e12
@@ -57,7 +57,7 @@ def runs(shape: str) -> list[Run]:
                 stages: int = stages,
                 result: Any = result,
             ) -> None:
-                kernels.lora_down[(triton.cdiv(n, bm), j)](
+                triton_lora.lora_down[(triton.cdiv(n, bm), j)](
                     x,
                     result,
                     seed,
@@ -123,7 +123,7 @@ def runs(shape: str) -> list[Run]:
                 warps: int = warps,
                 stages: int = stages,
             ) -> None:
-                kernels.lora_outer[(triton.cdiv(max(k[:j]), bc), j)](
+                triton_lora.lora_outer[(triton.cdiv(max(k[:j]), bc), j)](
                     left,
                     x,
                     seed,
@@ -159,7 +159,7 @@ def runs(shape: str) -> list[Run]:
         for bm, bn, warps in ((32, 128, 4), (64, 64, 4), (32, 64, 4), (16, 128, 4), (64, 128, 8), (32, 256, 8)):
 
             def call3(keep: bool = keep, bm: int = bm, bn: int = bn, warps: int = warps) -> None:
-                kernels.gated_forward[(triton.cdiv(n, bm), triton.cdiv(f, bn))](
+                triton_layers.gated_forward[(triton.cdiv(n, bm), triton.cdiv(f, bn))](
                     wide,
                     xa,
                     dh,
@@ -186,7 +186,7 @@ def runs(shape: str) -> list[Run]:
     for bm, warps in ((32, 4), (16, 4), (16, 2), (32, 8), (64, 8)):
 
         def call4(bm: int = bm, warps: int = warps) -> None:
-            kernels.gated_backward[(triton.cdiv(n, bm), triton.cdiv(f, 128))](
+            triton_layers.gated_backward[(triton.cdiv(n, bm), triton.cdiv(f, 128))](
                 wide,
                 dh,
                 gb,

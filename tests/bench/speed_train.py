@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--host-embedding", action="store_true")
+    parser.add_argument("--flash", action="store_true", help="fast: the flash kernel also where cuDNN's is used")
     parser.add_argument("--uncaptured", action="store_true")
     parser.add_argument("--tag", default="")
     parser.add_argument("--turn", default="", help="wait for this file before touching the GPU (imports run ahead)")
@@ -177,8 +178,12 @@ def main() -> None:
         arguments_["peft_config"] = peft_config
     notes: list[str] = []
     if a.stack == "fast":
+        from qlora_ui.engine.fast import attention
         from qlora_ui.engine.fast.apply import apply_fast_path
         from qlora_ui.engine.fast.captured_step import FastStepMixin
+
+        if a.flash:
+            attention.CUDNN_FROM = 10**9
 
         class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             pass

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
 
 from fast_models import FAMILIES, build, packed_batch
 
+from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.apply import apply_fast_path, fast_state, fuse, remove_fast_path
-from qlora_ui.engine.fast.attention import register
+from qlora_ui.engine.fast.attention import VarlenPlan, register
 from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
 
 CUDA = torch.device("cuda:0")
@@ -137,6 +138,43 @@ def test_capture_while_another_thread_samples(tmp_path: Path) -> None:
         other.join()
     assert not failures and micro.num_graphs == 1
     assert max(losses) - min(losses) < 1e-4
+
+
+def test_a_failed_capture_falls_back_and_leaves_random_numbers_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bf16("llama", tmp_path)
+    fuse(model, dropout=0.0, num_kept_layers=0)
+    notes: list[str] = []
+    micro = MicroStep(model, fast_state(model), run_seed=0, capture=True, capture_lock=threading.Lock(), on_note=notes.append)
+    compute = micro._compute
+
+    def waits_for_the_host(batch: Any) -> None:
+        compute(batch)
+        micro.metrics[0].item()
+
+    monkeypatch.setattr(micro, "_compute", waits_for_the_host)
+    losses = [float(micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)) for _ in range(4)]
+    assert micro.num_graphs == 0 and len(notes) == 1 and "uncaptured" in notes[0]
+    assert max(losses) - min(losses) < 1e-4
+    before = torch.cuda.get_rng_state()
+    assert torch.isfinite(torch.randn(8, device=CUDA)).all() and not torch.equal(before, torch.cuda.get_rng_state())
+
+
+def test_long_rows_of_one_document_on_cudnn_equal_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, length, heads, groups, dim = 2, 1024, 8, 2, 128
+    cumulative = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=CUDA)
+    plan = VarlenPlan(cumulative, length, dim**-0.5)
+    qkv = torch.randn(rows * length, (heads + 2 * groups) * dim, device=CUDA, dtype=torch.bfloat16)
+    q, k, v = (t.unflatten(1, (-1, dim)) for t in qkv.split([heads * dim, groups * dim, groups * dim], 1))
+    grad = torch.randn(rows * length, heads, dim, device=CUDA, dtype=torch.bfloat16)
+    results = []
+    for use in (True, False):
+        monkeypatch.setattr(attention, "CUDNN_FROM", 1024 if use else 10**9)
+        out, lse = attention.varlen_forward(q, k, v, plan)
+        results.append((out, *attention.varlen_backward(grad, q, k, v, out, lse, plan)))
+    if not attention.prefers_cudnn(q, plan) and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("cuDNN's kernel is used on Hopper and later only")
+    for a, b in zip(*results, strict=True):
+        assert float((a.float() - b.float()).norm() / b.float().norm()) < 0.01
 
 
 def test_embedding_on_the_host_changes_nothing_but_memory(tmp_path: Path) -> None:

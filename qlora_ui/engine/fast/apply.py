@@ -16,7 +16,7 @@ from .dropout import Dropout
 from .host_embedding import can_move, move_to_host
 from .layers import FusedAttention, FusedLayer, FusedMlp, FusedNorm, NotFusable, packing_of, recomputed
 from .loss import Head
-from .ops import HAS_TRITON
+from .ops import triton_failure
 
 PRE_NORM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
 SANDWICH_FAMILIES = ("gemma2", "gemma3_text")
@@ -80,7 +80,10 @@ def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed:
     ]
     if on_host:
         parts.append("input embedding in host memory")
-    notes = () if HAS_TRITON else ("Triton is not installed, so the layers run on plain torch operations; the step is still captured.",)
+    failure = triton_failure(state.head.weight.device)
+    notes = (
+        (f"Triton cannot be used ({failure}), so the layers run on plain torch operations; the step is still captured.",) if failure else ()
+    )
     return FastReport(True, tuple(parts), notes)
 
 
@@ -118,11 +121,10 @@ def fuse(model: Any, *, dropout: float, num_kept_layers: int) -> FastState:
     device = head.weight.device
     state = FastState(decoder, head, Dropout(dropout, torch.zeros(2, dtype=torch.int32, device=device)))
     model.__dict__[_STATE] = state
-    anchor = torch.zeros((), device=device, requires_grad=True)
     first_kept = len(decoder.layers) - max(0, num_kept_layers)
     for index, layer in enumerate(decoder.layers):
         build = _pre_norm_forward if config.model_type in PRE_NORM_FAMILIES else _sandwich_forward
-        _replace(state, layer, build(state, layer, config, index, anchor if index < first_kept else None))
+        _replace(state, layer, build(state, layer, config, index, index < first_kept))
     _replace(state, decoder.norm, _norm_forward(decoder.norm))
     _reject_other_trainables(model)
     return state
@@ -167,7 +169,7 @@ def _norm_forward(module: nn.Module) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, anchor: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, recompute: bool) -> Callable[..., torch.Tensor]:
     """A whole layer at once: x + attention(norm(x)), then + mlp(norm(.))."""
     if getattr(config, "resid_pdrop", 0.0):
         raise NotFusable("the layers drop parts of their residual stream")
@@ -187,14 +189,14 @@ def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, anc
             return result
         rotary = kwargs["position_embeddings"]
         flat = hidden_states[0]
-        if anchor is None:
+        if not recompute:
             return fused(flat, rotary, packing, keep=torch.is_grad_enabled(), skip_output=False)[None]
-        return recomputed(flat, anchor, lambda x, again: fused(x, rotary, packing, keep=again, skip_output=again))[None]
+        return recomputed(flat, lambda x, again: fused(x, rotary, packing, keep=again, skip_output=again))[None]
 
     return forward
 
 
-def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, anchor: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, recompute: bool) -> Callable[..., torch.Tensor]:
     """Gemma: the layer's own forward with its norms, attention and MLP replaced one by one."""
     salt = index * _SALTS_PER_LAYER
     attention, mlp = (
@@ -220,10 +222,10 @@ def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, anc
     _replace(state, layer.mlp, mlp_forward)
 
     def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if anchor is None or args or packing_of(layer, hidden_states, kwargs) is None:
+        if not recompute or args or packing_of(layer, hidden_states, kwargs) is None:
             result: torch.Tensor = original(hidden_states, *args, **kwargs)
             return result
         layer.gradient_checkpointing = False  # recomputation is ours here; the trainer may have switched its own on
-        return recomputed(hidden_states, anchor, lambda x, again: original(x, **kwargs))
+        return recomputed(hidden_states, lambda x, again: original(x, **kwargs))
 
     return forward

@@ -9,18 +9,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .ops import HAS_TRITON
+from .ops import HAS_TRITON, uses_triton
 
 if HAS_TRITON:
-    from . import triton_kernels as kernels
+    from . import triton_layers
 
 
 def can_move(embedding: nn.Module, head_weight: torch.Tensor) -> bool:
     """Return whether the embedding may go to the host: a plain frozen one on CUDA that the head does not share, with Triton to read it."""
-    if not HAS_TRITON or type(embedding) is not nn.Embedding:
+    if type(embedding) is not nn.Embedding:
         return False
     weight = embedding.weight
-    return weight.is_cuda and not weight.requires_grad and weight.data_ptr() != head_weight.data_ptr()
+    return weight.is_cuda and not weight.requires_grad and weight.data_ptr() != head_weight.data_ptr() and uses_triton(weight)
 
 
 def move_to_host(embedding: nn.Embedding) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[], None]]:
@@ -33,7 +33,7 @@ def move_to_host(embedding: nn.Embedding) -> tuple[Callable[[torch.Tensor], torc
         if not input.is_cuda:
             return table[input].to(device)
         out = torch.empty(*input.shape, table.shape[1], dtype=table.dtype, device=device)
-        kernels.gather_rows[(input.numel(),)](input.contiguous(), table, out, table.shape[1], BLOCK=1024, num_warps=4)
+        triton_layers.gather_rows[(input.numel(),)](input.contiguous(), table, out, table.shape[1], BLOCK=1024, num_warps=4)
         return out
 
     def restore() -> None:

@@ -213,7 +213,7 @@ class FusedLayer:
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor]) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor], *anchors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.run = run
         return run(x, False)
@@ -225,13 +225,12 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad():
             again = ctx.run(leaf, True)
         torch.autograd.backward(again, grads[0])
-        return leaf.grad, None, None
+        return leaf.grad, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
-def recomputed(x: torch.Tensor, anchor: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor]) -> torch.Tensor:
-    """Return run(x, False), keeping only x; backward calls run(x, True) and differentiates that. No random state is saved or needed.
-
-    `anchor` is any tensor that requires a gradient: it makes the result differentiable where x itself does not require one (first layer).
-    """
-    out: torch.Tensor = _Recompute.apply(x, anchor, run)
+def recomputed(x: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor]) -> torch.Tensor:
+    """Return run(x, False), keeping only x; backward calls run(x, True) and differentiates that. No random state is saved or needed."""
+    # the first layer's input needs no gradient, its adapters do
+    anchors = [] if x.requires_grad else [torch.zeros((), device=x.device, requires_grad=True)]
+    out: torch.Tensor = _Recompute.apply(x, run, *anchors)
     return out

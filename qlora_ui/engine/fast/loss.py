@@ -11,8 +11,7 @@ import torch
 from .ops import HAS_TRITON, uses_triton
 
 if HAS_TRITON:
-
-    from . import triton_kernels as kernels
+    from . import triton_loss
 
 TILE_BYTES = 160 * 2**20
 
@@ -55,7 +54,7 @@ def tiled_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, inverse_
 def _row_losses(logits: torch.Tensor, head: Head, targets: torch.Tensor, stats: torch.Tensor, inverse_count: torch.Tensor) -> None:
     """Fill `stats` and turn `logits` into their gradient, in place."""
     if uses_triton(logits):
-        kernels.loss_rows[(logits.shape[0],)](
+        triton_loss.loss_rows[(logits.shape[0],)](
             logits,
             targets,
             stats,

@@ -133,12 +133,14 @@ class MicroStep:
     def _capture_shape(self, batch: Batch) -> None:
         static = Batch(batch.ids.clone(), batch.labels.clone(), batch.positions.clone(), batch.cumulative.clone(), batch.max_length)
         graph = torch.cuda.CUDAGraph()
+        random_state = torch.cuda.get_rng_state(self._device)
         try:
             # while a graph is captured the default random generator belongs to it, and other threads must not allocate through it
             with self._lock, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._compute(static)
         except RuntimeError as failure:
             self._capture = False
+            _release_generator(self._device, random_state)
             self._note(f"The training step could not be captured and runs uncaptured, which is slower: {str(failure).splitlines()[0]}")
             self._eager(batch)
             return
@@ -186,3 +188,11 @@ def _targets(batch: Batch) -> torch.Tensor:
     targets = torch.full_like(batch.labels, -100)
     targets[:-1] = batch.labels[1:].masked_fill(batch.positions[1:] == 0, -100)
     return targets
+
+
+def _release_generator(device: torch.device, state: torch.Tensor) -> None:
+    """Give the default CUDA generator back its state: a capture that failed leaves it bound to a graph that will never exist."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    fresh = torch.Generator(device=device)
+    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
+    torch.cuda.default_generators[index].set_state(state)

@@ -72,9 +72,22 @@ class GradientSink:
         """Targets of the b matrices' gradients."""
         return [self._target(ad.b) for ad in projection.adapters]
 
-    def results(self, *projections: Projection) -> list[torch.Tensor | None]:
-        """What autograd is to be handed for each parameter: None where it has been added in place already."""
-        return [self._fresh.get(id(p)) for projection in projections for p in projection.parameters()]
+    def results(self, inputs: int, *projections: Projection) -> list[torch.Tensor | None]:
+        """What autograd is to be handed for the node's last `inputs` inputs: None where gradients have been added in place already."""
+        parameters = [p for projection in projections for p in projection.parameters()]
+        return [self._fresh.get(id(p)) for p in parameters] if inputs == len(parameters) and self._fresh else [None] * inputs
+
+
+def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
+    """Return the inputs that make a node differentiable beside x.
+
+    Parameters that accumulate in place stay out of autograd's graph: their accumulation nodes may belong to another stream (a plain backward
+    pass that somebody still holds), and a capture must not touch that one. A fresh leaf stands in where x needs no gradient.
+    """
+    parameters = [p for projection in projections for p in projection.parameters()]
+    if any(p.grad is None for p in parameters):
+        return parameters
+    return [] if x.requires_grad else [torch.zeros((), device=x.device, requires_grad=True)]
 
 
 class _Project(torch.autograd.Function):
@@ -97,12 +110,12 @@ class _Project(torch.autograd.Function):
         if inner_grad is not None:
             ops.accumulate_a(inner_grad, x, projection.adapters, sink.for_a(projection), projection.dropout)
         dx = projection.input_gradient(grad, inner_grad) if ctx.needs_input_grad[0] else None
-        return (dx, None, grad if ctx.needs_input_grad[2] else None, *sink.results(projection))
+        return (dx, None, grad if ctx.needs_input_grad[2] else None, *sink.results(len(ctx.needs_input_grad) - 3, projection))
 
 
 def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | None = None) -> torch.Tensor:
     """Return x (N, in) through frozen weights and adapters (+ residual), (N, out), as one autograd node."""
-    out: torch.Tensor = _Project.apply(x, projection, residual, *projection.parameters())
+    out: torch.Tensor = _Project.apply(x, projection, residual, *leaves(x, projection))
     return out
 
 
@@ -147,7 +160,14 @@ class _GatedMlp(torch.autograd.Function):
         if inner_grad is not None:
             ops.accumulate_a(inner_grad, x, gate_up.adapters, sink.for_a(gate_up), gate_up.dropout)
         dx = gate_up.input_gradient(gu, inner_grad) if ctx.needs_input_grad[0] else None
-        return (dx, None, None, grad if ctx.needs_input_grad[3] else None, None, *sink.results(gate_up, down))
+        return (
+            dx,
+            None,
+            None,
+            grad if ctx.needs_input_grad[3] else None,
+            None,
+            *sink.results(len(ctx.needs_input_grad) - 5, gate_up, down),
+        )
 
 
 def gated_mlp(
@@ -157,7 +177,7 @@ def gated_mlp(
 
     `keep` is False where no backward follows; `skip_output` leaves the result undefined: for recomputation, whose backward never reads it.
     """
-    out: torch.Tensor = _GatedMlp.apply(x, gate_up, down, residual, (gelu, keep, skip_output), *gate_up.parameters(), *down.parameters())
+    out: torch.Tensor = _GatedMlp.apply(x, gate_up, down, residual, (gelu, keep, skip_output), *leaves(x, gate_up, down))
     return out
 
 

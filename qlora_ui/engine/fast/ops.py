@@ -4,7 +4,9 @@ Shapes: N tokens, H model width, F MLP width, J adapted projections that share a
 Everything is safe inside a CUDA graph capture: no host synchronisation, no data-dependent shape.
 """
 
+import functools
 import importlib.util
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
     import triton
 
-    from . import triton_kernels as kernels
+    from . import triton_layers, triton_lora
 
 MAX_GROUP = 3  # q, k and v; the kernels take that many pointers
 
@@ -41,11 +43,27 @@ class Adapter:
 
 def uses_triton(x: torch.Tensor) -> bool:
     """Return whether operations on this tensor run as Triton kernels."""
-    return HAS_TRITON and (x.is_cuda or bool(_interpreted()))
+    if not HAS_TRITON:
+        return False
+    return triton_failure(x.device) == "" if x.is_cuda else bool(triton.knobs.runtime.interpret)
 
 
-def _interpreted() -> bool:
-    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+@functools.cache
+def triton_failure(device: torch.device) -> str:
+    """Return why Triton cannot build or run a kernel on this device, or an empty string; asked once, by running a small one.
+
+    Triton builds its launchers with the machine's C compiler, which many machines lack.
+    """
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    table = torch.arange(8, dtype=torch.float32, device=device).view(4, 2)
+    out = torch.zeros_like(table[:1])
+    try:
+        triton_layers.gather_rows[(1,)](torch.full((1,), 3, device=device), table, out, 2, BLOCK=16, num_warps=1)
+        works = out.tolist() == [[6.0, 7.0]]
+    except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError, triton.TritonError) as failure:
+        return str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    return "" if works else "a small kernel gave a wrong result"
 
 
 def padded_rank(adapters: Sequence[Adapter]) -> int:
@@ -64,9 +82,18 @@ def _masked(x: torch.Tensor, adapter: Adapter, dropout: Dropout | None) -> torch
     return torch.where(keep_mask(dropout, adapter.salt, *x.shape), x, 0)
 
 
-def _block_rows(num_rows: int) -> int:
-    # 132 multiprocessors want at least that many programs; fewer, larger tiles otherwise
-    return 16 if num_rows <= 4096 else 32
+def _down_launch(num_rows: int, padded: int) -> dict[str, int]:
+    # measured on an H100 at 2,048 and 4,096 rows, rank 16: 16 rows a program fill its 132 multiprocessors. Larger ranks take fewer stages, so
+    # that their tiles fit the 99 KiB of shared memory of consumer cards.
+    stages = 5 if padded <= 32 else 3 if padded <= 64 else 2
+    return {"BM": 16, "num_warps": 4 if num_rows <= 2048 or padded > 32 else 2, "num_stages": stages}
+
+
+def _outer_launch(total_width: int, has_dropout: bool, padded: int) -> dict[str, int]:
+    # narrow columns where there are few, for enough programs; wide ones where reading decides
+    if total_width >= 64 * 132 and not has_dropout:
+        return {"BN": 64, "BC": 64, "num_warps": 4, "num_stages": 3 if padded <= 64 else 2}
+    return {"BN": 128, "BC": 16, "num_warps": 4, "num_stages": 4 if padded <= 64 else 2}
 
 
 def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout | None) -> torch.Tensor:
@@ -77,8 +104,8 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
         parts = [F.pad(_masked(x, ad, dropout) @ ad.a.t() * gain, (0, padded - rank)) for ad in adapters]
         return torch.stack(parts, 1)
     out = x.new_empty(x.shape[0], len(adapters), padded)
-    block = _block_rows(x.shape[0])
-    kernels.lora_down[(triton.cdiv(x.shape[0], block), len(adapters))](
+    launch = _down_launch(x.shape[0], padded)
+    triton_lora.lora_down[(triton.cdiv(x.shape[0], launch["BM"]), len(adapters))](
         x,
         out,
         dropout.seed if dropout else x,
@@ -101,9 +128,7 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
         R=padded,
         J=len(adapters),
         DROP=dropout is not None,
-        BM=block,
-        num_warps=4,
-        num_stages=3,
+        **launch,
     )
     return out
 
@@ -115,8 +140,8 @@ def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tenso
         parts = [grad[:, ad.column : ad.column + ad.num_out] @ ad.b * ad.scale for ad in adapters]
         return torch.stack([F.pad(part, (0, padded - rank)) for part in parts], 1)
     out = grad.new_empty(grad.shape[0], len(adapters), padded)
-    block = _block_rows(grad.shape[0])
-    kernels.lora_down[(triton.cdiv(grad.shape[0], block), len(adapters))](
+    launch = _down_launch(grad.shape[0], padded)
+    triton_lora.lora_down[(triton.cdiv(grad.shape[0], launch["BM"]), len(adapters))](
         grad,
         out,
         grad,
@@ -137,9 +162,7 @@ def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tenso
         R=padded,
         J=len(adapters),
         DROP=False,
-        BM=block,
-        num_warps=4,
-        num_stages=3,
+        **launch,
     )
     return out
 
@@ -153,7 +176,7 @@ def add_up_(y: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], r
         return y if residual is None else y.add_(residual)
     rows, columns = (32, 128) if rank <= 64 else (32, 64)
     blocks = [triton.cdiv(ad.num_out, columns) for ad in adapters]
-    kernels.lora_up[(triton.cdiv(y.shape[0], rows), sum(blocks))](
+    triton_lora.lora_up[(triton.cdiv(y.shape[0], rows), sum(blocks))](
         y,
         inner,
         y if residual is None else residual,
@@ -183,7 +206,7 @@ def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Se
         for j, ad in enumerate(adapters):
             dx += _masked(inner_grad[:, j, :rank] @ ad.a * gain, ad, dropout)
         return dx
-    kernels.lora_dx[(triton.cdiv(dx.shape[0], 32), triton.cdiv(dx.shape[1], 128))](
+    triton_lora.lora_dx[(triton.cdiv(dx.shape[0], 32), triton.cdiv(dx.shape[1], 128))](
         dx,
         inner_grad,
         dropout.seed if dropout else dx,
@@ -215,8 +238,8 @@ def _outer(
     rank_major: bool,
     dropout: Dropout | None,
 ) -> None:
-    block = 64 if sum(widths) >= 64 * 132 else 32
-    kernels.lora_outer[(triton.cdiv(max(widths), block), len(adapters))](
+    launch = _outer_launch(sum(widths), dropout is not None, left.shape[2])
+    triton_lora.lora_outer[(triton.cdiv(max(widths), launch["BC"]), len(adapters))](
         left,
         x,
         dropout.seed if dropout else x,
@@ -234,10 +257,7 @@ def _outer(
         J=len(adapters),
         RANK_MAJOR=rank_major,
         DROP=dropout is not None,
-        BN=64,
-        BC=block,
-        num_warps=4,
-        num_stages=3,
+        **launch,
     )
 
 
@@ -295,8 +315,8 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
     if gate is not None and gate.num_out == 2 * width:
         b_gate, b_up, up = gate.b[:width], gate.b[width:], gate
     rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
-    rows, columns = 32, 128 if rank <= 64 else 64
-    kernels.gated_forward[(triton.cdiv(gu.shape[0], rows), triton.cdiv(width, columns))](
+    rows, columns = 16, 128 if rank <= 64 else 64
+    triton_layers.gated_forward[(triton.cdiv(gu.shape[0], rows), triton.cdiv(width, columns))](
         gu,
         inner if inner is not None else gu,
         out,
@@ -339,7 +359,7 @@ def gated_backward_(
         gu[:, width:] = d * activated.detach()
         return
     rank, padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
-    kernels.gated_backward[(triton.cdiv(gu.shape[0], 32), triton.cdiv(width, 128))](
+    triton_layers.gated_backward[(triton.cdiv(gu.shape[0], 16), triton.cdiv(width, 128))](
         gu,
         dh,
         inner_grad if inner_grad is not None else dh,
@@ -356,7 +376,7 @@ def gated_backward_(
         HAS_DOWN=down is not None,
         DROP=dropout is not None and down is not None,
         GELU=gelu,
-        BM=32,
+        BM=16,
         num_warps=4,
     )
 
@@ -374,7 +394,7 @@ def norm(
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    kernels.norm_forward[(x.shape[0],)](
+    triton_layers.norm_forward[(x.shape[0],)](
         x,
         x if delta is None else delta,
         weight,
@@ -402,7 +422,7 @@ def norm_backward(
         return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
     dx = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    kernels.norm_backward[(x.shape[0],)](
+    triton_layers.norm_backward[(x.shape[0],)](
         dy,
         x,
         weight,

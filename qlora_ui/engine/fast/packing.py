@@ -90,7 +90,8 @@ class PackedCollator:
 
     Returns input_ids, labels and position_ids (1, T) int64, cu_seq_lens_q/k int32 of fixed length (padded by repeating T), max_length_q/k =
     row_length. Positions restart with each sample; a row's padded tail is a document of its own with labels -100; the first label of each
-    document is -100, since nothing before it may predict it. A last batch of fewer rows is filled up with padding rows.
+    document is -100, since nothing before it may predict it. Where no row holds more than one document (`max_documents` 1), rows are documents
+    and padding belongs to them, which lets attention run on whole rows. A last batch of fewer rows is filled up with padding rows.
     """
 
     pad_token_id: int
@@ -117,9 +118,10 @@ class PackedCollator:
                     if place < used:
                         starts.append(begin + place)
                     place += length
-            if used < self.row_length:
+            # a row that holds one document only needs no boundary before its padding: nothing after it is counted
+            if used < self.row_length and (self.max_documents > 1 or used == 0):
                 starts.append(begin + used)
-        boundaries = self.batch_rows * (self.max_documents + 1) + 1
+        boundaries = self.batch_rows * (self.max_documents + 1 if self.max_documents > 1 else 1) + 1
         if len(starts) >= boundaries:
             raise ValueError(f"A batch holds {len(starts)} documents where {boundaries - 1} were announced.")
         cumulative = torch.full((boundaries,), total, dtype=torch.int32)

@@ -9,7 +9,7 @@ from .ops import HAS_TRITON, uses_triton
 if HAS_TRITON:
     import triton
 
-    from . import triton_kernels as kernels
+    from . import triton_layers
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
         out[:, : heads.num_rotated] = _rotate(x, cos.float(), sin.float(), False).reshape(rows, -1).to(qkv.dtype)
         return out
     rotary = cos.shape[-1]
-    kernels.rope_forward[(rows,)](
+    triton_layers.rope_forward[(rows,)](
         qkv,
         out,
         cos,
@@ -104,7 +104,7 @@ def rotate_backward_(
         grad[:, : heads.num_rotated] = g.reshape(rows, -1).to(grad.dtype)
         return grad
     rotary = cos.shape[-1]
-    kernels.rope_backward[(rows,)](
+    triton_layers.rope_backward[(rows,)](
         grad,
         qkv,
         cos,

@@ -12,7 +12,7 @@ from .ops import HAS_TRITON, uses_triton
 if HAS_TRITON:
     import triton
 
-    from . import triton_kernels as kernels
+    from . import triton_lora
 
 
 # A dequantized matrix larger than this is made and used in parts, so that large models need no large temporary.
@@ -30,7 +30,7 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
     num_bytes = out.numel() // 2
     nested = state.nested
     inner = state.state2 if nested else None
-    kernels.nf4_dequantize[(triton.cdiv(num_bytes, 1024),)](
+    triton_lora.nf4_dequantize[(triton.cdiv(num_bytes, 1024),)](
         weight,
         state.absmax,
         state.code,

@@ -1,0 +1,325 @@
+"""Triton kernels of a decoder layer: gated MLP, RMS norms, rotary embedding, and reading embedding rows.
+
+Shapes: N tokens, F MLP width, R LoRA rank padded to a multiple of 16. All sums run in fp32.
+"""
+# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+# ruff: noqa: PLR0917  (a kernel takes pointers, sizes and strides one by one)
+
+import triton
+import triton.language as tl
+
+from .triton_hash import dropped_key0, dropped_key1, pair_hash, tanh
+
+
+@triton.jit
+def _activate(g, GELU: tl.constexpr):
+    if GELU:
+        return 0.5 * g * (1.0 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))
+    else:
+        return g * tl.sigmoid(g)
+
+
+@triton.jit
+def _activate_slope(g, GELU: tl.constexpr):
+    if GELU:
+        t = tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))
+        return 0.5 * (1.0 + t) + 0.5 * g * (1.0 - t * t) * 0.7978845608028654 * (1.0 + 0.134145 * g * g)
+    else:
+        s = tl.sigmoid(g)
+        return s * (1.0 + g * (1.0 - s))
+
+
+@triton.jit
+def gated_forward(
+    gu,
+    xa,
+    out,
+    b_gate,
+    b_up,
+    scale_gate,
+    scale_up,
+    n_rows,
+    width,
+    j_up,
+    xa_stride,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_UP: tl.constexpr,
+    KEEP: tl.constexpr,
+    GELU: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """out = act(gate + its LoRA) * (up + its LoRA); gu is (N, 2F) and takes the corrected values where KEEP."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    cols = tl.program_id(1) * BN + tl.arange(0, BN)
+    rank = tl.arange(0, R)
+    row_ok = rows[:, None] < n_rows
+    col_ok = cols[None, :] < width
+    place = gu + rows[:, None].to(tl.int64) * (2 * width) + cols[None, :]
+    g = tl.load(place, mask=row_ok & col_ok, other=0.0).to(tl.float32)
+    u = tl.load(place + width, mask=row_ok & col_ok, other=0.0).to(tl.float32)
+    xa_row = xa + rows[:, None].to(tl.int64) * xa_stride + rank[None, :]
+    b_ok = (rank[:, None] < RANK) & col_ok
+    if HAS_GATE:
+        left = tl.load(xa_row, mask=row_ok, other=0.0)
+        g += scale_gate * tl.dot(left, tl.load(b_gate + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0), input_precision="ieee")
+    if HAS_UP:
+        left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
+        u += scale_up * tl.dot(left, tl.load(b_up + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0), input_precision="ieee")
+    g_stored = g.to(gu.dtype.element_ty)
+    u_stored = u.to(gu.dtype.element_ty)
+    if KEEP:
+        tl.store(place, g_stored, mask=row_ok & col_ok)
+        tl.store(place + width, u_stored, mask=row_ok & col_ok)
+    # rounded first, so that the backward pass, which reads the stored values, differentiates what was computed
+    value = _activate(g_stored.to(tl.float32), GELU) * u_stored.to(tl.float32)
+    tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=row_ok & col_ok)
+
+
+@triton.jit(do_not_specialize=["salt", "threshold"])
+def gated_backward(
+    gu,
+    dh,
+    gb,
+    seed,
+    a_down,
+    salt,
+    n_rows,
+    width,
+    half_width,
+    threshold,
+    inverse_keep,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    HAS_DOWN: tl.constexpr,
+    DROP: tl.constexpr,
+    GELU: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; LoRA's part of dh is added on the way."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, 64)
+    rank = tl.arange(0, R)
+    row_ok = rows[:, None] < n_rows
+    if HAS_DOWN:
+        left = tl.load(gb + rows[:, None].to(tl.int64) * R + rank[None, :], mask=row_ok, other=0.0)
+        if DROP:
+            h = pair_hash(
+                rows[:, None], (tl.program_id(1) * 64 + lane)[None, :], half_width, dropped_key0(seed, salt), dropped_key1(seed, salt)
+            )
+    for half in tl.static_range(2):
+        cols = tl.program_id(1) * 128 + half * 64 + lane
+        ok = row_ok & (cols[None, :] < width)
+        gu_place = gu + rows[:, None].to(tl.int64) * (2 * width) + cols[None, :]
+        dh_place = dh + rows[:, None].to(tl.int64) * width + cols[None, :]
+        d = tl.load(dh_place, mask=ok, other=0.0).to(tl.float32)
+        if HAS_DOWN:
+            a_ok = (rank[:, None] < RANK) & (cols[None, :] < width)
+            part = tl.dot(left, tl.load(a_down + rank[:, None] * width + cols[None, :], mask=a_ok, other=0.0), input_precision="ieee")
+            if DROP:
+                bits = (h >> (16 * half)) & 0xFFFF
+                part = tl.where(bits >= threshold.to(tl.uint32), part * inverse_keep, 0.0)
+            d += part
+        g = tl.load(gu_place, mask=ok, other=0.0).to(tl.float32)
+        u = tl.load(gu_place + width, mask=ok, other=0.0).to(tl.float32)
+        activated = _activate(g, GELU)
+        tl.store(dh_place, (activated * u).to(dh.dtype.element_ty), mask=ok)
+        tl.store(gu_place, (d * u * _activate_slope(g, GELU)).to(gu.dtype.element_ty), mask=ok)
+        tl.store(gu_place + width, (d * activated).to(gu.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def norm_forward(x, delta, weight, total, y, rstd, width, eps, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
+    """y = RMSNorm(x [+ delta]) * (weight [+ 1]); where ADD, total = x + delta. One row per program."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    ok = cols < width
+    value = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(delta + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+        value = value.to(total.dtype.element_ty)
+        tl.store(total + row * width + cols, value, mask=ok)
+        value = value.to(tl.float32)
+    r = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    tl.store(rstd + row, r)
+    w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
+    tl.store(y + row * width + cols, (value * r * w).to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def norm_backward(dy, x, weight, rstd, dtotal, dx, width, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
+    """dx = gradient through the norm [+ dtotal, the gradient that reached the residual stream beside it]."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    ok = cols < width
+    r = tl.load(rstd + row)
+    normed = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32) * r
+    wdy = tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32) * (
+        tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
+    )
+    out = (wdy - normed * (tl.sum(wdy * normed, 0) / width)) * r
+    if ADD:
+        out += tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+    tl.store(dx + row * width + cols, out.to(dx.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _rotate_pair(first, second, c1, c2, s1, s2, BACKWARD: tl.constexpr):
+    if BACKWARD:  # the transpose of the forward rotation
+        return first * c1 + second * s2, second * c2 - first * s1
+    else:
+        return first * c1 - second * s1, second * c2 + first * s2
+
+
+@triton.jit
+def rope_forward(
+    qkv,
+    out,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_heads,
+    k_heads,
+    qkv_stride,
+    out_stride,
+    eps,
+    rope_stride,
+    HEAD: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+):
+    """Rotate the q and k heads of each row; where NORM, RMS-normalise each head first. `out` may be `qkv` itself where not NORM."""
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.arange(0, HEADS)[:, None]
+    real = heads < q_heads + k_heads
+    lane = tl.arange(0, HALF)[None, :]
+    source = qkv + row * qkv_stride + heads * HEAD
+    target = out + row * out_stride + heads * HEAD
+    half: tl.constexpr = ROTARY // 2
+    ok = real & (lane < half)
+    is_q = heads < q_heads
+    if NORM:
+        every = tl.arange(0, HEAD_BLOCK)[None, :]
+        whole = tl.load(source + every, mask=real & (every < HEAD), other=0.0).to(tl.float32)
+        r = tl.rsqrt(tl.sum(whole * whole, 1) / HEAD + eps)[:, None]
+        if ROTARY < HEAD:
+            w = tl.where(
+                is_q,
+                tl.load(q_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
+                tl.load(k_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
+            )
+            tl.store(target + every, (whole * r * (w + OFFSET)).to(out.dtype.element_ty), mask=real & (every >= ROTARY) & (every < HEAD))
+    first = tl.load(source + lane, mask=ok, other=0.0).to(tl.float32)
+    second = tl.load(source + half + lane, mask=ok, other=0.0).to(tl.float32)
+    lane_ok = lane < half
+    if NORM:
+        w1 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        w2 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        first = first * r * w1
+        second = second * r * w2
+    c1 = tl.load(cos + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    s2 = tl.load(sin + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    a, b = _rotate_pair(first, second, c1, c2, s1, s2, False)
+    tl.store(target + lane, a.to(out.dtype.element_ty), mask=ok)
+    tl.store(target + half + lane, b.to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def rope_backward(
+    grad,
+    qkv,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_heads,
+    k_heads,
+    stride,
+    eps,
+    rope_stride,
+    HEAD: tl.constexpr,
+    ROTARY: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """In place on grad (N, all heads): rotate back, then through the per-head norm of the raw projections in qkv. NORM needs ROTARY == HEAD."""
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.arange(0, HEADS)[:, None]
+    lane = tl.arange(0, HALF)[None, :]
+    half: tl.constexpr = ROTARY // 2
+    lane_ok = lane < half
+    ok = (heads < q_heads + k_heads) & lane_ok
+    place = grad + row * stride + heads * HEAD + lane
+    c1 = tl.load(cos + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    s2 = tl.load(sin + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
+    a, b = _rotate_pair(
+        tl.load(place, mask=ok, other=0.0).to(tl.float32), tl.load(place + half, mask=ok, other=0.0).to(tl.float32), c1, c2, s1, s2, True
+    )
+    if NORM:
+        source = qkv + row * stride + heads * HEAD + lane
+        is_q = heads < q_heads
+        x1 = tl.load(source, mask=ok, other=0.0).to(tl.float32)
+        x2 = tl.load(source + half, mask=ok, other=0.0).to(tl.float32)
+        r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / HEAD + eps)[:, None]
+        w1 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        w2 = (
+            tl.where(
+                is_q,
+                tl.load(q_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+                tl.load(k_weight + half + lane, mask=lane_ok, other=0.0).to(tl.float32),
+            )
+            + OFFSET
+        )
+        a = a * w1
+        b = b * w2
+        x1 = x1 * r
+        x2 = x2 * r
+        mean = ((tl.sum(a * x1, 1) + tl.sum(b * x2, 1)) / HEAD)[:, None]
+        a = (a - x1 * mean) * r
+        b = (b - x2 * mean) * r
+    tl.store(place, a.to(grad.dtype.element_ty), mask=ok)
+    tl.store(place + half, b.to(grad.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def gather_rows(index, table, out, width, BLOCK: tl.constexpr):
+    """out[i] = table[index[i]]; the table may lie in pinned host memory."""
+    row = tl.program_id(0).to(tl.int64)
+    source = table + tl.load(index + row) * width
+    for start in range(0, width, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        tl.store(out + row * width + cols, tl.load(source + cols, mask=cols < width), mask=cols < width)

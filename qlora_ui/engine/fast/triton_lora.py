@@ -1,0 +1,298 @@
+"""Triton kernels for 4-bit weights and for LoRA's small products, dropout included.
+
+Shapes: N tokens, R rank padded to a multiple of 16, J projections that share one input. All sums run in fp32.
+"""
+# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+# ruff: noqa: PLR0917  (a kernel takes pointers, sizes and strides one by one)
+
+import triton
+import triton.language as tl
+
+from .triton_hash import dropped_key0, dropped_key1, keep, pair_hash
+
+
+@triton.jit
+def nf4_dequantize(
+    packed,
+    absmax,
+    code,
+    absmax2,
+    code2,
+    offset,
+    out,
+    num_bytes,
+    row_bytes,
+    source_row_bytes,
+    first_byte,
+    NESTED: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    BLOCKSIZE2: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = the codes of each byte's high and low nibble, times its block's absmax (itself 8-bit where NESTED).
+
+    Where PART, `out` holds row_bytes of every source row of source_row_bytes, from first_byte on: a range of the matrix's columns.
+    """
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = index < num_bytes
+    source = index
+    if PART:
+        source = (index // row_bytes) * source_row_bytes + first_byte + index % row_bytes
+    byte = tl.load(packed + source, mask=valid, other=0).to(tl.int32)
+    block = (source * 2) // BLOCKSIZE
+    if NESTED:
+        quantized = tl.load(absmax + block, mask=valid, other=0).to(tl.int32)
+        scale = tl.load(code2 + quantized) * tl.load(absmax2 + block // BLOCKSIZE2, mask=valid, other=0.0) + tl.load(offset)
+    else:
+        scale = tl.load(absmax + block, mask=valid, other=0.0)
+    high = tl.load(code + (byte >> 4)) * scale
+    low = tl.load(code + (byte & 15)) * scale
+    pair = tl.reshape(tl.join(high, low), (2 * BLOCK,))
+    target = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(out + target, pair.to(out.dtype.element_ty), mask=target < num_bytes.to(tl.int64) * 2)
+
+
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+def lora_down(
+    x,
+    out,
+    seed,
+    w0,
+    w1,
+    w2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    x_stride,
+    w_stride_r,
+    w_stride_c,
+    half_width,
+    threshold,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    DROP: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """out[n, j, :] = scale_j * sum_c dropout_j(x[n, col_j + c]) * w_j[:, c]; out is (N, J, R)."""
+    j = tl.program_id(1)
+    w, col, num, scale, salt = w0, col0, num0, scale0, salt0
+    if j == 1:
+        w, col, num, scale, salt = w1, col1, num1, scale1, salt1
+    if j == 2:
+        w, col, num, scale, salt = w2, col2, num2, scale2, salt2
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    rank = tl.arange(0, R)
+    lane = tl.arange(0, 64)
+    row_ok = rows[:, None] < n_rows
+    x_row = x + rows[:, None].to(tl.int64) * x_stride + col
+    acc = tl.zeros((BM, R), dtype=tl.float32)
+    if DROP:
+        key0 = dropped_key0(seed, salt)
+        key1 = dropped_key1(seed, salt)
+    for start in range(0, num, 128):
+        first = start + lane
+        second = first + 64
+        xa = tl.load(x_row + first[None, :], mask=row_ok & (first[None, :] < num), other=0.0)
+        xb = tl.load(x_row + second[None, :], mask=row_ok & (second[None, :] < num), other=0.0)
+        if DROP:
+            h = pair_hash(rows[:, None], (start // 2 + lane)[None, :], half_width, key0, key1)
+            xa = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), xa, 0.0).to(xa.dtype)
+            xb = tl.where((h >> 16) >= threshold.to(tl.uint32), xb, 0.0).to(xb.dtype)
+        wa = tl.load(
+            w + first[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(first[:, None] < num) & (rank[None, :] < RANK), other=0.0
+        )
+        wb = tl.load(
+            w + second[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(second[:, None] < num) & (rank[None, :] < RANK), other=0.0
+        )
+        acc = tl.dot(xa, wa, acc, input_precision="ieee")
+        acc = tl.dot(xb, wb, acc, input_precision="ieee")
+    target = out + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :]
+    tl.store(target, (acc * scale).to(out.dtype.element_ty), mask=row_ok)
+
+
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+def lora_outer(
+    left,
+    x,
+    seed,
+    g0,
+    g1,
+    g2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    x_stride,
+    half_width,
+    threshold,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    RANK_MAJOR: tl.constexpr,
+    DROP: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """g_j += scale_j * left[:, j, :].T @ dropout_j(x[:, col_j:col_j + num_j]); g_j is (RANK, num_j), or its transpose."""
+    j = tl.program_id(1)
+    g, col, num, scale, salt = g0, col0, num0, scale0, salt0
+    if j == 1:
+        g, col, num, scale, salt = g1, col1, num1, scale1, salt1
+    if j == 2:
+        g, col, num, scale, salt = g2, col2, num2, scale2, salt2
+    cols = tl.program_id(0) * BC + tl.arange(0, BC)
+    if tl.program_id(0) * BC < num:
+        rank = tl.arange(0, R)
+        col_ok = cols[None, :] < num
+        acc = tl.zeros((R, BC), dtype=tl.float32)
+        if DROP:
+            key0 = dropped_key0(seed, salt)
+            key1 = dropped_key1(seed, salt)
+        for start in range(0, n_rows, BN):
+            rows = start + tl.arange(0, BN)
+            row_ok = rows[:, None] < n_rows
+            tile = tl.load(x + rows[:, None].to(tl.int64) * x_stride + col + cols[None, :], mask=row_ok & col_ok, other=0.0)
+            if DROP:
+                kept = keep(rows[:, None], cols[None, :], half_width, key0, key1, threshold)
+                tile = tl.where(kept, tile, 0.0).to(tile.dtype)
+            lt = tl.load(left + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
+            acc = tl.dot(lt, tile, acc, input_precision="ieee")
+        if RANK_MAJOR:
+            target = g + rank[:, None] * num + cols[None, :]
+        else:
+            target = g + cols[None, :] * RANK + rank[:, None]
+        ok = (rank[:, None] < RANK) & col_ok
+        old = tl.load(target, mask=ok, other=0.0).to(tl.float32)
+        tl.store(target, (old + acc * scale).to(g.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def lora_up(
+    y,
+    xa,
+    residual,
+    b0,
+    b1,
+    b2,
+    col0,
+    col1,
+    col2,
+    num0,
+    num1,
+    num2,
+    scale0,
+    scale1,
+    scale2,
+    n_rows,
+    y_stride,
+    blocks0,
+    blocks1,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """y[:, col_j:col_j + num_j] += scale_j * xa[:, j] @ b_j.T (+ residual), in place; b_j is (num_j, RANK)."""
+    block = tl.program_id(1)
+    b, col, num, scale, j = b0, col0, num0, scale0, 0
+    if J > 1:
+        if block >= blocks0:
+            b, col, num, scale, j = b1, col1, num1, scale1, 1
+            block -= blocks0
+            if J > 2:
+                if block >= blocks1:
+                    b, col, num, scale, j = b2, col2, num2, scale2, 2
+                    block -= blocks1
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    cols = block * BN + tl.arange(0, BN)
+    rank = tl.arange(0, R)
+    row_ok = rows[:, None] < n_rows
+    ok = row_ok & (cols[None, :] < num)
+    left = tl.load(xa + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :], mask=row_ok, other=0.0)
+    right = tl.load(b + cols[None, :] * RANK + rank[:, None], mask=(cols[None, :] < num) & (rank[:, None] < RANK), other=0.0)
+    place = rows[:, None].to(tl.int64) * y_stride + col + cols[None, :]
+    total = tl.load(y + place, mask=ok, other=0.0).to(tl.float32) + scale * tl.dot(left, right, input_precision="ieee")
+    if RESIDUAL:
+        total += tl.load(residual + place, mask=ok, other=0.0).to(tl.float32)
+    tl.store(y + place, total.to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+def lora_dx(
+    dx,
+    gb,
+    seed,
+    a0,
+    a1,
+    a2,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    width,
+    half_width,
+    threshold,
+    inverse_keep,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    DROP: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """dx += sum_j dropout_mask_j * (gb[:, j] @ a_j), in place; a_j is (RANK, width)."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, 64)
+    first = tl.program_id(1) * 128 + lane
+    second = first + 64
+    rank = tl.arange(0, R)
+    row_ok = rows[:, None] < n_rows
+    place = dx + rows[:, None].to(tl.int64) * width
+    ok_a = row_ok & (first[None, :] < width)
+    ok_b = row_ok & (second[None, :] < width)
+    sum_a = tl.load(place + first[None, :], mask=ok_a, other=0.0).to(tl.float32)
+    sum_b = tl.load(place + second[None, :], mask=ok_b, other=0.0).to(tl.float32)
+    for j in tl.static_range(J):
+        if j == 0:
+            a, salt = a0, salt0
+        elif j == 1:
+            a, salt = a1, salt1
+        else:
+            a, salt = a2, salt2
+        left = tl.load(gb + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :], mask=row_ok, other=0.0)
+        right_a = tl.load(a + rank[:, None] * width + first[None, :], mask=(rank[:, None] < RANK) & (first[None, :] < width), other=0.0)
+        right_b = tl.load(a + rank[:, None] * width + second[None, :], mask=(rank[:, None] < RANK) & (second[None, :] < width), other=0.0)
+        part_a = tl.dot(left, right_a, input_precision="ieee")
+        part_b = tl.dot(left, right_b, input_precision="ieee")
+        if DROP:
+            h = pair_hash(
+                rows[:, None], (tl.program_id(1) * 64 + lane)[None, :], half_width, dropped_key0(seed, salt), dropped_key1(seed, salt)
+            )
+            part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
+            part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
+        sum_a += part_a
+        sum_b += part_b
+    tl.store(place + first[None, :], sum_a.to(dx.dtype.element_ty), mask=ok_a)
+    tl.store(place + second[None, :], sum_b.to(dx.dtype.element_ty), mask=ok_b)
