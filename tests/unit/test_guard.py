@@ -72,8 +72,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def _routes(served: Served) -> list[tuple[str, str]]:
     """Every (method, path) of the app, parameters filled with a word."""
     found = []
-    for route in served.app.routes:
-        path = re.sub(r"\{[^}]+\}", "x", getattr(route, "path", ""))
+    inner = [route.original_router for route in served.app.routes if hasattr(route, "original_router")]
+    for route in (*served.app.routes, *(route for router in inner for route in router.routes)):
+        path = re.sub(r"\{[^}]+\}", "x", getattr(route, "path", None) or "")
         found += [(method, path) for method in sorted(getattr(route, "methods", None) or {"GET"}) if path]
     return found
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
@@ -66,44 +61,10 @@ def test_every_launch_argument_with_a_variable_is_given() -> None:
     expected = {"share", "mcp_server", "ssr_mode", "pwa", "run_history", "enable_monitoring", "root_path", "server_name", "server_port"}
     expected |= {"allowed_paths", "blocked_paths", "num_workers", "debug", "inline", "share_server_address", "share_server_protocol"}
     assert expected <= set(arguments)
-    assert not any(arguments[name] for name in ("share", "mcp_server", "ssr_mode", "pwa", "run_history", "enable_monitoring", "allowed_paths"))
+    off = ("share", "mcp_server", "ssr_mode", "pwa", "run_history", "enable_monitoring", "allowed_paths")
+    assert not any(arguments[name] for name in off)
 
 
 def test_names_of_the_page() -> None:
     assert set(host_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
     assert "10.1.2.3" in host_names("10.1.2.3")
-
-
-SERVE = """
-import os, sys, urllib.request
-os.environ.update(GRADIO_SHARE="True", GRADIO_SERVER_NAME="0.0.0.0", GRADIO_ALLOWED_PATHS="/", GRADIO_MCP_SERVER="True",
-                  HTTP_PROXY="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
-from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.launch import Address, serve
-asked = []
-import socket
-plain = socket.getaddrinfo
-def watched(host, *rest, **named):
-    if host not in (None, "127.0.0.1", "localhost", "::1", b"127.0.0.1"):
-        asked.append(host)
-    return plain(host, *rest, **named)
-socket.getaddrinfo = watched
-served = serve(Workspace.at(sys.argv[1]), Address())
-opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-assert opener.open(served.url).status == 200
-assert opener.open(served.url + "/config").status == 200
-assert served.url.startswith("http://127.0.0.1:")
-heavy = [name for name in ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes") if name in sys.modules]
-served.close(5)
-assert heavy == [], heavy
-assert asked == [], asked
-print("served")
-"""
-
-
-def test_a_hostile_environment_is_not_heard_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SERVE, str(tmp_path / "workspace")], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["served"]
