@@ -26,7 +26,7 @@ GREEDY = {"messages": [{"role": "user", "content": HELLO[0].content}], "temperat
 def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
     workspace = Workspace.at(tmp_path_factory.mktemp("serve"))
     run = create_run(workspace, RunConfig().changed({"model.id": str(tiny_model_dir), "launch.device": "cpu"}))
-    write_adapter(run.adapter, tiny_model_dir, 1)
+    write_adapter(run.adapter, tiny_model_dir, 6)
     service = ChatService(workspace, Card())
     service.load(ChatTarget(run_id=run.id))
     server = ChatServer(service, key="secret")
