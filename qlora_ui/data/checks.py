@@ -65,8 +65,7 @@ def order_problems(roles: tuple[str, ...]) -> tuple[str, ...]:
 class TextChecks:
     """Takes rows one by one, tells findings at the end."""
 
-    def __init__(self, *, is_text: bool) -> None:
-        self.is_text = is_text
+    def __init__(self) -> None:
         self.num_rows = 0
         self.flags: dict[str, array[int]] = {}
         """By kind: the numbers of the rows."""
@@ -84,12 +83,13 @@ class TextChecks:
     def add(self, number: int, normal: Mapping[str, Any]) -> None:
         """Look at one standard row."""
         self.num_rows += 1
-        if self.is_text:
-            text: str = normal["text"]
+        messages = normal.get("messages")
+        if messages is not None:
+            text = self._look_at_turns(number, messages)
+        else:
+            text = normal["text"]
             if not text or text.isspace():
                 self._flag("empty-text", number)
-        else:
-            text = self._look_at_turns(number, normal["messages"])
         self._texts.append(text)
         self._numbers.append(number)
         self._num_chars += len(text)

@@ -25,6 +25,7 @@ import orjson
 from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
+from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
 from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
 from qlora_ui.data.limits import confine
@@ -89,7 +90,7 @@ class _Parse:
                 self._note(number, item)
             raise self._nothing(file_type)
         detection = detect(sample, self.job["format"], self.job["mapping"], self.name)
-        checks = TextChecks(is_text=detection.format.name == "text")
+        checks = TextChecks()
         num_rows = self._convert(itertools.chain(head, rows), detection, checks)
         if not num_rows:
             raise self._nothing(file_type)
@@ -243,6 +244,12 @@ class _Parse:
                     source=self.name,
                 )
             )
+        texts = [value for row in sample[:200] for value in row.values() if isinstance(value, str)]
+        written = Counter(style_of(text) for text in texts) if detection.format.name == "text" else Counter()
+        if style := next((style for style, _ in written.most_common() if style), ""):
+            what = f"The texts are conversations written out in the style “{style}”; they were read as turns."
+            why = "So the model learns the answers and its own markers instead of another model's."
+            notes.append(Finding("DATA-TRANSCRIPT", "note", written[style], (), what, why, source=self.name))
         if roles := self._changed_roles(detection, sample):
             pairs = ", ".join(f"{old} → {new}" for old, new in roles.items())
             notes.append(Finding("DATA-ROLES", "note", self.num_seen, (), f"Speakers were renamed: {pairs}.", source=self.name))

@@ -123,10 +123,13 @@ def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], vo
     columns = list(dict.fromkeys(column for row in rows[:50] for column in row))
     if not columns:
         return DataError("The rows are empty objects.", where=name, fix="Choose another file.", code="DATA-COLS")
+    single = next((vote.reason for vote in votes if "belong together" in vote.reason), "")
     return DataError(
         f"None of the known formats fits the columns found: {names(columns)}.",
         where=name,
-        why="Known: messages, conversations, instruction and output, prompt and completion, question and answer, text.",
+        why=f"{single[:1].upper()}{single[1:]}."
+        if single
+        else "Known: messages, conversations, instruction and output, prompt and completion, question and answer, text.",
         fix="Map the columns: say which is the question and which the answer.",
         code="DATA-COLS",
     )

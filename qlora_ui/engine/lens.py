@@ -80,7 +80,7 @@ class Lens:
             on_progress=on_progress,
             is_cancelled=is_cancelled,
         )
-        is_plain = all(source.format == "text" for source in loaded.report.sources)
+        is_plain = len(loaded.conversations) > 0 and loaded.conversations[0].text is not None
         ends = is_plain or RowTokenizer(tokenizer, data).renderer.end_is_token
         lint = lint_tokens(table, loaded.conversations, data, end_is_token=ends, overlap=_overlap(table, config))
         return Look(loaded.report.with_tokens(lint.tokens, lint.findings), lint, loaded.conversations, table)

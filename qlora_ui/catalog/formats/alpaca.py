@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
 
+_INPUTS = ("input", "context")
 _ANSWERS = ("output", "response", "answer", "completion")
 
 
@@ -22,7 +23,7 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
 
 def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     instruction = text_of(row, "instruction")
-    given = text_of(row, "input", may_be_missing=True)
+    given = next((text for name in _INPUTS if (text := text_of(row, name, may_be_missing=True)).strip()), "")
     messages: list[dict[str, Any]] = []
     system = text_of(row, "system", may_be_missing=True)
     if system.strip():
@@ -46,6 +47,7 @@ FORMAT = DataFormat(
     examples=(
         {"instruction": "Name the capital of Norway.", "input": "", "output": "Oslo."},
         {"instruction": "Translate into German.", "input": "Good morning.", "output": "Guten Morgen."},
+        {"instruction": "Who wrote it?", "context": "Peer Gynt is a play by Henrik Ibsen.", "response": "Ibsen.", "category": "closed_qa"},
         {"instruction": "And of Denmark?", "output": "Copenhagen.", "history": [["Capital of Norway?", "Oslo."]], "system": "Be brief."},
     ),
     mismatch=_mismatch,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, call_of, kind_of, names, text_of, tools_of, turn
 
 ROLES = ("user", "assistant", "system")
 """The keys of a mapping; each value names a column, or is a text with {column} names in braces."""
 
 _ALIASES = {"prompt": "user", "question": "user", "answer": "assistant", "completion": "assistant", "response": "assistant"}
 _USUAL = {
-    "user": ("question", "query", "prompt", "instruction", "input", "problem", "user", "human", "src", "source", "title"),
+    "user": ("question", "query", "prompt", "instruction", "input", "inputs", "problem", "user", "human", "src", "source", "input_text"),
     "assistant": (
-        "answer", "response", "completion", "output", "solution", "assistant", "reply", "gpt", "target", "tgt", "label_text", "answers",
+        "answer", "response", "completion", "output", "solution", "assistant", "reply", "gpt", "target", "targets", "tgt", "answers",
+        "correct_answer", "output_text", "generated_solution",
     ),
     "system": ("system", "system_prompt", "systemprompt"),
+    "context": ("context", "passage", "background", "support"),
 }  # fmt: skip
+_CHOICES = ("choices", "options", "distractors")
 _BRACES = re.compile(r"\{([^{}\n]{1,80})\}")
 
 
@@ -31,6 +35,11 @@ def guess_mapping(columns: Iterable[str]) -> dict[str, str]:
         column = next((by_name[name] for name in usual if name in by_name), None)
         if column is not None:
             guess[role] = column
+    context = guess.pop("context", None)
+    if context is not None and "user" in guess:
+        guess["user"] = f"{{{context}}}\n\n{{{guess['user']}}}"  # The question is about it, so the model must see it.
+    if any(name in by_name for name in _CHOICES):
+        guess.pop("assistant", None)  # The answer is a number or letter of a choice: only a person can say how to ask.
     return guess
 
 
@@ -55,7 +64,7 @@ def _columns_in(value: str) -> list[str]:
 
 def _filled(row: Row, value: str) -> str:
     if _BRACES.search(value):
-        return _BRACES.sub(lambda match: _cell(row, match[1]), value)
+        return _BRACES.sub(lambda match: _cell(row, match[1]) if row.get(match[1]) is not None else "", value).strip()
     return _cell(row, value)
 
 
@@ -88,7 +97,25 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
                 "Say which column is the question and the answer.",
             )
         messages.append(turn(role, _filled(row, chosen[role])))
-    return {"messages": messages}
+    tools = tools_of(row) if "tools" in row else None
+    if not tools:
+        return {"messages": messages}
+    calls = _calls_in(messages[-1]["content"])
+    if calls:
+        messages[-1] = {**turn("assistant", ""), "tool_calls": calls}
+    return {"messages": messages, "tools": tools}
+
+
+def _calls_in(text: str) -> list[dict[str, Any]]:
+    """The tool calls that an answer consists of; none where it is words."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
+        return []
+    return [call_of(call, 2) for call in calls]
 
 
 FORMAT = DataFormat(
@@ -98,6 +125,12 @@ FORMAT = DataFormat(
     examples=(
         {"question": "How many legs has a spider?", "answer": "Eight."},
         {"query": "Largest planet?", "response": "Jupiter."},
+        {"context": "Saturn has rings.", "question": "Which planet has rings?", "answers": {"text": ["Saturn"], "answer_start": [0]}},
+        {
+            "query": "How late is it?",
+            "tools": '[{"name": "clock", "parameters": {}}]',
+            "answers": '[{"name": "clock", "arguments": {}}]',
+        },
         {"title": "Tides", "body": "Why do they come twice a day?", "reply": "The moon pulls on both sides of the earth."},
     ),
     mismatch=_mismatch,

@@ -29,7 +29,9 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     if not isinstance(chosen, str):
         raise RowProblem("DATA-FIELD", f"`chosen` is {kind_of(chosen)}, not text", "chosen", "Drop the row.")
     if prompt is not None:
-        return {"messages": [*_prompt_turns(prompt), turn("assistant", chosen)]}
+        system = row.get("system")
+        before = [turn("system", system)] if isinstance(system, str) and system.strip() else []
+        return {"messages": [*before, *_prompt_turns(prompt), turn("assistant", chosen)]}
     return {"messages": _transcript(chosen)}
 
 

@@ -46,6 +46,8 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
     if not column:
         return f"there is no list `conversations`, only {names(row)}"
     first = row[column][0] if row[column] else {}
+    if isinstance(first, str) and column in _LISTS[:2]:
+        return ""
     if not isinstance(first, dict):
         return f"the turns in `{column}` are {kind_of(first)}"
     if _pair(first):
@@ -65,6 +67,10 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     if isinstance(system, str) and system.strip():
         messages.append(turn("system", system))
     for number, item in enumerate(list_in(row.get(column), column), 1):
+        if isinstance(item, str):
+            # LIMA's way: plain texts, question and answer in turns.
+            messages.append(turn("user" if number % 2 else "assistant", item))
+            continue
         if not isinstance(item, dict):
             raise RowProblem("DATA-FIELD", f"message {number} is {kind_of(item)}, not an object", column, "Drop the row.")
         messages += _turns(item, number)
@@ -104,6 +110,7 @@ FORMAT = DataFormat(
         },
         {"items": [{"from": "human", "value": "Name a tree."}, {"from": "gpt", "value": "Beech."}]},
         {"conversations": [{"speaker": "user", "text": "Name a bird."}, {"speaker": "bot", "text": "Wren."}]},
+        {"conversations": ["Name a star.", "Vega."], "source": "notes"},
         {"conversation": [{"human": "Name a fish.", "assistant": "Perch."}]},
         {
             "tools": '[{"name": "clock", "description": "The time.", "parameters": {"type": "object", "properties": {}}}]',

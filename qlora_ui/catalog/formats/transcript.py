@@ -1,0 +1,79 @@
+"""Conversations that a dataset wrote out as one text, in somebody's template: taken apart into turns again.
+
+Trained as plain text they would teach another model's markers and the questions too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_ui.catalog.formats.format import ROLES, turn
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A way to write turns as text."""
+
+    name: str
+    speaker: re.Pattern[str]
+    """Finds where a turn begins; its first group is the speaker."""
+    end: re.Pattern[str]
+    """What stands at the end of a turn and is no part of it."""
+
+
+_ENDS = re.compile(r"(?:\s|</s>|<s>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>)+$")
+
+STYLES: tuple[Style, ...] = (
+    Style("### Human / ### Assistant", re.compile(r"(?:^|\s*)### ?(Human|Assistant|System|User|Instruction|Response): ?"), _ENDS),
+    Style("ChatML", re.compile(r"<\|im_start\|> ?(system|user|assistant|tool)\n"), _ENDS),
+    Style(
+        "Llama 3", re.compile(r"(?:<\|begin_of_text\|>)?<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n"), _ENDS
+    ),
+    Style("Gemma", re.compile(r"(?:<bos>)?<start_of_turn>(user|model)\n"), _ENDS),
+    Style("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?"), _ENDS),
+    Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?"), _ENDS),
+    Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n+)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?"), _ENDS),
+)
+_SPEAKERS = {"function response": "tool", "instruction": "user", "response": "assistant", "ipython": "tool"}
+_LLAMA2 = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.DOTALL)
+_LLAMA2_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*(.*)$", re.DOTALL)
+
+
+def style_of(text: str) -> str:
+    """The name of the style that a text is written in, with at least a question and an answer; empty for ordinary text."""
+    turns = turns_in(text)
+    return turns[0] if turns else ""
+
+
+def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
+    """The style of a written-out conversation and its messages; None for ordinary text."""
+    if "[INST]" in text:
+        return _llama2(text)
+    head = text[:300]
+    for style in STYLES:
+        first = style.speaker.search(head)
+        if first is None or text[: first.start()].strip():
+            continue  # A conversation begins with a speaker; a text that merely mentions one is none.
+        parts = style.speaker.split(text)
+        messages = [
+            turn(_SPEAKERS.get(speaker.lower()) or ROLES[speaker.lower()], style.end.sub("", said))
+            for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+        ]
+        roles = {message["role"] for message in messages}
+        if {"user", "assistant"} <= roles:
+            return style.name, messages
+    return None
+
+
+def _llama2(text: str) -> tuple[str, list[dict[str, Any]]] | None:
+    messages: list[dict[str, Any]] = []
+    for asked, answer in _LLAMA2.findall(text):
+        system = _LLAMA2_SYSTEM.match(asked) if not messages else None
+        if system:
+            messages.append(turn("system", system[1].strip()))
+        messages.append(turn("user", (system[2] if system else asked).strip()))
+        if answer := _ENDS.sub("", answer).strip():
+            messages.append(turn("assistant", answer))
+    return ("Llama 2", messages) if any(message["role"] == "assistant" for message in messages) else None
