@@ -170,6 +170,8 @@ class ChatService:
         config = target_config(target, self._workspace)
         folder = adapter_folder(target, self._workspace)
         base_key = (config.model, config.quant, config.launch.device)
+        # Nothing can be asked until all of it is there, also where the adapter turns out not to fit.
+        self._loaded = None
         if self._model is None or base_key != self._base_key:
             self._unload()
             self._take_card(config, target)

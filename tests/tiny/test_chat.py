@@ -23,6 +23,7 @@ from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from tests.conftest import make_tiny_model
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
 HELLO = [Message("user", "hello world, how are you")]
@@ -229,6 +230,20 @@ def test_context_is_full_in_words(service: ChatService) -> None:
     with pytest.raises(QloraUiError, match="reads at most 2,048"):
         list(service.stream([Message("user", "hello " * 3000)], GREEDY))
     assert answers(service.stream(HELLO, GREEDY))["adapter"]
+
+
+def test_an_adapter_that_does_not_fit_leaves_nothing_half_loaded(
+    service: ChatService, shared: tuple[Workspace, str], tiny_model_dir: Path
+) -> None:
+    other = create_run(shared[0], RunConfig().changed({"model.id": str(tiny_model_dir), "launch.device": "cpu"}))
+    write_adapter(other.adapter, make_tiny_model(other.path / "wide", hidden=128), 1)
+    with pytest.raises(ModelError, match="does not fit"):
+        service.load(ChatTarget(run_id=other.id))
+    assert service.loaded() is None
+    with pytest.raises(QloraUiError, match="Load a model"):
+        service.stream(HELLO)
+    service.load(ChatTarget(run_id=shared[1]))
+    assert answers(service.stream(HELLO, GREEDY))["adapter"] == reference(service, HELLO, "adapter")
 
 
 def test_unload_frees_and_gives_the_card_back(shared: tuple[Workspace, str]) -> None:
