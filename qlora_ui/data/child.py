@@ -24,6 +24,7 @@ import orjson
 
 from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.catalog.formats import FORMATS
+from qlora_ui.catalog.formats.columns import guess_mapping
 from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
 from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
@@ -42,6 +43,9 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     confine(job["cpu_s"])
     try:
+        if job.get("peek"):
+            _say({"report": peek(job)})
+            return
         report = parse(job)
     except DataError as error:
         _say({"error": {"code": error.code, "problems": [asdict(problem) for problem in error.problems]}})
@@ -55,6 +59,23 @@ def main() -> None:
 def parse(job: dict[str, Any]) -> SourceReport:
     """Read the file of a job into its folder; raises DataError and nothing else, whatever the file holds."""
     return _Parse(job).run()
+
+
+def peek(job: dict[str, Any]) -> dict[str, Any]:
+    """The first rows of a file as it has them, long texts shortened, for a table in which the user maps columns."""
+    path = Path(job["path"])
+    file_type = type_of_file(path)
+    rows: list[dict[str, Any]] = []
+    for _, item in itertools.islice(read_rows(path, file_type, Progress(), lambda code, what: None), 50 * job["peek"]):
+        if isinstance(item, dict) and len(rows) < job["peek"]:
+            rows.append({str(column)[:200]: _shown(value) for column, value in list(item.items())[:100]})
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return {"file_type": file_type, "columns": columns, "rows": rows, "guess": guess_mapping(columns)}
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def _say(value: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats import FORMATS, format_named
@@ -133,8 +132,3 @@ def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], vo
         fix="Map the columns: say which is the question and which the answer.",
         code="DATA-COLS",
     )
-
-
-def guess_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """A first mapping for the page's table: role to column."""
-    return guess_mapping(row)

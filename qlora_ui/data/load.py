@@ -16,7 +16,7 @@ import orjson
 from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.folders import DataFolders
-from qlora_ui.data.parse import parse_file
+from qlora_ui.data.parse import Peek, parse_file, peek_file
 from qlora_ui.data.report import DataReport, Finding, SourceReport, in_order
 from qlora_ui.data.rows import Conversation
 from qlora_ui.data.sources import files_of
@@ -131,6 +131,11 @@ def load_anyway(
 ) -> Loaded:
     """`load_conversations` for looking at rows: usable rows are given even where others stop the training."""
     return _load(data, workspace, on_progress, is_cancelled)
+
+
+def peek(source: DataSource, workspace: DataFolders, num_rows: int = 5) -> Peek:
+    """The columns and first rows of a source whatever its format, for the table in which columns are mapped; raises DataError."""
+    return peek_file(files_of(source, workspace)[0].path, workspace, num_rows)
 
 
 def _load(data: DataSection, workspace: DataFolders, on_progress: OnProgress, is_cancelled: IsCancelled) -> Loaded:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,18 @@ PARSER_VERSION = 2
 _BASE_S = 60.0
 _SLOWEST_BYTES_PER_S = 2_000_000
 _BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """A first look at a file, for mapping its columns."""
+
+    file_type: str
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, str], ...]
+    """The first rows as text, long cells shortened."""
+    guess: Mapping[str, str]
+    """Role (user, assistant, system) to the column that looks like it."""
 
 
 def parse_file(
@@ -82,6 +95,19 @@ def parse_file(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return SourceReport.from_dict({**value, "folder": str(folder)})
+
+
+def peek_file(path: Path, workspace: DataFolders, num_rows: int = 5) -> Peek:
+    """The columns and first rows of a file whatever its format, read in the confined child; raises DataError."""
+    type_of_file(path)
+    folder = workspace.temp / f"peek-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    job = {"path": str(path.resolve()), "name": path.name, "folder": str(folder), "cpu_s": _BASE_S, "peek": num_rows}
+    try:
+        value = _Child(job, silent, never).report()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Peek(value["file_type"], tuple(value["columns"]), tuple(value["rows"]), value["guess"])
 
 
 def _hash(path: Path, name: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> str:

@@ -15,9 +15,10 @@ from qlora_ui.base.progress import Cancelled
 from qlora_ui.cli import main
 from qlora_ui.data import parse
 from qlora_ui.data.checks import order_problems
+from qlora_ui.data.collect import add_chat
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.languages import Languages
-from qlora_ui.data.load import inspect, load_anyway, load_conversations
+from qlora_ui.data.load import inspect, load_anyway, load_conversations, peek
 from qlora_ui.data.similar import Similar
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
@@ -239,3 +240,25 @@ def test_convert_on_the_command_line(tmp_path: Path, workspace: Workspace, capsy
     wide.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-16")
     code, _ = run_cli(capsys, workspace, "data", "convert", str(wide), "--out", str(tmp_path / "w.jsonl"), "--encoding", "utf-16")
     assert code == 0 and list(workspace.temp.iterdir()) == []
+
+
+def test_a_first_look_for_mapping_columns(tmp_path: Path, workspace: Workspace) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text("Question;Reply;Notes\nWhy?;Because.;" + "x" * 400 + "\n", encoding="utf-8")
+    look = peek(DataSource(id=str(path)), workspace)
+    assert look.columns == ("Question", "Reply", "Notes") and look.guess == {"user": "Question", "assistant": "Reply"}
+    assert look.rows[0]["Question"] == "Why?" and len(look.rows[0]["Notes"]) == 301
+    assert list(workspace.temp.iterdir()) == []
+    path.write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError):
+        peek(DataSource(id=str(path)), workspace)
+
+
+def test_liked_chats_become_a_dataset(workspace: Workspace) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy!\n  An indented line."}]
+    path = add_chat(chat, workspace)
+    assert add_chat(chat, workspace) == path
+    loaded = load_anyway(DataSection(sources=(str(path),)), workspace)
+    assert [conversation.messages[1].content for conversation in loaded.conversations] == [chat[1]["content"]] * 2
+    with pytest.raises(DataError):
+        add_chat(chat[:1], workspace)
