@@ -1,0 +1,59 @@
+"""`app.py export`: take a run's adapter away."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.workspace import Workspace
+
+HELP = "take a run away: adapter, merged model, GGUF, Ollama folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which run, as what, where to."""
+    parser.add_argument("--run", metavar="RUN", default="latest", help="the run; “latest” is the newest (default)")
+    parser.add_argument("--format", metavar="FORMAT", required=True, help=", ".join(form.name for form in EXPORT_FORMS))
+    parser.add_argument("--out", metavar="DIR", help="a new folder (default: the run's exports/FORMAT)")
+    parser.add_argument("--check", type=int, metavar="N", default=20, help="questions of the check at the end, 0 for none (default 20)")
+    parser.add_argument("--plan", action="store_true", help="only say what it would take")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, check, and say where it is."""
+    from qlora_ui.engine.exports.export import export_run, plan
+
+    workspace = Workspace.at(arguments.workspace)
+    chosen = find_run(workspace, arguments.run)
+    if arguments.plan:
+        needs = plan(chosen, arguments.format, workspace)
+        row = {
+            "format": arguments.format,
+            "size_bytes": needs.size_bytes,
+            "disk_bytes": needs.disk_bytes,
+            "memory_bytes": needs.memory_bytes,
+        }
+        space = f"{format_bytes(needs.disk_bytes)} of disk and {format_bytes(needs.memory_bytes)} of memory"
+        words = f"{format_bytes(needs.size_bytes)}; while it is made {space}"
+        print(json.dumps(row) if arguments.json else words)
+        return 0
+    said = ""
+
+    def tell(what: str, share: float | None) -> None:
+        nonlocal said
+        if what != said and not arguments.json:
+            print(what, file=sys.stderr, flush=True)
+        said = what
+
+    out = Path(arguments.out) if arguments.out else None
+    result = export_run(chosen, arguments.format, workspace, out, num_prompts=arguments.check, on_progress=tell)
+    if arguments.json:
+        print(json.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+    else:
+        print(f"{result.path} ({format_bytes(result.size_bytes)}). {result.note}")
+    return 0

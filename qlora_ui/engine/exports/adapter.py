@@ -1,0 +1,74 @@
+"""The adapter as itself: weights and settings without a trace of this machine, with tokenizer, template and card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import write_json
+from qlora_ui.engine.exports.card import public_name
+from qlora_ui.models.folder import PICKLES
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+_MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
+_TEXTS = (".json", ".md", ".jinja", ".txt", ".yaml", "")
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
+_CHUNK_BYTES = 1 << 24
+
+
+def copy_adapter(run: RunDir, out: Path) -> None:
+    """Write the run's adapter to `out`, its base named as others know it."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    settings = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = public_name(run.config().model.id)
+    write_json(out / "adapter_config.json", settings)
+    for name in _TOKENIZER:
+        if (run.adapter / name).is_file():
+            shutil.copyfile(run.adapter / name, out / name)
+    clean_tokenizer(out)
+
+
+def clean_tokenizer(folder: Path) -> None:
+    """Take out of tokenizer_config.json what only says where it was loaded from."""
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {name: value for name, value in settings.items() if name not in _MACHINE_KEYS})
+
+
+def refuse_leaks(out: Path, workspace: Workspace, *more: str) -> None:
+    """Raise RunError where a file of an export holds a path of this machine, a token, or is a pickle: a last look at all of it."""
+    home = str(Path.home())
+    traces = [str(workspace.root), *more, *([home] if len(home) > 5 else [])]
+    needles = [trace.encode() for trace in traces] + [json.dumps(trace)[1:-1].encode() for trace in traces]
+    for file in sorted(path for path in out.rglob("*") if path.is_file()):
+        if file.suffix in PICKLES:
+            raise _leak(file, "It is a pickle, a format that can run code")
+        if _holds(file, needles):
+            raise _leak(file, "It names a folder of this computer")
+        if file.suffix in _TEXTS and _TOKEN.search(file.read_bytes()):
+            raise _leak(file, "It holds something that looks like a Hub token")
+
+
+def _holds(file: Path, needles: list[bytes]) -> bool:
+    keep = max(map(len, needles)) - 1
+    tail = b""
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            window = tail + chunk
+            if any(needle in window for needle in needles):
+                return True
+            tail = window[-keep:]
+    return False
+
+
+def _leak(file: Path, why: str) -> RunError:
+    return RunError(
+        f"The export was withdrawn: {file.name} is not fit to be given away.", why=why, fix="Report this; it is a bug.", code="export-leak"
+    )

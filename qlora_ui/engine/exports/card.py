@@ -1,0 +1,132 @@
+"""The model card of an export, from the run's receipt: what it is, what it was made of, how to use it. No path, no name of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qlora_ui import __version__
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import read_json
+from qlora_ui.models import builtin
+from qlora_ui.models.catalogue import is_hub_id
+from qlora_ui.models.folder import read_licence
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.settings.run_config import RunConfig
+
+
+def public_name(model_id: str) -> str:
+    """How a base is called where others read it: its name on the Hub, else the last part of its path."""
+    if builtin.is_builtin(model_id):
+        return builtin.HUB_ID
+    return model_id if is_hub_id(model_id) else Path(model_id.replace("\\", "/")).name
+
+
+def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
+    """Write README.md into the export."""
+    config = run.config()
+    name = public_name(config.model.id)
+    licence = read_licence(base)
+    is_adapter = form == "adapter"
+    tags = ["lora", "qlora", "sft", "trl", *([f"base_model:adapter:{name}"] if is_adapter else [])]
+    head: dict[str, Any] = {"base_model": name, "library_name": "peft" if is_adapter else "transformers"}
+    head |= {"pipeline_tag": "text-generation", "tags": tags} | ({"license": licence} if licence else {})
+    receipt = read_json(run.receipt_path)
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {run.about().get('name') or config.output.name or f'{Path(name).name}, fine-tuned'}",
+        _summary(config, name, form),
+        _usage(name, form, config),
+        "## Training\n\n" + _table(_training(config, receipt if isinstance(receipt, dict) else {})),
+        "## Limits\n\nTrained with QLoRA UI on the data named above and nothing else. It inherits the base model's licence and "
+        "weaknesses, and may repeat what was in the data.",
+    ]
+    (out / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8", newline="\n")
+
+
+def _summary(config: RunConfig, name: str, form: str) -> str:
+    quantized = f"{config.quant.type.upper()}{' with double quantization' if config.quant.double_quant else ''}"
+    what = {
+        "adapter": f"A LoRA adapter for {name}, trained on its {quantized} weights (QLoRA).",
+        "merged-dequantized": f"{name} with a LoRA adapter merged in, on the dequantized {quantized} weights that it was trained with.",
+        "merged-original": f"{name} with a LoRA adapter merged into the original weights. The adapter was trained on {quantized} weights.",
+    }
+    note = ""
+    if builtin.is_builtin(config.model.id):
+        note = f" The base was the 4-bit copy of {builtin.PACKAGE}, a demonstration; the original weights differ slightly."
+    return what[form] + note
+
+
+def _usage(name: str, form: str, config: RunConfig) -> str:
+    if form != "adapter":
+        load = 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto", device_map="auto")'
+        imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    else:
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"
+        load = (
+            f'bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{config.quant.type}", '
+            f"bnb_4bit_use_double_quant={config.quant.double_quant})\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{name}", quantization_config=bnb, device_map="auto")\n'
+            'model = PeftModel.from_pretrained(base, ".")'
+        )
+    ask = (
+        'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+        'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], add_generation_prompt=True,\n'
+        '                                       return_tensors="pt", return_dict=True).to(model.device)\n'
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0][prompt['input_ids'].shape[1]:]))"
+    )
+    return f"## Use\n\n```python\n{imports}\n\n{load}\n{ask}\n```"
+
+
+def _training(config: RunConfig, receipt: Mapping[str, Any]) -> list[tuple[str, object]]:
+    data, measured, plan = receipt.get("data") or {}, receipt.get("measured") or {}, receipt.get("plan") or {}
+    sources = [f"{item.get('name')} ({item.get('rows')} rows)" for item in data.get("sources") or ()]
+    versions = receipt.get("versions") or {}
+    rows: list[tuple[str, object]] = [
+        ("data", ", ".join(sources)),
+        ("data, SHA-256", data.get("content_hash")),
+        ("rows trained / held back", f"{data['num_train_rows']} / {data['num_eval_rows']}" if "num_train_rows" in data else None),
+        ("learned from", config.data.train_on),
+        ("longest conversation, tokens", config.data.max_length),
+        ("LoRA rank / alpha / dropout", f"{config.lora.rank} / {config.alpha} / {config.lora.dropout}"),
+        ("layers", ", ".join(config.lora.targets)),
+        ("effective batch / steps", f"{config.effective_batch} / {measured.get('steps') or plan.get('steps') or '?'}"),
+        ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
+        ("seed", config.train.seed),
+        ("first / last training loss", _pair(measured.get("first_loss"), measured.get("final_loss"))),
+        ("best loss on held-back rows", _number(measured.get("best_eval_loss"))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if name in _NAMED)),
+        ("QLoRA UI", __version__),
+    ]
+    return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+_NAMED = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+
+
+def _number(value: object) -> str | None:
+    return f"{value:.4f}" if isinstance(value, float) else None
+
+
+def _pair(first: object, last: object) -> str | None:
+    return f"{first:.4f} / {last:.4f}" if isinstance(first, float) and isinstance(last, float) else None
+
+
+def _table(rows: list[tuple[str, object]]) -> str:
+    cells = [(name, str(value).replace("|", "\\|").replace("\n", " ")) for name, value in rows]
+    return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in cells)
+
+
+def adapter_or_fail(run: RunDir) -> Path:
+    """The run's finished adapter; raises RunError where there is none."""
+    if not (run.adapter / "adapter_model.safetensors").is_file():
+        raise RunError(
+            f"Run {run.id} has no adapter to export.",
+            why="It was not trained far enough to save one.",
+            fix="Let it finish, or choose another run.",
+            code="adapter-missing",
+        )
+    return run.adapter

@@ -1,0 +1,266 @@
+"""One export from start to end: room, work, card, a last look for leaks, the move into place, and the check."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.files import free_bytes, size_of_tree
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
+from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.engine.base_model import ensure_model
+from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
+from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
+from qlora_ui.engine.exports.check import NUM_PROMPTS, CheckResult, check_artefact
+from qlora_ui.engine.exports.plan import ExportPlan, plan_export
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+DEQUANTIZED = ("merged-dequantized", "gguf-f16", "gguf-q8_0", "ollama")
+"""Forms made on the weights that were trained with, so that they answer as the chat does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """A finished export."""
+
+    form: str
+    path: Path
+    size_bytes: int
+    check: CheckResult | None
+    """None where the form cannot be loaded here, or no check was asked for."""
+    note: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as `export --json` prints it."""
+        check = asdict(self.check) if self.check else None
+        return {"format": self.form, "path": str(self.path), "size_bytes": self.size_bytes, "check": check, "note": self.note}
+
+
+def plan(run: RunDir, form: str, workspace: Workspace) -> ExportPlan:
+    """What the export will take; raises where the run has no adapter or the base is not on this computer."""
+    adapter_or_fail(run)
+    return plan_export(run, ensure_model(run.config().model, workspace), form)
+
+
+def export_run(
+    run: RunDir,
+    form: str,
+    workspace: Workspace,
+    out: Path | None = None,
+    *,
+    num_prompts: int = NUM_PROMPTS,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> ExportResult:
+    """Make one export of a finished run in `out` (a new or empty folder; by default in the run's own `exports/`).
+
+    It is made aside and moved into place whole. `num_prompts` is how many questions the check asks, 0 for none. Raises
+    RunError or ModelError in words, and Cancelled.
+    """
+    if form not in {known.name for known in EXPORT_FORMS}:
+        names = ", ".join(known.name for known in EXPORT_FORMS)
+        raise QloraUiError(f"There is no export “{form[:40]}”.", fix=f"Choose one of {names}.", where="--format", code="export-form")
+    adapter, config = adapter_or_fail(run), run.config()
+    target = _free_target(run, form, out)
+    base = ensure_model(config.model, workspace, on_progress, is_cancelled)
+    _refuse_without_room(plan_export(run, base, form), target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".making-{form}-", dir=target.parent))
+    try:
+        making = staged / "export"
+        making.mkdir()
+        _Maker(run, config, base, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
+        refuse_leaks(making, workspace, str(base), str(staged))
+        on_progress("Putting it in place", None)
+        shutil.rmtree(target, ignore_errors=True)
+        making.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    check, note = _check(
+        form,
+        target,
+        base=base,
+        adapter=adapter,
+        run=run,
+        num_prompts=num_prompts,
+        on_progress=on_progress,
+        is_cancelled=is_cancelled,
+    )
+    on_progress("Done", 1.0)
+    return ExportResult(form, target, size_of_tree(target), check, note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Everything that the makers of the forms need."""
+
+    run: RunDir
+    config: RunConfig
+    base: Path
+    workspace: Workspace
+    out: Path
+    work: Path
+    on_progress: OnProgress
+    is_cancelled: IsCancelled
+
+    @property
+    def name(self) -> str:
+        """A name for the file inside, from the base's."""
+        return f"{Path(public_name(self.config.model.id)).name}-tuned"
+
+    def make(self, form: str) -> None:
+        if form == "adapter":
+            copy_adapter(self.run, self.out)
+            write_card(self.out, self.run, self.base, form)
+        elif form.startswith("merged-"):
+            self.merged(self.out, form)
+        elif form == "gguf-lora":
+            self.gguf_lora()
+        else:
+            self.gguf("q8_0" if form == "ollama" else form.removeprefix("gguf-"))
+            if form == "ollama":
+                self.modelfile()
+
+    def merged(self, folder: Path, form: str) -> None:
+        from qlora_ui.engine.exports.merge import merge
+
+        dequantized = form in DEQUANTIZED
+        merge(
+            self.base,
+            self.run.adapter,
+            folder,
+            self.config,
+            dequantized=dequantized,
+            on_progress=self.on_progress,
+            is_cancelled=self.is_cancelled,
+        )
+        clean_tokenizer(folder)
+        write_card(folder, self.run, self.base, form)
+
+    def gguf(self, outtype: str) -> None:
+        from qlora_ui.engine.exports.llama_cpp import convert_model, converter
+
+        tool = converter(self.workspace, self.on_progress, self.is_cancelled)
+        self.merged(self.work / self.name, "merged-dequantized")
+        target = self.out / f"{self.name}-{outtype}.gguf"
+        convert_model(
+            tool,
+            self.work / self.name,
+            target,
+            outtype=outtype,
+            name=self.name,
+            on_progress=self.on_progress,
+            is_cancelled=self.is_cancelled,
+        )
+        shutil.rmtree(self.work)
+
+    def gguf_lora(self) -> None:
+        from qlora_ui.engine.exports.llama_cpp import convert_lora, converter
+
+        tool = converter(self.workspace, self.on_progress, self.is_cancelled)
+        copy_adapter(self.run, self.work)
+        target = self.out / f"{self.name}-lora-f16.gguf"
+        convert_lora(tool, self.work, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
+        shutil.rmtree(self.work)
+
+    def modelfile(self) -> None:
+        from qlora_ui.engine.exports.ollama import write_modelfile
+        from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
+        from qlora_ui.models.folder import read_licence
+
+        tokenizer = load_tokenizer(self.base, self.config.model.template)
+        stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_token_ids(tokenizer)]
+        gguf = next(self.out.glob("*.gguf"))
+        write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
+
+
+def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
+    """Where the export goes; an earlier one in the run's own folder is replaced, any other folder must be empty."""
+    if out is None:
+        return run.exports / form
+    target = out.expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise QloraUiError(f"{target.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
+    return target
+
+
+def _refuse_without_room(needed: ExportPlan, target: Path) -> None:
+    free = free_bytes(target)
+    if needed.disk_bytes > free:
+        raise RunError(
+            "There is not enough space for this export.",
+            why=f"It needs {format_bytes(needed.disk_bytes)} while it is made; {format_bytes(free)} are free.",
+            fix="Free some space, or give a folder on another disk.",
+            code="disk-full",
+        )
+
+
+def _check(
+    form: str,
+    target: Path,
+    *,
+    base: Path,
+    adapter: Path,
+    run: RunDir,
+    num_prompts: int,
+    on_progress: OnProgress,
+    is_cancelled: IsCancelled,
+) -> tuple[CheckResult | None, str]:
+    if form.startswith("gguf") or form == "ollama":
+        return None, "Not compared with the chat: that takes llama.cpp, which is not part of this app."
+    if num_prompts == 0:
+        return None, "Not compared with the chat."
+    prompts = _prompts(run, num_prompts, base)
+    if not prompts:
+        return None, "Not compared with the chat: the run's rows are gone."
+    kind = "adapter" if form == "adapter" else "merged"
+    result = check_artefact(
+        kind,
+        target,
+        base=base,
+        adapter=adapter,
+        config_path=run.config_path,
+        prompts=prompts,
+        on_progress=on_progress,
+        is_cancelled=is_cancelled,
+    )
+    return result, result.sentence()
+
+
+def _prompts(run: RunDir, num_prompts: int, base: Path) -> list[list[int]]:
+    """Questions of the run's own rows as tokens: held-back ones first."""
+    from qlora_ui.engine.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(base, run.config().model.template)
+    prompts: list[list[int]] = []
+    for name in ("eval.jsonl", "train.jsonl"):
+        for messages in _conversations(run.data / name):
+            if len(prompts) == num_prompts:
+                return prompts
+            first = next((at for at, message in enumerate(messages) if message["role"] == "assistant"), 0)
+            if first == 0:
+                continue
+            if tokenizer.chat_template:
+                ids = tokenizer.apply_chat_template(messages[:first], add_generation_prompt=True, return_dict=True)["input_ids"]
+            else:
+                ids = tokenizer("\n".join(message["content"] for message in messages[:first]))["input_ids"]
+            prompts.append(list(ids))
+    return prompts
+
+
+def _conversations(path: Path) -> Sequence[list[dict[str, str]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = [json.loads(line) for line in lines if line]
+    return [row["messages"] for row in rows if isinstance(row.get("messages"), list)]

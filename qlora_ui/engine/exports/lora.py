@@ -1,0 +1,103 @@
+"""The arithmetic of an adapter, layer by layer: what it adds to which weight.
+
+Shapes: O and I the out- and in-features of a layer, R the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json
+
+PREFIX = "base_model.model."
+_PARTS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+
+
+@dataclass(slots=True)
+class LayerUpdate:
+    """The adapter's tensors of one linear layer."""
+
+    a_RI: torch.Tensor | None = None
+    b_OR: torch.Tensor | None = None
+    magnitude_O: torch.Tensor | None = None
+    """DoRA's sizes of the rows; None for plain LoRA."""
+
+
+@dataclass(slots=True)
+class LoraWeights:
+    """A whole adapter, ready to be merged."""
+
+    scaling: float
+    layers: dict[str, LayerUpdate]
+    """By the name of the weight that each changes (`model.layers.0.self_attn.q_proj.weight`)."""
+    replaced: dict[str, torch.Tensor]
+    """Weights that were trained in full."""
+    used: set[str] = field(default_factory=set)
+
+    def apply(self, name: str, weight_OI: torch.Tensor) -> torch.Tensor:
+        """The weight with the adapter in it, in fp32 on the weight's device; the weight itself where the adapter has no part.
+
+        Formulas: LoRA W + s·BA (arXiv 2106.09685); DoRA m·(W + s·BA) / ‖W + s·BA‖ per row (arXiv 2402.09353).
+        """
+        if name in self.replaced:
+            self.used.add(name)
+            return self.replaced[name]
+        update = self.layers.get(name)
+        if update is None:
+            return weight_OI
+        self.used.add(name)
+        assert update.a_RI is not None and update.b_OR is not None
+        device = weight_OI.device
+        merged_OI = weight_OI.float()
+        merged_OI = torch.addmm(merged_OI, update.b_OR.to(device, torch.float32), update.a_RI.to(device, torch.float32), alpha=self.scaling)
+        if update.magnitude_O is not None:
+            magnitude_O = update.magnitude_O.to(device, torch.float32).reshape(-1)
+            merged_OI *= (magnitude_O / torch.linalg.norm(merged_OI, dim=1))[:, None]
+        return merged_OI
+
+    @property
+    def unused(self) -> set[str]:
+        """Names of weights that the adapter changes and nobody asked for: those of another base."""
+        return (self.layers.keys() | self.replaced.keys()) - self.used
+
+
+def read_lora(folder: Path) -> LoraWeights:
+    """The adapter in a folder; raises ModelError for parts that cannot be merged."""
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise ModelError(f"There is no adapter in {folder.name}.", fix="Train one, or choose another run.", code="adapter-missing")
+    layers: dict[str, LayerUpdate] = {}
+    replaced: dict[str, torch.Tensor] = {}
+    for key, tensor in load_file(str(folder / "adapter_model.safetensors")).items():
+        name = key.removeprefix(PREFIX)
+        ending = next((ending for ending in _PARTS if name.endswith(ending)), None)
+        if ending is None:
+            if "lora_" in name:
+                raise ModelError(
+                    f"The adapter changes {name.split('.lora_')[0]} in a way that cannot be merged.",
+                    fix="Export it as an adapter instead.",
+                    code="export-merge",
+                )
+            replaced[name] = tensor
+            continue
+        update = layers.setdefault(f"{name.removesuffix(ending)}.weight", LayerUpdate())
+        setattr(update, {"a": "a_RI", "b": "b_OR", "magnitude": "magnitude_O"}[_PARTS[ending]], tensor)
+    return LoraWeights(_scaling(config), layers, replaced)
+
+
+def _scaling(config: Mapping[str, Any]) -> float:
+    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,169 @@
+"""Base and adapter in one model, shard by shard: memory holds one weight matrix at a time, whatever the size of the model.
+
+Merged on the dequantized base it is the model that was trained and that the chat answers with; merged on the original weights
+it is a model that nobody has tried before, often a little better. `merge_and_unload` of a loaded 4-bit model is neither: it
+quantizes again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb_functional
+import torch
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.engine.exports.lora import LoraWeights, read_lora
+from qlora_ui.engine.exports.safetensors_stream import rewrite
+from qlora_ui.engine.load import compute_dtype, training_device
+from qlora_ui.engine.tokenizer import load_tokenizer
+from qlora_ui.models.folder import INDEX, read_folder, read_header, weight_files
+from qlora_ui.settings.run_config import RunConfig
+
+_COPIED = ("generation_config.json", "tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE")
+_BLOCK = 64
+"""Weights that share a scale; bitsandbytes' own default, and what its Linear4bit uses."""
+
+
+def merge(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    dequantized: bool,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> int:
+    """Write the merged model to the folder `out` as bf16 safetensors and return its bytes.
+
+    Raises ModelError where adapter and base do not belong together, and Cancelled.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lora = read_lora(adapter)
+    untied = _untied_output(base, lora)
+    change = _changer(lora, config, _quantized_names(base), dequantized=dequantized)
+    files = weight_files(base)
+    total = 0
+    weight_map: dict[str, str] = {}
+    for number, file in enumerate(files):
+        names = sorted(read_header(file))
+        counted = _Counted(change, len(names), number, len(files), on_progress, is_cancelled)
+        last = number == len(files) - 1
+        total += rewrite(file, out / file.name, counted, untied if last else None)
+        weight_map |= dict.fromkeys([*names, *(untied if last else ())], file.name)
+    lora.used |= set(untied)
+    _refuse_leftovers(lora)
+    if len(files) > 1:
+        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    _write_settings(base, out, config, untie=bool(untied))
+    return total
+
+
+def _quantized_names(base: Path) -> tuple[str, ...]:
+    """Endings of the weights that are 4-bit in training: every linear layer of the decoder, whether it has an adapter or not."""
+    return tuple(f".{linear.name}.weight" for linear in read_folder(base).facts.linears)
+
+
+def _changer(
+    lora: LoraWeights, config: RunConfig, quantized: tuple[str, ...], *, dequantized: bool
+) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    device = training_device(config)
+    dtype = getattr(torch, compute_dtype(config, device))
+
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        if dequantized and name.endswith(quantized):
+            weight = _as_trained(weight.to(device, dtype), config)
+        elif name in lora.layers:
+            weight = weight.to(device)
+        merged = lora.apply(name, weight)
+        if merged.shape != weight.shape:
+            raise ModelError(
+                "The adapter does not fit this base model.",
+                why=f"{name} has the shape {_shape(weight)}, and the adapter brings {_shape(merged)}.",
+                fix="Choose the base that it was trained on.",
+                code="adapter-misfit",
+            )
+        return merged
+
+    return change
+
+
+def _as_trained(weight: torch.Tensor, config: RunConfig) -> torch.Tensor:
+    """What 4 bits left of a weight: packed and unpacked exactly as loading and every forward pass do."""
+    packed, state = bnb_functional.quantize_4bit(
+        weight.contiguous(),
+        blocksize=_BLOCK,
+        compress_statistics=config.quant.double_quant,
+        quant_type=config.quant.type,
+        quant_storage=getattr(torch, config.quant.storage),
+    )
+    restored: torch.Tensor = bnb_functional.dequantize_4bit(packed, state)
+    return restored
+
+
+@dataclass(slots=True)
+class _Counted:
+    """`change` with progress, stopped between two tensors."""
+
+    change: Callable[[str, torch.Tensor], torch.Tensor]
+    num_names: int
+    number: int
+    num_files: int
+    on_progress: OnProgress
+    is_cancelled: IsCancelled
+    done: int = 0
+
+    def __call__(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        stop_if(self.is_cancelled, "The export")
+        self.on_progress(f"Merging file {self.number + 1} of {self.num_files}", (self.number + self.done / self.num_names) / self.num_files)
+        self.done += 1
+        return self.change(name, weight)
+
+
+def _untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
+    """An output layer that was trained in full where the base has none of its own (it shares the embedding's)."""
+    stored = {name for file in weight_files(base) for name in read_header(file)}
+    return {name: tensor for name, tensor in lora.replaced.items() if name == "lm_head.weight" and name not in stored}
+
+
+def _refuse_leftovers(lora: LoraWeights) -> None:
+    if lora.unused:
+        name = min(lora.unused)
+        raise ModelError(
+            "The adapter does not fit this base model.",
+            why=f"It was trained for {name} (and {len(lora.unused) - 1} more), which this base does not have.",
+            fix="Choose the base that it was trained on.",
+            code="adapter-misfit",
+        )
+
+
+def _write_settings(base: Path, out: Path, config: RunConfig, *, untie: bool) -> None:
+    settings: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    settings = {name: value for name, value in settings.items() if name not in ("_name_or_path", "quantization_config", "torch_dtype")}
+    settings["dtype"] = "bfloat16"
+    if untie:
+        settings["tie_word_embeddings"] = False
+    write_json(out / "config.json", settings)
+    for name in _COPIED:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+    load_tokenizer(base, config.model.template).save_pretrained(str(out))
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " × ".join(map(str, tensor.shape))
+
+
+def peak_bytes(base: Path) -> int:
+    """The most memory that `merge` holds beside Python and torch: the largest matrix as stored, in fp32 and in two copies."""
+    largest = max((math.prod(entry["shape"]) for file in weight_files(base) for entry in read_header(file).values()), default=0)
+    return largest * (2 + 4 + 4 + 2)

@@ -1,0 +1,56 @@
+"""What an export will take, before it is started: size, memory, disk. From headers only; imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ui.base.files import size_of_tree
+from qlora_ui.base.units import MIB
+from qlora_ui.models.folder import read_header, weight_files
+from qlora_ui.runs.run_dir import RunDir
+
+Q8_0_BYTES = 34 / 32
+"""A block of 32 weights takes 32 bytes and a 2-byte scale."""
+NF4_BYTES = 0.516
+"""4 bits, 8-bit scales per 64 weights, and their fp32 scales per 256."""
+TORCH_BYTES = 700 * MIB
+"""A Python process with torch and transformers loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """An upper estimate of what an export takes."""
+
+    size_bytes: int
+    """Of the finished folder."""
+    disk_bytes: int
+    """Needed while it is made."""
+    memory_bytes: int
+    """Main memory while it is made, Python and torch included."""
+    check_bytes: int
+    """Memory (of the card where there is one) while it is loaded again and compared with the chat."""
+
+
+def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
+    """Size, disk and memory of an export of this run; `base` is the folder of its base model."""
+    shapes = [entry["shape"] for file in weight_files(base) for entry in read_header(file).values()]
+    num_params = sum(math.prod(shape) for shape in shapes)
+    largest = max(math.prod(shape) for shape in shapes)
+    adapter = size_of_tree(run.adapter)
+    small_files = 40 * MIB  # tokenizers of the largest vocabularies
+    merged = 2 * num_params + small_files
+    # stored, in fp32 before and after, and as bf16
+    merge_memory = TORCH_BYTES + 12 * largest
+    four_bits = TORCH_BYTES + round(NF4_BYTES * num_params) + 4 * largest
+    q8 = round(Q8_0_BYTES * num_params) + small_files
+    return {
+        "adapter": ExportPlan(adapter, adapter, 50 * MIB, four_bits),
+        "merged-dequantized": ExportPlan(merged, merged, merge_memory, TORCH_BYTES + 4 * num_params),
+        "merged-original": ExportPlan(merged, merged, merge_memory, TORCH_BYTES + 4 * num_params),
+        "gguf-f16": ExportPlan(merged, 2 * merged, merge_memory + 4 * largest, 0),
+        "gguf-q8_0": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, 0),
+        "gguf-lora": ExportPlan(adapter, adapter, TORCH_BYTES + 4 * adapter, 0),
+        "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, 0),
+    }[form]
