@@ -45,7 +45,7 @@ from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Failed, Finished, Healed, Noticed, Paused, PhaseChanged, Planned, Started, Stopped
+from qlora_ui.runs.events import Ended, Event, Failed, Finished, Healed, Noticed, Paused, PhaseChanged, Planned, Started, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -74,6 +74,16 @@ def run(run_dir: Path, *, turns: Turns | None = None) -> None:
             target.release()
 
 
+class SilentJournal(JournalWriter):
+    """What the other processes of a distributed run write to: only one writes the journal."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def write(self, event: Event, *, durable: bool = False) -> None:
+        """Nothing."""
+
+
 class Job:
     """The state of a run while it is worked on."""
 
@@ -81,8 +91,8 @@ class Job:
         self.run = target
         self.turns = turns
         self.is_main = is_main
-        self.journal = JournalWriter(target.journal_path if is_main else Path(os.devnull))
-        self.desk = RequestDesk(target, self.journal.write) if is_main else RequestDesk(RunDir(Path(os.devnull)), self.journal.write)
+        self.journal = JournalWriter(target.journal_path) if is_main else SilentJournal()
+        self.desk = RequestDesk(target if is_main else RunDir(target.path / "other-process"), self.journal.write)
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
         self.capture_lock = threading.Lock()

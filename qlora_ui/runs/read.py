@@ -135,14 +135,15 @@ class _Picture:
     latest: float = 0.0
 
     def add(self, event: Event) -> None:
+        if isinstance(event, Queued | Started):
+            # Before `latest` moves on: the time since the last event was a crash or a pause.
+            self._close_attempt()
         self.latest = max(self.latest, event.time)
         match event:
             case Queued():
-                self._close_attempt()
                 self.created = self.created or event.time
                 self.state, self.ended, self.phase = event, None, None
             case Started():
-                self._close_attempt()
                 self.state, self.ended, self.started = event, None, event
                 self._rewind(event.resumed_from or 0)
             case Ended():

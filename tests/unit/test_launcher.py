@@ -161,8 +161,9 @@ def test_a_request_says_when_and_ends_the_run(launcher: Launcher, request_: Requ
 
 
 def test_stopping_a_waiting_run_takes_it_out(launcher: Launcher) -> None:
-    launcher.start(named("a"))
+    running = launcher.start(named("a"))
     waiting = launcher.start(named("b"))
+    until(lambda: launcher.current() == running)
     assert launcher.request(waiting, Request.STOP) == "Taken out of the queue."
     assert launcher.queue() == [] and read_run(waiting).status is Status.STOPPED
 

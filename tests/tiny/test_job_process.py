@@ -1,0 +1,87 @@
+"""The same job under `accelerate launch`: two CPU processes over gloo equal one, and the app may die meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jobs import curve, launcher_of, tiny_config, train, write_rows
+
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.registry import list_runs
+from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+STARTING = """
+import sys, time
+from qlora_ui.runs.card import Card
+from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import read_yaml
+from qlora_ui.settings.run_config import RunConfig
+launcher = Launcher(Workspace.at(sys.argv[1]), Card())
+print(launcher.start(RunConfig.parse(read_yaml(sys.stdin.read(), "settings"))).id, flush=True)
+time.sleep(120)
+"""
+
+
+def test_two_processes_equal_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    # 25 rows, a fifth held back: 20 rows are five steps of four, so no process has to be given a row twice.
+    rows = write_rows(tmp_path / "rows.jsonl", 25)
+    config = tiny_config(tiny_model_dir, rows, lora__dropout=0.0, train__max_steps=6)
+    one = train(Workspace.at(tmp_path / "one"), config)
+    workspace = Workspace.at(tmp_path / "two")
+    launcher = launcher_of(workspace)
+    run = launcher.start(config.changed({"train.accumulation": 1, "launch.where": "process", "launch.num_processes": 2}))
+    assert launcher.wait_until_idle(150)
+    launcher.shutdown()
+    two = read_run(run)
+    assert two.status is Status.DONE, run.log_path.read_text(encoding="utf-8")[-2000:]
+    assert two.started is not None and two.started.launcher == "process"
+    assert two.planned is not None and (two.planned.num_processes, two.planned.effective_batch) == (2, 4)
+    for (step, loss, norm), (expected_step, expected, expected_norm) in zip(curve(two), curve(one), strict=True):
+        assert step == expected_step
+        assert loss == pytest.approx(expected, rel=1e-5) and norm == pytest.approx(expected_norm, rel=1e-4)
+    # The Trainer averages over batches, and two processes make other batches of the held-back rows.
+    assert [event.loss for event in two.evals] == pytest.approx([event.loss for event in one.evals], rel=0.02)
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    config = tiny_config(tiny_model_dir, rows, train__max_steps=60, output__save_every=20, eval__every=30, launch__where="process")
+    workspace = Workspace.at(tmp_path / "workspace")
+    app = subprocess.Popen(
+        [sys.executable, "-c", STARTING, str(workspace.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert app.stdin is not None and app.stdout is not None
+    app.stdin.write(config.to_yaml().encode())
+    app.stdin.close()
+    app.stdout.readline()
+    (run,) = list_runs(workspace)
+    while not read_run(run).steps:
+        assert app.poll() is None
+        time.sleep(0.1)
+    os.kill(app.pid, signal.SIGKILL)
+    app.wait()
+    app.stdout.close()
+
+    launcher = Launcher(workspace, Card())
+    assert launcher.restore() == []
+    assert launcher.wait_until_idle(150)
+    launcher.shutdown()
+    view = read_run(run)
+    assert view.status is Status.DONE
+    assert [event.step for event in view.steps] == list(range(1, 61))
