@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,9 +26,8 @@ class CapturedPass:
     """A graph with the buffers that it reads and writes."""
 
     graph: Any
-    ids_BT: torch.Tensor
-    positions_BT: torch.Tensor
-    last_B: torch.Tensor
+    inputs: torch.Tensor
+    """Tokens, positions and last places of all rows in one buffer: one copy a step."""
     logits_BV: torch.Tensor
     kept: tuple[Any, ...]
     """What the graph reads and nobody else may still hold."""
@@ -71,26 +71,23 @@ class ForwardPass:
         longest = max(at_least, *map(len, ids))
         length = next(size for size in PASS_LENGTHS if size >= longest) if self.device.type == "cuda" else longest
         padding = self.cache.num_slots - 1
-        ids_BT = torch.tensor([[*row, *[0] * (length - len(row))] for row in ids])
-        positions_BT = torch.tensor(
-            [[*range(start, start + len(row)), *[padding] * (length - len(row))] for row, start in zip(ids, starts, strict=True)]
-        )
-        last_B = torch.tensor([max(len(row) - 1, 0) for row in ids])
+        flat = [token for row in ids for token in (*row, *[0] * (length - len(row)))]
+        for row, start in zip(ids, starts, strict=True):
+            flat += [*range(start, start + len(row)), *[padding] * (length - len(row))]
+        inputs = torch.tensor([*flat, *[max(len(row) - 1, 0) for row in ids]])
         if not self.reason:
-            captured = self._captured(tuple(keys), tuple(rows), ids_BT, positions_BT, last_B)
+            captured = self._captured(tuple(keys), tuple(rows), inputs)
             if captured is not None:
-                captured.ids_BT.copy_(ids_BT)
-                captured.positions_BT.copy_(positions_BT)
-                captured.last_B.copy_(last_B)
+                captured.inputs.copy_(inputs)
                 captured.graph.replay()
                 return captured.logits_BV
         self._aim(keys, rows)
-        return self._forward(ids_BT.to(self.device), positions_BT.to(self.device), last_B.to(self.device))
+        return self._forward(inputs.to(self.device), len(ids))
 
     def warm_up(self, keys: Sequence[str], rows: Sequence[int]) -> None:
         """Capture what a first answer needs, so that nobody waits for it; does nothing where passes are not captured."""
         if not self.reason:
-            for length in (1, PASS_LENGTHS[2]):
+            for length in PASS_LENGTHS[:3]:
                 # Nothing but padding, so that what the rows hold stays.
                 self.run(keys, [[] for _ in rows], [0 for _ in rows], rows, at_least=length)
 
@@ -107,7 +104,11 @@ class ForwardPass:
         neighbours = list(rows) == list(range(rows[0], rows[0] + len(rows)))
         slots.rows = slice(rows[0], rows[0] + len(rows)) if neighbours else slots.rows_B1[:, 0]
 
-    def _forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
+    def _forward(self, inputs: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """One pass on B x T tokens, B x T positions and B last places, one after another in one tensor."""
+        num_tokens = (len(inputs) - num_rows) // 2
+        ids_BT, positions_BT = (part.view(num_rows, -1) for part in inputs[: 2 * num_tokens].split(num_tokens))
+        last_B = inputs[2 * num_tokens :]
         self.cache.slots.positions_BT = positions_BT
         logits_BBV = self.model(
             input_ids=ids_BT,
@@ -139,15 +140,15 @@ class ForwardPass:
             return sees_B1TL
         return torch.where(sees_B1TL, 0.0, torch.finfo(self._dtype).min).to(self._dtype)
 
-    def _captured(self, keys: tuple[str, ...], rows: tuple[int, ...], *inputs: torch.Tensor) -> CapturedPass | None:
+    def _captured(self, keys: tuple[str, ...], rows: tuple[int, ...], inputs: torch.Tensor) -> CapturedPass | None:
         if self._version != self.cache.version:
             self.forget_graphs()
             self._version = self.cache.version
-        key = (keys, rows, inputs[0].shape[1])
+        key = (keys, rows, len(inputs))
         if key not in self._graphs:
             began = time.perf_counter()
             try:
-                self._graphs[key] = self._capture(keys, rows, *inputs)
+                self._graphs[key] = self._capture(keys, rows, inputs)
             except RuntimeError as error:
                 # Some models ask the card a question in the middle of a pass (rope that grows with the text).
                 self.forget_graphs()
@@ -156,25 +157,29 @@ class ForwardPass:
             self.capture_s += time.perf_counter() - began
         return self._graphs[key]
 
-    def _capture(
-        self, keys: tuple[str, ...], rows: tuple[int, ...], ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor
-    ) -> CapturedPass:
-        ids_BT, positions_BT, last_B = (tensor.to(self.device) for tensor in (ids_BT, positions_BT, last_B))
+    def _capture(self, keys: tuple[str, ...], rows: tuple[int, ...], example: torch.Tensor) -> CapturedPass:
+        inputs = example.to(self.device)
         self._aim(keys, rows)
-        stream = torch.cuda.Stream(self.device)
+        stream = _capture_stream(self.device.index or 0)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             # Lazy initialisation (cuBLAS, the cache's buffers) must not happen inside a capture.
-            for _ in range(2):
-                self._forward(ids_BT, positions_BT, last_B)
+            for _ in range(1 if self._graphs else 2):
+                self._forward(inputs, len(rows))
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            logits_BV = self._forward(ids_BT, positions_BT, last_B)
+            logits_BV = self._forward(inputs, len(rows))
         slots = self.cache.slots
-        return CapturedPass(graph, ids_BT, positions_BT, last_B, logits_BV, (self.switch.factors, slots.rows_B1, slots.rows))
+        return CapturedPass(graph, inputs, logits_BV, (self.switch.factors, slots.rows_B1, slots.rows))
+
+
+@cache
+def _capture_stream(device_index: int) -> Any:
+    """The one stream on which this process captures: cuBLAS keeps 32 MiB of workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device_index)
 
 
 def keys_of(sides: Sequence[str]) -> list[str]:

@@ -136,8 +136,8 @@ def test_second_turn_computes_only_what_is_new_and_edits_roll_back(service: Chat
 def test_sides_with_different_histories_in_one_batch(service: ChatService) -> None:
     own = {"base": [Message("user", "hello")], "adapter": [Message("user", "hello world " * 30), Message("assistant", "ok"), *HELLO]}
     together = answers(service.stream(own, GREEDY, ("base", "adapter")))
-    for side in own:
-        assert together[side] == reference(service, own[side], side)
+    for side, messages in own.items():
+        assert together[side] == reference(service, messages, side)
 
 
 def test_cache_grows_past_its_bucket(service: ChatService) -> None:
