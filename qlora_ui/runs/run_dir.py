@@ -16,7 +16,9 @@ about.json       page: name, notes, tags that the user changes later
 from __future__ import annotations
 
 import os
+import re
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +41,8 @@ from qlora_ui.runs.events import (
 )
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Status(StrEnum):
@@ -88,6 +92,15 @@ class RunDir:
     def id(self) -> str:
         """The run's id, which is its folder's name."""
         return self.path.name
+
+    @property
+    def default_name(self) -> str:
+        """What a person calls a run that has no name: `smollm2-135m-instruct, 24 Nov 16:26`; the id where it is not one of ours."""
+        parts = re.match(r"^(\d{8}-\d{6})-(.+)-[0-9a-f]{4}$", self.id)
+        if not parts:
+            return self.id
+        started = time.strptime(parts[1], "%Y%m%d-%H%M%S")
+        return f"{parts[2]}, {started.tm_mday} {_MONTHS[started.tm_mon - 1]} {started.tm_hour}:{started.tm_min:02}"
 
     @property
     def config_path(self) -> Path:
