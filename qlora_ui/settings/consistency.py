@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import Problem
+from qlora_ui.catalog.formats.columns import standard_mapping
 
 if TYPE_CHECKING:
     from qlora_ui.settings.run_config import RunConfig
@@ -83,10 +84,10 @@ def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
         ),
         (not data.sources, "data.sources", "no dataset is chosen", "", "Choose one on the Data tab"),
         (
-            data.format == "columns" and "assistant" not in data.mapping.values() and "text" not in data.mapping.values(),
+            data.format == "columns" and bool(data.mapping) and "assistant" not in standard_mapping(data.mapping),
             "data.mapping",
             "no column is mapped to the answer",
             "The model learns from answers",
-            "Map a column to the assistant, or one to plain text",
+            "Say which column is the answer",
         ),
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from qlora_ui.base.errors import Problem, QloraUiError, SettingsError
+from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
@@ -38,6 +39,8 @@ class Draft:
     facts: ModelFacts | None = None
     inspection: Pending[DataReport] | None = None
     """The look at the data without a tokenizer."""
+    peek: Pending[Peek] | None = None
+    """Columns of the first file, for mapping them; None where none is a file."""
     look: Pending[DataReport] | None = None
     """The look in tokens; None while the engine rests or the model is not here."""
     shape: DataShape | None = None
@@ -82,9 +85,11 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     problems: list[Problem] = []
     config = _checked(values, problems)
     facts = _facts(service, values, problems)
-    inspection = _inspection(service, values)
+    data = _data_section(values)
+    inspection = service.inspect(data) if data is not None else None
+    peek = service.peek(data) if data is not None else None
     look = service.look(config) if config is not None and facts is not None else None
-    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, look)
+    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, look)
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
 
@@ -127,14 +132,14 @@ def _facts(service: Service, values: Mapping[str, Any], problems: list[Problem])
         return None
 
 
-def _inspection(service: Service, values: Mapping[str, Any]) -> Pending[DataReport] | None:
-    """The look at the data, even while settings of other sections are wrong."""
+def _data_section(values: Mapping[str, Any]) -> DataSection | None:
+    """The data settings, even while those of other sections are wrong; None where they say nothing."""
     section = {path.partition(".")[2]: value for path, value in values.items() if path.startswith("data.")}
     try:
         data = DataSection.model_validate(section)
     except (ValidationError, ValueError):
         return None
-    return service.inspect(data) if data.sources else None
+    return data if data.sources else None
 
 
 def _estimated(draft: Draft, config: RunConfig, facts: ModelFacts) -> Draft:

@@ -162,7 +162,7 @@ class Page:
     def _live_inputs(self) -> list[Any]:
         return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
 
-    def _tick(self, request: gr.Request, run_id: str, *values: Any) -> list[Any]:
+    def _tick(self, request: gr.Request, run_id: str, *values: Any) -> Any:
         """Draw all live views; one that fails is logged and keeps what it shows, the others go on."""
         drawn: list[Any] = []
         rest = list(values)
@@ -171,7 +171,7 @@ class Page:
             drawn.extend(_draw(view.draw, len(view.outputs), run_id, *mine))
         return _one_or_all(self._seen.only_new(str(request.session_hash), drawn))
 
-    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
+    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> Any:
         """Check the settings and draw every view of them."""
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)
@@ -194,4 +194,5 @@ def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
 
 
 def _one_or_all(values: list[Any]) -> Any:
+    """What Gradio wants for one output: the bare value."""
     return values[0] if len(values) == 1 else values

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.data.load import inspect
+from qlora_ui.data.parse import Peek, peek_file
 from qlora_ui.data.report import DataReport
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.hardware.gpu import GpuState, read_gpus
@@ -52,6 +54,7 @@ class Service:
         self.readers = RunReaders(workspace)
         self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
         self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)
+        self._peeks: Inquiry[Peek] = Inquiry("peek", self.news)
         self._may_use_engine = False
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
@@ -92,6 +95,15 @@ class Service:
 
         return self._inspections.ask(data_key(data), work)
 
+    def peek(self, data: DataSection) -> Pending[Peek] | None:
+        """Columns and first rows of the first file that was chosen, whatever its format; None where none is a file."""
+        paths = [Path(source.id).expanduser() for source in data.sources]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            return None
+        stat = path.stat()
+        return self._peeks.ask((str(path), stat.st_mtime_ns, stat.st_size), lambda told, stopped: peek_file(path, self.workspace, 1))
+
     def look(self, config: RunConfig) -> Pending[DataReport] | None:
         """The same in tokens, by the engine; None while the engine rests or the model is not on this computer."""
         model = config.model
@@ -106,7 +118,7 @@ class Service:
         """All runs as rows, for the Runs tab and for every picker of a run."""
         from qlora_ui.ui.run_lists import RunLists
 
-        return RunLists(self.workspace)
+        return RunLists(self.workspace, self.readers)
 
     @cached_property
     def desk(self) -> ChatDesk:

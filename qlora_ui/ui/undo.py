@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
 
 SHOWN = 6
+PRESET = "preset"
+"""Key of the preset that was chosen before the change, beside the options' paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Undo:
             if change is None or not differing:
                 return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), *extras]
             words = change_html(change.title, [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()])
-            kept = {path: old[path] for path in differing}
+            kept = {path: old[path] for path in differing} | {PRESET: self._page.service.last_draft()[0]}
             return [*form.show_values(differing), words, gr.update(visible=True), kept, *extras]
 
         outputs = [*form.outputs, self._words, self._bar, self._old, *extra_outputs]
@@ -90,16 +93,18 @@ class Undo:
         @handler
         def back(old: dict[str, Any]) -> list[Any]:
             updates = [gr.update(value=old[path]) if path in old else gr.skip() for path in form.controls]
-            return [*updates, gr.update(visible=False), {}]
+            return [*updates, old.get(PRESET, ""), gr.update(visible=False), {}]
 
-        event = self._back.click(back, [self._old], [*form.outputs, self._bar, self._old], show_progress="hidden", api_visibility="private")
+        outputs = [*form.outputs, self._page.preset, self._bar, self._old]
+        event = self._back.click(back, [self._old], outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
         self._close.click(lambda: gr.update(visible=False), None, [self._bar], show_progress="hidden", api_visibility="private")
 
 
 def changed_only(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Of the new values, those that differ from the old ones."""
-    return {path: value for path, value in new.items() if _plain(old.get(path)) != _plain(value)}
+    options = option_by_path()
+    return {path: value for path, value in new.items() if _plain(options[path], old.get(path)) != _plain(options[path], value)}
 
 
 def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]]) -> str:
@@ -129,7 +134,11 @@ def value_words(option: Option, value: Any) -> str:
     return middle_cut(str(value), 40)
 
 
-def _plain(value: Any) -> Any:
+def _plain(option: Option, value: Any) -> Any:
+    """A value so that a control's and a config's are equal when they mean the same."""
+    if isinstance(option.default, tuple | dict) and isinstance(value, str):
+        text = value.strip()
+        value = json.loads(text) if text.startswith(("[", "{")) else [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(value, list | tuple):
         return [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
-    return value
+    return option.default if value is None and not option.is_optional else value

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import load_anyway
+from qlora_ui.data.parse import Peek
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_DATA
 from qlora_ui.settings.source import DataSource
@@ -20,6 +21,7 @@ from qlora_ui.ui.controls import make_hidden
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
 from qlora_ui.ui.handler import handler
+from qlora_ui.ui.inspection import Pending
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.new_data import keep_pasted, keep_upload, named_source
 from qlora_ui.ui.page import Page
@@ -102,7 +104,7 @@ def _wire_views(page: Page, sources: Any, verdict: Any, columns: Any) -> None:
     def draw(draft: Draft) -> tuple[str, str, str]:
         chosen = _sources(draft.values.get("data.sources"))
         mapping = _json(draft.values.get("data.mapping"), {})
-        return views.sources_html(chosen, draft.report), views.verdict_html(draft), views.columns_html(draft.report, mapping)
+        return views.sources_html(chosen, draft.report), views.verdict_html(draft), views.columns_html(draft, mapping)
 
     page.on_form(draw, [sources, verdict, columns])
 
@@ -162,7 +164,7 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
 
     def wire() -> None:
         inputs, outputs = page.form.inputs, page.form.outputs
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         events = [
             adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **quiet),
             adders["builtin"].click(builtin, inputs, outputs, **quiet),
@@ -184,12 +186,18 @@ def _wire_actions(page: Page, *components: Any) -> None:
         action = Action.of(event)
         values = page.form.values(data)
         if action.name == "map":
-            return page.form.show_values({"data.mapping": _remapped(values["data.mapping"], action), "data.format": "columns"})
-        return page.form.show_values({"data.sources": _edited(values["data.sources"], action)})
+            start = _json(values["data.mapping"], {}) or _guess(page.service.draft(values).peek)
+            return page.form.show_values({"data.mapping": _remapped(start, action), "data.format": "columns"})
+        changes: dict[str, Any] = {"data.sources": _edited(values["data.sources"], action)}
+        if action.name == "remove" and action.id == str(_first_file(values["data.sources"])):
+            # The mapping was made for the columns of this file and means nothing for the others.
+            changes |= {"data.format": "auto", "data.mapping": {}}
+        return page.form.show_values(changes)
 
     def wire() -> None:
         for component in components:
-            event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", queue=False)
+            quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
+            event = component.act(act, page.form.inputs, page.form.outputs, **quiet)
             page.refresh_after(event)
 
     page.when_complete(wire)
@@ -275,6 +283,11 @@ def _json(text: Any, otherwise: Any) -> Any:
     return text if text is not None else otherwise
 
 
+def _first_file(text: Any) -> int | None:
+    """Place of the first source that is no built-in one: the one whose columns are shown."""
+    return next((place for place, source in enumerate(_sources(text)) if not str(source["id"]).startswith("builtin:")), None)
+
+
 def _edited(text: Any, action: Action) -> str:
     """The sources after an edit in their list; a value that cannot be read is kept as typed and reported by the check."""
     chosen = _sources(text)
@@ -288,9 +301,15 @@ def _edited(text: Any, action: Action) -> str:
     return json.dumps(chosen, ensure_ascii=False)
 
 
-def _remapped(text: Any, action: Action) -> str:
+def _guess(pending: Pending[Peek] | None) -> dict[str, str]:
+    """What the columns' names say, as a start for the user's own mapping; texts made of several columns are left out."""
+    peek = pending.answer if pending is not None and pending.is_done else None
+    return {role: column for role, column in peek.guess.items() if column in peek.columns} if peek is not None else {}
+
+
+def _remapped(start: dict[str, str], action: Action) -> str:
     """The mapping of roles to columns after a choice for one column; a role has one column."""
-    mapping = {role: column for role, column in _json(text, {}).items() if column != action.id and role != action.text}
+    mapping = {role: column for role, column in start.items() if column != action.id and role != action.text}
     if action.text:
         mapping[action.text] = action.id
     return as_json("data.mapping", mapping)

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from qlora_ui.base.errors import ModelError
 from qlora_ui.estimate.quantization import explain
 from qlora_ui.models.catalogue import ModelEntry, is_hub_id
 from qlora_ui.models.facts import ModelFacts
@@ -71,12 +72,18 @@ def _wire(page: Page, outputs: tuple[Any, ...], progress: Any) -> None:
 def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) -> None:
     @handler
     def look(data: dict[Any, Any]) -> str:
+        # A refusal of the Hub belongs where the results would be.
         words = str(data[text]).strip()
-        return views.found_html(page.service.draft(page.form.values(data)), search(words), words) if words else ""
+        if not words:
+            return ""
+        try:
+            return views.found_html(search(words), words)
+        except ModelError as error:
+            return views.not_found_html(error)
 
     def wire() -> None:
         for listener in (button.click, text.submit):
-            listener(look, page.form.inputs | {text}, [found], api_visibility="private", show_progress="minimal")
+            listener(look, {text}, [found], api_visibility="private", show_progress="minimal")
 
     page.when_complete(wire)
 

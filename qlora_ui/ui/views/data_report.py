@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_ui.base.units import format_bytes, format_count
+from qlora_ui.base.units import KIB, format_bytes, format_count
 from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import act_button
@@ -51,17 +51,22 @@ def verdict_html(draft: Draft) -> str:
     )
 
 
-def columns_html(report: DataReport | None, mapping: Mapping[str, str]) -> str:
-    """The columns of the sources and what each means; a choice changes the mapping."""
-    columns = list(dict.fromkeys(column for source in (report.sources if report is not None else ()) for column in source.columns))
-    if not columns:
-        return '<p class="q-small">The columns of your files are listed here once one is read.</p>'
-    used = mapping or dict(next((source.mapping for source in report.sources if source.mapping), {}) if report is not None else {})
+def columns_html(draft: Draft, mapping: Mapping[str, str]) -> str:
+    """The columns of the first file, a value of each, and what each means; a choice changes the mapping."""
+    peek = draft.peek.answer if draft.peek is not None and draft.peek.is_done else None
+    if peek is None or not peek.columns:
+        return '<p class="q-small">The columns of your own file are listed here once one is chosen.</p>'
+    report = draft.report
+    is_known = report is not None and report.format not in ("columns", "mixed")
+    used = mapping or ({} if is_known else peek.guess)
     role_of = {column: role for role, column in used.items()}
-    rows = "".join(_column(column, role_of.get(column, "")) for column in columns)
+    first = peek.rows[0] if peek.rows else {}
+    rows = "".join(_column(column, str(first.get(column, "")), role_of.get(column, "")) for column in peek.columns)
+    label = option_by_path()["data.format"].meta.choices.get(report.format, "") if report is not None else ""
+    about = f"Recognised as {label}: nothing needs mapping. " if is_known else ""
     return (
-        '<table class="q-table q-columns"><thead><tr><th>Column</th><th>Is the</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table><p class="q-small">Choosing here switches the format to “Columns that I map”.</p>'
+        '<table class="q-table q-columns"><thead><tr><th>Column</th><th>First value</th><th>Is the</th></tr></thead>'
+        f'<tbody>{rows}</tbody></table><p class="q-small">{escape(about)}Choosing here switches the format to “Columns that I map”.</p>'
     )
 
 
@@ -103,7 +108,7 @@ def _token_line(draft: Draft, report: DataReport) -> str:
 
 def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool) -> str:
     source_id = str(source.get("id", ""))
-    title = TITLES.get(source_id) or middle_cut(source_id, 44)
+    title = TITLES.get(source_id) or source_title(source_id)
     about = _about(source_id, report)
     weight = (
         f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
@@ -122,6 +127,13 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
     )
 
 
+def source_title(source_id: str) -> str:
+    """A dataset's id as a name: the file's own name, or the id on the Hub."""
+    if source_id.startswith("hub:"):
+        return middle_cut(source_id.removeprefix("hub:"), 44)
+    return middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, 44)
+
+
 def _about(source_id: str, report: DataReport | None) -> str:
     mine = [found for found in (report.sources if report is not None else ()) if found.source == source_id]
     if not mine:
@@ -136,7 +148,7 @@ def _counts(files: Sequence[SourceReport]) -> str:
 
 def _size(files: Sequence[SourceReport]) -> str:
     size = sum(file.num_bytes for file in files)
-    return format_bytes(size) if size else ""
+    return format_bytes(size) if size >= KIB else ""
 
 
 def _finding(finding: Finding) -> str:
@@ -164,12 +176,13 @@ def fix_words(finding: Finding) -> str:
     return "Fix it"
 
 
-def _column(column: str, role: str) -> str:
+def _column(column: str, value: str, role: str) -> str:
     options = "".join(
         f'<option value="{value}"{" selected" if value == role else ""}>{escape(words)}</option>' for value, words in ROLES
     )
+    cells = f'<td class="q-mono">{escape(middle_cut(column, 40))}</td><td>{escape(middle_cut(value, 60))}</td>'
     return (
-        f'<tr><td class="q-mono">{escape(middle_cut(column, 40))}</td><td><select data-change="map" data-id="{escape(column)}" '
+        f'<tr>{cells}<td><select data-change="map" data-id="{escape(column)}" '
         f'aria-label="{escape(f"Meaning of {column}")}">{options}</select></td></tr>'
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import format_bytes, format_count, format_percent
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.quantization import Explanation
@@ -43,7 +44,7 @@ def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
     return f'<ul class="q-rows">{rows}</ul>'
 
 
-def found_html(draft: Draft, models: Sequence[HubModel], text: str) -> str:
+def found_html(models: Sequence[HubModel], text: str) -> str:
     """What a search of the Hub found."""
     if not models:
         return f'<p class="q-small">Nothing on the Hub that this app can train has “{escape(text)}” in its name.</p>'
@@ -57,6 +58,11 @@ def found_html(draft: Draft, models: Sequence[HubModel], text: str) -> str:
             f'<span class="q-small">{escape(model.licence)}</span>{gate}</button></li>'
         )
     return f'<ul class="q-rows">{"".join(rows)}</ul>'
+
+
+def not_found_html(error: ModelError) -> str:
+    """Why the Hub gave no answer, and what to do."""
+    return f'<div class="q-note q-note-bad" role="alert"><p>{escape(error)}</p></div>'
 
 
 def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None) -> str:

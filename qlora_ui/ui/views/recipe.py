@@ -89,6 +89,6 @@ def _flag(path: str, value: object, config: RunConfig) -> str:
 
 def _copyable(title: str, text: str) -> str:
     return (
-        f'<div class="q-code"><div class="q-code-head"><span>{escape(title)}</span>'
+        f'<div class="q-snippet"><div class="q-snippet-head"><span>{escape(title)}</span>'
         f'<button type="button" class="q-button q-copy" data-copy="{escape(text)}">Copy</button></div><pre>{escape(text)}</pre></div>'
     )

@@ -81,7 +81,8 @@ def plain_html(turns: Sequence[tuple[str, str]], note: str) -> str:
 def _numbers(row: Row) -> str:
     end = "It learns where to stop." if row.trains_end else "It does not learn where to stop: no end token is graded."
     cut = f" {row.num_tokens - row.num_kept:,} are cut off." if row.cut_at is not None else ""
-    words = f"{row.num_tokens:,} tokens.{cut} {row.num_trained:,} are learned ({format_percent(row.trained_share)}). {end}"
+    learned = "1 is learned" if row.num_trained == 1 else f"{row.num_trained:,} are learned"
+    words = f"{row.num_tokens:,} tokens.{cut} {learned} ({format_percent(row.trained_share)}). {end}"
     return f'<p class="q-small q-num" id="q-row-numbers">{escape(words)}</p>'
 
 

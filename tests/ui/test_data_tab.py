@@ -1,0 +1,107 @@
+"""The Data tab in Chromium: sources, verdict, fixes with undo, columns, one row as tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pages import Looked
+from playwright.sync_api import Page, expect
+
+Visit = Callable[..., Looked]
+EVIL = "<img src=x onerror=document.title=1>{{7*7}}${8*8}`9`"
+
+
+def use(page: Page, path: Path) -> None:
+    """Add a file by its path and wait for it to be read."""
+    page.locator("#q-source-name textarea, #q-source-name input").fill(str(path))
+    page.locator("#q-source-add").click()
+    expect(page.locator("#q-sources")).to_contain_text(path.name)
+
+
+def alone(page: Page, path: Path) -> None:
+    """Add a file and take off every other."""
+    use(page, path)
+    for _ in range(page.locator(".q-source").count() - 1):
+        page.locator(".q-source", has_not_text=path.name).first.get_by_role("button").click()
+        page.wait_for_timeout(600)
+
+
+def test_rows_of_strangers_stay_text_and_a_bad_row_is_left_out_and_taken_back(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Question {number}?", "completion": f"{EVIL} {number} " + "word " * number} for number in range(40)]
+    rows[3]["completion"] = ""
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    page = visit("data").page
+    alone(page, path)
+    expect(page.locator("#q-verdict")).to_have_text("Look at this")
+    expect(page.locator("#q-verdict-body")).to_contain_text("Row 4 has an empty answer")
+    expect(page.locator("#q-row")).to_contain_text(EVIL)
+    assert page.title() == "QLoRA UI"
+    finding = page.locator(".q-finding", has_text="empty answer")
+    finding.get_by_role("button", name="Leave this row out").click()
+    expect(page.locator("#q-undo")).to_contain_text("Leave this row out")
+    expect(page.locator("#q-verdict-body")).to_contain_text("39 rows")
+    page.locator("#q-undo-back").click()
+    expect(page.locator("#q-verdict-body")).to_contain_text("40 rows")
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 40
+
+
+def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": \n', encoding="utf-8")
+    page = visit("data").page
+    alone(page, path)
+    expect(page.locator("#q-verdict-body")).to_contain_text("2")
+    missing = tmp_path / "nowhere.jsonl"
+    page.locator("#q-source-name textarea, #q-source-name input").fill(str(missing))
+    page.locator("#q-source-add").click()
+    expect(page.get_by_text("There is no file nowhere.jsonl")).to_be_visible()
+
+
+def test_without_a_dataset_start_says_so(visit: Visit, tmp_path: Path) -> None:
+    page = visit("data").page
+    for _ in range(page.locator(".q-source").count()):
+        page.locator(".q-source").first.get_by_role("button").click()
+        page.wait_for_timeout(600)
+    expect(page.locator("#q-sources")).to_contain_text("No dataset yet")
+    expect(page.locator("#q-start")).to_be_disabled()
+    page.locator("#q-add-builtin").click()
+    expect(page.locator("#q-start")).to_be_enabled()
+    expect(page.locator("#q-verdict")).to_have_text("Ready")
+
+
+def test_columns_are_mapped_by_hand(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("thema,ask,say\n" + "".join(f"t{n},Question {n}?,Answer {n} for you\n" for n in range(30)), encoding="utf-8")
+    page = visit("data").page
+    alone(page, path)
+    expect(page.locator("#q-verdict-body")).to_contain_text("Map the columns")
+    page.locator("#q-columns > button").click()
+    page.get_by_label("Meaning of ask").select_option("user")
+    expect(page.locator("#q-ready-problems")).to_contain_text("answer")
+    page.get_by_label("Meaning of say").select_option("assistant")
+    expect(page.locator("#q-verdict-body")).to_contain_text("30 rows")
+    expect(page.locator("#q-row")).to_contain_text("Answer 0 for you")
+    expect(page.locator("#q-start")).to_be_enabled()
+    page.locator("#q-row-next").click()
+    expect(page.locator("#q-row")).to_contain_text("Answer 1 for you")
+
+
+def test_slices_and_weights_of_a_mix(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "more.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"Q{n}", "completion": f"Something {n * n}"}) for n in range(50)), encoding="utf-8")
+    page = visit("data").page
+    alone(page, path)
+    page.locator("#q-add-builtin").click()
+    expect(page.locator(".q-source")).to_have_count(2)
+    expect(page.locator("#q-verdict-body")).to_contain_text("170 rows")
+    slice_box = page.locator(".q-source", has_text="more.jsonl").get_by_label("Rows")
+    slice_box.fill("first 10")
+    slice_box.press("Tab")
+    expect(page.locator("#q-verdict-body")).to_contain_text("130 rows")
+    slice_box = page.locator(".q-source", has_text="more.jsonl").get_by_label("Rows")
+    slice_box.fill("some")
+    slice_box.press("Tab")
+    expect(page.locator("#q-ready-problems")).to_contain_text("first 500")
