@@ -192,7 +192,7 @@ def _causal(mask: torch.Tensor | None, row_tokens: int, rows: int, request: dict
     return torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
 
 
-def fast_step(model: Any, request: dict[str, Any]) -> Callable[[], None]:
+def fast_step(model: Any, request: dict[str, Any], trace: Trace) -> Callable[[], None]:
     """The fused micro-step on its static buffers."""
     import threading
 
@@ -200,6 +200,7 @@ def fast_step(model: Any, request: dict[str, Any]) -> Callable[[], None]:
     from qlora_ui.engine.fast.micro_step import Batch, MicroStep
 
     state = fuse(model, dropout=request["dropout"], num_kept_layers=request["kept_layers"])
+    trace.segment = Segment("setup", "gradients", None)
     micro = MicroStep(model, state, run_seed=0, capture=False, capture_lock=threading.Lock(), on_note=lambda text: None)
     micro.gradients.attach()
     tokens = request["rows"] * request["row_tokens"]
@@ -228,7 +229,7 @@ def simulate(request: dict[str, Any]) -> Trace:
             states = _optimizer_states(model, request, trace)
             begin = mark_layers(base, trace)
             if request["is_fast"]:
-                run = fast_step(model, request)
+                run = fast_step(model, request, trace)
                 for name in ("first", "second"):
                     begin(name)
                     run()

@@ -81,7 +81,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, lse, bias = ctx.saved_tensors
+        q, k, v, _, _, bias = ctx.saved_tensors
         batch, heads, length, dim = q.shape
         rounded = -(-length // 128) * 128
         dq = torch.empty_like(q)
@@ -162,6 +162,10 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
         base = module.base_layer if hasattr(module, "base_layer") else module
         return base.dequantize(torch.bfloat16) if isinstance(base, SimulatedLinear4bit) else base.weight
 
+    def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        # CUDA's kernel keeps a mask of one byte an element; the CPU's would keep one of the input's dtype.
+        return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
+
     replaced: list[tuple[Any, str, Any]] = [
         # Looks at the positions' values; on tensors without data it would always build a mask.
         (masking, "find_packed_sequence_indices", lambda *arguments, **named: None),
@@ -169,17 +173,17 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
         (integrations, "dequantize_module_weight", dense),
     ]
     if not is_cpu:
+        fast = (ops, rope, weights, fast_loss)
         replaced += [
+            (functional, "dropout", dropout),
             (head, "_forward_tile", no_tile),
             (head, "_backward_tile", no_tile),
             (head, "_addmm_fp32", lambda acc, a, b: None),
-            (ops, "uses_triton", lambda x: True),
-            (rope, "uses_triton", lambda x: True),
-            (fast_loss, "uses_triton", lambda x: True),
+            *((module, "uses_triton", lambda x: True) for module in fast),
+            *((module, name, _NoKernels()) for module in fast for name in vars(module) if name.startswith("triton_")),
             (weights, "dequantize_into", no_tile),
             (nodes, "varlen_forward", _varlen_forward),
             (nodes, "varlen_backward", _varlen_backward),
-            *((module, "kernels", _NoKernels()) for module in (ops, rope, fast_loss)),
         ]
     originals = [(owner, name, getattr(owner, name, None)) for owner, name, _ in replaced]
     for owner, name, value in replaced:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_ui.base.errors import HardwareError
-from qlora_ui.estimate.adapter import adapter_of
 from qlora_ui.estimate.allocator import CachingAllocator
 from qlora_ui.estimate.memory import load_reserved_bytes, process_overhead
 from qlora_ui.estimate.trace import Depth, Trace, extended
@@ -142,10 +141,10 @@ def replay(
     trace: Trace, depth: Depth, facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, *, is_expandable: bool
 ) -> CheckedMemory:
     """The record at full depth through the allocator, as a run goes: load, step eagerly, capture in a pool of its own, evaluate."""
+    overhead = process_overhead(device, work)
     main, pool = CachingAllocator(is_expandable), CachingAllocator(is_expandable)
-    static = 0
-    peak_reserved = peak_allocated = 0
-    adapter = adapter_of(facts, config.lora)
+    static = peak_reserved = peak_allocated = 0
+    main.allocate("workspaces", overhead.workspace_bytes)
     for key, size in extended(trace, depth):
         # A captured step's tensors live in the graph's own pool, which stays reserved when the step is over.
         captured = work.is_fast and key.segment.step in ("first", "second")
@@ -158,7 +157,5 @@ def replay(
                 static += -(-size // 512) * 512
         peak_reserved = max(peak_reserved, main.reserved_bytes + pool.reserved_bytes)
         peak_allocated = max(peak_allocated, main.allocated_bytes + pool.allocated_bytes)
-    overhead = process_overhead(device, work, adapter)
-    reserved = max(peak_reserved + overhead.workspace_bytes, load_reserved_bytes(facts, config, work))
-    total = reserved + overhead.context_bytes
-    return CheckedMemory(total, peak_allocated + overhead.workspace_bytes, reserved, static)
+    reserved = max(peak_reserved, load_reserved_bytes(facts, config, work))
+    return CheckedMemory(reserved + overhead.context_bytes, peak_allocated, reserved, static)

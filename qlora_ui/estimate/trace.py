@@ -93,19 +93,19 @@ class Depth:
 
     @classmethod
     def of(cls, num_recomputed: int, num_kept: int) -> Depth:
-        """Of each kind at most three: the first, the last and one for all between."""
+        """Of each kind at most four: the first two, the last, and one for all between, whose neighbours are like itself."""
         templates: list[int] = []
         for count in (num_recomputed, num_kept):
             first = templates[-1] + 1 if templates else 0
-            if count <= 3:
+            if count <= 4:
                 templates += range(first, first + count)
             else:
-                templates += [first, *[first + 1] * (count - 2), first + 2]
+                templates += [first, first + 1, *[first + 2] * (count - 3), first + 3]
         return cls(tuple(templates))
 
     def num_kept_run(self, num_kept: int) -> int:
         """Kept layers among those to run."""
-        return min(num_kept, 3)
+        return min(num_kept, 4)
 
 
 def extended(trace: Trace, depth: Depth) -> Iterator[tuple[Any, int | None]]:
