@@ -54,7 +54,8 @@ def wire(page: Page, component: Any) -> None:
     # The form is complete only when all tabs are built, and so are its outputs.
     def connect() -> None:
         outputs = [page.run_id, page.tabs, *page.form.outputs]
-        done = component.act(act, None, outputs, api_visibility="private", show_progress="hidden", queue=False)
+        # Through the queue: Gradio shows no failure of an event that goes past it.
+        done = component.act(act, None, outputs, api_visibility="private", show_progress="hidden")
         page.redraw_after(done)
         page.refresh_after(done)
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.listing import RunList, RunRow
+from qlora_ui.runs.read import RunReaders
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -20,9 +21,9 @@ KEPT_CONFIGS = 500
 class RunLists:
     """The rows and settings that all pages of the app share."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, readers: RunReaders) -> None:
         self._workspace = workspace
-        self._list = RunList(workspace)
+        self._list = RunList(workspace, readers.view)
         self._lock = threading.Lock()
         self._rows: tuple[float, list[RunRow]] = (0.0, [])
         self._configs: OrderedDict[str, RunConfig | None] = OrderedDict()
