@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = RunConfig().changed(values)
     report = inspect(config.data, workspace)
     if arguments.model:
-        report = engine_object("lens:Lens")(workspace).report(config)
+        report = engine_object("lens:Lens")(workspace, may_download=True).report(config)
     if arguments.json:
         print(json.dumps(report.as_dict(), ensure_ascii=False))
     else:

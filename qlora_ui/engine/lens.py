@@ -15,11 +15,11 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import Conversations, load_anyway
 from qlora_ui.data.report import DataReport
-from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.dataset import split_rows
 from qlora_ui.engine.lint import TokenLint, lint_tokens
 from qlora_ui.engine.preview import Preview, preview_row
 from qlora_ui.engine.tokenizer import load_tokenizer
+from qlora_ui.engine.tokenizer_files import tokenizer_folder
 from qlora_ui.engine.tokens import RowTokenizer, TokenTable, tokenize_all
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -39,20 +39,24 @@ class Look:
 class Lens:
     """Looks at the data of settings; keeps the tokenizer and the last answer, so that stepping through rows is quick.
 
-    May be called from several threads; one looks at a time.
+    May be called from several threads; one looks at a time. `may_download` lets it fetch the tokenizer (never the weights) of a
+    Hub model that is not on this computer.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *, may_download: bool = False) -> None:
         self._workspace = workspace
+        self._may_download = may_download
         self._lock = threading.RLock()
         self._tokenizer: tuple[ModelSection, Any] | None = None
         self._last: tuple[tuple[Any, ...], Look] | None = None
 
     def tokenizer(self, model: ModelSection, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Any:
-        """The tokenizer of a model, prepared or downloaded where needed; raises ModelError."""
+        """The tokenizer of a model; raises ModelError where it cannot be had."""
         with self._lock:
             if self._tokenizer is None or self._tokenizer[0] != model:
-                folder = ensure_model(model, self._workspace, on_progress, is_cancelled)
+                folder = tokenizer_folder(
+                    model, self._workspace, may_download=self._may_download, on_progress=on_progress, is_cancelled=is_cancelled
+                )
                 self._tokenizer = (model, load_tokenizer(folder, model.template))
             return self._tokenizer[1]
 

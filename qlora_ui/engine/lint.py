@@ -157,7 +157,12 @@ def _words(
             what = f"{of_all} ({share}) are longer than {data.max_length} tokens and {'are left out' if dropped else 'are cut'}."
             proposed = int(tokens["proposed_max_length"])
             value = proposed if proposed > data.max_length else longer
-            fix = f"{value} tokens would keep {'95 % of' if value == proposed else 'all'} rows whole, for more memory and time."
+            kept = (
+                f"{100 * (1 - tokens['cut_at_proposed'] / total):.0f} % of the"
+                if value == proposed and tokens["cut_at_proposed"]
+                else "all"
+            )
+            fix = f"{value} tokens would keep {kept} rows whole, for more memory and time."
             return (
                 "warning",
                 what,

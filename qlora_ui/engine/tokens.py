@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,7 @@ IGNORED = -100
 TOKENS_VERSION = 2
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
+_BLOCK_TOKENS = 4_000_000
 
 Array = np.ndarray[Any, Any]
 
@@ -268,11 +271,24 @@ class TokenTable:
 
     def trained_counts(self, max_length: int | None = None) -> Array:
         """Learned tokens of each row, of its first `max_length` where that is given."""
-        sums = np.concatenate(([0], np.cumsum(self.trained, dtype=np.int64)))
-        starts, ends = self.offsets[:-1], self.offsets[1:]
-        if max_length is not None:
-            ends = np.minimum(ends, starts + max_length)
-        return np.asarray(sums[ends] - sums[starts])
+        counts = np.zeros(len(self), dtype=np.int64)
+        for rows in self._blocks():
+            starts, ends = self.offsets[rows], self.offsets[rows.start + 1 : rows.stop + 1]
+            if max_length is not None:
+                ends = np.minimum(ends, starts + max_length)
+            first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
+            sums = np.concatenate(([0], np.cumsum(self.trained[first:last], dtype=np.int64)))
+            counts[rows] = sums[ends - first] - sums[starts - first]
+        return counts
+
+    def _blocks(self) -> Iterator[slice]:
+        """Slices of rows of a few million tokens each, so that a sum over all needs little memory."""
+        start = 0
+        while start < len(self):
+            stop = int(np.searchsorted(self.offsets, self.offsets[start] + _BLOCK_TOKENS, side="right")) - 1
+            stop = min(max(stop, start + 1), len(self))
+            yield slice(start, stop)
+            start = stop
 
     def row(self, position: int, max_length: int | None = None) -> tuple[Array, Array]:
         """Token numbers and marks of one row."""
@@ -282,20 +298,32 @@ class TokenTable:
 
     def hashes(self) -> Array:
         """A number for each row's tokens: equal for equal rows."""
-        values = self.ids.astype(np.uint64) + np.uint64(1)
-        within = np.arange(len(values), dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths)
-        mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
-        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-        sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))
-        return np.asarray(sums[self.offsets[1:]] - sums[self.offsets[:-1]])
+        hashes = np.zeros(len(self), dtype=np.uint64)
+        for rows in self._blocks():
+            offsets = self.offsets[rows.start : rows.stop + 1] - self.offsets[rows.start]
+            values = self.ids[int(self.offsets[rows.start]) : int(self.offsets[rows.stop])].astype(np.uint64) + np.uint64(1)
+            within = np.arange(len(values), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
+            mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
+            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+            sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))
+            hashes[rows] = sums[offsets[1:]] - sums[offsets[:-1]]
+        return hashes
 
     def save(self, folder: Path) -> None:
-        """Write to a folder, the note last: a folder without it is unfinished."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("ids", "trained", "offsets"):
-            np.save(folder / f"{name}.npy", getattr(self, name))
-        refused = {str(position): reason for position, reason in self.refused.items()}
-        write_json(folder / "notes.json", {"refused": refused, "marks": self.marks})
+        """Write to a folder, which is there as a whole or not at all: other processes may be writing the same one."""
+        staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+        staged.mkdir(parents=True)
+        try:
+            for name in ("ids", "trained", "offsets"):
+                np.save(staged / f"{name}.npy", getattr(self, name))
+            refused = {str(position): reason for position, reason in self.refused.items()}
+            write_json(staged / "notes.json", {"refused": refused, "marks": self.marks})
+            os.replace(staged, folder)
+        except OSError:
+            if not (folder / "notes.json").exists():
+                raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: Path) -> TokenTable | None:
