@@ -30,8 +30,9 @@ from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
 from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
 from qlora_ui.data.limits import confine
-from qlora_ui.data.readers import Item, Progress, read_rows
+from qlora_ui.data.readers import read_rows
 from qlora_ui.data.report import SHOWN_ROWS, Finding, SourceReport, in_order
+from qlora_ui.data.row_stream import Item, Progress
 from qlora_ui.data.sniff import type_of_file
 
 _IGNORED = ("chat_template_kwargs", "chat_template")

@@ -1,0 +1,228 @@
+"""Rows of JSON lines and of JSON files."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, too_deep
+from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
+
+_ONE_OBJECT_BYTES = 64 << 20
+
+
+def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]:
+    """One object a line; numbers are those of the lines."""
+    needles: dict[tuple[str, ...], list[bytes]] = {}
+    with path.open("rb", buffering=BLOCK) as file:
+        number = 0
+        while raw := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            progress.done_bytes += len(raw)
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                raw = raw[3:]
+                notice("DATA-BOM", "The file begins with a byte order mark, which was skipped.")
+            if len(raw) > MAX_ROW_BYTES and not raw.endswith(b"\n"):
+                length = len(raw) + _skip_line(file)
+                progress.done_bytes += length - len(raw)
+                yield number, too_long(length)
+            elif not raw.isspace():
+                yield number, _line(raw, needles)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    skipped = 0
+    while rest := file.readline(BLOCK):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, Any] | RowProblem:
+    try:
+        if b"\0" in raw or b"\\u0000" in raw:
+            place = f" at column {raw.index(0) + 1}" if b"\0" in raw else ""
+            return RowProblem("DATA-CTRL", f"has a NUL character{place}", fix="Remove it or drop the row.")
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            value = careful_loads(raw.rstrip(b"\r\n"))
+        if type(value) is not dict:
+            return as_row(value)
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and too_deep(value):
+            return depth_problem()
+        shape = tuple(value)
+        searched = needles.get(shape)
+        if searched is None:
+            searched = [orjson.dumps(key) for key in shape]
+            if len(needles) < 1000:
+                needles[shape] = searched
+        for needle in searched:
+            if raw.count(needle) > 1:
+                careful_loads(raw)  # Raises for a key that is there twice; the parser above silently takes the last.
+                break
+    except RowProblem as problem:
+        return problem
+    return value
+
+
+def read_json_file(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]:
+    """A list of objects, objects one after the other, or one object; read value by value."""
+    values = _Values(path, progress, notice)
+    is_list = values.peek() == "["
+    if is_list:
+        values.skip("[")
+    number = 0
+    single: Any = None
+    while (sign := values.peek()) and not (is_list and sign == "]"):
+        number += 1
+        try:
+            value = values.next_value()
+        except RowProblem as problem:
+            # The place after a broken value is unknown, so this is the last row that can be spoken of.
+            yield number, problem
+            return
+        if number == 1 and not is_list:
+            single = value
+        else:
+            if single is not None:
+                yield 1, as_row(single)
+                single = None
+            yield number, as_row(value)
+        if is_list and values.peek() not in ("]", ","):
+            yield number + 1, RowProblem("DATA-JSON", f"line {values.line}: the list is not finished", fix="Export the file again.")
+            return
+        values.skip(",")
+    if single is None:
+        return
+    rows = _wrapped(single)
+    if rows is None:
+        notice("DATA-ONE-OBJECT", "The file is one object, taken as one row.")
+        yield 1, as_row(single)
+        return
+    for position, value in enumerate(rows, 1):
+        yield position, as_row(value)
+
+
+def _wrapped(value: Any) -> list[Any] | None:
+    """The rows of `{"data": [...]}` and the like: the only list of objects in an object that is no conversation itself."""
+    if not isinstance(value, dict) or any(name in value for name in ("messages", "conversations", "prompt", "instruction", "text")):
+        return None
+    lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+    if len(lists) != 1:
+        return None
+    rows: list[Any] = lists[0]
+    if all(isinstance(row, dict) and set(row) == {"row_idx", "row", "truncated_cells"} for row in rows[:3]):
+        return [row["row"] for row in rows]  # The Hub's own row viewer wraps each row.
+    return rows
+
+
+class _Values:
+    """JSON values of a file, one at a time, out of a buffer that grows only as far as one value needs."""
+
+    def __init__(self, path: Path, progress: Progress, notice: Notice) -> None:
+        self._file = path.open("rb", buffering=BLOCK)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._progress = progress
+        self._text = ""
+        self._at = 0
+        self._is_done = False
+        self.line = 1
+        self._nan = ""
+        self._json = json.JSONDecoder(parse_constant=self._note_nan)
+        self._fill()
+        if self._text.startswith("\ufeff"):
+            self._at = 1
+            notice("DATA-BOM", "The file begins with a byte order mark, which was skipped.")
+
+    def _note_nan(self, name: str) -> float:
+        self._nan = name
+        return float("nan")
+
+    def _fill(self, num_bytes: int = BLOCK) -> None:
+        raw = self._file.read(num_bytes)
+        self._progress.done_bytes += len(raw)
+        self._is_done = not raw
+        try:
+            more = self._decoder.decode(raw, final=self._is_done)
+        except UnicodeDecodeError as error:
+            line = self.line + self._text.count("\n", self._at) + raw[: error.start].count(b"\n")
+            raise DataError(
+                f"A byte (0x{error.object[error.start]:02x}) is not UTF-8.",
+                where=f"{Path(self._file.name).name} line {line}",
+                fix="Save the file as UTF-8.",
+                code="DATA-UTF8",
+            ) from None
+        if "\0" in more:
+            line = self.line + self._text.count("\n", self._at) + more[: more.index("\0")].count("\n")
+            raise DataError(
+                "A NUL character stands in the text.",
+                where=f"{Path(self._file.name).name} line {line}",
+                fix="Export the file again; it is damaged.",
+                code="DATA-CTRL",
+            )
+        self.line += self._text.count("\n", 0, self._at)
+        self._text = self._text[self._at :] + more
+        self._at = 0
+        if self._is_done:
+            self._file.close()
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._text) or self._is_done:
+                return self._text[self._at : self._at + 1]
+            self._fill()
+
+    def skip(self, sign: str) -> None:
+        """Step over `sign` if it comes next."""
+        if self.peek() == sign:
+            self._at += 1
+
+    def next_value(self) -> Any:
+        """The next value; raises RowProblem."""
+        self._nan = ""
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise depth_problem() from None
+            except json.JSONDecodeError as error:
+                if not self._is_done and self._may_grow():
+                    self._fill(max(BLOCK, len(self._text) - self._at))
+                    continue
+                raise self._problem(error) from None
+            except ValueError:
+                raise RowProblem("DATA-JSON", "holds a number with too many digits", fix="Write it as text.") from None
+            if end == len(self._text) and not self._is_done and not isinstance(value, dict | list | str):
+                self._fill()  # A number may go on in the next block.
+                continue
+            break
+        self._at = end
+        if self._nan:
+            raise RowProblem("DATA-FIELD", f"a value is {self._nan}, not text", fix="Fill it or drop the row.")
+        if too_deep(value):
+            raise depth_problem()
+        return value
+
+    def _may_grow(self) -> bool:
+        if len(self._text) - self._at > _ONE_OBJECT_BYTES:
+            raise too_long(len(self._text) - self._at)
+        return True
+
+    def _problem(self, error: json.JSONDecodeError) -> RowProblem:
+        start = self._text.rfind("\n", 0, error.pos) + 1
+        end = self._text.find("\n", error.pos)
+        line = self.line + self._text.count("\n", 0, error.pos)
+        what, position = explain(self._text[start : end if end >= 0 else len(self._text)], error.msg, error.pos - start)
+        return RowProblem("DATA-JSON", f"line {line}, column {position + 1}: {what}", fix="Correct the file there.")

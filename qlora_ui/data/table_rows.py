@@ -1,0 +1,157 @@
+"""Rows of CSV and TSV tables; encoding and delimiter are found."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data.json_errors import careful_loads
+from qlora_ui.data.row_stream import BLOCK, MAX_COLUMNS, MAX_ROW_BYTES, Item, Notice, Progress
+
+
+def _encoding(path: Path, notice: Notice) -> str:
+    """The text encoding of a table: by its mark, UTF-8 if every byte fits, else the usual one of old spreadsheets."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        if head.startswith(codecs.BOM_UTF8):
+            return "utf-8-sig"
+        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            notice("DATA-ENCODING", "The file is UTF-16 and was read as such.")
+            return "utf-16"
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            while block := file.read(BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            notice("DATA-ENCODING", "The file is not UTF-8; it was read as Windows-1252. Look at the accents in the preview.")
+            return "cp1252"
+    return "utf-8"
+
+
+def _dialect(head: str, file_type: str) -> str:
+    """The delimiter: the sign that splits the header and the lines after it into equally many fields."""
+    if file_type == "tsv":
+        return "\t"
+    lines = [line for line in head.splitlines()[:20] if line.strip()]
+    best, best_score = ",", 0.0
+    for sign in (",", ";", "\t", "|"):
+        counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
+        if not counts or counts[0] < 2:
+            continue
+        score = counts[0] * sum(count == counts[0] for count in counts) / len(counts)
+        if score > best_score:
+            best, best_score = sign, score
+    return best
+
+
+def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -> Iterator[Item]:
+    """Rows of a table with a header; raises DataError where the header is unusable."""
+    encoding = _encoding(path, notice)
+    name = path.name
+    with path.open("r", encoding=encoding, errors="replace", newline="") as file:
+        head = file.read(65536)
+        file.seek(0)
+        delimiter = _dialect(head, file_type)
+        if file_type == "csv" and delimiter != ",":
+            shown = {";": "a semicolon", "\t": "a tab", "|": "a bar"}[delimiter]
+            notice("DATA-DELIMITER", f"The columns are separated by {shown} ( {delimiter.strip() or 'tab'} ), not by a comma.")
+        csv.field_size_limit(MAX_ROW_BYTES)
+        size = path.stat().st_size
+        lines = _counted(file, progress)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next((row for row in reader if row), [])
+        except csv.Error as error:
+            raise _csv_error(name, 1, error) from None
+        _check_header(header, name)
+        number = 0
+        while True:
+            number += 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                yield number, _csv_problem(reader.line_num, error)
+                return
+            progress.done_bytes = min(progress.done_bytes, size)
+            if not cells:
+                number -= 1
+                continue
+            yield number, _cells(header, cells, reader.line_num, delimiter)
+
+
+def _counted(file: Any, progress: Progress) -> Iterator[str]:
+    while line := file.readline(MAX_ROW_BYTES):
+        progress.done_bytes += len(line)
+        yield line
+
+
+def _check_header(header: list[str], name: str) -> None:
+    header[:] = [column.strip() for column in header]
+    if not any(header):
+        raise DataError("The file has no header and no rows.", where=name, fix="Choose a file with rows.", code="DATA-EMPTY")
+    if len(header) > MAX_COLUMNS:
+        raise DataError(
+            f"The file has {len(header)} columns; {MAX_COLUMNS} is the limit.",
+            where=name,
+            fix="Keep the columns with the texts.",
+            code="DATA-LIMIT",
+        )
+    double = next((column for position, column in enumerate(header) if column in header[:position]), None)
+    if double is not None:
+        raise DataError(
+            f"The column “{double}” is there twice.", where=f"{name} line 1", fix="Rename or delete one of them.", code="DATA-CSV"
+        )
+
+
+def _cells(header: list[str], cells: list[str], line: int, delimiter: str) -> dict[str, Any] | RowProblem:
+    if len(cells) != len(header):
+        return RowProblem(
+            "DATA-CSV",
+            f"line {line} has {len(cells)} fields, the header has {len(header)}",
+            fix=f"A text with “{delimiter}” in it must stand in double quotes.",
+        )
+    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    for column, cell in row.items():
+        if "\0" in cell:
+            return RowProblem("DATA-CTRL", f"line {line}: `{column}` has a NUL character", column, "Remove it or drop the row.")
+        # A list of messages can only stand in a table as JSON inside a cell.
+        if cell[:1] == "[" and column in ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected"):
+            try:
+                parsed = careful_loads(cell.encode())
+            except RowProblem as problem:
+                if column not in ("messages", "conversations", "conversation"):
+                    continue
+                return RowProblem(problem.code, f"line {line}: `{column}`: {problem.what}", column, problem.fix)
+            if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict):
+                row[column] = parsed
+    return row
+
+
+def _csv_problem(line: int, error: csv.Error) -> RowProblem:
+    text = str(error)
+    if "unexpected end" in text:
+        what = f"line {line}: a double quote is opened and never closed"
+    elif "expected after" in text:
+        what = f"line {line}: text stands after a closing quote; a quote inside a text must be doubled"
+    elif "field larger" in text:
+        return RowProblem("DATA-LIMIT", f"line {line}: a field is longer than {format_bytes(MAX_ROW_BYTES)}", fix="Split the row.")
+    elif "NUL" in text:
+        return RowProblem("DATA-CTRL", f"line {line} has a NUL character", fix="Remove it.")
+    else:
+        what = f"line {line}: {text}"
+    return RowProblem("DATA-CSV", what, fix="Correct the quotes there, or save the table as CSV again.")
+
+
+def _csv_error(name: str, line: int, error: csv.Error) -> DataError:
+    problem = _csv_problem(line, error)
+    return DataError(problem.what, where=name, fix=problem.fix, code=problem.code)
