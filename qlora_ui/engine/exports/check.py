@@ -25,6 +25,8 @@ NUM_PROMPTS = 20
 ANSWER_TOKENS = 24
 PROMPT_TOKENS = 512
 POLL_S = 0.3
+READABLE_GGUF = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
+"""Model types whose GGUF files transformers reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def check_artefact(
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> CheckResult:
-    """Load the artefact (`adapter` or `merged`) in a child process and compare it with 4-bit base and adapter on token prompts.
+    """Load the artefact (`adapter`, `merged` or `gguf`) in a child process and compare it with 4-bit base and adapter on token prompts.
 
     Raises RunError where the child fails: an artefact that does not load is no export.
     """
@@ -114,6 +116,8 @@ def _child(request: dict[str, Any]) -> CheckResult:
         gc.collect()
         if request["kind"] == "adapter":
             found = _answers(_load_adapter(base, artefact, config, device), request["prompts"], device)
+        elif request["kind"] == "gguf":
+            found = _answers(_load_gguf(artefact, config, device), request["prompts"], device)
         else:
             found = _answers(_load_merged(artefact, config, device), request["prompts"], device)
     pairs = list(zip(expected, found, strict=True))
@@ -149,6 +153,24 @@ def _load_merged(folder: Path, config: Any, device: Any) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         use_safetensors=True,
+    ).eval()
+
+
+def _load_gguf(folder: Path, config: Any, device: Any) -> Any:
+    """The file that llama.cpp's converter wrote a moment ago, unpacked by transformers: another reader than its writer."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from qlora_ui.engine.load import compute_dtype
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=next(folder.glob("*.gguf")).name,
+        dtype=getattr(torch, compute_dtype(config, device)),
+        quantization_config=GgufConfig(dequantize=True),
+        device_map={"": str(device)},
+        trust_remote_code=False,
+        local_files_only=True,
     ).eval()
 
 

@@ -18,8 +18,9 @@ from qlora_ui.catalog.exports import EXPORT_FORMS
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
-from qlora_ui.engine.exports.check import NUM_PROMPTS, CheckResult, check_artefact
+from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, plan_export
+from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -215,14 +216,15 @@ def _check(
     on_progress: OnProgress,
     is_cancelled: IsCancelled,
 ) -> tuple[CheckResult | None, str]:
-    if form.startswith("gguf") or form == "ollama":
-        return None, "Not compared with the chat: that takes llama.cpp, which is not part of this app."
+    is_gguf = form.startswith("gguf") or form == "ollama"
+    if form == "gguf-lora" or (is_gguf and read_folder(base).facts.model_type not in READABLE_GGUF):
+        return None, "Not compared with the chat: only llama.cpp reads this form, and it is not part of this app."
     if num_prompts == 0:
         return None, "Not compared with the chat."
     prompts = _prompts(run, num_prompts, base)
     if not prompts:
         return None, "Not compared with the chat: the run's rows are gone."
-    kind = "adapter" if form == "adapter" else "merged"
+    kind = "gguf" if is_gguf else form.partition("-")[0]
     result = check_artefact(
         kind,
         target,
