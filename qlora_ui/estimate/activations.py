@@ -37,9 +37,9 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     quadratic_saved, quadratic_working = _quadratic(facts, work, rows, row_tokens)
     hidden, mlp = facts.hidden_size, facts.intermediate_size
     if work.is_fast:
-        # gate and up are dequantized side by side; the MLP's backward holds its product and the gradient of the output.
+        # First the down projection's weight with the MLP's product, then gate's and up's side by side with the gradient of their input.
         merged = 2 * hidden * mlp * e
-        working = tokens * e * (mlp + 4 * hidden) + merged
+        working = max(tokens * e * mlp + hidden * mlp * e, merged + tokens * e * hidden) + 2 * tokens * e * hidden
     else:
         working = 2 * tokens * e * mlp + largest
         if lora.dora:

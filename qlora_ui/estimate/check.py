@@ -1,4 +1,4 @@
-"""The precise check: the model's real code is run in a child process on tensors without data, and the allocator is replayed over its record.
+"""The precise check: the model's real code, run in a child process on tensors without data, and the allocator replayed over its record.
 
 Slower than the closed form (seconds instead of microseconds) and right where that is unsure. Needs no card and no weights.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from qlora_ui.base.errors import HardwareError
 from qlora_ui.estimate.allocator import CachingAllocator
-from qlora_ui.estimate.memory import load_reserved_bytes, process_overhead
+from qlora_ui.estimate.memory import load_reserved_bytes, padding_slack, process_overhead
 from qlora_ui.estimate.trace import Depth, Trace, extended
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
@@ -137,7 +137,7 @@ def _failed(why: str) -> HardwareError:
     )
 
 
-def replay(
+def replay(  # noqa: PLR0917
     trace: Trace, depth: Depth, facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, *, is_expandable: bool
 ) -> CheckedMemory:
     """The record at full depth through the allocator, as a run goes: load, step eagerly, capture in a pool of its own, evaluate."""
@@ -157,5 +157,7 @@ def replay(
                 static += -(-size // 512) * 512
         peak_reserved = max(peak_reserved, main.reserved_bytes + pool.reserved_bytes)
         peak_allocated = max(peak_allocated, main.allocated_bytes + pool.allocated_bytes)
+    if work.has_mask:
+        peak_reserved += padding_slack(facts, work)
     reserved = max(peak_reserved, load_reserved_bytes(facts, config, work))
     return CheckedMemory(reserved + overhead.context_bytes, peak_allocated, reserved, static)

@@ -92,7 +92,7 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
     allocated = sum(parts.values())
     overhead = process_overhead(device, work)
     context = overhead.context_bytes
-    slack = overhead.workspace_bytes + _slack(activations + loss_head, work)
+    slack = overhead.workspace_bytes + _slack(facts, activations + loss_head, work) + _beside_the_graph(facts, config, adapter, work)
     load_peak = load_reserved_bytes(facts, config, work) + context
     total = allocated + slack + context
     if load_peak > total:
@@ -157,7 +157,7 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
         moments["end of backward"] = (layer.checkpoint + layer.saved + layer.working + mask, 0, gradients)
     else:
         moments["end of backward"] = (layer.saved + layer.working + mask, 0, gradients)
-    if work.eval_tokens:
+    if work.eval_tokens and not work.is_fast:
         evaluated = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
         moments["evaluation"] = _evaluation(facts, adapter, work, evaluated, kept_gradients)
     return moments
@@ -207,11 +207,32 @@ def load_reserved_bytes(facts: ModelFacts, config: RunConfig, work: Workload) ->
     return quantized + other * work.element_bytes + _largest_tensor(facts, work)
 
 
-def _slack(moving: int, work: Workload) -> int:
-    """What the allocator holds beyond what it hands out."""
+def _slack(facts: ModelFacts, moving: int, work: Workload) -> int:
+    """What the allocator reserves beyond what it hands out, fitted to 44 runs on an H100 (mean error of the total 1 %, padded plain 4 %).
+
+    Freed blocks of one size do not serve for another: the MLP's tensors decide, in a graph's pool more than in the ordinary one. Padded
+    batches differ in length from step to step, and each leaves a tile of logits of its own size.
+    """
     if work.is_cpu:
         return moving // 10
-    return 16 * MIB + moving * 4 // 100
+    wide = work.tokens * facts.intermediate_size * work.element_bytes
+    if work.is_fast:
+        return 95 * MIB + round(4.8 * wide + 0.04 * moving)
+    return 26 * MIB + round(1.74 * wide) + (padding_slack(facts, work) if work.has_mask else 0)
+
+
+def padding_slack(facts: ModelFacts, work: Workload) -> int:
+    """What batches of changing length leave unused."""
+    tile = min(work.tokens, PLAIN_TILE_TOKENS) * min(PLAIN_TILE_WORDS, facts.vocab_size) * work.element_bytes
+    return 30 * MIB + round(1.3 * tile)
+
+
+def _beside_the_graph(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> int:
+    """An evaluation while a captured step keeps its memory for itself; 0 on the plain path, whose memory is used again."""
+    if not (work.is_fast and work.eval_tokens):
+        return 0
+    layer = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
+    return sum(_evaluation(facts, adapter, work, layer, 0))
 
 
 def _largest_tensor(facts: ModelFacts, work: Workload) -> int:

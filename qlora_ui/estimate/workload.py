@@ -76,7 +76,9 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
     dtype = compute_dtype(config.quant, is_cpu=device.is_cpu, supports_bf16=device.supports_bf16)
     adapter = adapter_of(facts, config.lora)
     is_fast = fast_path_obstacle(facts, config, device, adapter) is None
-    is_packed = config.train.packing == "on" or (config.train.packing == "auto" and not device.is_cpu)
+    is_packed = config.train.packing == "on" or (
+        config.train.packing == "auto" and not device.is_cpu and dtype == "bfloat16" and config.model.attention == "auto"
+    )
     longest = config.data.max_length
     # A packed row is filled up to the longest length; a padded one is as long as its longest conversation.
     row = longest if is_packed else min(longest, data.longest_tokens or longest)
@@ -89,7 +91,8 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
     return Workload(
         num_rows=config.train.batch_size,
         row_tokens=row,
-        eval_rows=config.eval.batch_size if has_eval else 0,
+        # Packed rows are checked in batches of the training's size.
+        eval_rows=(config.train.batch_size if is_packed else config.eval.batch_size) if has_eval else 0,
         eval_row_tokens=eval_row,
         trained_share=data.trained_share,
         dtype=dtype,

@@ -94,7 +94,7 @@ KNOWN_CARDS = (
 """Cards to choose from where there is none, and the figures for time estimates where there is one."""
 
 ASSUMED_CONTEXT_BYTES = 500 * MIB
-"""CUDA context with the kernels' code, until this machine's was measured."""
+"""CUDA context with the kernels' code, until this machine's was measured; 742 MiB on an H100."""
 _DEVICES_FILE = "devices.json"
 
 
@@ -161,7 +161,7 @@ def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProf
         total_bytes=gpu.total_bytes,
         free_bytes=gpu.total_bytes - others,
         others_bytes=others,
-        context_bytes=context if context is not None else ASSUMED_CONTEXT_BYTES,
+        context_bytes=context if context is not None else assumed_context(capability),
         context_source="measured" if context is not None else "assumed",
         is_cpu=False,
         supports_bf16=capability is None or capability >= (8, 0),
@@ -231,6 +231,7 @@ def listed_profile(card: Card) -> DeviceProfile:
         speed_source="data sheet",
         watts=card.watts,
         capability=card.capability,
+        context_bytes=assumed_context(card.capability),
     )
 
 
@@ -251,6 +252,11 @@ def sized_profile(total_bytes: int, name: str) -> DeviceProfile:
         speed_source="assumed",
         is_present=False,
     )
+
+
+def assumed_context(capability: tuple[int, int] | None) -> int:
+    """Context of a card that was not measured: the larger the chip, the more its kernels' code and the driver take."""
+    return 742 * MIB if capability is not None and (9, 0) <= capability < (11, 0) else ASSUMED_CONTEXT_BYTES
 
 
 def find_card(words: str) -> Card | None:
