@@ -179,6 +179,7 @@ def dry_run(trainer: QloraTrainer, rows: Rows) -> None:
     for metrics in trainer._metrics.values():
         metrics.clear()
     trainer._total_train_tokens = 0
+    trainer.forget_micro_steps()
 
 
 def _longest(data: Dataset, count: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Run a list of speed rows, each in a process of its own, and collect them as JSON with a short table last.
 
-usage: python tests/bench/speed_all.py OUT_FILE MODELS_FOLDER PLAN...      PLAN: lines "name|extra PYTHONPATH or -|timeout s|arguments of speed_train.py"
+usage: python tests/bench/speed_all.py OUT_FILE MODELS_FOLDER PLAN...
+PLAN: "name|extra PYTHONPATH or -|timeout s|arguments of speed_train.py"; MODELS in the arguments stands for the folder
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def main() -> None:
         found = [json.loads(line[4:]) for line in lines if line.startswith("ROW ")]
         for row in found:
             rows.append({**row, "command": " ".join(command[1:])})
+            peak, nvml = row["peak_bytes"] / 2**30, row["nvml_bytes"] / 2**30
+            print(f"{name:30s} {row['tok_s']:7d} tok/s  step {row['step_s']:.3f} s  peak {peak:.3f} GiB  nvml {nvml:.2f}", flush=True)
             print(
-                f"{name:30s} {row['tok_s']:7d} tok/s  step {row['step_s']:.3f} s  peak {row['peak_bytes'] / 2**30:.3f} GiB  nvml {row['nvml_bytes'] / 2**30:.2f}  "
-                f"loss {row['losses'][0]:.4f} {row['losses'][-1]:.4f}  first steps {row['first_steps_s']}  ({time.perf_counter() - clock:.0f} s) {row['notes'][5:]}",
+                f"    loss {row['losses'][0]:.4f} {row['losses'][-1]:.4f}  first steps {row['first_steps_s']} {row['notes'][5:]}",
                 flush=True,
             )
         for line in lines:

@@ -45,7 +45,7 @@ def runs(shape: str) -> list[Run]:
         result = torch.empty(n, j, 16, device="cuda", dtype=torch.bfloat16)
         for bm, warps, stages in ((16, 4, 3), (16, 4, 5), (32, 4, 4), (32, 8, 4), (16, 8, 4), (16, 2, 5), (64, 4, 4)):
 
-            def call(
+            def call(  # noqa: PLR0917
                 x: Any = x,
                 w: Any = w,
                 c: Any = columns3,
@@ -110,7 +110,7 @@ def runs(shape: str) -> list[Run]:
             (256, 32, 8, 2),
         ):
 
-            def call2(
+            def call2(  # noqa: PLR0917
                 x: Any = x,
                 left: Any = left,
                 g: Any = g,

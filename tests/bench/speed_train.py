@@ -1,7 +1,8 @@
 """One QLoRA run on one stack, as one JSON row: trained tokens per second, step time, peak memory, losses and gradient norms.
 
 usage: python tests/bench/speed_train.py STACK MODEL_FOLDER [options]      STACK: recipe | plain | fast | unsloth
-`recipe` is the usual tutorial (prepare_model_for_kbit_training), `plain` is TRL without it, `fast` is ours, `unsloth` needs it on PYTHONPATH.
+`recipe` is the usual tutorial (prepare_model_for_kbit_training), `plain` is TRL without it, `fast` is ours, `unsloth` needs it on
+PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_DISABLE_STATISTICS="1", WANDB_DISABLED="true")
@@ -50,7 +52,7 @@ def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]
     rng = np.random.default_rng(0)
     lengths = [a.seq if not a.mean_len else int(np.clip(rng.lognormal(np.log(a.mean_len), 0.6), 16, a.seq)) for _ in range(count)]
     if a.text:
-        ids = tokenizer(open(a.text, encoding="utf-8").read())["input_ids"]
+        ids = tokenizer(Path(a.text).read_text(encoding="utf-8"))["input_ids"]
         starts = rng.integers(0, max(1, len(ids) - a.seq), count)
         return [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     return [rng.integers(5, 300, n).tolist() for n in lengths]
@@ -151,9 +153,11 @@ def main() -> None:
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        times: list[float] = []
-        losses: list[float] = []
-        norms: list[float] = []
+        def __init__(self) -> None:
+            self.start = 0.0
+            self.times: list[float] = []
+            self.losses: list[float] = []
+            self.norms: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             torch.cuda.synchronize()

@@ -2,6 +2,7 @@
 
 Runs on CUDA, or on the CPU where TRITON_INTERPRET=1 is set (Triton's interpreter, float32 only).
 """
+# ruff: noqa: E402  (torch and a card are asked for first)
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def group(width: int, sizes: list[int], rank: int) -> list[Adapter]:
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize(("rows", "width", "sizes", "rank"), [(70, 200, [130, 40, 40], 16), (64, 256, [96], 8), (33, 130, [64, 72], 40)])
-def test_lora(rate: float, rows: int, width: int, sizes: list[int], rank: int, plain: Any) -> None:
+def test_lora(rate: float, rows: int, width: int, sizes: list[int], rank: int, plain: Any) -> None:  # noqa: PLR0917
     adapters, total = group(width, sizes, rank), sum(sizes)
     dropout = Dropout(rate, torch.tensor([123, -77], dtype=torch.int32, device=DEVICE)) if rate else None
     x, grad, y = rand(rows, width), rand(rows, total), rand(rows, total)

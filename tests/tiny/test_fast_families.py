@@ -1,4 +1,4 @@
-"""Fused layers against stock PEFT, every family: loss, hidden states and every adapter gradient, in float32 on the CPU's reference operations."""
+"""Fused layers against stock PEFT, every family: loss and every adapter gradient, in float32 on the CPU's reference operations."""
 
 from __future__ import annotations
 

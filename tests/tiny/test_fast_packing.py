@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +50,7 @@ def test_collator_keeps_shapes_and_separates_documents() -> None:
     for batch in batches:
         starts = batch["cu_seq_lens_q"].unique().tolist()
         assert starts[0] == 0 and starts[-1] == 16 and 8 in starts
-        for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        for begin, end in itertools.pairwise(starts):
             assert batch["position_ids"][0, begin:end].tolist() == list(range(end - begin))
             assert batch["labels"][0, begin] == -100
 

@@ -163,6 +163,36 @@ def test_on_the_cpu_the_ordinary_step_runs_and_says_why(tmp_path: Path) -> None:
     assert len(history(trainer, "loss")) == 4
 
 
+def test_a_first_step_that_cannot_run_falls_back_to_the_plain_one(tmp_path: Path) -> None:
+    plain = make(build("llama", tmp_path / "m"), tmp_path / "a", SFTTrainer)
+    plain.train()
+    trainer = make(build("llama", tmp_path / "m"), tmp_path / "b")
+    state = fuse(trainer.model, dropout=0.0, num_kept_layers=1)
+    notes: list[str] = []
+    micro = MicroStep(trainer.model, state, run_seed=7, capture=False, capture_lock=threading.Lock(), on_note=notes.append)
+
+    def impossible(batch: Any) -> None:
+        raise RuntimeError("no kernel image is available for this card")
+
+    micro._compute = impossible  # type: ignore[method-assign]
+    trainer._start_fast_step(trainer.model, micro)
+    trainer.train()
+    assert not trainer.fast_step_active and len(notes) == 1 and "no kernel image" in notes[0]
+    assert history(trainer, "loss") == pytest.approx(history(plain, "loss"), rel=1e-6)
+
+
+def test_a_trial_step_leaves_no_trace(tmp_path: Path) -> None:
+    trainer = make(build("llama", tmp_path / "m"), tmp_path / "a")
+    force_fast(trainer, 0.2)
+    trainer.current_gradient_accumulation_steps = 2
+    batch = next(iter(trainer.get_train_dataloader()))
+    before = trainer.training_step(trainer.model, dict(batch), 100)
+    trainer.model.zero_grad()
+    trainer.forget_micro_steps()
+    assert float(trainer.training_step(trainer.model, dict(batch), 100)) == float(before)
+    assert int(trainer._token_count) == 128 and float(trainer._micro.metrics[2]) == 1
+
+
 def test_arguments_that_rule_it_out_are_named(tmp_path: Path) -> None:
     trainer = make(build("llama", tmp_path / "m"), tmp_path / "a", neftune_noise_alpha=5.0)
     assert "NEFTune" in trainer._fast_obstacle()

@@ -1,8 +1,8 @@
 """Fuse a PEFT model's layers in place, and take the fusion back.
 
-Only `forward` attributes of module instances are replaced; parameters, module names and `state_dict` keys stay. A replaced forward runs fused
-in training on a packed row (`cu_seq_lens_q` among the arguments) and calls the original otherwise, so evaluation, generation and the padded plain
-path are untouched.
+Only `forward` attributes of module instances are replaced; parameters, module names and `state_dict` keys stay. A replaced forward runs
+fused in training on a packed row (`cu_seq_lens_q` among the arguments) and calls the original otherwise, so evaluation, generation and
+the padded plain path are untouched.
 """
 
 from collections.abc import Callable
@@ -49,9 +49,9 @@ def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed:
     """Fuse `model` (a PeftModel on one CUDA device) in place and report; leaves it plain where it cannot be fused.
 
     `dropout` is LoRA's rate. The last `num_kept_layers` decoder layers keep their activations, the others recompute them in backward; this
-    replaces gradient checkpointing, whatever the trainer sets. `packed` says whether batches come packed, for the report only: padded batches
-    run the same way, as rows of one document each. `embedding_on_host` moves the input embedding to pinned host memory where the head does not
-    share it, which frees its bytes on the card (1.0 GiB at 8B) for well under 1 % of the time.
+    replaces gradient checkpointing, whatever the trainer sets. `packed` says whether batches come packed, for the report only: padded
+    batches run the same way, as rows of one document each. `embedding_on_host` moves the input embedding to pinned host memory where the
+    head does not share it, which frees its bytes on the card (1.0 GiB at 8B).
     """
     reasons = _obstacles(model)
     if not reasons:

@@ -15,7 +15,7 @@ NAME = "qlora_varlen"
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """Which tokens see which: `cumulative` int32 (documents + 1) marks where documents begin; the tail may repeat the total (empty ones)."""
+    """Which tokens see which: `cumulative` int32 (documents + 1) marks where documents begin; its tail may repeat the total."""
 
     cumulative: torch.Tensor
     max_length: int
@@ -24,26 +24,28 @@ class VarlenPlan:
     softcap: float | None = None
 
 
-# From this length on cuDNN's kernels beat the flash kernel on rows of one document: 8B, 2 x 2,048 tokens, H100: 0.14 against 0.28 ms forward,
-# 0.51 against 0.82 backward. At 4 x 512 its backward pass is the slower one.
+# From this length on cuDNN's kernels beat the flash kernel on rows of one document: 8B, 2 x 2,048 tokens, H100: 0.14 against 0.28 ms
+# forward, 0.51 against 0.82 backward. At 4 x 512 its backward pass is the slower one.
 CUDNN_FROM = 1024
 
 
 def is_dense(tokens: int, plan: VarlenPlan) -> bool:
     """Return whether every row is one document of full length: so many documents of at most `max_length` tokens leave no other way."""
-    return (plan.cumulative.shape[0] - 1) * plan.max_length == tokens
+    return bool((plan.cumulative.shape[0] - 1) * plan.max_length == tokens)
 
 
 def supports_flash(q: torch.Tensor, plan: VarlenPlan) -> bool:
     """Return whether torch's variable-length kernel computes this."""
-    return q.is_cuda and plan.softcap is None and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    fits = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    return bool(q.is_cuda and plan.softcap is None and fits)
 
 
 def prefers_cudnn(q: torch.Tensor, plan: VarlenPlan) -> bool:
     """Return whether cuDNN's dense kernel is used: long rows of one document each, on Hopper or later, heads of up to 128."""
     if not (supports_flash(q, plan) and plan.window is None and plan.max_length >= CUDNN_FROM and is_dense(q.shape[0], plan)):
         return False
-    return q.shape[-1] <= 128 and torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(q.device)[0] >= 9
+    is_new_enough = torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(q.device)[0] >= 9
+    return bool(q.shape[-1] <= 128 and is_new_enough)
 
 
 def _window(plan: VarlenPlan) -> dict[str, int]:
@@ -77,14 +79,14 @@ def varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Varl
     return out, lse
 
 
-def varlen_backward(
+def varlen_backward(  # noqa: PLR0917
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, plan: VarlenPlan
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q, k and v."""
     if not supports_flash(q, plan):
         with torch.enable_grad():
             inputs = [t.detach().requires_grad_() for t in (q, k, v)]
-            again = _reference(*inputs, plan)
+            again = _reference(inputs[0], inputs[1], inputs[2], plan)
         dq, dk, dv = torch.autograd.grad(again, inputs, grad)
         return dq, dk, dv
     longest, documents = plan.max_length, plan.cumulative
@@ -127,7 +129,7 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPl
     return torch.cat(parts)
 
 
-class _Varlen(torch.autograd.Function):
+class _Varlen(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
         out, lse = varlen_forward(q, k, v, plan)
@@ -141,7 +143,7 @@ class _Varlen(torch.autograd.Function):
         return (*varlen_backward(grads[0].contiguous(), q, k, v, out, lse, ctx.plan), None)
 
 
-def varlen_attention(
+def varlen_attention(  # noqa: PLR0917
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -155,7 +157,7 @@ def varlen_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query (B, heads, T, dim); with `cu_seq_lens_q` B is 1 and documents are separate, else causal per row."""
+    """transformers' attention function for query (B, heads, T, dim): separate documents with `cu_seq_lens_q` (B is 1), else causal rows."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if cu_seq_lens_q is None or max_length_q is None:
         if softcap is not None or (sliding_window is not None and query.shape[2] > sliding_window):

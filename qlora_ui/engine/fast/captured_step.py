@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from .apply import FastReport, fast_state
+from .apply import FastReport, fast_state, remove_fast_path
 from .micro_step import MicroStep, read_batch
+from .ops import KERNEL_ERRORS
 
 
 class FastStepMixin:
@@ -26,14 +27,15 @@ class FastStepMixin:
     def enable_fast_step(self, report: FastReport, *, run_seed: int, capture_lock: threading.Lock, on_note: Callable[[str], None]) -> bool:
         """Switch the fast step on if `apply_fast_path` fused the model and nothing in the arguments forbids it; return whether it is on.
 
-        `run_seed` keys dropout, `capture_lock` is held while a graph is captured (others must not draw from the default CUDA generator then),
-        `on_note` is told in words what falls back and why, at once or later.
+        `run_seed` keys dropout, `capture_lock` is held while a graph is captured (others must not draw from the default CUDA generator
+        then), `on_note` is told in words what falls back and why, at once or later.
         """
         if not report.active:
             return False
         obstacle = self._fast_obstacle()
         if obstacle:
             on_note(f"The fast path is off: {obstacle}.")
+            remove_fast_path(self.model)  # type: ignore[attr-defined]
             return False
         model = self.model  # type: ignore[attr-defined]
         self._start_fast_step(
@@ -69,8 +71,8 @@ class FastStepMixin:
         """Add one micro-batch's gradients and return its share of the loss (detached), as `Trainer.training_step` does."""
         micro = self._micro
         if micro is None:
-            plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-            return plain
+            untouched: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+            return untouched
         if not model.training:
             model.train()
         step = int(self.state.global_step)  # type: ignore[attr-defined]
@@ -79,8 +81,17 @@ class FastStepMixin:
         if self._token_count is not None:
             mask = inputs.get("attention_mask")
             self._token_count += inputs["input_ids"].numel() if mask is None else mask.sum().to(self._token_count.device)
-        batch = read_batch(inputs, micro.gradients.flat.device)
-        return micro.run(batch, num_items_in_batch, int(self.current_gradient_accumulation_steps), step, position)  # type: ignore[attr-defined]
+        accumulation = int(self.current_gradient_accumulation_steps)  # type: ignore[attr-defined]
+        try:
+            return micro.run(read_batch(inputs, micro.gradients.flat.device), num_items_in_batch, accumulation, step, position)
+        except KERNEL_ERRORS as failure:
+            # what a card or a driver cannot do shows in the very first step; later failures, and memory, are not ours to hide
+            if micro.num_runs or isinstance(failure, torch.OutOfMemoryError):
+                raise
+            micro.note(f"The fast path is off: this machine could not run its first step ({str(failure).splitlines()[0]}).")
+        self.close()
+        plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        return plain
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Return 6 operations per parameter and token; the parameters are counted once, not in every micro-step."""
@@ -123,9 +134,20 @@ class FastStepMixin:
         """Whether `training_step` runs the fast step."""
         return self._micro is not None
 
+    def forget_micro_steps(self) -> None:
+        """Count nothing that ran so far: for a trial step before training, whose metrics and dropout position must leave no trace."""
+        self._micro_position = (-1, 0)
+        if self._micro is not None and self._token_count is not None:
+            self._micro.metrics.zero_()
+            self._token_count.zero_()
+
     def close(self) -> None:
-        """Release graphs, their pool, gradients and buffers; the trainer's own step runs afterwards. Safe to call twice."""
+        """Release graphs, their pool, gradients and buffers and unfuse the model; the trainer's own step runs afterwards.
+
+        Safe to call twice.
+        """
         if self._micro is not None:
             self._micro.close()
             self._micro_model.__dict__.pop("zero_grad", None)
+            remove_fast_path(self._micro_model)
         self._micro = self._micro_model = self._token_count = None

@@ -1,7 +1,7 @@
 """The input embedding in pinned host memory: a training step reads few of its rows, and the GPU can read those over the bus itself.
 
-Only for models whose head does not share it (1.0 GiB of an 8B model). One kernel reads N rows of H values; nothing waits for the host, so it can
-be captured. On an H100 33 MB a micro-step cost under 1 ms of 360.
+Only for models whose head does not share it (1.0 GiB of an 8B model). One kernel reads N rows of H values; nothing waits for the host, so
+it can be captured. At 8B and 4,096 tokens that is 33 MB a micro-step, by arithmetic about 1 ms of 345 on PCIe 5.
 """
 
 from collections.abc import Callable

@@ -211,7 +211,7 @@ class FusedLayer:
         return self.mlp(normed, x, keep=keep, skip_output=skip_output)
 
 
-class _Recompute(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor], *anchors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)

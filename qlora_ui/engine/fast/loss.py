@@ -28,7 +28,7 @@ class Head:
 def tile_rows(head: Head, num_rows: int) -> int:
     """Return how many rows one tile of logits has."""
     rows = TILE_BYTES // (head.weight.shape[0] * head.weight.element_size())
-    return max(64, min(rows // 64 * 64, num_rows))
+    return int(max(64, min(rows // 64 * 64, num_rows)))
 
 
 def tiled_loss(hidden: torch.Tensor, head: Head, targets: torch.Tensor, inverse_count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Autograd nodes of the fused layers: LoRA projections, the gated MLP, norms, rotary attention.
 
 A node dequantizes its frozen weight once forward and once backward, and adds the adapters' gradients straight into `parameter.grad` where
-that exists (so that a captured micro-step accumulates in place); where it does not, gradients are returned as usual. Backward passes overwrite
-what they saved: one backward per forward, no double differentiation. Shapes as in `ops.py`.
+that exists (so that a captured micro-step accumulates in place); where it does not, gradients are returned as usual. Backward passes
+overwrite what they saved: one backward per forward, no double differentiation. Shapes as in `ops.py`.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ class GradientSink:
 def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
     """Return the inputs that make a node differentiable beside x.
 
-    Parameters that accumulate in place stay out of autograd's graph: their accumulation nodes may belong to another stream (a plain backward
-    pass that somebody still holds), and a capture must not touch that one. A fresh leaf stands in where x needs no gradient.
+    Parameters that accumulate in place stay out of autograd's graph: their accumulation nodes may belong to another stream (a plain
+    backward pass that somebody still holds), and a capture must not touch that one. A fresh leaf stands in where x needs no gradient.
     """
     parameters = [p for projection in projections for p in projection.parameters()]
     if any(p.grad is None for p in parameters):
@@ -90,7 +90,7 @@ def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
     return [] if x.requires_grad else [torch.zeros((), device=x.device, requires_grad=True)]
 
 
-class _Project(torch.autograd.Function):
+class _Project(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, *parameters: torch.Tensor
@@ -119,9 +119,9 @@ def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | No
     return out
 
 
-class _GatedMlp(torch.autograd.Function):
+class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any,
         x: torch.Tensor,
         gate_up: Projection,
@@ -181,7 +181,7 @@ def gated_mlp(
     return out
 
 
-class _Norm(torch.autograd.Function):
+class _Norm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -203,9 +203,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -
     return out
 
 
-class _ForkNorm(torch.autograd.Function):
+class _ForkNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total, y, rstd = ops.norm(x, weight, eps, offset, delta)
@@ -229,12 +229,12 @@ def fork_norm(
     return total, y
 
 
-class _Attend(torch.autograd.Function):
+class _Attend(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any, qkv: torch.Tensor, heads: Heads, rotary: tuple[torch.Tensor, torch.Tensor] | None, norm: HeadNorm | None, plan: VarlenPlan
     ) -> torch.Tensor:
-        rotated = rotate(qkv, heads, *rotary, norm) if rotary is not None else qkv
+        rotated = rotate(qkv, heads, rotary[0], rotary[1], norm) if rotary is not None else qkv
         q, k, v = split_heads(rotated, qkv, heads)
         out, lse = varlen_forward(q, k, v, plan)
         ctx.save_for_backward(qkv, rotated, out, lse)
@@ -249,7 +249,7 @@ class _Attend(torch.autograd.Function):
         dq, dk, dv = varlen_backward(grads[0].reshape(out.shape).contiguous(), q, k, v, out, lse, plan)
         grad = torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), 1)
         if rotary is not None:
-            rotate_backward_(grad, qkv, heads, *rotary, norm)
+            rotate_backward_(grad, qkv, heads, rotary[0], rotary[1], norm)
         return grad, None, None, None, None
 
 

@@ -22,12 +22,14 @@ if HAS_TRITON:
 
     from . import triton_layers, triton_lora
 
+# what a step that the card or its compiler cannot run raises
+KERNEL_ERRORS: tuple[type[Exception], ...] = (RuntimeError, triton.TritonError) if HAS_TRITON else (RuntimeError,)
 MAX_GROUP = 3  # q, k and v; the kernels take that many pointers
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One projection's LoRA: a (rank, in), b (out, rank), the factor alpha / r, its dropout salt and its first column in the group's output."""
+    """One projection's LoRA: a (rank, in), b (out, rank), the factor alpha / r, its dropout salt and first column in the output."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -38,7 +40,7 @@ class Adapter:
     @property
     def num_out(self) -> int:
         """Columns of the output this projection writes."""
-        return self.b.shape[0]
+        return int(self.b.shape[0])
 
 
 def uses_triton(x: torch.Tensor) -> bool:
@@ -69,7 +71,7 @@ def triton_failure(device: torch.device) -> str:
 def padded_rank(adapters: Sequence[Adapter]) -> int:
     """Return the group's rank rounded up to a power of two of at least 16: the tensor cores' smallest tile."""
     rank = adapters[0].a.shape[0]
-    return max(16, 1 << (rank - 1).bit_length())
+    return max(16, 1 << (int(rank) - 1).bit_length())
 
 
 def _three(values: Sequence[Any]) -> list[Any]:
@@ -83,8 +85,8 @@ def _masked(x: torch.Tensor, adapter: Adapter, dropout: Dropout | None) -> torch
 
 
 def _down_launch(num_rows: int, padded: int) -> dict[str, int]:
-    # measured on an H100 at 2,048 and 4,096 rows, rank 16: 16 rows a program fill its 132 multiprocessors. Larger ranks take fewer stages, so
-    # that their tiles fit the 99 KiB of shared memory of consumer cards.
+    # measured on an H100 at 2,048 and 4,096 rows, rank 16: 16 rows a program fill its 132 multiprocessors. Larger ranks take fewer
+    # stages, so that their tiles fit the 99 KiB of shared memory of consumer cards.
     stages = 5 if padded <= 32 else 3 if padded <= 64 else 2
     return {"BM": 16, "num_warps": 4 if num_rows <= 2048 or padded > 32 else 2, "num_stages": stages}
 
@@ -227,7 +229,7 @@ def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Se
     return dx
 
 
-def _outer(
+def _outer(  # noqa: PLR0917
     left: torch.Tensor,
     x: torch.Tensor,
     adapters: Sequence[Adapter],
@@ -271,7 +273,7 @@ def accumulate_a(
         _outer(inner_grad, x, adapters, grads, [0] * len(adapters), [x.shape[1]] * len(adapters), [gain] * len(adapters), True, dropout)
         return
     for j, ad in enumerate(adapters):
-        grads[j] += inner_grad[:, j, :rank].t() @ _masked(x, ad, dropout) * gain
+        grads[j].add_(inner_grad[:, j, :rank].t() @ _masked(x, ad, dropout) * gain)
 
 
 def accumulate_b(inner: torch.Tensor, grad: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor]) -> None:
@@ -291,7 +293,7 @@ def accumulate_b(inner: torch.Tensor, grad: torch.Tensor, adapters: Sequence[Ada
         )
         return
     for j, ad in enumerate(adapters):
-        grads[j] += grad[:, ad.column : ad.column + ad.num_out].t() @ inner[:, j, :rank] * ad.scale
+        grads[j].add_(grad[:, ad.column : ad.column + ad.num_out].t() @ inner[:, j, :rank] * ad.scale)
 
 
 def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -344,7 +346,7 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
 def gated_backward_(
     gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor | None, down: Adapter | None, dropout: Dropout | None, *, gelu: bool
 ) -> None:
-    """In place: gu (N, 2F) becomes its gradient and dh (N, F) the recomputed act(gate) * up; the down projection's LoRA part joins dh first."""
+    """In place: gu (N, 2F) becomes its gradient, dh (N, F) the recomputed act(gate) * up; the down projection's LoRA joins dh first."""
     width = dh.shape[1]
     if not uses_triton(gu):
         if down is not None and inner_grad is not None:
@@ -411,7 +413,7 @@ def norm(
     return total, y, rstd
 
 
-def norm_backward(
+def norm_backward(  # noqa: PLR0917
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""

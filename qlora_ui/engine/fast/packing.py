@@ -36,8 +36,8 @@ class Packed:
 def best_fit(lengths: Sequence[int], row_length: int) -> Packed:
     """Pack samples by best-fit decreasing: each goes into the fullest row that still has room; longer ones are cut to `row_length`.
 
-    Rows come in the order of their first sample and samples inside a row in theirs, so equal input gives equal rows. Empty samples are left out.
-    Costs O(n log n) with a bit set of the free spaces that occur.
+    Rows come in the order of their first sample and samples inside a row in theirs, so equal input gives equal rows. Empty samples are
+    left out. Costs O(n log n) with a bit set of the free spaces that occur.
     """
     if row_length < 1:
         raise ValueError("A row must hold at least one token.")
@@ -69,7 +69,7 @@ def best_fit(lengths: Sequence[int], row_length: int) -> Packed:
 def pack_examples(
     input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], row_length: int
 ) -> tuple[dict[str, list[list[int]]], Packed]:
-    """Return packed columns (`input_ids`, `labels`, `seq_lengths`, one entry per row) and the report; TRL's collator reads the same columns."""
+    """Return packed columns (`input_ids`, `labels`, `seq_lengths`, one entry per row) and the report; TRL's collator reads them too."""
     packed = best_fit([len(ids) for ids in input_ids], row_length)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}
     for row in packed.rows:
@@ -90,8 +90,9 @@ class PackedCollator:
 
     Returns input_ids, labels and position_ids (1, T) int64, cu_seq_lens_q/k int32 of fixed length (padded by repeating T), max_length_q/k =
     row_length. Positions restart with each sample; a row's padded tail is a document of its own with labels -100; the first label of each
-    document is -100, since nothing before it may predict it. Where no row holds more than one document (`max_documents` 1), rows are documents
-    and padding belongs to them, which lets attention run on whole rows. A last batch of fewer rows is filled up with padding rows.
+    document is -100, since nothing before it may predict it. Where no row holds more than one document (`max_documents` 1), rows are
+    documents and padding belongs to them, which lets attention run on whole rows. A last batch of fewer rows is filled up with padding
+    rows.
     """
 
     pad_token_id: int

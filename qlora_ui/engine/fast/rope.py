@@ -89,7 +89,7 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
     return out
 
 
-def rotate_backward_(
+def rotate_backward_(  # noqa: PLR0917
     grad: torch.Tensor, qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor, norm: HeadNorm | None
 ) -> torch.Tensor:
     """Turn grad (N, all heads), the gradient of the rotated q and k, into that of the raw projections, in place; v's columns stay."""

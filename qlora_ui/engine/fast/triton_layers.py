@@ -267,7 +267,7 @@ def rope_backward(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """In place on grad (N, all heads): rotate back, then through the per-head norm of the raw projections in qkv. NORM needs ROTARY == HEAD."""
+    """In place on grad (N, all heads): rotate back, then through the per-head norm of qkv. NORM needs ROTARY == HEAD."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, HALF)[None, :]

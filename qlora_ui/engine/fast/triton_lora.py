@@ -178,7 +178,7 @@ def lora_outer(
                 tile = tl.where(kept, tile, 0.0).to(tile.dtype)
             lt = tl.load(left + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
             acc = tl.dot(lt, tile, acc, input_precision="ieee")
-        if RANK_MAJOR:
+        if RANK_MAJOR:  # noqa: SIM108  (decided when compiling)
             target = g + rank[:, None] * num + cols[None, :]
         else:
             target = g + cols[None, :] * RANK + rank[:, None]
@@ -218,11 +218,11 @@ def lora_up(
     """y[:, col_j:col_j + num_j] += scale_j * xa[:, j] @ b_j.T (+ residual), in place; b_j is (num_j, RANK)."""
     block = tl.program_id(1)
     b, col, num, scale, j = b0, col0, num0, scale0, 0
-    if J > 1:
+    if J > 1:  # noqa: SIM102  (decided when compiling)
         if block >= blocks0:
             b, col, num, scale, j = b1, col1, num1, scale1, 1
             block -= blocks0
-            if J > 2:
+            if J > 2:  # noqa: SIM102
                 if block >= blocks1:
                     b, col, num, scale, j = b2, col2, num2, scale2, 2
                     block -= blocks1

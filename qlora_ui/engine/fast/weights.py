@@ -20,7 +20,7 @@ PART_BYTES = 96 * 2**20
 
 
 def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns: tuple[int, int] | None = None) -> None:
-    """Write a bitsandbytes 4-bit weight, or a range of its columns (even bounds), into `out` (contiguous): one kernel, double quantization included."""
+    """Write a bitsandbytes 4-bit weight, or some columns (even bounds), into contiguous `out`: one kernel, double quantization included."""
     num_columns = int(state.shape[1])
     first, last = columns or (0, num_columns)
     if not uses_triton(out):
@@ -85,7 +85,7 @@ class FrozenMatrix:
         return out
 
     def _fits(self, dtype: torch.dtype) -> bool:
-        return self.num_out * self.num_in * dtype.itemsize <= PART_BYTES
+        return bool(self.num_out * self.num_in * dtype.itemsize <= PART_BYTES)
 
     def _one(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         layer = self.layers[index]
