@@ -188,14 +188,14 @@ def first_rows(repo: str, subset: str | None, split: str, workspace: DataFolders
 
 def _head_of_file(repo: str, name: str, splits: HubSplits) -> bytes:
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     with _hub_errors(repo):
         url = hf_hub_url(repo, name, repo_type="dataset", revision=splits.commit, endpoint=endpoint())
         headers = {**build_hf_headers(), "Range": f"bytes=0-{PREVIEW_BYTES - 1}"}
         head = bytearray()
         with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as answer:
-            answer.raise_for_status()
+            hf_raise_for_status(answer)
             for block in answer.iter_bytes():
                 head += block
                 if len(head) >= PREVIEW_BYTES:
@@ -207,7 +207,7 @@ def _head_of_file(repo: str, name: str, splits: HubSplits) -> bytes:
 
 def _rows_of_service(repo: str, subset: str, split: str, num_rows: int) -> list[dict[str, Any]]:
     from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     server = os.environ.get("HF_DATASETS_SERVER") or _ROWS_SERVER
     with _hub_errors(repo):
@@ -217,7 +217,7 @@ def _rows_of_service(repo: str, subset: str, split: str, num_rows: int) -> list[
             headers=build_hf_headers(),
             timeout=TIMEOUT_S,
         )
-        answer.raise_for_status()
+        hf_raise_for_status(answer)
         try:
             rows = [row["row"] for row in answer.json()["rows"][:num_rows]]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -309,8 +309,6 @@ def _licence(tags: Iterable[str] | None) -> str:
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
     """The Hub's refusals as a DataError, in the words that models have too."""
-    from httpx import HTTPError
-
     try:
         with hub_errors(repo):
             yield
@@ -318,8 +316,6 @@ def _hub_errors(repo: str) -> Iterator[None]:
         problem = error.problems[0]
         fix = problem.fix.replace("huggingface.co/", "huggingface.co/datasets/").replace("choose a model that is on", "use a file on")
         raise _error(error.code, problem.what, problem.why.replace("no model", "no dataset"), fix) from None
-    except HTTPError:
-        raise _error("hub-offline", "The Hub cannot be reached.", "", "Check the connection, or use a file on this computer.") from None
 
 
 def _error(code: str, what: str, why: str, fix: str) -> DataError:

@@ -144,3 +144,12 @@ def test_what_is_taken_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("x", encoding="utf-8")
     assert hub_id("a/b") is None and hub_id("/a/b.jsonl") is None and hub_id("rows.jsonl") is None
+
+
+def test_a_refused_preview_has_its_words_too(hub: DatasetHub, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = splits_of(REPO, workspace)
+    monkeypatch.setattr("qlora_ui.data.hub.splits_of", lambda repo, workspace: splits)
+    hub.status = 429
+    with pytest.raises(DataError, match="slow down") as refused:
+        first_rows(REPO, None, "train", workspace)
+    assert refused.value.code == "hub-429"
