@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -10,8 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
+import psutil
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit
 from peft import PeftModel
 
 from qlora_ui.base.errors import ModelError, QloraUiError
@@ -64,6 +68,8 @@ class ChatModel:
         on_progress("Loading the model in 4 bits", None)
         with out_of_memory_in_words("The model does not fit."):
             model = load_quantized(folder, config, device)
+        if device.type == "cpu":
+            unpack_for_cpu(model)
         on_progress("The model is loaded", 1.0)
         return cls(folder, model, tokenizer, device)
 
@@ -73,9 +79,11 @@ class ChatModel:
         seen: dict[int, int] = {}
         for tensor in (*self.base.parameters(), *self.base.buffers()):
             seen[tensor.data_ptr()] = tensor.nbytes
-            state = getattr(tensor, "quant_state", None)
-            for part in _parts(state):
+            for part in _parts(getattr(tensor, "quant_state", None)):
                 seen[part.data_ptr()] = part.nbytes
+        for module in self.base.modules():
+            if (unpacked := vars(module).get("unpacked")) is not None:
+                seen[unpacked.data_ptr()] = unpacked.nbytes
         return sum(seen.values())
 
     def add_adapter(self, key: str, folder: Path) -> None:
@@ -144,6 +152,26 @@ class ChatModel:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def unpack_for_cpu(model: Any) -> bool:
+    """Write the 4-bit weights out in fp32 beside themselves, where a third of the free memory holds them; whether it did.
+
+    On a CPU bitsandbytes dequantizes every weight at every token. The numbers are the very same ones, a token costs two thirds.
+    """
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    needed = sum(4 * layer.in_features * layer.out_features for layer in layers)
+    if 3 * needed > psutil.virtual_memory().available or any(layer.compute_dtype != torch.float32 for layer in layers):
+        return False
+    with torch.inference_mode():
+        for layer in layers:
+            layer.unpacked = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+            layer.forward = functools.partial(_unpacked_forward, layer)
+    return True
+
+
+def _unpacked_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x.float(), layer.unpacked, layer.bias).to(x.dtype)
 
 
 @contextlib.contextmanager

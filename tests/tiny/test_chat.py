@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError, RunError, SettingsErr
 from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ChatService, ChatTarget, Delta, Sampling
 from qlora_ui.engine.chat_adapters import check_adapter, layer_shapes
+from qlora_ui.engine.chat_model import unpack_for_cpu
 from qlora_ui.engine.conversation import ChatHistory
 from qlora_ui.engine.decode import GrowingText, Noise, choose_tokens
 from qlora_ui.engine.load import load_quantized
@@ -35,8 +38,8 @@ def write_adapter(folder: Path, model_dir: Path, seed: int, **changes: Any) -> P
 
     model = load_quantized(model_dir, RunConfig(), torch.device("cpu"))
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes}
-    peft_model = get_peft_model(model, LoraConfig(**settings))
     torch.manual_seed(seed)
+    peft_model = get_peft_model(model, LoraConfig(**settings))
     for name, parameter in peft_model.named_parameters():
         if "lora_B" in name or "magnitude" in name:
             torch.nn.init.normal_(parameter, std=0.3) if "lora_B" in name else parameter.data.mul_(1.3)
@@ -49,9 +52,9 @@ def shared(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """A workspace with a run that has an adapter and a checkpoint."""
     workspace = Workspace.at(tmp_path_factory.mktemp("chat"))
     run = create_run(workspace, RunConfig().changed({"model.id": str(tiny_model_dir), "launch.device": "cpu"}))
-    write_adapter(run.adapter, tiny_model_dir, 1)
+    write_adapter(run.adapter, tiny_model_dir, 3)
     write_adapter(run.checkpoints / "checkpoint-2", tiny_model_dir, 2)
-    write_adapter(run.checkpoints / "checkpoint-3", tiny_model_dir, 3, use_dora=True)
+    write_adapter(run.checkpoints / "checkpoint-3", tiny_model_dir, 8, use_dora=True)
     return workspace, run.id
 
 
@@ -165,6 +168,38 @@ def test_dora_answers_one_side_at_a_time(service: ChatService, shared: tuple[Wor
     assert got["base"] == reference(service, HELLO, "base")
     service.load(ChatTarget(run_id=shared[1]))
     assert answers(service.stream(HELLO, GREEDY))["adapter"] == reference(service, HELLO, "adapter")
+
+
+def test_unpacked_weights_give_the_same_numbers_and_want_memory(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_quantized(tiny_model_dir, RunConfig(), torch.device("cpu")).eval()
+    ids = torch.arange(5, 40)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        assert unpack_for_cpu(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    small = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr("qlora_ui.engine.chat_model.psutil.virtual_memory", lambda: small)
+    assert not unpack_for_cpu(load_quantized(tiny_model_dir, RunConfig(), torch.device("cpu")))
+
+
+def test_an_answer_falls_between_the_steps_of_others(service: ChatService) -> None:
+    turns, done, steps = service._card.turns, threading.Event(), []
+
+    def train() -> None:
+        with turns.turn():
+            while not done.is_set():
+                steps.append(0)
+                time.sleep(0.01)
+                turns.pass_on()
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        assert answers(service.stream(HELLO, GREEDY))["adapter"]
+    finally:
+        done.set()
+        trainer.join()
+    assert steps
 
 
 def test_sampling_has_numbers_of_its_own(service: ChatService) -> None:
