@@ -90,10 +90,12 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
     moment, (activations, loss_head, gradients) = max(moments.items(), key=lambda item: sum(item[1]))
     parts = {**static, "gradients": gradients, "activations": activations, "loss_head": loss_head}
     allocated = sum(parts.values())
+    # What earlier runs on this machine took beyond the estimate shows as the allocator's share.
     overhead = process_overhead(device, work)
     context = overhead.context_bytes
     slack = overhead.workspace_bytes + _slack(facts, activations + loss_head, work) + _beside_the_graph(facts, config, adapter, work)
     load_peak = load_reserved_bytes(facts, config, work) + context
+    slack += round((allocated + slack) * (device.correction - 1))
     total = allocated + slack + context
     if load_peak > total:
         slack, moment, total = slack + load_peak - total, "loading", load_peak

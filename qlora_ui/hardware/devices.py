@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,6 +97,7 @@ KNOWN_CARDS = (
 ASSUMED_CONTEXT_BYTES = 500 * MIB
 """CUDA context with the kernels' code, until this machine's was measured; 742 MiB on an H100."""
 _DEVICES_FILE = "devices.json"
+_RUNS_NEEDED, _RUNS_KEPT, _LARGEST_CORRECTION = 3, 20, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,10 @@ class DeviceProfile:
     is_present: bool = True
     """False for a card chosen from the list."""
     capability: tuple[int, int] | None = None
+    correction: float = 1.0
+    """Measured over predicted memory of earlier runs on this machine, without the context."""
+    num_learned: int = 0
+    """Runs behind the correction."""
 
     @property
     def allocator_bytes(self) -> int:
@@ -171,6 +177,8 @@ def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProf
         watts=spec.watts if spec else None,
         uuid=gpu.uuid,
         capability=capability,
+        correction=stored_correction(workspace, gpu.uuid)[0],
+        num_learned=stored_correction(workspace, gpu.uuid)[1],
     )
 
 
@@ -287,7 +295,39 @@ def stored_context(workspace: HasCache | None, uuid: str) -> int | None:
 def store_context(workspace: HasCache, uuid: str, name: str, context_bytes: int) -> None:
     """Remember the context size of a card; implausible figures (under 50 MiB, over 4 GiB) are not kept."""
     if uuid and 50 * MIB < context_bytes < 4 * GIB:
-        write_json(workspace.cache / _DEVICES_FILE, {**_stored(workspace), uuid: {"name": name, "context_bytes": context_bytes}})
+        _store(workspace, uuid, name=name, context_bytes=context_bytes)
+
+
+def stored_correction(workspace: HasCache | None, uuid: str) -> tuple[float, int]:
+    """(factor, number of runs): the median of measured over predicted, at most 15 % either way; 1 before the third run."""
+    ratios = _ratios(workspace, uuid)
+    if len(ratios) < _RUNS_NEEDED:
+        return 1.0, len(ratios)
+    return min(max(statistics.median(ratios), 1 - _LARGEST_CORRECTION), 1 + _LARGEST_CORRECTION), len(ratios)
+
+
+def store_ratio(workspace: HasCache, uuid: str, name: str, ratio: float) -> None:
+    """Remember measured over predicted memory of a run (context left out of both, the correction of then left out of the prediction)."""
+    if uuid and 0.5 < ratio < 2.0:
+        _store(workspace, uuid, name=name, ratios=[*_ratios(workspace, uuid), ratio][-_RUNS_KEPT:])
+
+
+def forget_correction(workspace: HasCache, uuid: str | None = None) -> None:
+    """Forget what was learned of a card, or of all of them; the measured context stays."""
+    for known in [uuid] if uuid is not None else list(_stored(workspace)):
+        _store(workspace, known, ratios=[])
+
+
+def _ratios(workspace: HasCache | None, uuid: str) -> list[float]:
+    value = _stored(workspace).get(uuid)
+    ratios = value.get("ratios") if isinstance(value, dict) else None
+    return [ratio for ratio in ratios if isinstance(ratio, float | int)] if isinstance(ratios, list) else []
+
+
+def _store(workspace: HasCache, uuid: str, **values: Any) -> None:
+    stored = _stored(workspace)
+    known = stored.get(uuid)
+    write_json(workspace.cache / _DEVICES_FILE, {**stored, uuid: {**(known if isinstance(known, dict) else {}), **values}})
 
 
 def _stored(workspace: HasCache | None) -> dict[str, Any]:
