@@ -1,0 +1,105 @@
+"""`app.py doctor`: what is here, what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from qlora_ui import __version__
+from qlora_ui.base.files import free_bytes
+from qlora_ui.base.units import GIB, format_bytes
+from qlora_ui.cli.config_flags import table
+from qlora_ui.hardware.devices import card_profile, cpu_profile, forget_correction
+from qlora_ui.hardware.gpu import driver_version, read_gpus
+from qlora_ui.hardware.system import read_system, versions
+from qlora_ui.models.builtin import gguf_path
+from qlora_ui.runs.workspace import Workspace
+
+HELP = "versions, cards, what was measured of them, and what is wrong"
+NEEDED = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "gradio")
+LITTLE_DISK_BYTES = 5 * GIB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What was learned can be forgotten."""
+    parser.add_argument("--forget", action="store_true", help="forget the correction that earlier runs taught the estimate")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings; 1 where something keeps runs from working."""
+    workspace = Workspace.at(arguments.workspace)
+    if arguments.forget:
+        forget_correction(workspace)
+    values = _look(workspace)
+    if arguments.json:
+        print(json.dumps(values, ensure_ascii=False))
+    else:
+        _say(values)
+    return 1 if any(problem["stops_runs"] for problem in values["problems"]) else 0
+
+
+def _look(workspace: Workspace) -> dict[str, Any]:
+    system, found = read_system(), versions()
+    cards = [_card(gpu, workspace) for gpu in read_gpus(visible_only=False)]
+    return {
+        "app": __version__,
+        "versions": found,
+        "driver": driver_version(),
+        "cards": cards,
+        "system": asdict(system),
+        "device": asdict(cpu_profile()) if not cards else cards[0],
+        "workspace": str(workspace.root),
+        "workspace_free_bytes": free_bytes(workspace.root),
+        "has_builtin_model": gguf_path() is not None,
+        "problems": _problems(workspace, found, bool(cards)),
+    }
+
+
+def _card(gpu: Any, workspace: Workspace) -> dict[str, Any]:
+    profile = card_profile(gpu, workspace)
+    return {
+        **asdict(gpu),
+        "free_bytes": profile.free_bytes,
+        "context_bytes": profile.context_bytes,
+        "context_source": profile.context_source,
+        "correction": profile.correction,
+        "num_learned": profile.num_learned,
+        "supports_bf16": profile.supports_bf16,
+    }
+
+
+def _problems(workspace: Workspace, found: dict[str, str], has_card: bool) -> list[dict[str, Any]]:
+    missing = [name for name in NEEDED if name not in found]
+    torch_build = found.get("torch", "")
+    candidates = (
+        (bool(missing), True, f"Not installed: {', '.join(missing)}.", "Run “pip install -r requirements.txt”."),
+        (
+            has_card and torch_build.endswith("+cpu"),
+            False,
+            "There is a card, but torch was built without CUDA.",
+            "Install torch from pytorch.org's index for your CUDA version.",
+        ),
+        (
+            free_bytes(workspace.root) < LITTLE_DISK_BYTES,
+            False,
+            f"Only {format_bytes(free_bytes(workspace.root))} are free where the workspace lies.",
+            "Free some space, or give another folder with --workspace DIR.",
+        ),
+        (not has_card, False, "No NVIDIA card answers: runs go to the CPU, which is slow for all but small models.", ""),
+    )
+    return [{"stops_runs": stops, "what": what, "fix": fix} for holds, stops, what, fix in candidates if holds]
+
+
+def _say(values: dict[str, Any]) -> None:
+    print(table([("QLoRA UI", values["app"]), *values["versions"].items(), ("driver", values["driver"] or "none")]))
+    system = values["system"]
+    print(f"{system['cpu']}, {system['num_cpus']} cores, {format_bytes(system['ram_available_bytes'])} of memory free")
+    for card in values["cards"]:
+        words = f"context {format_bytes(card['context_bytes'])} ({card['context_source']})"
+        learned = f"estimates × {card['correction']:.3f} after {card['num_learned']} runs"
+        print(f"{card['name']}: {format_bytes(card['free_bytes'])} of {format_bytes(card['total_bytes'])} free, {words}, {learned}")
+    print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
+    for problem in values["problems"]:
+        print(f"! {problem['what']} {problem['fix']}".rstrip())
