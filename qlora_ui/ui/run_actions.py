@@ -28,8 +28,8 @@ OPENS = {"open": "train", "chat": "chat", "evaluate": "evaluate", "export": "exp
 """Buttons that look at a run on another tab."""
 
 
-OF_THE_LIST = ("pick", "page", "details", "only-different", "clear")
-"""What only changes the view of the list of runs."""
+OF_THE_TAB = ("pick", "page", "details", "only-different", "clear", "evaluate-now", "cancel", "export-now", "export-again", "download")
+"""What the tab that the button stands on does itself."""
 
 
 class Outcome:
@@ -71,7 +71,7 @@ def perform(page: Page, action: Action) -> Outcome:
     if action.name in REQUESTS:
         page.service.launcher.request(_run(page, action), REQUESTS[action.name])
         return Outcome()
-    if action.name in OF_THE_LIST:
+    if action.name in OF_THE_TAB:
         return Outcome()
     do = _ACTIONS.get(action.name)
     if do is None:
@@ -154,6 +154,7 @@ def _fresh(config: RunConfig) -> RunConfig:
 
 
 _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
+    "look": lambda page, action: Outcome(find_run(page.service.workspace, action.text).id),
     "resume": _resume,
     "copy": _copy,
     "apply": _apply,

@@ -1,12 +1,73 @@
-"""The Evaluate tab."""
+"""The Evaluate tab: is it better, what did 4-bit cost, in which form to keep it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
+from qlora_ui.base.files import read_json
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.registry import find_run
+from qlora_ui.ui import run_actions
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.background_view import progress_html, run_picker
+from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
+
+RESULT = "evaluation.json"
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    gr.HTML('<div class="q-empty"><h2>Evaluate</h2></div>', apply_default_css=False)
+    work = Background("evaluation")
+    view = live_html(NOTHING, "evaluate-view")
+    page.live(lambda run_id: _draw(page.service, run_id, work.progress()), [view])
+
+    @handler
+    def act(event: gr.EventData) -> None:
+        action = Action.of(event)
+        if action.name == "cancel":
+            work.cancel()
+        if action.name == "evaluate-now":
+            run = find_run(page.service.workspace, action.id)
+
+            def job(on_progress: Any, is_cancelled: Any) -> Any:
+                on_progress("Starting the engine", None)
+                evaluate = engine_object("evaluate:evaluate_run")
+                return evaluate(run.id, page.service.workspace, page.service.card, on_progress=on_progress, is_cancelled=is_cancelled)
+
+            work.start(run.id, job)
+
+    page.redraw_after(view.act(act, None, None, api_visibility="private", show_progress="hidden"))
+    run_actions.wire(page, view)
+
+
+def chosen_run(service: Service, run_id: str) -> RunView | None:
+    """The run that is looked at if it has a result, else the newest that has one; None where there is none."""
+    view = service.view(run_id)
+    if view is not None and view.ended is not None and view.ended.adapter:
+        return view
+    newest = next((row for row in service.run_lists.rows() if row.has_adapter), None)
+    return service.view(newest.id) if newest is not None else None
+
+
+def _draw(service: Service, run_id: str, progress: Progress) -> str:
+    view = chosen_run(service, run_id)
+    if view is None:
+        return NOTHING
+    picker = run_picker(service.run_lists.rows(), view.id, "Evaluate")
+    title = "Evaluating" if progress.key == view.id else "Evaluating another run"
+    shown = progress.is_running or progress.key == view.id
+    result = read_json(view.run.path / RESULT)
+    running = progress_html(progress, title) if shown else ""
+    body = ""
+    if isinstance(result, dict):
+        body = receipt_html(result, view.id)
+    elif not progress.is_running:
+        body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None)
+    return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{running}{body}</div>'

@@ -1,12 +1,144 @@
-"""The Export tab."""
+"""The Export tab: a finished run as an adapter, a whole model, a file for llama.cpp or Ollama, or a program."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.files import read_json, size_of_tree, write_json
+from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.models.catalogue import find_model_folder
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.script.bundle import write_bundle
+from qlora_ui.ui import run_actions
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.evaluate import chosen_run
+from qlora_ui.ui.views.background_view import run_picker
+from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html
+
+NOTES = "exports.json"
+"""In a run's exports/: what the last export of each form said of itself."""
+SCRIPTS = {
+    "script": ("A program", "train.py on plain transformers, peft and trl, with its rows: trains the same run without this app."),
+    "trl-yaml": ("A TRL configuration", "The same for people who use “trl sft”."),
+}
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    gr.HTML('<div class="q-empty"><h2>Export</h2></div>', apply_default_css=False)
+    work = Background("export")
+    plans: dict[tuple[str, str], Any] = {}
+    view = live_html(NOTHING, "export-view")
+    file = gr.DownloadButton("Save", visible=False, elem_id="export-file", variant="primary")
+    page.live(lambda run_id: _draw(page.service, run_id, work.progress(), plans), [view])
+
+    @handler
+    def act(event: gr.EventData) -> Any:
+        action = Action.of(event)
+        form = action.data.get("form", "")
+        if action.name == "cancel":
+            work.cancel()
+        if action.name in ("export-now", "export-again"):
+            run = find_run(page.service.workspace, action.id)
+            work.start(form, lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
+            return gr.DownloadButton(visible=False)
+        if action.name == "download":
+            packed = _pack(page.service, find_run(page.service.workspace, action.id), form)
+            return gr.DownloadButton(f"Save {packed.name} ({format_bytes(packed.stat().st_size)})", value=str(packed), visible=True)
+        return gr.skip()
+
+    done = view.act(act, None, [file], api_visibility="private", show_progress="hidden")
+    page.redraw_after(done)
+    run_actions.wire(page, view)
+
+
+def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[str, str], Any]) -> str:
+    view = chosen_run(service, run_id)
+    if view is None:
+        return NOTHING
+    picker = run_picker(service.run_lists.rows(), view.id, "Take away")
+    return exports_html(list(_cards(service, view, plans)), view.id, progress, picker)
+
+
+def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
+    notes = read_json(view.run.exports / NOTES) or {}
+    for form in EXPORT_FORMS:
+        plan = _plan(service, view, form.name, plans)
+        path = view.run.exports / form.name
+        yield Card(
+            form.name,
+            form.title,
+            form.about,
+            COMMANDS.get(form.name, form.used_with),
+            size_bytes=getattr(plan, "size_bytes", None),
+            memory_bytes=getattr(plan, "memory_bytes", None),
+            path=str(path) if path.is_dir() else "",
+            note=str(notes.get(form.name, "")),
+            problem=plan if isinstance(plan, str) else "",
+        )
+    for name, (title, about) in SCRIPTS.items():
+        path = view.run.exports / name
+        yield Card(name, title, about, COMMANDS[name], path=str(path) if path.is_dir() else "")
+
+
+def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str], Any]) -> Any:
+    """What the export takes, kept for each run; a sentence where it cannot be made."""
+    key = (view.id, form)
+    if key not in plans and view.config is not None:
+        base = find_model_folder(view.config.model.id, view.config.model.revision, service.workspace)
+        try:
+            plans[key] = engine_object("exports.plan:plan_export")(view.run, base, form) if base is not None else None
+        except (QloraUiError, OSError, KeyError) as error:
+            plans[key] = str(error) if isinstance(error, QloraUiError) else None
+    return plans.get(key)
+
+
+def _make(service: Service, run: RunDir, form: str, on_progress: Any, is_cancelled: Any) -> str:
+    """Make one export and note what its check said."""
+    target = run.exports / form
+    if form in SCRIPTS:
+        on_progress("Writing", None)
+        shutil.rmtree(target, ignore_errors=True)
+        gpus = service.gpus()
+        bf16 = not gpus or (gpus[0].compute_capability or (8, 0)) >= (8, 0)
+        write_bundle(run.config(), run.data, target, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
+        return str(target)
+    on_progress("Starting the engine", None)
+    export = engine_object("exports.export:export_run")
+    shutil.rmtree(target, ignore_errors=True)
+    with service.card.hold("export", run.id):
+        result = export(run, form, service.workspace, target, on_progress=on_progress, is_cancelled=is_cancelled)
+    notes = read_json(run.exports / NOTES) or {}
+    said = result.check.sentence() if result.check else result.note
+    write_json(run.exports / NOTES, {**notes, form: said})
+    return str(target)
+
+
+def _pack(service: Service, run: RunDir, form: str) -> Path:
+    """One file to save: the only one of the export, or all of it as a ZIP in the workspace's temporary folder."""
+    folder = run.exports / form
+    if form not in {known.name for known in EXPORT_FORMS} | SCRIPTS.keys() or not folder.is_dir():
+        raise RunError("This export is not there any more.", fix="Make it again", code="export-missing")
+    if size_of_tree(folder) > 4 * 2**30:
+        raise RunError(
+            f"It has {format_bytes(size_of_tree(folder))}, too much for a browser.",
+            fix=f"Take the folder itself: {folder}",
+            code="too-large",
+        )
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
+    target = service.workspace.temp / "downloads" / run.id / f"{stem}-{form}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.make_archive(str(target), "zip", folder))

@@ -1,0 +1,85 @@
+"""Work of minutes that a page starts and any page can watch and cancel: an evaluation, an export."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress
+from qlora_ui.ui.handler import log_bug
+
+Job = Callable[[OnProgress, IsCancelled], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the work is."""
+
+    key: str = ""
+    """What it is for: a run's id, a form of export."""
+    is_running: bool = False
+    what: str = ""
+    share: float | None = None
+    began: float = 0.0
+    is_cancelling: bool = False
+    problems: tuple[Problem, ...] = ()
+    result: Any = None
+
+    def seconds_left(self, now: float) -> float | None:
+        """From the pace so far; None before a tenth is done."""
+        if not self.is_running or self.share is None or self.share < 0.1:
+            return None
+        return (now - self.began) * (1 - self.share) / self.share
+
+
+class Background:
+    """One piece of work at a time, in a thread of its own; safe to use from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._progress = Progress()
+
+    def progress(self) -> Progress:
+        """How it stands, or how the last one ended."""
+        with self._lock:
+            return self._progress
+
+    def start(self, key: str, job: Job) -> None:
+        """Begin; raises QloraUiError while another piece is being worked on."""
+        with self._lock:
+            if self._progress.is_running:
+                raise QloraUiError(f"An {self._name} is running already.", fix="Wait for it, or cancel it.", code="busy")
+            self._cancelled.clear()
+            self._progress = Progress(key, True, "Getting ready", None, time.time())
+        threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()
+
+    def cancel(self) -> None:
+        """Ask it to end; it does at its next look."""
+        self._cancelled.set()
+        with self._lock:
+            self._progress = replace(self._progress, is_cancelling=self._progress.is_running)
+
+    def _work(self, job: Job) -> None:
+        problems: tuple[Problem, ...] = ()
+        result = None
+        try:
+            result = job(self._tell, self._cancelled.is_set)
+        except Cancelled:
+            problems = ()
+        except QloraUiError as error:
+            problems = error.problems
+        except Exception as error:  # the page's boundary, as in @handler: this thread has no handler around it
+            bug_id = log_bug(error, self._name)
+            problems = (Problem("", f"The app made a mistake in this {self._name}", why=f"The log has the details under {bug_id}"),)
+        with self._lock:
+            self._progress = replace(self._progress, is_running=False, is_cancelling=False, problems=problems, result=result)
+
+    def _tell(self, what: str, share: float | None) -> None:
+        with self._lock:
+            self._progress = replace(self._progress, what=what, share=share)

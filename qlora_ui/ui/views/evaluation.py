@@ -1,0 +1,161 @@
+"""The quality receipt as a person reads it: the verdict, where each form stands, what the answers look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_ui.base.units import format_duration
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.words import ago, fold
+
+WIDTH, LABEL, ROW = 760, 236, 40
+NOTHING = (
+    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the adapter helps, '
+    "what 4-bit cost, and in which form to keep it.</p></div>"
+)
+ABOUT = (
+    "The rows that training never saw are scored on the base in full and in 4-bit, with your adapter, and merged in two ways; "
+    "base and adapter answer some of them."
+)
+
+
+def invitation_html(run_id: str, num_eval_rows: int | None) -> str:
+    """What an evaluation will do, and its button; in words why there is none where no rows were held back."""
+    if num_eval_rows == 0:
+        return (
+            '<div class="q-empty"><h2>No rows were held back</h2><p>Rows that were trained on say nothing about new ones. '
+            "Set “Held back for checking” above 0 for the next run.</p></div>"
+        )
+    rows = f"{num_eval_rows:,} held-back rows. " if num_eval_rows else ""
+    button = act_button("Evaluate", "evaluate-now", run_id, look="primary", echo="Starting …")
+    return f'<section class="q-card q-run-top"><p class="q-sub">{escape(rows + ABOUT)}</p>{button}</section>'
+
+
+def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
+    """All of a finished evaluation."""
+    verdict = result.get("verdict") or {}
+    kind = {"better": "good", "worse": "bad"}.get(str(verdict.get("kind")), "warn")
+    sign = {"good": "✓", "bad": "✕", "warn": "?"}[kind]
+    facts = f"{result.get('num_rows', 0):,} held-back rows, {result.get('num_tokens', 0):,} tokens, {result.get('device', '')}"
+    when = f"{ago(float(result.get('time', 0)))}, took {format_duration(float(result.get('duration_s', 0)))}"
+    return (
+        f'<section class="q-verdict q-verdict-{kind}"><span class="q-verdict-sign" aria-hidden="true">{sign}</span>'
+        f'<div><p class="q-verdict-text">{escape(verdict.get("text", ""))}</p><p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
+        f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
+        f"{_dots(result)}{_tasks(result.get('tasks') or [])}{_answers(result.get('answers') or [])}"
+    )
+
+
+def _dots(result: Mapping[str, Any]) -> str:
+    scores: Sequence[Mapping[str, Any]] = result.get("scores") or []
+    known = {row["variant"]: row["loss"] for row in scores if "loss" in row}
+    if not known:
+        return ""
+    intervals = _intervals(result, known)
+    low = min([*known.values(), *(low for low, _ in intervals.values())])
+    high = max([*known.values(), *(high for _, high in intervals.values())])
+    room = (high - low) * 0.12 or 0.1
+    low, high = low - room, high + room
+
+    def place(value: float) -> float:
+        return LABEL + (value - low) / (high - low) * (WIDTH - LABEL - 70)
+
+    height = ROW * len(scores) + 30
+    parts = [f'<line class="q-axis" x1="{LABEL}" x2="{WIDTH - 60}" y1="{height - 26}" y2="{height - 26}"/>']
+    parts += [
+        f'<text class="q-tick" x="{place(tick):.0f}" y="{height - 8}" text-anchor="middle">{tick:.2f}</text>'
+        for tick in (low + room, (low + high) / 2, high - room)
+    ]
+    for number, row in enumerate(scores):
+        y = ROW * number + 20
+        parts.append(f'<text class="q-dot-label" x="0" y="{y + 4}">{escape(row["title"])}</text>')
+        parts.append(f'<line class="q-gridline" x1="{LABEL}" x2="{WIDTH - 60}" y1="{y}" y2="{y}"/>')
+        if "loss" not in row:
+            parts.append(f'<text class="q-tick" x="{LABEL + 8}" y="{y + 4}">{escape(row.get("skipped", "not looked at"))}</text>')
+            continue
+        if row["variant"] in intervals:
+            left, right = (place(value) for value in intervals[row["variant"]])
+            parts.append(
+                f'<path class="q-whisker" d="M{left:.1f} {y - 6}V{y + 6}M{left:.1f} {y}H{right:.1f}M{right:.1f} {y - 6}V{y + 6}"/>'
+            )
+        x = place(row["loss"])
+        css = "q-mark-adapter" if "adapter" in row["variant"] else "q-mark-merged" if "merged" in row["variant"] else "q-mark-base"
+        shape = (
+            f'<circle class="{css}" cx="{x:.1f}" cy="{y}" r="6"/>'
+            if css != "q-mark-merged"
+            else f'<rect class="{css}" x="{x - 5:.1f}" y="{y - 5}" width="10" height="10"/>'
+        )
+        parts.append(f'{shape}<text class="q-dot-value" x="{WIDTH}" y="{y + 4}" text-anchor="end">{row["loss"]:.3f}</text>')
+    words = "; ".join(f"{row['title']} {row['loss']:.3f}" for row in scores if "loss" in row)
+    note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if intervals else ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["loss"]:.4f}</td><td>{row["perplexity"]:.2f}</td><td>{row["accuracy"]:.1%}</td>'
+        f"<td>{escape(row.get('about', ''))}</td></tr>"
+        for row in scores
+        if "loss" in row
+    )
+    table = f'<table class="q-table"><thead><tr><th>Form</th><th>Loss</th><th>Perplexity</th><th>Token accuracy</th><th></th></tr></thead><tbody>{rows}</tbody></table>'
+    return (
+        '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2><p class="q-small">Nats a token; lower is better. '
+        f'{note}</p><div class="q-scroll"><svg class="q-dotplot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Loss by form: {escape(words)}">'
+        f"{''.join(parts)}</svg></div>{fold('All numbers', table, 'all-numbers')}</section>"
+    )
+
+
+def _intervals(result: Mapping[str, Any], known: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Variant to the ends of its whisker, from the intervals of the two differences that were bootstrapped."""
+    base = known.get("base-4bit")
+    found: dict[str, tuple[float, float]] = {}
+    for key, variant in (("gain", "adapter-4bit"), ("four_bit_cost", "base-full")):
+        estimate = result.get(key)
+        if base is not None and estimate and variant in known:
+            found[variant] = (base - estimate["high"], base - estimate["low"])
+    return found
+
+
+def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
+    if not tasks:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(task.get("title") or task["metric"]))}</th>'
+        f"<td>{_estimate(task['base'])}</td><td>{_estimate(task['adapter'])}</td></tr>"
+        for task in tasks
+        if "base" in task and "adapter" in task
+    )
+    return (
+        '<section class="q-card"><h2 class="q-h2">The answers, measured</h2><table class="q-table"><thead><tr><th>Measure</th><th>Base model</th>'
+        f"<th>With your adapter</th></tr></thead><tbody>{rows}</tbody></table></section>"
+    )
+
+
+def _estimate(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.2f} <small>({value['low']:.2f} to {value['high']:.2f})</small>"
+
+
+def _answers(answers: Sequence[Mapping[str, str]]) -> str:
+    """Examples, those that lie farthest from their reference first."""
+    if not answers:
+        return ""
+    ordered = sorted(answers, key=lambda answer: _likeness(answer["adapter"], answer["reference"]))
+    cards = "".join(
+        f'<li><p class="q-h3">{escape(answer["question"])}</p><div class="q-answers q-answers-three">'
+        f"{_said('The row’s answer', answer['reference'], 'reference')}{_said('Base model', answer['base'], 'base')}"
+        f"{_said('With your adapter', answer['adapter'], 'adapter')}</div></li>"
+        for answer in ordered
+    )
+    return f'<section class="q-card"><h2 class="q-h2">Examples, the weakest first</h2><ol class="q-examples">{cards}</ol></section>'
+
+
+def _said(title: str, text: str, side: str) -> str:
+    return (
+        f'<article class="q-answer q-answer-{side}"><h3 class="q-answer-head">{title}</h3><div class="q-prose">{escape(text.strip() or "(nothing)")}</div>'
+        "</article>"
+    )
+
+
+def _likeness(text: str, reference: str) -> float:
+    """Share of the reference's words that the text has: enough to put the weakest on top."""
+    wanted = set(reference.lower().split())
+    return len(wanted & set(text.lower().split())) / len(wanted) if wanted else 1.0

@@ -1,0 +1,98 @@
+"""Ways to take a run away, as cards by purpose: what it is, what it takes, how to use what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qlora_ui.base.units import format_bytes
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.background import Progress
+from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.views.background_view import progress_html
+
+NOTHING = (
+    '<div class="q-empty"><h2>Nothing to take away yet</h2><p>When a run has saved something, you can take it as an adapter, a whole model, '
+    "a file for llama.cpp or Ollama, or as a program that trains it again elsewhere.</p></div>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One export."""
+
+    form: str
+    title: str
+    about: str
+    command: str
+    """What uses the result, as a person types it in the exported folder."""
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
+    path: str = ""
+    """Where the finished one lies; empty while there is none."""
+    note: str = ""
+    """Of the last one: how it compared with the chat."""
+    problem: str = ""
+    """Why it cannot be made here; then there is no button."""
+
+
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Use it in Python", ("adapter", "merged-dequantized", "merged-original")),
+    ("Run it in llama.cpp or Ollama", ("gguf-q8_0", "gguf-f16", "gguf-lora", "ollama")),
+    ("Train it again elsewhere", ("script", "trl-yaml")),
+)
+COMMANDS: Mapping[str, str] = {
+    "adapter": 'PeftModel.from_pretrained(base, "adapter")',
+    "merged-dequantized": "vllm serve ./merged-dequantized",
+    "merged-original": "vllm serve ./merged-original",
+    "gguf-q8_0": "llama-cli -m model.gguf -cnv",
+    "gguf-f16": "llama-quantize model.gguf q4.gguf Q4_K_M",
+    "gguf-lora": "llama-cli -m base.gguf --lora adapter.gguf",
+    "ollama": "ollama create mine && ollama run mine",
+    "script": "pip install -r requirements.txt && python train.py",
+    "trl-yaml": "pip install -r requirements.txt && trl sft --config trl_sft.yaml",
+}
+
+
+def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str) -> str:
+    """All cards in their groups, with the one that is being made on top."""
+    by_form = {card.form: card for card in cards}
+    running = progress_html(progress, f"Making: {by_form[progress.key].title}") if progress.key in by_form else ""
+    groups = []
+    for title, forms in GROUPS:
+        own = [_card(by_form[form], run_id, is_busy=progress.is_running) for form in forms if form in by_form]
+        if own:
+            groups.append(f'<section><h2 class="q-h2">{title}</h2><div class="q-export-grid">{"".join(own)}</div></section>')
+    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{running}{"".join(groups)}</div>'
+
+
+def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
+    facts = []
+    if card.size_bytes is not None:
+        facts.append(f"{format_bytes(card.size_bytes)} on the disk")
+    if card.memory_bytes is not None:
+        facts.append(f"{format_bytes(card.memory_bytes)} of memory to make")
+    command = (
+        f'<div class="q-command"><code>{escape(card.command)}</code>'
+        f'<button type="button" class="q-link" data-copy="{escape(card.command)}">Copy</button></div>'
+    )
+    if card.problem:
+        foot = f'<p class="q-small">{escape(card.problem)}</p>'
+    elif card.path:
+        copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
+        note = f'<p class="q-small">✓ {escape(card.note)}</p>' if card.note else ""
+        again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not is_busy else ""
+        foot = (
+            f'<p class="q-small q-mono q-export-path">{escape(middle_cut(card.path, 44))} {copy}</p>{note}'
+            f'<div class="q-buttons">{act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")}{again}</div>'
+        )
+    else:
+        foot = (
+            f'<div class="q-buttons">{act_button("Make it", "export-now", run_id, form=card.form, echo="Starting …")}</div>'
+            if not is_busy
+            else ""
+        )
+    return (
+        f'<article class="q-card q-export" id="export-{escape(card.form)}"><h3 class="q-h3">{escape(card.title)}</h3>'
+        f'<p class="q-small">{escape(card.about)}</p><p class="q-small q-num">{escape(" · ".join(facts))}</p>{command}{foot}</article>'
+    )
