@@ -101,7 +101,8 @@ if DTYPE != torch.bfloat16:
 
 trainer.train()
 trainer.save_model(str(HERE / "adapter"))
-(HERE / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+history = json.dumps(trainer.state.log_history, indent=1)
+(HERE / "history.json").write_text(history, encoding="utf-8")
 '''
 
 
