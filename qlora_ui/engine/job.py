@@ -6,27 +6,21 @@ hold a model); everything that happens is an event on the journal; what is on th
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import datasets
 import psutil
 import torch
-import transformers
 
-from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine import build
 from qlora_ui.engine.adapter import base_identity, publish_adapter
@@ -34,18 +28,22 @@ from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.failures import NonFinite, StopRun, describe, forget, is_out_of_memory
+from qlora_ui.engine.failures import NonFinite, StopRun, describe, forget
+from qlora_ui.engine.fast.apply import FastReport
+from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.plan import Prediction, fingerprint, predict
 from qlora_ui.engine.probes import answer_probes
+from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
+from qlora_ui.engine.resume import check_same, find_checkpoint, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Event, Failed, Finished, Healed, Noticed, Paused, PhaseChanged, Planned, Started, Stopped
+from qlora_ui.runs.events import Ended, Event, Failed, Finished, Paused, PhaseChanged, Planned, Started, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -54,7 +52,6 @@ from qlora_ui.settings.intervals import Intervals, intervals
 from qlora_ui.settings.run_config import RunConfig
 
 PROGRESS_EVERY_S = 0.5
-NOISY = ("transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +92,6 @@ class Job:
         self.desk = RequestDesk(target if is_main else RunDir(target.path / "other-process"), self.journal.write)
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
-        self.capture_lock = threading.Lock()
         self._phase_name = ""
         self._phase_at = 0.0
         self._probed_at = -1
@@ -123,9 +119,10 @@ class Job:
             ending = self._ended_early()
         # The boundary: whatever goes wrong in a run is told on its journal.
         except Exception as error:
-            log.exception("run %s failed", self.run.id)
             failure = describe(error, self.config)
-            adapter = self._keep_last_good(is_finite=not isinstance(error, NonFinite))
+            # As text: a log record with the exception itself would hold the model.
+            log.error("run %s failed: %s\n%s", self.run.id, failure.what, failure.traceback)
+            adapter = self._keep_last_good(has_good_weights=isinstance(error, NonFinite))
             forget(error)
             del error
             ending = self._fill(
@@ -148,7 +145,7 @@ class Job:
         hush()
         see_one_card()
         device = training_device(config)
-        checkpoint = self._find_checkpoint()
+        checkpoint = find_checkpoint(self.store, self.journal.write, is_main=self.is_main)
         self._started(device, checkpoint)
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
@@ -158,15 +155,18 @@ class Job:
                 return self._train(config, ground, checkpoint)
 
     def _train(self, config: RunConfig, ground: build.Ground, checkpoint: Checkpoint | None) -> Ended:
-        rows = ground.rows
+        assert self.watch is not None
         trainer, recorder = self._assemble(config, ground, checkpoint)
-        self._announce(config, ground, trainer)
-        self._try_longest(trainer, rows)
+        fitting = Fitting(trainer, ground.rows, config, self.journal.write)
+        self._announce(config, ground, trainer, fitting.enable_fast())
+        self._enter("check")
+        self._raise_if_ending()
+        self.journal.write(fitting.try_longest(self.watch))
         if checkpoint is None:
             self._ask_probes(0)
         self._enter("train")
         recorder.begin(checkpoint.step if checkpoint else 0, trainer.tokens_before)
-        self._fit(trainer, rows, checkpoint.path if checkpoint else None)
+        fitting.fit(checkpoint.path if checkpoint else None)
         return self._completed(config, trainer, ground.plan)
 
     def _completed(self, config: RunConfig, trainer: QloraTrainer, plan: Intervals) -> Ended:
@@ -178,32 +178,21 @@ class Job:
         if self.desk.wants_end and not is_over:
             if self.desk.has(Request.PAUSE):
                 return self._fill(Paused(), None)
-            return self._fill(Stopped(), self._publish(trainer, None))
-        best = self.store.find(self.best.step) if self.store and self.best.step and config.eval.keep_best else None
-        adapter = self._publish(trainer, best if best and best.step != trainer.state.global_step else None)
+            return self._fill(Stopped(), self._publish(self._final_state(trainer, None)))
+        best = self.best.step if config.eval.keep_best else None
+        adapter = self._publish(self._final_state(trainer, best))
         reason = "all steps done" if is_over else f"the held-back loss did not get better in {config.eval.patience} checks"
         return self._fill(Finished(reason=reason), adapter)
 
-    # Phases
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint; broken newer ones are named and put aside."""
+    def _final_state(self, trainer: QloraTrainer, best_step: int | None) -> Any:
+        """What the result is made of: the best step's checkpoint where there is one, else the model as it is."""
         assert self.store is not None
-        if self.is_main:
-            self.store.clean()
-        newest, broken = self.store.newest_whole()
-        for item in broken if self.is_main else ():
-            instead = f"step {newest.step} is used instead" if newest else "the run starts again from its first step"
-            self.journal.write(
-                Noticed(
-                    level="warning",
-                    code="checkpoint-broken",
-                    what=f"The checkpoint of step {item.step} is broken: {item.why}.",
-                    why=f"Training goes on without loss of exactness: {instead}",
-                )
-            )
-            shutil.rmtree(item.path, ignore_errors=True)
-        return newest
+        if best_step is not None and best_step != trainer.state.global_step and (best := self.store.find(best_step)):
+            return best
+        # A split model is whole only in its checkpoints.
+        return self.store.newest_whole()[0] if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
+
+    # Phases
 
     def _started(self, device: torch.device, checkpoint: Checkpoint | None) -> None:
         me = psutil.Process()
@@ -242,7 +231,7 @@ class Job:
         self._raise_if_ending()
         marks = fingerprint(config, ground.rows.train)
         if checkpoint is not None:
-            self._check_same(checkpoint, marks)
+            check_same(checkpoint, marks)
         model = build.load_model(ground, config)
         self._raise_if_ending()
         agree = agreement(int(os.environ.get("WORLD_SIZE", "1")), ground.device)
@@ -261,34 +250,11 @@ class Job:
         control = Control(self.desk, agree, self._enter)
         self.trainer = build.build_trainer(model, ground, session, control, self.recorder)
         if checkpoint is not None:
-            self._take_up(checkpoint)
+            take_up(checkpoint, self.trainer, self.best, self.store)
         return self.trainer, self.recorder
 
-    def _check_same(self, checkpoint: Checkpoint, marks: dict[str, str]) -> None:
-        changed = [name for name, value in marks.items() if checkpoint.notes.get(name) != value]
-        if not changed:
-            return
-        words = {"rows_sha256": "the data", "settings_sha256": "the settings"}
-        raise RunError(
-            f"This run cannot be continued exactly: {' and '.join(words[name] for name in changed)} changed since step {checkpoint.step}.",
-            why="The rest would be trained on something else than the beginning",
-            fix="Start a new run; the adapter of this one stays",
-            code="resume-changed",
-        )
-
-    def _take_up(self, checkpoint: Checkpoint) -> None:
-        """What the Trainer does not restore: the best check and healed micro-batches."""
-        assert self.trainer is not None and self.store is not None
-        self.best.restore(checkpoint.notes)
-        if self.best.step is not None and self.store.find(self.best.step) is None:
-            self.best.step = None
-        size, accumulation = checkpoint.notes.get("batch_size"), checkpoint.notes.get("accumulation")
-        if size and accumulation:
-            self.trainer.set_geometry(int(size), int(accumulation))
-
-    def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer) -> None:
+    def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer, report: FastReport) -> None:
         rows, plan = ground.rows, ground.plan
-        report = build.enable_fast(trainer, rows, config, self.capture_lock, self._note_fast)
         trainable, total = num_parameters(trainer.model)
         self.prediction = predict(config, self.workspace, rows.lengths, len(rows.train) + rows.num_eval)
         labels = rows.train["labels"]
@@ -315,63 +281,6 @@ class Job:
                 num_processes=int(os.environ.get("WORLD_SIZE", "1")),
             )
         )
-
-    def _try_longest(self, trainer: QloraTrainer, rows: build.Rows) -> None:
-        assert self.watch is not None
-        self._enter("check")
-        self._raise_if_ending()
-        while True:
-            try:
-                self.watch.reset_peak()
-                build.dry_run(trainer, rows)
-                break
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or not self._can_heal(trainer):
-                    raise
-                forget(error)
-            self._heal(trainer, rows)
-        self.journal.write(self.watch.measure("dry-run"))
-        self.watch.reset_peak()
-
-    def _fit(self, trainer: QloraTrainer, rows: build.Rows, resume: Path | None) -> None:
-        while True:
-            try:
-                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-                return
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or not self._can_heal(trainer):
-                    raise
-                forget(error)
-            resume = self._heal(trainer, rows)
-
-    def _can_heal(self, trainer: QloraTrainer) -> bool:
-        # A packed batch of one row, or an odd micro-batch, has no half with the same rows in the same order.
-        size = trainer.args.per_device_train_batch_size
-        return size > 1 and size % 2 == 0 and trainer.args.world_size == 1
-
-    def _heal(self, trainer: QloraTrainer, rows: build.Rows) -> Path | None:
-        """Half the micro-batch, twice the accumulation, on from the last complete step; returns its checkpoint."""
-        assert self.config is not None
-        size, accumulation = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
-        trainer.close()
-        build.disable_fast(trainer)
-        resume = trainer.save_boundary()
-        trainer.set_geometry(size // 2, accumulation * 2)
-        if rows.is_packed:
-            trainer.data_collator = build.halved(trainer.data_collator)
-        build.forget_dataloaders(trainer)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        build.enable_fast(trainer, rows, self.config, self.capture_lock, self._note_fast)
-        self.journal.write(
-            Healed(
-                what=f"Memory ran out; it goes on with {size // 2} conversations at once, added up {accumulation * 2} times. "
-                "The effective batch and the order of the rows stay.",
-                changes={"train.batch_size": [size, size // 2], "train.accumulation": [accumulation, accumulation * 2]},
-            )
-        )
-        return resume
 
     def _between_steps(self, step: int) -> None:
         assert self.watch is not None
@@ -405,47 +314,42 @@ class Job:
         if self.desk.has(Request.PAUSE):
             return self._fill(Paused(), None)
         newest = self.store.newest_whole()[0] if self.store else None
-        return self._fill(Stopped(), self._publish(None, newest) if newest else None)
+        return self._fill(Stopped(), self._publish(newest) if newest else None)
 
-    def _keep_last_good(self, *, is_finite: bool) -> str | None:
-        """After a failure: the adapter as it was before the bad step, else the newest checkpoint's, else none."""
-        if self.trainer is None or self.trainer.state.global_step == self._first_step or self.store is None:
+    def _keep_last_good(self, *, has_good_weights: bool) -> str | None:
+        if self.trainer is None or self.store is None or self.trainer.state.global_step == self._first_step:
             return None
+        source = last_good(self.trainer, self.store, has_good_weights=has_good_weights)
         try:
-            newest = self.store.newest_whole()[0]
-            parameters = [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
-            if not is_finite and all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-                return self._publish(self.trainer, None)
-            return self._publish(None, newest) if newest else None
-        except (OSError, RuntimeError, ValueError, QloraUiError) as error:
+            return self._publish(source) if source is not None else None
+        except (OSError, RuntimeError, ValueError) as error:
             # The disk may be full or the card lost: the checkpoints stay, and the first failure is the one to tell.
             log.warning("the adapter could not be kept: %s", error)
             forget(error)
             return None
 
-    def _publish(self, trainer: QloraTrainer | None, checkpoint: Checkpoint | None) -> str | None:
-        if not self.is_main or self.config is None:
-            return None
-        source: Any = checkpoint
-        if source is None and trainer is not None:
-            source = trainer.accelerator.unwrap_model(trainer.model)
-            if self.config.launch.sharding == "fsdp" and self.store is not None:
-                source = self.store.newest_whole()[0]
-        if source is None:
+    def _publish(self, source: Any) -> str | None:
+        """Put the finished adapter, of a model or a Checkpoint, in its place."""
+        if not self.is_main or self.config is None or source is None:
             return None
         publish_adapter(self.run.adapter, source, self.config, self.base, self.tokenizer)
         return self.run.adapter.name
 
     def _fill(self, ending: Ended, adapter: str | None) -> Ended:
-        recorder = self.recorder
+        recorder, steps = self.recorder, read_run(self.run).steps if self.is_main else ()
+        if recorder is not None and recorder.train_s:
+            speed = recorder.session_tokens / recorder.train_s
+        else:
+            # Taken up after its last step: the speed is that of the attempt before.
+            speed = median(event.tokens_per_s for event in steps) if steps else 0.0
         return replace(
             ending,
             step=self.trainer.state.global_step if self.trainer else self._first_step,
             duration_s=round(time.monotonic() - self.began, 2),
             adapter=adapter,
-            final_loss=recorder.last_loss if recorder else None,
+            final_loss=steps[-1].loss if steps else None,
             best_eval_loss=self.best.loss,
-            tokens_per_s=round(recorder.session_tokens / recorder.train_s, 2) if recorder and recorder.train_s else 0.0,
+            tokens_per_s=round(speed, 2),
         )
 
     def _finish(self, ending: Ended) -> None:
@@ -485,9 +389,6 @@ class Job:
             self._phase_at = now
             self.journal.write(PhaseChanged(phase=self._phase_name, progress=share, detail=what))
 
-    def _note_fast(self, text: str) -> None:
-        self.journal.write(Noticed(level="info", code="fast-path", what=text))
-
     def _is_cancelled(self) -> bool:
         self.desk.look()
         return self.desk.wants_end
@@ -509,16 +410,6 @@ class Job:
 
         with PartialState().main_process_first():
             return work()
-
-
-def hush() -> None:
-    """Progress bars and advice of the libraries: the journal tells what happens, and stdout belongs to the caller."""
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # gradient_checkpointing has a new name in transformers 5, but TRL 1.16 reads the old one; remove with the pin.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\..*")
 
 
 def main() -> int:

@@ -1,0 +1,60 @@
+"""Taking a run up where it was left: from the newest whole checkpoint, exactly, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from qlora_ui.base.errors import RunError
+from qlora_ui.engine.callbacks import Best
+from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
+from qlora_ui.engine.fast.packing import PackedCollator
+from qlora_ui.engine.trainer import QloraTrainer
+from qlora_ui.runs.events import Event, Noticed
+
+_WORDS = {"rows_sha256": "the data", "settings_sha256": "the settings"}
+
+
+def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, is_main: bool) -> Checkpoint | None:
+    """The newest whole checkpoint; leftovers of a kill are removed, broken newer ones named and removed."""
+    if is_main:
+        store.clean()
+    newest, broken = store.newest_whole()
+    for item in broken if is_main else ():
+        instead = f"step {newest.step} is used instead" if newest else "the run starts again from its first step"
+        write(
+            Noticed(
+                level="warning",
+                code="checkpoint-broken",
+                what=f"The checkpoint of step {item.step} is broken: {item.why}.",
+                why=f"Training goes on without loss of exactness: {instead}",
+            )
+        )
+        shutil.rmtree(item.path, ignore_errors=True)
+    return newest
+
+
+def check_same(checkpoint: Checkpoint, marks: Mapping[str, str]) -> None:
+    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with."""
+    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) != value]
+    if changed:
+        raise RunError(
+            f"This run cannot be continued exactly: {' and '.join(_WORDS[name] for name in changed)} changed since step {checkpoint.step}.",
+            why="The rest would be trained on something else than the beginning",
+            fix="Start a new run; the adapter of this one stays",
+            code="resume-changed",
+        )
+
+
+def take_up(checkpoint: Checkpoint, trainer: QloraTrainer, best: Best, store: CheckpointStore) -> None:
+    """What the Trainer does not restore: the best check, and micro-batches that were halved for want of memory."""
+    best.restore(checkpoint.notes)
+    if best.step is not None and store.find(best.step) is None:
+        best.step = None
+    size, accumulation = checkpoint.notes.get("batch_size"), checkpoint.notes.get("accumulation")
+    if size and accumulation and int(size) != trainer.args.per_device_train_batch_size:
+        trainer.set_geometry(int(size), int(accumulation))
+        if isinstance(trainer.data_collator, PackedCollator):
+            trainer.data_collator = replace(trainer.data_collator, batch_rows=int(size))
+            trainer.args.per_device_eval_batch_size = int(size)
