@@ -140,7 +140,7 @@ class Page:
         outputs = [out for view in self.form_views for out in view.outputs]
         others = {needed for view in self.form_views for needed in view.inputs}
         form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers | others, "outputs": outputs}
-        edits = [component.input for component in (*self.form.outputs, *self.pickers, *others)]
+        edits = [_edited(component) for component in (*self.form.outputs, *self.pickers, *others)]
         # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
         news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
         self.live(lambda run_id: str(self.service.num_news), [news])
@@ -191,6 +191,11 @@ def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
         log_bug(error, getattr(draw, "__qualname__", "a view"))
         return [gr.skip()] * num_outputs
     return list(values) if num_outputs > 1 else [values]
+
+
+def _edited(component: Any) -> Any:
+    """The event of an edit. A text box raises `input` for keys only, so pasting needs `change`; drawing views writes no control."""
+    return component.change if isinstance(component, gr.Textbox) else component.input
 
 
 def _one_or_all(values: list[Any]) -> Any:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 from pages import NARROW, WIDE, Looked, chromium
-from playwright.sync_api import Browser, ViewportSize
+from playwright.sync_api import Browser, ViewportSize, expect
+
+# Several apps and browsers share two cores in a test run.
+expect.set_options(timeout=15_000)
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,85 @@
+"""The Recipe tab in Chromium: presets with undo, defaults, YAML, command, own presets, cards from the list."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+
+from conftest import Running
+from pages import Looked
+from playwright.sync_api import Page, expect
+
+from qlora_ui.cli import _parser
+from qlora_ui.cli.config_flags import config_from
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import find_preset
+
+Visit = Callable[..., Looked]
+
+
+def pick(page: Page, title: str) -> None:
+    """Choose a preset."""
+    page.locator("#q-preset input").click()
+    page.get_by_role("option", name=title).click()
+
+
+def test_eight_options_in_plain_sight(visit: Visit) -> None:
+    page = visit("recipe").page
+    assert page.locator("#tab-recipe .q-control:visible").count() == 8
+
+
+def test_a_preset_says_what_it_changes_and_is_taken_back(visit: Visit) -> None:
+    page = visit("recipe").page
+    expect(page.locator("#lora-rank input")).to_have_value("8")
+    pick(page, "Mistral 7B")
+    expect(page.locator("#q-undo")).to_contain_text("8 → 16")
+    expect(page.locator("#lora-rank input")).to_have_value("16")
+    expect(page.locator("#q-ready")).to_contain_text("Mistral-7B")
+    page.locator("#q-undo-back").click()
+    expect(page.locator("#lora-rank input")).to_have_value("8")
+    expect(page.locator("#q-ready")).to_contain_text("SmolLM2-135M")
+    expect(page.locator("#q-preset input")).to_have_value(re.compile("Demo"))
+
+
+def test_advanced_counts_what_is_changed_and_goes_back_to_the_defaults(visit: Visit) -> None:
+    page = visit("recipe").page
+    fold = page.locator("#q-advanced-small > button")
+    expect(fold).to_have_text(re.compile(r"^Advanced\W*$"))
+    fold.click()
+    page.locator("#quant-storage").get_by_text("bf16").click()
+    expect(fold).to_contain_text("1 changed from the default")
+    page.locator("#q-reset-small").click()
+    expect(page.locator("#q-undo")).to_contain_text("Storage of the 4-bit weights")
+    expect(fold).not_to_contain_text("changed")
+
+
+def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit, app: Running) -> None:
+    page = visit("recipe").page
+    page.locator("#q-recipe-text > button").click()
+    page.locator("#lora-rank input").fill("12")
+    command = page.locator(".q-snippet pre").nth(1)
+    expect(command).to_contain_text("--lora.rank 12")
+    workspace = Workspace.at(app.workspace)
+    words = shlex.split(command.inner_text())[2:]
+    from_command = config_from(_parser("train").parse_args(words), workspace)
+    page.locator("#q-preset-name textarea, #q-preset-name input").fill("twelve")
+    page.locator("#q-preset-save").click()
+    expect(page.locator("#q-preset input")).to_have_value("Twelve")
+    assert find_preset("twelve", workspace.presets).config == from_command
+    page.locator("#q-preset-name textarea, #q-preset-name input").fill("../evil")
+    page.locator("#q-preset-save").click()
+    expect(page.get_by_text("cannot name a preset")).to_be_visible()
+    page.locator("#lora-rank input").fill("8")
+    pick(page, "Demo")
+
+
+def test_numbers_for_a_card_that_is_not_here(visit: Visit) -> None:
+    page = visit("recipe").page
+    expect(page.locator("#q-ready-state")).to_have_text("Ready")
+    page.locator("#q-device input").click()
+    page.locator("#q-device input").fill("4060, 8")
+    page.get_by_role("option", name="RTX 4060, 8 GB").click()
+    expect(page.locator("#q-ready")).to_contain_text("RTX 4060")
+    page.locator("#q-ready summary").click()
+    expect(page.locator("#q-ready .q-parts")).to_contain_text("CUDA itself")
