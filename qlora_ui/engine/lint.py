@@ -103,6 +103,8 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> 
 
 def _worst(table: TokenTable, left: Array, learned: Array, data: DataSection) -> Array:
     """Rows by how much is wrong: refused, nothing learned, most of the answer cut, cut, control tokens, then long ones."""
+    if not len(table):
+        return np.zeros(0, dtype=np.int64)
     lost = 1 - left / np.maximum(learned, 1)
     score = np.where(left == 0, 3.0, lost) + (table.lengths > data.max_length) * 0.5 + table.lengths / (table.lengths.max() + 1) * 0.1
     score[list(table.refused)] = 4.0

@@ -208,3 +208,12 @@ def test_tokens_are_kept_by_content(tiny_model_dir: Path, workspace: Workspace, 
     assert np.array_equal(again.train[0]["input_ids"][:96], first.train[0]["input_ids"])
     with pytest.raises(TypeError):
         build_datasets(config.changed({"data.train_on": "everything"}), workspace, tokenizer)
+
+
+def test_an_empty_slice_is_told_and_breaks_nothing(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    source = {"id": write_rows(tmp_path / "rows.jsonl", 12), "rows": "50-60"}
+    config = RunConfig().changed({"data.sources": [source], "model.id": str(tiny_model_dir)})
+    report = Lens(workspace).report(config)
+    assert report.verdict == "not-trainable" and report.num_rows == 0
+    with pytest.raises(DataError, match="slice"):
+        build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
