@@ -17,6 +17,7 @@ from typing import Any
 
 import bitsandbytes.functional as bnb_functional
 import torch
+from safetensors import safe_open
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.files import write_json
@@ -29,6 +30,7 @@ from qlora_ui.models.folder import INDEX, read_folder, read_header, weight_files
 from qlora_ui.settings.run_config import RunConfig
 
 _COPIED = ("generation_config.json", "tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE")
+_OUTPUT = "lm_head.weight"
 _BLOCK = 64
 """Weights that share a scale; bitsandbytes' own default, and what its Linear4bit uses."""
 
@@ -60,7 +62,6 @@ def merge(
         last = number == len(files) - 1
         total += rewrite(file, out / file.name, counted, untied if last else None)
         weight_map |= dict.fromkeys([*names, *(untied if last else ())], file.name)
-    lora.used |= set(untied)
     _refuse_leftovers(lora)
     if len(files) > 1:
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
@@ -130,9 +131,18 @@ class _Counted:
 
 
 def _untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
-    """An output layer that was trained in full where the base has none of its own (it shares the embedding's)."""
-    stored = {name for file in weight_files(base) for name in read_header(file)}
-    return {name: tensor for name, tensor in lora.replaced.items() if name == "lm_head.weight" and name not in stored}
+    """The output layer of a base that shares it with the embedding, where training in full changed one of the two only."""
+    places = {name: file for file in weight_files(base) for name in read_header(file)}
+    if _OUTPUT in places:
+        return {}
+    if _OUTPUT in lora.replaced:
+        lora.used.add(_OUTPUT)
+        return {_OUTPUT: lora.replaced[_OUTPUT]}
+    embedding = next((name for name in lora.replaced if name.endswith(".embed_tokens.weight")), None)
+    if embedding is None or embedding not in places:
+        return {}
+    with safe_open(str(places[embedding]), framework="pt") as stored:
+        return {_OUTPUT: stored.get_tensor(embedding)}
 
 
 def _refuse_leftovers(lora: LoraWeights) -> None:

@@ -1,0 +1,251 @@
+"""Exports against PEFT's own arithmetic, on a two-layer model; nothing of this machine in what is given away."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_ui.base.errors import ModelError, QloraUiError, RunError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.engine.exports import llama_cpp
+from qlora_ui.engine.exports.adapter import refuse_leaks
+from qlora_ui.engine.exports.export import export_run, plan
+from qlora_ui.engine.exports.lora import read_lora
+from qlora_ui.engine.exports.merge import merge
+from qlora_ui.engine.load import load_quantized
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+CPU = torch.device("cpu")
+
+
+def _config(model_dir: Path, **changes: Any) -> RunConfig:
+    values = {"model.id": str(model_dir), "launch.device": "cpu", "lora.rank": 4}
+    return RunConfig().changed({**values, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+def _peft_model(model_dir: Path, config: RunConfig, *, in_4bit: bool = True) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = load_quantized(model_dir, config, CPU) if in_4bit else AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    lora = config.lora
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=config.alpha,
+            target_modules="all-linear",
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            modules_to_save=list(lora.modules_to_save) or None,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+def _run(workspace: Workspace, model_dir: Path, **changes: Any) -> RunDir:
+    """A finished run with a random adapter, as the job leaves it."""
+    from transformers import AutoTokenizer
+
+    config = _config(model_dir, **changes)
+    run = create_run(workspace, config)
+    _peft_model(model_dir, config).save_pretrained(run.adapter)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(run.adapter)
+    settings = run.adapter / "adapter_config.json"
+    assert str(model_dir) in settings.read_text(encoding="utf-8")
+    run.data.mkdir()
+    rows = [
+        {"messages": [{"role": "user", "content": f"hello {number}"}, {"role": "assistant", "content": "world"}]} for number in range(4)
+    ]
+    (run.data / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora__rslora": True}, {"lora__dora": True}, {"quant__type": "fp4", "quant__double_quant": False}]
+)
+def test_merged_on_the_4_bit_weights_it_is_the_trained_model(
+    workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = _config(tiny_model_dir, **changes)
+    model = _peft_model(tiny_model_dir, config)
+    model.save_pretrained(tmp_path / "adapter")
+    merge(tiny_model_dir, tmp_path / "adapter", tmp_path / "out", config, dequantized=True)
+    ids_BT = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        expected = model(input_ids=ids_BT).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        found = merged(input_ids=ids_BT).logits
+        plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)(input_ids=ids_BT).logits
+    # all that is between them is the rounding of the stored weights to bf16
+    assert (found - expected).abs().max() < 0.1 * (plain - expected).abs().max()
+    assert torch.allclose(found, expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora__dora": True}, {"lora__modules_to_save": ("embed_tokens",)}])
+def test_merged_on_the_original_weights_it_is_what_peft_merges(tiny_model_dir: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = _config(tiny_model_dir, **changes)
+    model = _peft_model(tiny_model_dir, config, in_4bit=False)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    merge(tiny_model_dir, tmp_path / "adapter", tmp_path / "out", config, dequantized=False)
+    expected = model.merge_and_unload().state_dict()
+    found = load_file(str(tmp_path / "out" / "model.safetensors"))
+    # a tied output layer is stored only where training made it differ from the embedding
+    assert expected.keys() - found.keys() <= ({"lm_head.weight"} if not changes.get("lora__modules_to_save") else set())
+    assert found.keys() <= expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == torch.bfloat16
+        # one step of bf16 at most: the sums are rounded in another order
+        assert torch.allclose(tensor.float(), expected[name].float(), rtol=2**-7, atol=1e-6), name
+
+
+def test_a_model_in_shards_stays_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir).save_pretrained(base, max_shard_size="100KB")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(base)
+    assert len(list(base.glob("model-*.safetensors"))) > 1
+    config = _config(base)
+    _peft_model(base, config, in_4bit=False).save_pretrained(tmp_path / "adapter")
+    seen: list[float] = []
+    merge(base, tmp_path / "adapter", tmp_path / "out", config, dequantized=False, on_progress=lambda what, share: seen.append(share or 0))
+    assert seen == sorted(seen) and 0 <= seen[0] < seen[-1] < 1
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_an_adapter_of_another_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from conftest import make_tiny_model
+
+    deeper = make_tiny_model(tmp_path / "deeper", num_layers=3)
+    wider = make_tiny_model(tmp_path / "wider", hidden=128)
+    for other in (deeper, wider):
+        config = _config(other)
+        _peft_model(other, config, in_4bit=False).save_pretrained(tmp_path / other.name / "adapter")
+        with pytest.raises((ModelError, RuntimeError)):
+            merge(tiny_model_dir, tmp_path / other.name / "adapter", tmp_path / "out", config, dequantized=False)
+
+
+def test_parts_that_cannot_be_merged_are_named(tmp_path: Path) -> None:
+    save_file({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 2)}, str(tmp_path / "adapter_model.safetensors"))
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}', encoding="utf-8")
+    with pytest.raises(ModelError, match="embed_tokens"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged-dequantized"])
+def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, form: str) -> None:
+    run = _run(workspace, tiny_model_dir)
+    needs = plan(run, form, workspace)
+    is_checked = form != "adapter"  # a check starts a process that imports torch: once is enough here
+    result = export_run(run, form, workspace, tmp_path / "out", num_prompts=3 if is_checked else 0)
+    assert (result.check is not None) == is_checked
+    if result.check is not None:
+        assert result.check.num_prompts == 3 and result.check.max_logit_difference < 0.05
+    assert 0 < result.size_bytes <= needs.size_bytes
+    texts = b"".join(path.read_bytes() for path in result.path.rglob("*") if path.is_file())
+    for trace in (str(tiny_model_dir), str(workspace.root), str(tmp_path)):
+        assert trace.encode() not in texts
+    names = {path.name for path in result.path.iterdir()}
+    assert {"README.md", "tokenizer.json"} <= names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+    assert "[More Information Needed]" not in (result.path / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".making")] == []
+
+
+def test_a_stopped_export_leaves_nothing(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+    with pytest.raises(Cancelled):
+        export_run(run, "merged-original", workspace, tmp_path / "parent" / "out", num_prompts=0, is_cancelled=lambda: True)
+    assert list((tmp_path / "parent").iterdir()) == []
+
+
+def test_wrong_requests_get_words(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+    with pytest.raises(QloraUiError, match="There is no export"):
+        export_run(run, "zip", workspace)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x", encoding="utf-8")
+    with pytest.raises(QloraUiError, match="not empty"):
+        export_run(run, "adapter", workspace, tmp_path / "full")
+    (run.adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(RunError, match="no adapter"):
+        export_run(run, "adapter", workspace, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", "trained by hf_" + "a" * 30),
+        ("config.json", '{"path": "ROOT/models/x"}'),
+        ("model.safetensors", "x" * 100 + "ROOT"),
+        ("training_args.bin", "x"),
+    ],
+)
+def test_planted_secrets_and_pickles_are_found(workspace: Workspace, tmp_path: Path, name: str, content: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    refuse_leaks(out, workspace)
+    (out / name).write_text(content.replace("ROOT", str(workspace.root)), encoding="utf-8")
+    with pytest.raises(RunError, match=name):
+        refuse_leaks(out, workspace)
+
+
+def test_only_the_converter_is_unpacked_and_only_inside(tmp_path: Path) -> None:
+    archive = tmp_path / "package.tar.gz"
+    with tarfile.open(archive, "w:gz") as package:
+        for name in (
+            "p-1/vendor/llama.cpp/convert_hf_to_gguf.py",
+            "p-1/vendor/llama.cpp/conversion/base.py",
+            "p-1/vendor/llama.cpp/conversion/../../../../../evil.py",
+            "p-1/vendor/llama.cpp/src/llama.cpp",
+            "p-1/setup.py",
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            package.addfile(member, io.BytesIO(b"x"))
+        link = tarfile.TarInfo("p-1/vendor/llama.cpp/conversion/link.py")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        package.addfile(link)
+    llama_cpp._unpack(archive, tmp_path / "tool")
+    assert {str(path.relative_to(tmp_path / "tool")) for path in (tmp_path / "tool").rglob("*") if path.is_file()} == {
+        "convert_hf_to_gguf.py",
+        "conversion/base.py",
+    }
+    assert not (tmp_path / "evil.py").exists()
+
+
+def test_the_converter_is_a_child_and_its_refusal_is_told(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "llama"
+    tool.mkdir()
+    (tool / "convert_hf_to_gguf.py").write_text("import sys; sys.exit('unknown tokenizer')", encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP", str(tool))
+    assert llama_cpp.converter(workspace) == tool
+    with pytest.raises(RunError, match="unknown tokenizer"):
+        llama_cpp.convert_model(
+            tool,
+            tmp_path,
+            tmp_path / "x.gguf",
+            outtype="f16",
+            name="x",
+            on_progress=lambda what, share: None,
+            is_cancelled=lambda: False,
+        )
