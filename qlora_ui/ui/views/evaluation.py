@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ui.base.units import format_duration
+from qlora_ui.catalog.metrics import METRICS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.words import ago, fold
 
+_TITLES = {metric.name: metric.title for metric in METRICS}
 WIDTH, LABEL, ROW = 760, 236, 40
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the adapter helps, '
-    "what 4-bit cost, and in which form to keep it.</p></div>"
+    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the '
+    "adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
 )
 ABOUT = (
     "The rows that training never saw are scored on the base in full and in 4-bit, with your adapter, and merged in two ways; "
@@ -41,8 +43,9 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
     facts = f"{result.get('num_rows', 0):,} held-back rows, {result.get('num_tokens', 0):,} tokens, {result.get('device', '')}"
     when = f"{ago(float(result.get('time', 0)))}, took {format_duration(float(result.get('duration_s', 0)))}"
     return (
-        f'<section class="q-verdict q-verdict-{kind}"><span class="q-verdict-sign" aria-hidden="true">{sign}</span>'
-        f'<div><p class="q-verdict-text">{escape(verdict.get("text", ""))}</p><p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
+        f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
+        f'<div><p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
+        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
         f"{_dots(result)}{_tasks(result.get('tasks') or [])}{_answers(result.get('answers') or [])}"
     )
@@ -60,7 +63,7 @@ def _dots(result: Mapping[str, Any]) -> str:
     low, high = low - room, high + room
 
     def place(value: float) -> float:
-        return LABEL + (value - low) / (high - low) * (WIDTH - LABEL - 70)
+        return float(LABEL + (value - low) / (high - low) * (WIDTH - LABEL - 70))
 
     height = ROW * len(scores) + 30
     parts = [f'<line class="q-axis" x1="{LABEL}" x2="{WIDTH - 60}" y1="{height - 26}" y2="{height - 26}"/>']
@@ -90,18 +93,24 @@ def _dots(result: Mapping[str, Any]) -> str:
         parts.append(f'{shape}<text class="q-dot-value" x="{WIDTH}" y="{y + 4}" text-anchor="end">{row["loss"]:.3f}</text>')
     words = "; ".join(f"{row['title']} {row['loss']:.3f}" for row in scores if "loss" in row)
     note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if intervals else ""
+    label = escape(f"Loss by form: {words}")
+    svg = f'<svg class="q-dotplot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return (
+        '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
+        f'<p class="q-small">Nats a token; lower is better. {note}</p><div class="q-scroll">{svg}</div>'
+        f"{fold('All numbers', _numbers(scores), 'all-numbers')}</section>"
+    )
+
+
+def _numbers(scores: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["loss"]:.4f}</td><td>{row["perplexity"]:.2f}</td><td>{row["accuracy"]:.1%}</td>'
-        f"<td>{escape(row.get('about', ''))}</td></tr>"
+        f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["loss"]:.4f}</td><td>{row["perplexity"]:.2f}</td>'
+        f"<td>{row['accuracy']:.1%}</td><td>{escape(row.get('about', ''))}</td></tr>"
         for row in scores
         if "loss" in row
     )
-    table = f'<table class="q-table"><thead><tr><th>Form</th><th>Loss</th><th>Perplexity</th><th>Token accuracy</th><th></th></tr></thead><tbody>{rows}</tbody></table>'
-    return (
-        '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2><p class="q-small">Nats a token; lower is better. '
-        f'{note}</p><div class="q-scroll"><svg class="q-dotplot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Loss by form: {escape(words)}">'
-        f"{''.join(parts)}</svg></div>{fold('All numbers', table, 'all-numbers')}</section>"
-    )
+    head = "".join(f"<th>{name}</th>" for name in ("Form", "Loss", "Perplexity", "Token accuracy", ""))
+    return f'<table class="q-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _intervals(result: Mapping[str, Any], known: Mapping[str, float]) -> dict[str, tuple[float, float]]:
@@ -119,14 +128,15 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(str(task.get("title") or task["metric"]))}</th>'
+        f'<tr><th scope="row">{escape(_TITLES.get(task["metric"], task["metric"]))}</th>'
         f"<td>{_estimate(task['base'])}</td><td>{_estimate(task['adapter'])}</td></tr>"
         for task in tasks
         if "base" in task and "adapter" in task
     )
+    head = "<thead><tr><th>Measure</th><th>Base model</th><th>With your adapter</th></tr></thead>"
     return (
-        '<section class="q-card"><h2 class="q-h2">The answers, measured</h2><table class="q-table"><thead><tr><th>Measure</th><th>Base model</th>'
-        f"<th>With your adapter</th></tr></thead><tbody>{rows}</tbody></table></section>"
+        '<section class="q-card"><h2 class="q-h2">The answers, measured</h2>'
+        f'<table class="q-table">{head}<tbody>{rows}</tbody></table></section>'
     )
 
 
@@ -149,10 +159,8 @@ def _answers(answers: Sequence[Mapping[str, str]]) -> str:
 
 
 def _said(title: str, text: str, side: str) -> str:
-    return (
-        f'<article class="q-answer q-answer-{side}"><h3 class="q-answer-head">{title}</h3><div class="q-prose">{escape(text.strip() or "(nothing)")}</div>'
-        "</article>"
-    )
+    body = f'<div class="q-prose">{escape(text.strip() or "(nothing)")}</div>'
+    return f'<article class="q-answer q-answer-{side}"><h3 class="q-answer-head">{title}</h3>{body}</article>'
 
 
 def _likeness(text: str, reference: str) -> float:

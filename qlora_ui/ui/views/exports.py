@@ -12,8 +12,8 @@ from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.background_view import progress_html
 
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to take away yet</h2><p>When a run has saved something, you can take it as an adapter, a whole model, '
-    "a file for llama.cpp or Ollama, or as a program that trains it again elsewhere.</p></div>"
+    '<div class="q-empty"><h2>Nothing to take away yet</h2><p>When a run has saved something, you can take it as an adapter, '
+    "a whole model, a file for llama.cpp or Ollama, or as a program that trains it again elsewhere.</p></div>"
 )
 
 
@@ -82,9 +82,10 @@ def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
         copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
         note = f'<p class="q-small">✓ {escape(card.note)}</p>' if card.note else ""
         again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not is_busy else ""
+        save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")
         foot = (
             f'<p class="q-small q-mono q-export-path">{escape(middle_cut(card.path, 44))} {copy}</p>{note}'
-            f'<div class="q-buttons">{act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")}{again}</div>'
+            f'<div class="q-buttons">{save}{again}</div>'
         )
     else:
         foot = (
