@@ -29,6 +29,8 @@ class Change:
     title: str
     values: Mapping[str, Any]
     """Option path to new value."""
+    about: str = ""
+    """Why, in a sentence or two."""
 
 
 class Undo:
@@ -78,7 +80,8 @@ class Undo:
             differing = changed_only(form.values(data), change.values) if change is not None else {}
             if change is None or not differing:
                 return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), *extras]
-            words = change_html(change.title, [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()])
+            moved = [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()]
+            words = change_html(change.title, moved, change.about)
             kept = {path: old[path] for path in differing} | {PRESET: self._page.service.last_draft()[0]}
             return [*form.show_values(differing), words, gr.update(visible=True), kept, *extras]
 
@@ -107,7 +110,7 @@ def changed_only(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     return {path: value for path, value in new.items() if _plain(options[path], old.get(path)) != _plain(options[path], value)}
 
 
-def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]]) -> str:
+def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]], about: str = "") -> str:
     """What was changed: a title, then label, old → new for each option."""
     items = [
         f'<li><span class="q-undo-name">{escape(option.meta.label)}</span> '
@@ -116,7 +119,8 @@ def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]]) -> str:
     ]
     if len(changes) > SHOWN:
         items.append(f"<li>and {len(changes) - SHOWN} more</li>")
-    return f'<div role="status" class="q-undo"><strong>{escape(title)}</strong><ul>{"".join(items)}</ul></div>'
+    why = f"<p>{escape(about)}</p>" if about else ""
+    return f'<div role="status" class="q-undo"><strong>{escape(title)}</strong>{why}<ul>{"".join(items)}</ul></div>'
 
 
 def value_words(option: Option, value: Any) -> str:

@@ -83,3 +83,25 @@ def test_numbers_for_a_card_that_is_not_here(visit: Visit) -> None:
     expect(page.locator("#q-ready")).to_contain_text("RTX 4060")
     page.locator("#q-ready summary").click()
     expect(page.locator("#q-ready .q-parts")).to_contain_text("CUDA itself")
+
+
+def test_make_it_fit_changes_what_it_says_and_can_be_taken_back(visit: Visit) -> None:
+    page = visit("recipe").page
+    pick(page, "Llama 3.1 8B")
+    expect(page.locator("#q-ready")).to_contain_text("Llama-3.1-8B")
+    page.locator("#q-device input").click()
+    page.locator("#q-device input").fill("4060, 8")
+    page.get_by_role("option", name="RTX 4060, 8 GB").click()
+    expect(page.locator("#q-ready")).to_contain_text("It would not fit RTX 4060")
+    # Everything that matters is in sight: Start too.
+    assert page.locator("#q-start").evaluate("e => e.getBoundingClientRect().bottom <= innerHeight")
+    before = page.locator("#data-max-length input").input_value()
+    page.locator("#q-make-it-fit").click()
+    expect(page.locator("#q-undo")).to_contain_text("Made to fit")
+    expect(page.locator("#q-ready")).not_to_contain_text("would not fit")
+    expect(page.locator("#data-max-length input")).not_to_have_value(before)
+    page.locator("#q-undo-back").click()
+    expect(page.locator("#data-max-length input")).to_have_value(before)
+    expect(page.locator("#q-ready")).to_contain_text("would not fit")
+    pick(page, "Demo")
+    expect(page.locator("#q-ready")).to_contain_text("SmolLM2")

@@ -7,11 +7,13 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import SettingsError
+from qlora_ui.estimate.advice import make_it_fit, use_the_memory
 from qlora_ui.settings.presets import save_preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import handler
+from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
 from qlora_ui.ui.views import recipe as views
@@ -120,21 +122,21 @@ def preset_change(page: Page, name: str) -> Change | None:
 
 
 def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
-    from qlora_ui.estimate.advice import make_it_fit, use_the_memory
-
-    config = page.form.read(data)
-    facts = page.service.facts(config.model.id, config.model.revision)
-    if facts is None:
-        raise SettingsError(
-            "The model's shape is not known yet.", why="Nothing is downloaded", fix="Download it on the Model tab", where="model.id"
-        )
-    device = page.service.device(str(data.get(page.device) or ""), config.launch.device)
-    advice = (make_it_fit if kind == "fit" else use_the_memory)(facts, config, device)
+    """The changes that make the run fit, or that turn free memory into speed; None where there are none."""
+    preset, device = (str(data.get(picker) or "") for picker in (page.preset, page.device))
+    draft = page.service.draft(page.form.values(data), preset=preset, device=device)
+    if draft.config is None:
+        raise SettingsError(problems=draft.problems)
+    if draft.facts is None:
+        raise SettingsError("The model's shape is not known yet.", fix="Download it on the Model tab", where="model.id")
+    advice = (make_it_fit if kind == "fit" else use_the_memory)(draft.facts, draft.config, draft.device, draft.shape)
+    words = " ".join(advice.sentences)
     if not advice.changes:
-        gr.Info(" ".join(advice.sentences) or "Nothing to change.", duration=6)
+        heading = "Nothing to change" if advice.fits else "It cannot be made to fit"
+        gr.Info(escape(words or "The settings are right as they are."), title=heading, duration=10)
         return None
-    title = "Made to fit" if kind == "fit" else "Uses the memory that was free"
-    return Change(title, {path: new for path, (_, new) in advice.changes.items()})
+    title = "Made to fit" if kind == "fit" else "The free memory is put to use"
+    return Change(title, {path: new for path, (_, new) in advice.changes.items()}, words)
 
 
 def _advanced(page: Page, name: str, sections: tuple[str, ...]) -> None:

@@ -153,7 +153,10 @@ def _missing(draft: Draft) -> str:
         return f'<ul class="q-problems" id="q-ready-problems">{items}</ul>'
     if draft.fits is False:
         link = go_link("Make it fit", "recipe", "q-make-it-fit")
-        return f'<ul class="q-problems"><li><strong>It will not fit.</strong> Start would end for lack of memory. {link}</li></ul>'
+        present = draft.device.is_present
+        what = "It will not fit." if present else f"It would not fit {draft.device.name}."
+        why = "Start would end for lack of memory. " if present else ""
+        return f'<ul class="q-problems"><li><strong>{escape(what)}</strong> {why}{link}</li></ul>'
     return ""
 
 
