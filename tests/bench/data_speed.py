@@ -66,13 +66,18 @@ def main() -> None:
         data = DataSection(sources=(str(path),))
         with Peak() as peak:
             begun = time.monotonic()
+            before = sum(os.times()[:4])
             report = inspect(data, workspace)
             took = time.monotonic() - begun
+            used = os.times()
+            cpu_s = used.user + used.system + used.children_user + used.children_system - before
         result = {
             "bytes": path.stat().st_size,
             "rows": report.num_rows,
             "duration_s": round(took, 2),
             "rows_per_s": round(report.num_rows / took),
+            "cpu_s": round(cpu_s, 2),
+            "rows_per_cpu_s": round(report.num_rows / cpu_s),
             "reader_peak_bytes": peak.child_bytes,
             "app_peak_bytes": peak.own_bytes,
             "verdict": report.verdict,
