@@ -38,12 +38,14 @@ from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
 from qlora_ui.hardware.system import versions
-from qlora_ui.runs.card import Card
+from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 
 RESULT = "evaluation.json"
+FREE_S = 30.0
+"""Longest wait for a chat to end its token and let go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def evaluate_run(
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
     rows, conversations = _held_back(run, options.max_rows)
-    with card.hold("evaluation", run.id), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+    with _hold(card, run.id), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
         began = time.time()
         model = ChatModel.load(config, workspace, on_progress, is_cancelled)
@@ -117,6 +119,12 @@ def evaluate_run(
     }
     write_json(run.path / RESULT, result)
     return result
+
+
+def _hold(card: Card, what: str) -> Hold:
+    """The card, which an idle chat gives up: it loads again by itself with the next question."""
+    is_alone = all(holder.who == "chat" for holder in card.holders())
+    return card.hold("evaluation", what, wait_s=FREE_S if is_alone and card.free("chat") else 0.0)
 
 
 def read_evaluation(run: RunDir) -> dict[str, Any] | None:

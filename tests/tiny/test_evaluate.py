@@ -113,6 +113,16 @@ def test_evaluation_can_be_stopped_and_needs_rows(run: tuple[Workspace, RunDir],
         evaluate_run(run[1].id, run[0], card)
 
 
+def test_an_idle_chat_makes_room(run: tuple[Workspace, RunDir]) -> None:
+    card = Card()
+    chat = ChatService(run[0], card)
+    chat.load(ChatTarget(run_id=run[1].id))
+    options = EvaluateOptions(num_answers=0, max_rows=1, variants=("base-4bit",))
+    assert [row["variant"] for row in evaluate_run(run[1].id, run[0], card, options)["scores"]] == ["base-4bit"]
+    assert chat.loaded() is None and card.holder() is None
+    chat.close()
+
+
 def test_what_does_not_fit_is_skipped_in_words(run: tuple[Workspace, RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
