@@ -9,16 +9,19 @@ from pathlib import Path
 
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.cli import script
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
+SCRIPTS = ("script", "trl-yaml")
+"""The run as a program or for “trl sft”: what the word `script` writes."""
 HELP = "take a run away: adapter, merged model, GGUF, Ollama folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run, as what, where to."""
     parser.add_argument("--run", metavar="RUN", default="latest", help="the run; “latest” is the newest (default)")
-    parser.add_argument("--format", metavar="FORMAT", required=True, help=", ".join(form.name for form in EXPORT_FORMS))
+    parser.add_argument("--format", metavar="FORMAT", required=True, help=", ".join([*(form.name for form in EXPORT_FORMS), *SCRIPTS]))
     parser.add_argument("--out", metavar="DIR", help="a new folder (default: the run's exports/FORMAT)")
     parser.add_argument("--check", type=int, metavar="N", default=20, help="questions of the check at the end, 0 for none (default 20)")
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
@@ -26,10 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, check, and say where it is."""
-    from qlora_ui.engine.exports.export import export_run, plan
-
     workspace = Workspace.at(arguments.workspace)
     chosen = find_run(workspace, arguments.run)
+    if arguments.format in SCRIPTS:
+        out = arguments.out or str(chosen.exports / arguments.format)
+        return script.run(argparse.Namespace(**{**vars(arguments), "run": chosen.id, "out": out, "preset": None, "config": None}))
+
+    from qlora_ui.engine.exports.export import export_run, plan
+
     if arguments.plan:
         needs = plan(chosen, arguments.format, workspace)
         row = {
