@@ -11,6 +11,7 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS
 from qlora_ui.cli import script
 from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 
 SCRIPTS = ("script", "trl-yaml")
@@ -32,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     chosen = find_run(workspace, arguments.run)
     if arguments.format in SCRIPTS:
-        out = arguments.out or str(chosen.exports / arguments.format)
-        return script.run(argparse.Namespace(**{**vars(arguments), "run": chosen.id, "out": out, "preset": None, "config": None}))
+        return script.run(_as_script(arguments, chosen))
 
     from qlora_ui.engine.exports.export import export_run, plan
 
@@ -64,3 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{result.path} ({format_bytes(result.size_bytes)}). {result.note}")
     return 0
+
+
+def _as_script(arguments: argparse.Namespace, chosen: RunDir) -> argparse.Namespace:
+    """The same wish in the words of `script`."""
+    parser = argparse.ArgumentParser()
+    script.add_arguments(parser)
+    out = arguments.out or str(chosen.exports / arguments.format)
+    words = parser.parse_args(["--run", chosen.id, "--out", out, "--format", arguments.format])
+    return argparse.Namespace(**{**vars(words), "json": arguments.json, "workspace": arguments.workspace})
