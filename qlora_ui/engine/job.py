@@ -33,7 +33,7 @@ from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
-from qlora_ui.engine.plan import Prediction, fingerprint, predict
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, predict
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
@@ -359,6 +359,8 @@ class Job:
             end = self.watch.measure("end")
             self.watch.stop()
             self.journal.write(end)
+            if isinstance(ending, Finished) and self.config is not None and self.trainer is not None and end.reserved_bytes is not None:
+                learn_from(self.workspace, self.config, self.prediction, end, is_fast=self.trainer.fast_step_active)
             ending = replace(ending, peak_bytes=end.peak_allocated_bytes or end.process_bytes)
         trainer, self.trainer, self.recorder = self.trainer, None, None
         held = release(trainer)

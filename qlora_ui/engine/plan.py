@@ -12,10 +12,12 @@ import numpy as np
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.estimate.duration import estimate_duration
+from qlora_ui.estimate.learned import learn
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import current_device
 from qlora_ui.models.catalogue import model_facts
+from qlora_ui.runs.events import MemoryMeasured
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -49,6 +51,19 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     memory = estimate_memory(facts, config, device, shape)
     duration = estimate_duration(facts, config, device, num_rows, mean)
     return Prediction(memory.total_bytes, duration.total_s, duration.energy_j)
+
+
+def learn_from(workspace: Workspace, config: RunConfig, prediction: Prediction, end: MemoryMeasured, *, is_fast: bool) -> None:
+    """Let the finished run teach the estimate about this machine."""
+    device = current_device(workspace, config.launch.device)
+    learn(
+        workspace,
+        device,
+        prediction.num_bytes,
+        process_bytes=end.process_bytes,
+        reserved_bytes=end.reserved_bytes,
+        is_fast=is_fast,
+    )
 
 
 def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
