@@ -81,7 +81,7 @@ class CheckpointStore:
         """Make the staged checkpoint of `step` the real one; after this returns, no crash can lose it."""
         staged, final = self.folder / f"{_SAVING}{step}", self.folder / f"{_PREFIX}{step}"
         files = {str(file.relative_to(staged)): file for file in sorted(staged.rglob("*")) if file.is_file()}
-        listing = {name: [file.stat().st_size, sha256_of(file)] for name, file in files.items()}
+        listing = {name: (file.stat().st_size, sha256_of(file)) for name, file in files.items()}
         manifest = {"step": step, "files": listing, "notes": dict(notes)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         sync_tree(staged)

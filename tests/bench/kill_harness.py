@@ -191,13 +191,14 @@ def _check_kill(run: RunDir, point: str, tally: Tally) -> None:
     if view.status not in (Status.CRASHED, Status.QUEUED):
         tally.problems.append(f"{run.id}: {view.status} after a kill {point}")
     announced = max((event.step for event in read_events(run.journal_path) if isinstance(event, CheckpointSaved)), default=0)
-    lost = view.step - announced
-    tally.lost_steps += lost
-    tally.most_lost = max(tally.most_lost, lost)
     from qlora_ui.engine.checkpoints import CheckpointStore
 
     newest, _ = CheckpointStore(run.checkpoints, 2).newest_whole()
-    if (newest.step if newest else 0) < announced:
+    # A checkpoint may be whole and not yet announced: the kill came between its rename and the journal's line.
+    whole = newest.step if newest else 0
+    tally.lost_steps += view.step - whole
+    tally.most_lost = max(tally.most_lost, view.step - whole)
+    if whole < announced:
         tally.problems.append(f"{run.id}: checkpoint {announced} was announced and is gone after a kill {point}")
     else:
         tally.resumed += 1
