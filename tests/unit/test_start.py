@@ -117,7 +117,7 @@ def test_a_second_start_goes_straight_to_the_app(tmp_path: Path) -> None:
     python.symlink_to(sys.executable)
     (root / ".venv" / "pyvenv.cfg").write_text(f"version = {sys.version.split()[0]}\n", encoding="utf-8")
     stamp = subprocess.run(
-        [sys.executable, "-c", "import start; print(start.fingerprint(['requirements.txt']), end='')"],
+        [sys.executable, "-c", "import start; print(start.fingerprint(('requirements.txt',)), end='')"],
         cwd=root,
         capture_output=True,
         text=True,
@@ -136,7 +136,7 @@ def test_a_second_start_goes_straight_to_the_app(tmp_path: Path) -> None:
 def test_the_stamp_follows_the_requirement_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "ROOT", str(tmp_path))
     (tmp_path / "requirements.txt").write_text("a==1\n", encoding="utf-8")
-    first = start.fingerprint(["requirements.txt"])
-    assert first == start.fingerprint(["requirements.txt"])
+    first = start.fingerprint(("requirements.txt",))
+    assert first == start.fingerprint(("requirements.txt",))
     (tmp_path / "requirements.txt").write_text("a==2\n", encoding="utf-8")
-    assert start.fingerprint(["requirements.txt"]) != first
+    assert start.fingerprint(("requirements.txt",)) != first
