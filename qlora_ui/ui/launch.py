@@ -100,14 +100,29 @@ def serve(workspace: Workspace, address: Address) -> Served:
     Raises QloraUiError where the port is taken, or an address that others can reach is asked for without a login.
     """
     login, password = _login(address)
-    port = find_port(address)
+    find_port(address)
     prepare_environment(workspace)
     service = Service(workspace)
     blocks = build(service)
-    app, _, _ = blocks.launch(**launch_arguments(address, port, login))
+    app, port = _launch(blocks, address, login)
     shown = f"[{address.host}]" if ":" in address.host else address.host
     host = "127.0.0.1" if address.host in ("0.0.0.0", "::", "localhost") else shown
     return Served(f"http://{host}:{port}", app, blocks, service, password)
+
+
+def _launch(blocks: gr.Blocks, address: Address, login: Login | None) -> tuple[Any, int]:
+    """Serve on the first free port and return the app with it; one that is taken between the look and the bind is passed over."""
+    first = FIRST_PORT
+    while True:
+        port = find_port(address, first)
+        try:
+            app, _, _ = blocks.launch(**launch_arguments(address, port, login))
+        except OSError:
+            if address.port is not None:
+                raise _taken(address.port) from None
+            first = port + 1
+        else:
+            return app, port
 
 
 def launch_arguments(address: Address, port: int, login: Callable[[str, str], bool] | None) -> dict[str, Any]:
@@ -181,21 +196,25 @@ def host_names(host: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def find_port(address: Address) -> int:
-    """The port to serve on; raises QloraUiError where the asked one, or all of ours, are taken."""
-    wanted: Iterable[int] = [address.port] if address.port is not None else range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
+def find_port(address: Address, first: int = FIRST_PORT) -> int:
+    """The port to serve on, from `first` up; raises QloraUiError where the asked one, or all of ours, are taken."""
+    wanted: Iterable[int] = [address.port] if address.port is not None else range(first, FIRST_PORT + NUM_PORTS)
     for port in wanted:
         if _is_free(address.host, port):
             return port
     if address.port is not None:
-        raise QloraUiError(
-            f"Port {address.port} is taken.",
-            why="Another program, maybe another QLoRA UI, listens there",
-            fix="Leave --port out to take the next free one",
-            where="--port",
-            code="port",
-        )
+        raise _taken(address.port)
     raise QloraUiError(f"Ports {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} are all taken.", fix="Give a free one with --port", code="port")
+
+
+def _taken(port: int) -> QloraUiError:
+    return QloraUiError(
+        f"Port {port} is taken.",
+        why="Another program, maybe another QLoRA UI, listens there",
+        fix="Leave --port out to take the next free one",
+        where="--port",
+        code="port",
+    )
 
 
 def wait_for_the_end(served: Served) -> None:

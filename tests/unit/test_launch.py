@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,12 @@ def test_every_launch_argument_with_a_variable_is_given() -> None:
 def test_names_of_the_page() -> None:
     assert set(host_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
     assert "10.1.2.3" in host_names("10.1.2.3")
+
+
+def test_two_apps_at_once_get_different_ports(tmp_path: Path) -> None:
+    apps = [serve(Workspace.at(tmp_path / name), Address()) for name in ("one", "two")]
+    try:
+        assert len({app.url for app in apps}) == 2
+    finally:
+        for app in apps:
+            app.close(5)
