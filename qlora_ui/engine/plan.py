@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -55,15 +56,17 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
 
 def learn_from(workspace: Workspace, config: RunConfig, prediction: Prediction, end: MemoryMeasured, *, is_fast: bool) -> None:
     """Let the finished run teach the estimate about this machine."""
-    device = current_device(workspace, config.launch.device)
-    learn(
-        workspace,
-        device,
-        prediction.num_bytes,
-        process_bytes=end.process_bytes,
-        reserved_bytes=end.reserved_bytes,
-        is_fast=is_fast,
-    )
+    # A full disk or a lost driver must not change how the run ends.
+    with contextlib.suppress(OSError, QloraUiError):
+        device = current_device(workspace, config.launch.device)
+        learn(
+            workspace,
+            device,
+            prediction.num_bytes,
+            process_bytes=end.process_bytes,
+            reserved_bytes=end.reserved_bytes,
+            is_fast=is_fast,
+        )
 
 
 def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:

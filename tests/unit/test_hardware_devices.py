@@ -12,8 +12,10 @@ from qlora_ui.hardware.devices import (
     card_profile,
     cpu_profile,
     find_card,
+    forget_correction,
     named_device,
     store_context,
+    store_ratio,
     stored_context,
 )
 from qlora_ui.hardware.gpu import GpuState
@@ -89,3 +91,18 @@ def test_the_processor() -> None:
 def test_versions_without_imports() -> None:
     found = versions()
     assert {"python", "torch", "bitsandbytes"} <= set(found)
+
+
+def test_a_correction_counts_from_the_third_run_and_can_be_forgotten(workspace: Workspace) -> None:
+    gpu = GpuState(0, "GPU-1", "NVIDIA GeForce RTX 4090", 24564 * MIB, 0, 0, compute_capability=(8, 9))
+    store_context(workspace, "GPU-1", gpu.name, 412 * MIB)
+    for ratio in (1.04, 1.08):
+        store_ratio(workspace, "GPU-1", gpu.name, ratio)
+    assert card_profile(gpu, workspace).correction == 1.0
+    store_ratio(workspace, "GPU-1", gpu.name, 1.06)
+    store_ratio(workspace, "GPU-1", gpu.name, 9.0)  # implausible, not kept
+    profile = card_profile(gpu, workspace)
+    assert (profile.correction, profile.num_learned) == (1.06, 3)
+    forget_correction(workspace)
+    assert card_profile(gpu, workspace).correction == 1.0
+    assert stored_context(workspace, "GPU-1") == 412 * MIB

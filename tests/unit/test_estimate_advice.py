@@ -1,0 +1,59 @@
+"""Make it fit and its reverse, on cards that people have."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_ui.estimate.advice import make_it_fit, use_the_memory
+from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.estimate.workload import DataShape
+from qlora_ui.hardware.devices import named_device
+from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.settings.run_config import RunConfig
+
+LLAMA = facts_from_config({
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False})  # fmt: skip
+LARGE = RunConfig().changed({"data.max_length": 4096, "train.batch_size": 8, "train.checkpointing": "none", "lora.rank": 64})
+
+
+@pytest.mark.parametrize("card", ["RTX 4060", "RTX 3060", "RTX 4080", "RTX 3090", "A100 40 GB"])
+@pytest.mark.parametrize("config", [RunConfig(), LARGE])
+def test_fits_and_uses_what_there_is(card: str, config: RunConfig) -> None:
+    device = named_device(card)
+    advice = make_it_fit(LLAMA, config, device)
+    changed = config.changed({path: new for path, (_, new) in advice.changes.items()})
+    assert advice.fits and estimate_memory(LLAMA, changed, device).total_bytes <= device.free_bytes
+    assert changed.effective_batch == config.effective_batch
+    if advice.changes and changed.train.checkpointing != "none":
+        assert advice.after.total_bytes > 0.85 * device.free_bytes
+    assert advice.sentences
+
+
+def test_nothing_changes_where_it_fits_already() -> None:
+    advice = make_it_fit(LLAMA, RunConfig(), named_device("H100"))
+    assert advice.fits and not advice.changes
+
+
+def test_says_when_nothing_is_enough() -> None:
+    advice = make_it_fit(LLAMA, RunConfig(), named_device("4GB"))
+    assert not advice.fits and "smaller model" in advice.sentences[-1]
+
+
+def test_changes_without_effect_on_the_result_come_first() -> None:
+    advice = make_it_fit(LLAMA, RunConfig(), named_device("RTX 4060"))
+    assert not {"lora.rank", "lora.targets", "data.max_length", "train.optimizer"} & set(advice.changes)
+
+
+def test_a_shorter_length_says_what_it_cuts() -> None:
+    data = DataShape(num_rows=4, longest_tokens=4000, lengths=(100, 300, 3000, 4000))
+    advice = make_it_fit(LLAMA, LARGE.changed({"lora.rank": 16}), named_device("7GB"), data)
+    assert "data.max_length" in advice.changes
+    assert advice.share_of_rows_cut is not None and 0 <= advice.share_of_rows_cut <= 0.5
+
+
+def test_using_the_memory_keeps_the_result() -> None:
+    advice = use_the_memory(LLAMA, RunConfig(), named_device("RTX 4090"))
+    assert advice.fits and advice.after.total_bytes > advice.before.total_bytes
+    assert set(advice.changes) <= {
+        "train.checkpointing", "train.kept_layers", "train.batch_size", "train.accumulation", "quant.double_quant"}  # fmt: skip

@@ -1,0 +1,176 @@
+"""Each component of the memory estimate against bytes counted by hand, and its reaction to every option that claims to move it."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+from qlora_ui.base.units import GIB, MIB
+from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
+from qlora_ui.estimate.deltas import deltas
+from qlora_ui.estimate.memory import PARTS, estimate_memory, quantized_bytes
+from qlora_ui.estimate.precision import adapter_bytes, compute_dtype
+from qlora_ui.estimate.quantization import explain
+from qlora_ui.estimate.workload import DataShape, workload_of
+from qlora_ui.hardware.devices import named_device
+from qlora_ui.models.architecture import builtin_facts, facts_from_config
+from qlora_ui.settings.run_config import RunConfig
+
+QWEN = facts_from_config({
+    "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "tie_word_embeddings": True})  # fmt: skip
+CARD = named_device("RTX 4090")
+PLAIN = RunConfig().changed({"train.fast_path": "off", "eval.share": 0, "data.max_length": 512})
+
+
+def total(config: RunConfig, **named: Any) -> int:
+    return estimate_memory(QWEN, config, CARD, **named).total_bytes
+
+
+def test_parts_add_up_and_are_named() -> None:
+    for config in (RunConfig(), PLAIN, RunConfig().changed({"train.checkpointing": "none"})):
+        estimate = estimate_memory(QWEN, config, CARD)
+        assert tuple(estimate.parts) == PARTS
+        assert sum(estimate.parts.values()) == estimate.total_bytes
+        assert estimate.low_bytes < estimate.total_bytes < estimate.high_bytes
+
+
+def test_quantized_weights_by_hand() -> None:
+    # One layer of 1536 x 256: 196,608 bytes packed, 6,144 blocks. Without double quantization 4 bytes a block and a table of 512.
+    key = next(linear for linear in QWEN.linears if linear.name == "k_proj")
+    assert key.num_weights == 1536 * 256
+    plain, double = quantized_bytes(QWEN, double_quant=False), quantized_bytes(QWEN, double_quant=True)
+    weights = QWEN.num_quantized_params
+    assert plain == pytest.approx(weights * (0.5 + 4 / 64), rel=1e-3)
+    assert double == pytest.approx(weights * (0.5 + 1 / 64 + 4 / 64 / 256), rel=1e-3)
+    assert (plain - double) / MIB == pytest.approx(58, abs=1)
+
+
+def test_weights_in_16_bits_by_hand() -> None:
+    parts = estimate_memory(QWEN, PLAIN, CARD).parts
+    biases, norms = 28 * (1536 + 2 * 256), 28 * 2 * 1536 + 1536
+    assert parts["weights_16bit"] == 2 * (151936 * 1536 + biases + norms)
+
+
+def test_adapter_gradients_and_optimizer_by_hand() -> None:
+    params = 28 * 16 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
+    parts = estimate_memory(QWEN, PLAIN, CARD).parts
+    assert adapter_of(QWEN, PLAIN.lora).num_params == params
+    assert (parts["adapter"], parts["gradients"], parts["optimizer"]) == (2 * params, 2 * params, 4 * params)
+
+
+def test_optimizers() -> None:
+    assert optimizer_bytes("adamw", 1000, 4) == 8000
+    assert optimizer_bytes("paged_adamw_32bit", 1000, 2) == 8000
+    assert optimizer_bytes("adamw_8bit", 25600, 2) == 2 * 25600 + 8 * 100
+
+
+def test_targets_dora_and_modules_to_save() -> None:
+    lora = PLAIN.changed({"lora.targets": "q_proj,v_proj,nothing_proj"}).lora
+    adapter = adapter_of(QWEN, lora)
+    assert adapter.num_params == 28 * 16 * (1536 + 1536 + 1536 + 256)
+    assert adapter.unknown == ("nothing_proj",)
+    dora = adapter_of(QWEN, PLAIN.changed({"lora.dora": True}).lora)
+    assert dora.num_params - adapter_of(QWEN, PLAIN.lora).num_params == 28 * sum(linear.num_out for linear in QWEN.linears)
+    saved = adapter_of(QWEN, PLAIN.changed({"lora.modules_to_save": "lm_head"}).lora)
+    assert saved.trains_head and saved.num_saved_params == 151936 * 1536
+
+
+def test_activations_of_a_layer_by_hand() -> None:
+    # Published list for 1.5B: 97,560 bytes a token without dropout; a layer more or less kept is that and not its input.
+    few = PLAIN.changed({"lora.dropout": 0, "train.checkpointing": "partly", "train.kept_layers": 10})
+    more = few.changed({"train.kept_layers": 11})
+    tokens = 4 * 512
+    grown = estimate_memory(QWEN, more, CARD).parts["activations"] - estimate_memory(QWEN, few, CARD).parts["activations"]
+    assert grown / tokens == pytest.approx(97_560 - 2 * 1536, rel=0.002)
+
+
+def test_dropout_keeps_outputs_and_masks_on_the_plain_path_only() -> None:
+    without = {"lora.dropout": 0, "train.checkpointing": "none"}
+    with_dropout = {**without, "lora.dropout": 0.05}
+    tokens, widths = 4 * 512, 3 * 1536 + 1536 + 2 * 1536 + 8960
+    shared = 1536 + 1536 + 8960
+    grown = (
+        estimate_memory(QWEN, PLAIN.changed(with_dropout), CARD).parts["activations"]
+        - estimate_memory(QWEN, PLAIN.changed(without), CARD).parts["activations"]
+    )
+    assert grown == 28 * tokens * (3 * widths - 2 * shared)
+    fast = RunConfig().changed({"data.max_length": 512})
+    assert total(fast.changed(with_dropout)) == total(fast.changed(without))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lora.rank": 64},
+        {"train.batch_size": 8},
+        {"data.max_length": 1024},
+        {"train.checkpointing": "none"},
+        {"train.checkpointing": "partly", "train.kept_layers": 5},
+        {"quant.double_quant": False},
+        {"lora.dropout": 0.1, "lora.rank": 17},
+        {"lora.dora": True},
+        {"lora.modules_to_save": ("lm_head",)},
+        {"model.attention": "eager"},
+        {"quant.compute_dtype": "float32"},
+        {"eval.share": 0.1, "eval.batch_size": 256, "train.packing": "off"},
+        {"train.packing": "off"},
+    ],
+)
+def test_what_needs_more_is_said_to_need_more(more: dict[str, Any]) -> None:
+    assert total(PLAIN.changed(more)) > total(PLAIN)
+
+
+def test_rows_shorter_than_the_limit_need_less() -> None:
+    padded = PLAIN.changed({"train.packing": "off"})
+    assert total(padded, data=DataShape(longest_tokens=128)) < total(padded)
+    assert total(PLAIN, data=DataShape(longest_tokens=128)) == total(PLAIN)  # a packed row is filled up
+
+
+def test_old_cards_compute_in_fp16_with_fp32_adapters_and_unfused_attention() -> None:
+    work = workload_of(QWEN, RunConfig(), named_device("T4"))
+    assert (work.dtype, work.adapter_bytes, work.is_math, work.is_fast) == ("float16", 4, True, False)
+    assert compute_dtype(RunConfig().quant, is_cpu=True, supports_bf16=True) == "float32" and adapter_bytes("bfloat16") == 2
+
+
+def test_context_and_correction_show() -> None:
+    from dataclasses import replace
+
+    larger = replace(CARD, context_bytes=CARD.context_bytes + 100 * MIB)
+    assert estimate_memory(QWEN, PLAIN, larger).total_bytes == total(PLAIN) + 100 * MIB
+    corrected = estimate_memory(QWEN, PLAIN, replace(CARD, correction=1.1))
+    assert corrected.total_bytes - CARD.context_bytes == pytest.approx(1.1 * (total(PLAIN) - CARD.context_bytes), rel=1e-6)
+
+
+def test_two_hundred_random_settings_in_under_50_ms_each() -> None:
+    draw = random.Random(1)
+    slowest = 0.0
+    for _ in range(200):
+        config = RunConfig().changed({
+            "lora.rank": draw.choice([4, 16, 64, 256]), "train.batch_size": draw.choice([1, 2, 8, 16]),
+            "data.max_length": draw.choice([64, 512, 4096]), "lora.dropout": draw.choice([0.0, 0.1]),
+            "train.checkpointing": draw.choice(["all", "none"]), "quant.double_quant": draw.random() < 0.5,
+            "train.fast_path": draw.choice(["auto", "off"]), "train.packing": draw.choice(["auto", "on", "off"])})  # fmt: skip
+        began = time.perf_counter()
+        estimate = estimate_memory(QWEN, config, CARD)
+        slowest = max(slowest, time.perf_counter() - began)
+        assert 0 < estimate.total_bytes < 1000 * GIB
+    assert slowest < 0.05
+
+
+def test_delta_of_the_rank() -> None:
+    delta = deltas(QWEN, PLAIN, CARD, "lora.rank", 64)
+    assert delta.trainable_params == 3 * adapter_of(QWEN, PLAIN.lora).num_params
+    assert delta.after.adapter_bytes == 4 * delta.before.adapter_bytes
+    assert delta.memory_bytes > 0
+
+
+def test_explainer_of_the_builtin_model() -> None:
+    explanation = explain(builtin_facts())
+    nf4 = next(row for row in explanation.rows if row.name == "NF4")
+    assert nf4.bits_per_weight == pytest.approx(4.5, abs=0.05)
+    assert explanation.rows[0].layers_bytes == 2 * builtin_facts().num_quantized_params
+    assert explanation.double_quant_saves_bytes > 0 and 0.7 < explanation.quantized_share < 0.9
