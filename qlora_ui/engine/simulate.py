@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -38,7 +37,7 @@ from qlora_ui.settings.upstream import lora_arguments
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Writes down when storages appear and vanish, under the segment that is current."""
 
     def __init__(self, trace: Trace) -> None:
@@ -104,11 +103,11 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
 def _modules_that_stay() -> Iterator[None]:
     """`Module.to` swaps tensors, which tensors without data do not survive; PEFT only calls it for device and dtype."""
     original = nn.Module.to
-    nn.Module.to = lambda self, *arguments, **named: self  # type: ignore[method-assign]
+    nn.Module.to = lambda self, *arguments, **named: self
     try:
         yield
     finally:
-        nn.Module.to = original  # type: ignore[method-assign]
+        nn.Module.to = original
 
 
 def mark_layers(base: Any, trace: Trace) -> Callable[[str], None]:
@@ -298,5 +297,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    assert bnb is not None
     raise SystemExit(main())

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 
-class _Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):  # type: ignore[misc]
     """bitsandbytes' MatMul4Bit: saves nothing of the input, dequantizes in both directions."""
 
     @staticmethod
@@ -68,7 +68,7 @@ class SimulatedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
         return y.to(given)
 
 
-class _FusedAttention(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
     """Flash (no mask) and memory-efficient attention (with one): q, k, v, output and a log-sum-exp a row are saved."""
 
     @staticmethod
