@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import NARROW, Looked, served_page
 from playwright.sync_api import Browser, expect
 
 from qlora_ui.runs.events import Finished, StepLogged
@@ -18,7 +19,6 @@ from qlora_ui.runs.run_dir import Request
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.launch import Served
 from tests.journals import write_run
-from tests.ui.pages import NARROW, Looked, chromium, served_page
 
 pytestmark = pytest.mark.browser
 
@@ -39,12 +39,6 @@ WATCH = """() => {
     window.drawn.push(performance.now() - from);
   });
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

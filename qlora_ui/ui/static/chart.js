@@ -155,18 +155,18 @@ function qFigure(panel, spec) {
 function qTools(store, changed) {
   const bar = qNode("div", { class: "q-chart-tools", role: "group", "aria-label": "How the charts are drawn" });
   const keep = () => { try { localStorage.setItem(Q_STORE, JSON.stringify(store)); } catch { /* private window */ } changed(); };
-  const smooth = bar.appendChild(qNode("label", { class: "q-tool" }, "Smoothing"));
+  const smooth = bar.appendChild(qNode("label", { class: "q-switcher" }, "Smoothing"));
   const slider = smooth.appendChild(qNode("input", { type: "range", min: "0", max: "0.95", step: "0.05", value: String(store.smoothing) }));
   const shown = smooth.appendChild(qNode("output", { class: "q-num" }, String(store.smoothing)));
   slider.addEventListener("input", () => { store.smoothing = Number(slider.value); shown.textContent = slider.value; keep(); });
-  const range = bar.appendChild(qNode("label", { class: "q-tool" }, "Show"));
+  const range = bar.appendChild(qNode("label", { class: "q-switcher" }, "Show"));
   const select = range.appendChild(qNode("select"));
   for (const [value, label] of [[0, "all steps"], [50, "latest 50"], [200, "latest 200"], [1000, "latest 1,000"], [5000, "latest 5,000"]]) {
     const option = select.appendChild(qNode("option", { value: String(value) }, label));
     option.selected = store.latest === value;
   }
   select.addEventListener("change", () => { store.latest = Number(select.value); keep(); });
-  const log = bar.appendChild(qNode("label", { class: "q-tool" }));
+  const log = bar.appendChild(qNode("label", { class: "q-switcher" }));
   const box = log.appendChild(qNode("input", { type: "checkbox" }));
   box.checked = store.log;
   log.append("Log scale");

@@ -41,7 +41,7 @@ def comparison_html(rows: Sequence[RunRow], configs: Sequence[RunConfig | None],
         if path not in _LEFT_OUT:
             lines.append(_line_of(option_by_path()[path].meta.label, [setting_words(value) for value in values]))
     box = (
-        f'<label class="q-tool"><input type="checkbox" data-change="only-different"{" checked" if only_different else ""}> '
+        f'<label class="q-switcher"><input type="checkbox" data-change="only-different"{" checked" if only_different else ""}> '
         "Differences only</label>"
     )
     none = f'<tr><td colspan="{len(rows) + 1}" class="q-small">The settings are the same.</td></tr>' if not lines else ""

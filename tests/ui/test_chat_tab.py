@@ -1,0 +1,105 @@
+"""The Chat tab in Chromium, with a real two-layer model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import NARROW, Looked, served_page
+from playwright.sync_api import Browser, expect
+
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.chat_desk import Asked, Who
+from qlora_ui.ui.launch import Served
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
+    with served_page(Workspace.at(tmp_path_factory.mktemp("chat"))) as page:
+        page.service.desk.choose(Who(str(tiny_model_dir)))
+        yield page
+
+
+def say(looked: Looked, text: str) -> None:
+    box = looked.page.get_by_label("Message")
+    box.fill(text)
+    box.press("Enter")
+
+
+def wait_for_answer(looked: Looked) -> None:
+    looked.page.wait_for_timeout(400)  # until the click has arrived
+    expect(looked.page.get_by_role("button", name="Send")).to_be_visible(timeout=60_000)
+
+
+def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served) -> None:
+    served.service.desk.asked = Asked(max_tokens=24, seed=1)
+    looked = Looked(browser, served.url, "chat")
+    text = "def f():\n    return 1  # <b>"
+    say(looked, text)
+    wait_for_answer(looked)
+    expect(looked.page.locator(".q-bubble")).to_have_text(text, use_inner_text=True)
+    assert looked.page.locator(".q-bubble").text_content() == text  # indentation and all
+    expect(looked.page.locator(".q-answer-foot")).to_contain_text("tokens")
+    expect(looked.page.locator("[data-part=context]")).to_contain_text("tokens of context used")
+    small = Looked(browser, served.url, "chat", NARROW)
+    assert small.page.locator(".q-bubble").text_content() == text
+    small.assert_clean()
+    looked.assert_clean()
+
+
+def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: Served) -> None:
+    served.service.desk.clear()
+    served.service.desk.asked = Asked(max_tokens=4, seed=1)
+    served.service.desk.say("First")
+    looked = Looked(browser, served.url, "chat")
+    page = looked.page
+    wait_for_answer(looked)
+    served.service.desk.asked = Asked(max_tokens=1800, seed=3, temperature=1.5)
+    say(looked, "Tell me everything")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.locator(".q-answer .q-prose").last).to_be_visible(timeout=30_000)
+    page.keyboard.press("Escape")
+    wait_for_answer(looked)
+    served.service.desk.asked = Asked(max_tokens=8, seed=3)
+    page.get_by_role("button", name="Try again").click()
+    wait_for_answer(looked)
+    before = page.locator(".q-turn").count()
+    page.get_by_role("button", name="Edit").last.click()
+    page.get_by_role("dialog").get_by_role("textbox").fill("Tell me less")
+    page.get_by_role("dialog").get_by_role("button", name="Ask again").click()
+    wait_for_answer(looked)
+    expect(page.locator(".q-bubble").last).to_have_text("Tell me less")
+    page.get_by_role("button", name="Take back").click()
+    expect(page.locator(".q-turn")).to_have_count(before - 1)
+    expect(page.get_by_label("Message")).to_have_value("Tell me less")
+    page.locator("[data-part=clear]").click()
+    expect(page.get_by_text("Ask both the same question")).to_be_visible()
+    looked.assert_clean()
+
+
+def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> None:
+    served.service.desk.clear()
+    served.service.desk.asked = Asked(max_tokens=8, seed=5)
+    looked = Looked(browser, served.url, "chat")
+    say(looked, "Hello")
+    wait_for_answer(looked)
+    looked.page.get_by_role("button", name="Correct it").last.click()
+    looked.page.get_by_role("dialog").get_by_role("textbox").fill("Ahoy")
+    looked.page.get_by_role("dialog").get_by_role("button", name="Keep as a row").click()
+    expect(looked.page.get_by_text("✓ kept as a row")).to_be_visible()
+    row = json.loads((served.service.workspace.datasets / "from-chat.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert row["messages"] == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Ahoy"}]
+    looked.assert_clean()
+
+
+def test_what_cannot_be_done_is_said_in_words(browser: Browser, served: Served) -> None:
+    served.service.desk.choose(Who("/nowhere/at/all"))
+    looked = Looked(browser, served.url, "chat")
+    say(looked, "Hello")
+    expect(looked.page.locator(".q-chat [role=alert]")).to_be_visible(timeout=30_000)
+    expect(looked.page.locator(".q-chat [role=alert]")).not_to_contain_text("Traceback")
+    looked.assert_clean()

@@ -1,0 +1,102 @@
+"""The Runs tab in Chromium: find, compare, rename, delete, start anew; fast with thousands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import Looked, served_page
+from playwright.sync_api import Browser, expect
+
+from qlora_ui.runs.read import RunReaders
+from qlora_ui.runs.registry import list_runs
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.launch import Served
+from qlora_ui.ui.run_lists import RunLists
+from tests.journals import write_run
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    workspace = Workspace.at(tmp_path_factory.mktemp("runs"))
+    for rank, name in ((8, "Pirate small"), (32, "Pirate large"), (16, "Tickets")):
+        write_run(workspace, values={"lora.rank": rank, "output.name": name}, done=40, num_steps=40, seed=rank)
+    with served_page(workspace) as page:
+        yield page
+
+
+def row(looked: Looked, name: str):  # type: ignore[no-untyped-def]
+    return looked.page.locator("#runs-table tbody tr", has_text=name)
+
+
+def test_find_compare_and_see_what_differs(browser: Browser, served: Served) -> None:
+    looked = Looked(browser, served.url, "runs")
+    page = looked.page
+    expect(page.locator("#runs-table tbody tr")).to_have_count(3)
+    page.get_by_placeholder("Find by name").fill("pirate")
+    expect(page.locator("#runs-table tbody tr")).to_have_count(2)
+    page.get_by_label("Compare Pirate small").check()
+    page.get_by_label("Compare Pirate large").check()
+    table = page.locator("#runs-compare")
+    expect(table).to_contain_text("Adapter size")
+    expect(table).not_to_contain_text("Weight decay")
+    expect(page.locator("#runs-charts .q-plot .q-run1.q-line-line")).to_have_count(1)
+    expect(page.locator("#runs-charts desc")).to_have_text(re.compile("Pirate small: .*Pirate large: "))
+    page.get_by_label("Differences only").uncheck()
+    expect(table).to_contain_text("Weight decay")
+    page.get_by_role("button", name="Clear the choice").click()
+    expect(table).to_be_hidden()
+    looked.assert_clean()
+
+
+def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -> None:
+    looked = Looked(browser, served.url, "runs")
+    page = looked.page
+    page.get_by_label("More for Tickets").click()
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("dialog").get_by_role("textbox").fill("Support <b>tickets</b>")
+    page.get_by_role("dialog").get_by_role("button", name="Rename").click()
+    expect(row(looked, "Support <b>tickets</b>")).to_have_count(1)
+    page.get_by_label("More for Support").click()
+    page.get_by_role("button", name="Settings and log").click()
+    expect(page.locator("#runs-details")).to_contain_text("name: Tickets")
+    page.get_by_label("More for Support").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    assert len(list_runs(served.service.workspace)) == 3
+    page.get_by_label("More for Support").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator("#runs-table tbody tr")).to_have_count(2)
+    assert len(list(served.service.workspace.trash.iterdir())) == 1
+    looked.assert_clean()
+
+
+def test_a_new_run_starts_from_an_old_ones_settings(browser: Browser, served: Served) -> None:
+    looked = Looked(browser, served.url, "runs")
+    looked.page.get_by_label("More for Pirate large").click()
+    looked.page.get_by_role("button", name="New run from this one").click()
+    expect(looked.page.locator("#tab-recipe-button")).to_have_attribute("aria-selected", "true")
+    expect(looked.page.locator("#lora-rank input")).to_have_value("32")
+    looked.assert_clean()
+
+
+def test_thousands_of_runs_stay_fast(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path)
+    first = write_run(workspace, done=20, num_steps=20)
+    for number in range(2_000):
+        shutil.copytree(
+            first.path, workspace.runs / f"20250101-{number // 3600:02d}{number // 60 % 60:02d}{number % 60:02d}-copy-{number:04x}"
+        )
+    lists = RunLists(workspace, RunReaders(workspace))
+    assert len(lists.rows()) == 2_001
+    lists.forget()
+    began = time.perf_counter()
+    lists.rows()
+    assert time.perf_counter() - began < 0.5
