@@ -37,7 +37,8 @@ def build(service: Service) -> gr.Blocks:
             with gr.Column(elem_id="q-work", scale=1, min_width=0):
                 undo_place = gr.Column(elem_id="q-undo-place", min_width=0)
                 tabs = gr.Tabs(elem_id="q-tabs", selected="model", overflow_behavior="wrap")
-                page = Page(service, Form(reserved=(*readycard.OPTIONS, *recipe.ELSEWHERE)), run_id, tabs, timer)
+                form = Form((*readycard.OPTIONS, *recipe.ELSEWHERE), initial=service.last_draft()[1])
+                page = Page(service, form, run_id, tabs, timer)
                 with undo_place:
                     page.undo = Undo(page)
                 with tabs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin
 
 import gradio as gr
@@ -30,12 +30,12 @@ class Control:
 Maker = Callable[[Option], gr.components.Component]
 
 
-def make_control(option: Option, *, maker: Maker | None = None, min_width: int = 240) -> Control:
-    """Draw the control of an option where the caller stands; `maker` replaces the input, never the words around it."""
+def make_control(option: Option, value: Any, *, maker: Maker | None = None, min_width: int = 240) -> Control:
+    """Draw the control of an option, holding `value`, where the caller stands; `maker` replaces the input, never the words around it."""
     classes = ["q-control", "q-control-hidden"] if maker is make_hidden else ["q-control"]
     with gr.Column(elem_id=f"{option.dom_id}-control", elem_classes=classes, min_width=min_width):
         head = gr.HTML(head_html(option), elem_id=f"{option.dom_id}-head", elem_classes="q-head", apply_default_css=False)
-        component = (maker or make_input)(option)
+        component = (maker or make_input)(replace(option, default=value))
     return Control(option, component, head)
 
 
@@ -56,7 +56,7 @@ def head_html(option: Option, *, delta: str = "", problem: str = "", changed: bo
 
 
 def make_input(option: Option) -> gr.components.Component:
-    """The input that suits the option's type.
+    """The input that suits the option's type, holding the option's default.
 
     Bounds are not given to gr.Number: Gradio would refuse the value with a message of its own before our check could
     report all problems together.
@@ -107,7 +107,7 @@ def make_text(option: Option, lines: int = 1) -> gr.components.Component:
 
 def make_hidden(option: Option) -> gr.components.Component:
     """The input of an option that a tab draws by its own means: it holds JSON, stands on the page and is not seen."""
-    return gr.Textbox("", label=option.meta.label, elem_id=option.dom_id, visible="hidden", interactive=True)
+    return gr.Textbox(option.default, label=option.meta.label, elem_id=option.dom_id, visible="hidden", interactive=True)
 
 
 def to_component(option: Option, value: Any) -> Any:

@@ -25,7 +25,9 @@ def as_json(path: str, value: Any) -> str:
 class Form:
     """The options that the tabs have placed. `place` draws one where the caller stands; every option is placed once."""
 
-    def __init__(self, reserved: tuple[str, ...] = ()) -> None:
+    def __init__(self, reserved: tuple[str, ...] = (), initial: RunConfig | None = None) -> None:
+        """`initial` are the values that the controls are drawn with; the defaults where there is none."""
+        self._initial = initial or RunConfig()
         self.controls: dict[str, Control] = {}
         self._reserved = frozenset(reserved)
 
@@ -33,7 +35,9 @@ class Form:
         """Draw the control of an option; raises ValueError for an option that already stands on the page."""
         if path in self.controls:
             raise ValueError(f"{path} stands on the page twice")
-        control = make_control(option_by_path()[path], maker=maker, min_width=min_width)
+        value = self._initial.get(path)
+        shown = as_json(path, value) if path in STRUCTURED else value
+        control = make_control(option_by_path()[path], shown, maker=maker, min_width=min_width)
         self.controls[path] = control
         return control
 

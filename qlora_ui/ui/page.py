@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -53,15 +54,28 @@ class Seen:
 
     def __init__(self) -> None:
         self._sent: OrderedDict[str, dict[int, int]] = OrderedDict()
+        self._drawn: dict[tuple[str, int], int] = {}
+        self._tickets = itertools.count(1)
         self._lock = threading.Lock()
 
-    def only_new(self, session: str, values: Sequence[Any], key: int = 0) -> list[Any]:
-        """`values`, with gr.skip() in place of those that this session has already."""
+    def ticket(self) -> int:
+        """A number for a drawing that begins; later drawings have higher ones."""
+        return next(self._tickets)
+
+    def only_new(self, session: str, values: Sequence[Any], ticket: int, key: int = 0) -> list[Any]:
+        """`values`, with gr.skip() in place of those that this session has already.
+
+        All are skipped where a drawing that began later was quicker: this one shows settings that are no longer so.
+        """
         with self._lock:
+            if self._drawn.get((session, key), 0) > ticket:
+                return [gr.skip() for _ in values]
+            self._drawn[session, key] = ticket
             sent = self._sent.setdefault(session, {})
             self._sent.move_to_end(session)
             while len(self._sent) > MAX_SESSIONS:
-                self._sent.popitem(last=False)
+                gone, _ = self._sent.popitem(last=False)
+                self._drawn = {place: drawn for place, drawn in self._drawn.items() if place[0] != gone}
             fresh = []
             for place, value in enumerate(values, start=key):
                 mark = hash(json.dumps(value, default=str, sort_keys=True))
@@ -164,21 +178,23 @@ class Page:
 
     def _tick(self, request: gr.Request, run_id: str, *values: Any) -> Any:
         """Draw all live views; one that fails is logged and keeps what it shows, the others go on."""
+        ticket = self._seen.ticket()
         drawn: list[Any] = []
         rest = list(values)
         for view in self.live_views:
             mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
             drawn.extend(_draw(view.draw, len(view.outputs), run_id, *mine))
-        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn))
+        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, ticket))
 
     def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> Any:
         """Check the settings and draw every view of them."""
+        ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))
-        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, key=1_000_000))
+        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, ticket, key=1_000_000))
 
     def _forget(self, request: gr.Request) -> None:
         self._seen.forget(str(request.session_hash))

@@ -101,3 +101,11 @@ def test_every_control_has_a_name(visit: Visit) -> None:
             .map(e => e.outerHTML.slice(0, 120))"""
     )
     assert nameless == []
+
+
+def test_card_and_button_agree_on_every_visit(visit: Visit) -> None:
+    for _ in range(4):
+        page = visit().page
+        page.wait_for_timeout(1500)
+        expect(page.locator("#q-ready-state")).to_have_text("Ready")
+        expect(page.locator("#q-start")).to_have_text("Start")
