@@ -138,7 +138,7 @@ def test_ten_thousand_points_without_a_long_task(browser: Browser, served: Serve
     run = write_run(served.service.workspace, num_steps=2 * MANY_POINTS, done=MANY_POINTS, end="live", step_s=0.05)
     journal = JournalWriter(run.journal_path)
     looked = Looked(browser, served.url, "runs")
-    looked.page.locator("#runs-table .q-col-name button").first.click()
+    looked.page.locator(f'#runs-table [data-act=open][data-id="{run.id}"]').click()
     expect(looked.page.locator("#train-charts-loss desc")).to_have_text(re.compile("at step 10000"), timeout=20_000)
     looked.page.evaluate(WATCH)
     for step in range(MANY_POINTS + 1, MANY_POINTS + 7):

@@ -215,7 +215,8 @@ def _buttons(view: RunView) -> str:
     elif view.can_resume:
         look = "primary" if view.status in (Status.PAUSED, Status.CRASHED) else ""
         since = f"from step {view.checkpoints[-1].step:,}" if view.checkpoints else "from the start"
-        buttons.append(act_button(f"Continue {since}", "resume", run, look=look, echo="Queued …"))
+        label = f"Continue {since}" if view.started else "Put it back into the queue"
+        buttons.append(act_button(label, "resume", run, look=look, echo="Queued …"))
     if not view.status.is_live:
         buttons.append(act_button("New run from this one", "copy", run, look="quiet"))
     return f'<div class="q-buttons" role="group" aria-label="Control of the run">{"".join(buttons)}</div>'
