@@ -101,7 +101,8 @@ class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _sdpa(kind: str) -> Any:
-    def attend(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
+    def attend(  # noqa: PLR0917
+        query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
                enable_gqa: bool = False) -> Any:  # fmt: skip
         if kind == "math":
             return torch.ops.aten._scaled_dot_product_attention_math(
@@ -199,7 +200,8 @@ def _varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Any
     return torch.empty(q.shape, dtype=q.dtype), torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-def _varlen_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+def _varlen_backward(  # noqa: PLR0917
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
                      plan: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     rows = q.shape[0] + 128 * (plan.cumulative.shape[0] - 1)
     wide = torch.empty(rows, q.shape[1], q.shape[2], dtype=torch.float32)
