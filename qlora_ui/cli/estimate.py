@@ -131,7 +131,8 @@ def _say(values: dict[str, Any], memory: MemoryEstimate, duration: DurationEstim
         print(f"The check says {format_bytes(values['checked_bytes'])} ({values['check_s']} s).")
     share = memory.trainable_params / values["total_params"]
     print(
-        f"{format_count(memory.trainable_params)} trained numbers, {share:.2%} of the model; adapter {format_bytes(values['adapter_bytes'])}."
+        f"{format_count(memory.trainable_params)} trained numbers, {share:.2%} of the model; "
+        f"adapter {format_bytes(values['adapter_bytes'])}."
     )
     print(f"{duration.num_steps} steps, about {format_duration(duration.total_s)} (±{duration.error_share:.0%}).")
     for note in memory.notes:
