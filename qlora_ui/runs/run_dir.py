@@ -99,7 +99,10 @@ class RunDir:
         parts = re.match(r"^(\d{8}-\d{6})-(.+)-[0-9a-f]{4}$", self.id)
         if not parts:
             return self.id
-        started = time.strptime(parts[1], "%Y%m%d-%H%M%S")
+        try:
+            started = time.strptime(parts[1], "%Y%m%d-%H%M%S")
+        except ValueError:
+            return self.id
         return f"{parts[2]}, {started.tm_mday} {_MONTHS[started.tm_mon - 1]} {started.tm_hour}:{started.tm_min:02}"
 
     @property
