@@ -106,7 +106,9 @@ def big(path: Path, num_bytes: int = 1 << 30) -> None:
             lines = []
             for _ in range(5000):
                 number += 1
-                said = " ".join(words[(number * 31 + step * step * (number % 97 + 1)) % 12] + str((number * 7919 + step) % 9973) for step in range(26))
+                said = " ".join(
+                    words[(number * 31 + step * step * (number % 97 + 1)) % 12] + str((number * 7919 + step) % 9973) for step in range(26)
+                )
                 lines.append(json.dumps(chat(("user", f"Question {number}: {said[:120]}?"), ("assistant", said))))
             block = "\n".join(lines) + "\n"
             file.write(block)
@@ -198,9 +200,7 @@ DATASETS: tuple[Bad, ...] = (
     Bad(65, "folder", _folder, "DATA-TYPE", "folder"),
 )  # fmt: skip
 
-_YAML_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
-)
+_YAML_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
 
 PRESETS: tuple[tuple[int, str, str], ...] = (
     (66, "python object", "lora: !!python/object/apply:os.system ['true']\n"),

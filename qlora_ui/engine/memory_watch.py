@@ -89,9 +89,7 @@ class MemoryWatch:
         if self._first_energy_j is None:
             self._first_energy_j = card.energy_j
         energy = card.energy_j - self._first_energy_j if card.energy_j is not None and self._first_energy_j is not None else None
-        return replace(
-            event, power_w=card.power_w, utilization_pct=card.utilization_pct, temperature_c=card.temperature_c, energy_j=energy
-        )
+        return replace(event, power_w=card.power_w, utilization_pct=card.utilization_pct, temperature_c=card.temperature_c, energy_j=energy)
 
     def _watch(self) -> None:
         next_tick = time.monotonic()

@@ -305,5 +305,3 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         """A checkpoint's size before there is one: the adapter and two moments for each of its numbers."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return sum(3 * parameter.numel() * parameter.element_size() for parameter in trained)
-
-

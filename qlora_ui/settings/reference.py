@@ -18,7 +18,7 @@ def render_reference() -> str:
     for option in option_by_path().values():
         if option.section != section:
             section = option.section
-            about = RunConfig.model_fields[section].annotation.__doc__  # type: ignore[union-attr]
+            about = RunConfig.model_fields[section].annotation.__doc__
             lines += [
                 "",
                 f"## {section}",

@@ -81,9 +81,7 @@ def make_input(option: Option) -> gr.components.Component:
             default, placeholder=placeholder, elem_classes="q-number", step=1 if kind is int else _float_step(option), **common
         )
     if get_origin(kind) is tuple and get_args(kind)[0] is str:
-        return gr.Dropdown(
-            list(default), value=default, multiselect=True, allow_custom_value=True, elem_classes="q-chips", **common
-        )
+        return gr.Dropdown(list(default), value=default, multiselect=True, allow_custom_value=True, elem_classes="q-chips", **common)
     return make_text(option)
 
 

@@ -23,6 +23,7 @@ from qlora_ui.ui.inspection import Pending
 if TYPE_CHECKING:
     from qlora_ui.ui.service import Service
 
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What a page would start now. `config` is None while a setting is wrong; estimates are None while facts are missing."""

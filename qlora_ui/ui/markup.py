@@ -25,7 +25,7 @@ def middle_cut(text: str, length: int = 48) -> str:
     if len(text) <= length:
         return text
     head = (length - 1) // 3
-    return f"{text[:head]}…{text[head + 1 - length:]}"
+    return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def bullet_list(items: Iterable[str], css_class: str = "q-list") -> str:

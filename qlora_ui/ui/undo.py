@@ -114,7 +114,7 @@ def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]], about: s
     """What was changed: a title, then label, old → new for each option."""
     items = [
         f'<li><span class="q-undo-name">{escape(option.meta.label)}</span> '
-        f'<s>{escape(value_words(option, old))}</s> → <b>{escape(value_words(option, new))}</b></li>'
+        f"<s>{escape(value_words(option, old))}</s> → <b>{escape(value_words(option, new))}</b></li>"
         for option, old, new in changes[:SHOWN]
     ]
     if len(changes) > SHOWN:

@@ -69,5 +69,3 @@ def test_a_failure_is_told_with_its_place(tiny_model_dir: Path, workspace: Works
     ended = read_run(made).ended
     assert ended is not None and ended.code == "bug" and "an error that holds" in ended.why
     assert "in broken" in ended.traceback
-
-

@@ -112,9 +112,7 @@ def test_in_a_check_only_one_batch_is_still_done(config: RunConfig, workspace: W
 
 def test_save_now_writes_a_checkpoint_and_goes_on(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
     made = create_run(workspace, config.changed({"output.save_every": 8, "eval.share": 0}))
-    asked = ask_when_called(
-        monkeypatch, "qlora_ui.engine.trainer.QloraTrainer.training_step", made, Request.SAVE_NOW, in_training
-    )
+    asked = ask_when_called(monkeypatch, "qlora_ui.engine.trainer.QloraTrainer.training_step", made, Request.SAVE_NOW, in_training)
     job.run(made.path)
     view = read_run(made)
     assert asked and view.status is Status.DONE

@@ -71,9 +71,7 @@ def assert_same(first: RunView, second: RunView) -> None:
 
 
 @pytest.mark.parametrize(("request_", "after_step"), [(Request.STOP, 1), (Request.PAUSE, 3), (Request.STOP, 4), (Request.STOP_NOW, 6)])
-def test_continuing_gives_the_same_run(
-    whole: tuple[RunConfig, RunView], tmp_path: Path, request_: Request, after_step: int
-) -> None:
+def test_continuing_gives_the_same_run(whole: tuple[RunConfig, RunView], tmp_path: Path, request_: Request, after_step: int) -> None:
     config, view = whole
     made = interrupted(Workspace.at(tmp_path), config, request_, after_step)
     from qlora_ui.runs.read import read_run

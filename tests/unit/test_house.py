@@ -44,6 +44,12 @@ def test_heavy_libraries_live_in_the_engine_and_gradio_in_ui(path: Path) -> None
         assert not any(name.startswith("qlora_ui.engine") for name in imports(path))
 
 
+@pytest.mark.parametrize("words", [("check",), ("format", "--check")], ids=" ".join)
+def test_ruff_finds_nothing(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 def test_the_command_line_starts_light() -> None:
     heavy = "[name for name in ('torch', 'gradio', 'transformers', 'pandas') if name in sys.modules]"
     code = f"import sys, qlora_ui.cli; qlora_ui.cli.main(['options', '--json']); print({heavy}, file=sys.stderr)"

@@ -281,9 +281,7 @@ def test_a_job_of_its_own_process_is_taken_up_again(workspace: Workspace, stage:
 def test_asking_needs_no_launcher(workspace: Workspace) -> None:
     run = create_run(workspace, RunConfig())
     run.claim()
-    JournalWriter(run.journal_path).write(
-        Started(pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU")
-    )
+    JournalWriter(run.journal_path).write(Started(pid=1, process_started=0.0, host="", launcher="thread", versions={}, device="CPU"))
     assert ask(run, Request.STOP).startswith("Stopping")
     assert run.pending_requests() == [Request.STOP]
     run.release()

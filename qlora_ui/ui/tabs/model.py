@@ -38,9 +38,7 @@ def build(page: Page) -> None:
             with gr.Accordion("Show", open=False, elem_classes="q-fold", elem_id="q-quantization"):
                 explainer = gr.HTML("", elem_id="q-quantization-body", apply_default_css=False)
         with gr.Column(elem_classes="q-block"):
-            gr.HTML(
-                block_head("From the Hugging Face Hub", "Nothing is asked for until you search or download."), apply_default_css=False
-            )
+            gr.HTML(block_head("From the Hugging Face Hub", "Nothing is asked for until you search or download."), apply_default_css=False)
             with gr.Row(elem_classes="q-search"):
                 text = gr.Textbox(label="Search", placeholder="qwen, llama, smollm …", elem_id="q-hub-text", elem_classes="q-labelled")
                 button = gr.Button("Search", elem_id="q-hub-search", elem_classes="q-tool", scale=0)

@@ -177,9 +177,7 @@ def fix_words(finding: Finding) -> str:
 
 
 def _column(column: str, value: str, role: str) -> str:
-    options = "".join(
-        f'<option value="{value}"{" selected" if value == role else ""}>{escape(words)}</option>' for value, words in ROLES
-    )
+    options = "".join(f'<option value="{value}"{" selected" if value == role else ""}>{escape(words)}</option>' for value, words in ROLES)
     cells = f'<td class="q-mono">{escape(middle_cut(column, 40))}</td><td>{escape(middle_cut(value, 60))}</td>'
     return (
         f'<tr>{cells}<td><select data-change="map" data-id="{escape(column)}" '

@@ -63,8 +63,7 @@ def recipe_text(draft: Draft) -> str:
     yaml = draft.config.to_yaml(only_changed=True)
     command = command_line(draft.config)
     return (
-        f'<div class="q-text-pair">{_copyable("As YAML (what differs from the defaults)", yaml)}'
-        f'{_copyable("As a command", command)}</div>'
+        f'<div class="q-text-pair">{_copyable("As YAML (what differs from the defaults)", yaml)}{_copyable("As a command", command)}</div>'
     )
 
 
