@@ -58,7 +58,9 @@ def main(words: list[str]) -> int:
     if wants_tests:
         environment.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower when threads fight for few cores
         os.chdir(ROOT)
-        return hand_over([PYTHON, "-m", "pytest", *words[1:]], environment)
+        # A worker a core; files stay whole, since their tests share models. A word after "test" chooses another way.
+        workers = [] if words[1:] else ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
+        return hand_over([PYTHON, "-m", "pytest", *workers, *words[1:]], environment)
     return hand_over([PYTHON, os.path.join(ROOT, "app.py"), *words], environment)
 
 
