@@ -239,7 +239,7 @@ def main() -> int:
 
 
 def _make_model(folder: Path) -> None:
-    from conftest import make_tiny_model
+    from tiny_model import make_tiny_model
 
     make_tiny_model(folder)
 

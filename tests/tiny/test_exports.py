@@ -134,7 +134,7 @@ def test_a_model_in_shards_stays_one(tiny_model_dir: Path, tmp_path: Path) -> No
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from conftest import make_tiny_model
+    from tiny_model import make_tiny_model
 
     deeper = make_tiny_model(tmp_path / "deeper", num_layers=3)
     wider = make_tiny_model(tmp_path / "wider", hidden=128)

@@ -85,7 +85,7 @@ def _copy(tmp_path: Path) -> Path:
 def _start(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # an index that is not there stands for a machine without network
     pip = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_") and name.lower() != "no_proxy"}
     return subprocess.run(
         [sys.executable, str(root / "start.py"), *words],
         env=clean | pip | environment,
