@@ -31,6 +31,7 @@ from qlora_ui.engine.dataset import build_datasets, load_tokenizer
 from qlora_ui.engine.failures import NonFinite, StopRun, describe, forget
 from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
+from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, predict
@@ -43,7 +44,7 @@ from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Event, Failed, Finished, Paused, PhaseChanged, Planned, Started, Stopped
+from qlora_ui.runs.events import Ended, Event, Failed, Finished, Noticed, Paused, PhaseChanged, Planned, Started, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -232,7 +233,11 @@ class Job:
         marks = fingerprint(config, ground.rows.train)
         if checkpoint is not None:
             check_same(checkpoint, marks)
+        # A checkpoint holds the weights already, and where they once came from may be gone.
+        initial = find_initial_adapter(config, self.base, self.workspace) if checkpoint is None else None
         model = build.load_model(ground, config)
+        if initial is not None:
+            initial.check_shapes(model)
         self._raise_if_ending()
         agree = agreement(int(os.environ.get("WORLD_SIZE", "1")), ground.device)
         self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
@@ -251,6 +256,9 @@ class Job:
         self.trainer = build.build_trainer(model, ground, session, control, self.recorder)
         if checkpoint is not None:
             take_up(checkpoint, self.trainer, self.best, self.store)
+        if initial is not None:
+            initial.copy_into(self.trainer.model)
+            self.journal.write(Noticed(level="info", code="start-from", what=f"Starts from the adapter of {initial.name}."))
         return self.trainer, self.recorder
 
     def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer, report: FastReport) -> None:

@@ -82,6 +82,8 @@ def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
                 digest.update(np.asarray(row, dtype=np.int64).tobytes() + b"|")
     nested = config.to_nested()
     kept = {name: nested[name] for name in ("model", "quant", "lora", "data", "train")}
+    # A checkpoint has its own weights; where the first ones came from does not matter to it.
+    kept["lora"] = {key: value for key, value in nested["lora"].items() if key != "start_from"}
     train_section = {key: value for key, value in nested["train"].items() if key not in ("batch_size", "accumulation")}
     settings = {**kept, "train": train_section, "effective_batch": config.effective_batch, "share": config.eval.share}
     text = json.dumps(settings, sort_keys=True)

@@ -42,7 +42,7 @@ def check_same(checkpoint: Checkpoint, marks: Mapping[str, str]) -> None:
         raise RunError(
             f"This run cannot be continued exactly: {' and '.join(_WORDS[name] for name in changed)} changed since step {checkpoint.step}.",
             why="The rest would be trained on something else than the beginning",
-            fix="Start a new run; the adapter of this one stays",
+            fix="Start a new run from its adapter, which stays",
             code="resume-changed",
         )
 

@@ -36,6 +36,14 @@ def write_bundle(
     """
     if not (data / "train.tokens.parquet").is_file():
         raise RunError("This run has no rows yet.", why="It has not come to its data.", fix="Start it first.", code="no-data")
+    if config.lora.start_from:
+        raise QloraUiError(
+            "The program cannot start from an adapter.",
+            why="It trains a fresh one, and its curve would be another",
+            fix="Export the run that it started from",
+            where="lora.start_from",
+            code="script-start-from",
+        )
     if out.exists() and any(out.iterdir()):
         raise QloraUiError(f"{out.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
     out.mkdir(parents=True, exist_ok=True)

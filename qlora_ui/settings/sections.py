@@ -193,6 +193,13 @@ class LoraSection(Section):
         to="lora.modules_to_save",
         affects=("memory", "time", "quality"),
     )
+    start_from: str = option(
+        "",
+        "A run's id or an adapter's folder to go on from: its weights instead of fresh ones. Base, size and strength must be the same.",
+        label="Start from an adapter",
+        term="initial adapter",
+        affects=("quality",),
+    )
 
 
 class DataSection(Section):

@@ -92,6 +92,12 @@ def _copy(page: Page, action: Action) -> Outcome:
     return Outcome(None, "recipe", _fresh(_run(page, action).config()))
 
 
+def _start_from(page: Page, action: Action) -> Outcome:
+    """The run's settings, to begin with what it has learned."""
+    run = _run(page, action)
+    return Outcome(None, "recipe", _fresh(run.config()).changed({"lora.start_from": run.id}))
+
+
 def _apply(page: Page, action: Action) -> Outcome:
     """Start again with a suggestion of the failure; the form shows the changed settings too."""
     run = _run(page, action)
@@ -157,6 +163,7 @@ _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
     "look": lambda page, action: Outcome(find_run(page.service.workspace, action.text).id),
     "resume": _resume,
     "copy": _copy,
+    "start_from": _start_from,
     "apply": _apply,
     "move": _move,
     "unqueue": _unqueue,

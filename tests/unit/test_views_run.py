@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from qlora_ui.runs.events import Failed
 from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.run_dir import Request
 from qlora_ui.runs.workspace import Workspace
@@ -60,6 +62,13 @@ def test_a_failure_says_cause_and_remedy_and_folds_the_traceback(workspace: Work
     assert html.index("Technical details") < html.index("Traceback (most recent call last)")
     assert "<details" in html and "<details open" not in html
     assert "At once → 2" in html
+
+
+def test_a_refused_continuation_offers_a_new_run_from_the_adapter(workspace: Workspace) -> None:
+    view = view_of(workspace, end="failed", done=41)
+    assert isinstance(view.ended, Failed)
+    refused = replace(view, ended=replace(view.ended, code="resume-changed", suggestions=[]))
+    assert buttons(head_html(refused)) == ["resume", "copy", "start_from"]
 
 
 def test_done_has_one_large_next_step(workspace: Workspace) -> None:

@@ -9,7 +9,7 @@ from qlora_ui.runs.listing import row_of
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.views.compare import comparison_html
-from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, differences_in_words, found, sparkline, table_html
+from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, sparkline, table_html
 from qlora_ui.ui.views.words import ago
 from tests.journals import write_run
 
@@ -65,6 +65,12 @@ def test_comparison_can_show_differences_only(workspace: Workspace) -> None:
 def test_sparkline_says_its_ends() -> None:
     assert 'aria-label="Loss from 3 to 0.5"' in sparkline([3.0, 1.0, 0.5])
     assert "–" in sparkline([1.0])
+
+
+def test_details_offer_a_new_run_from_the_adapter_where_there_is_one(workspace: Workspace) -> None:
+    row = row_of(read_run(write_run(workspace, done=5, num_steps=5)))
+    assert 'data-act="start_from"' in details_html(replace(row, has_adapter=True), None, "")
+    assert 'data-act="start_from"' not in details_html(replace(row, has_adapter=False), None, "")
 
 
 def test_moments_are_said_as_people_do() -> None:

@@ -198,6 +198,9 @@ def _failure(view: RunView, failed: Failed) -> str:
         )
         small = f" <small>{escape(changes)}</small>" if changes and changes != label else ""
         buttons.append(f"<li>{button}<span>{escape(label)}{small}</span></li>")
+    if failed.code == "resume-changed":
+        again = act_button("New run from its adapter", "start_from", view.id, look="primary")
+        buttons.append(f"<li>{again}<span>Goes on from what it has learned, with a new schedule</span></li>")
     fixes = f'<ul class="q-fixes">{"".join(buttons)}</ul>' if buttons else ""
     trace = ""
     if failed.traceback:

@@ -147,9 +147,10 @@ def details_html(row: RunRow, config: RunConfig | None, log: str) -> str:
     notes = f'<p class="q-sub">{escape(row.notes)}</p>' if row.notes else ""
     said = f'<pre class="q-code q-log" tabindex="0">{escape(log)}</pre>' if log else '<p class="q-small">Nothing was logged.</p>'
     copy = f'<button type="button" class="q-button q-button-quiet" data-copy="{escape(changed)}">Copy</button>'
+    start = act_button("New run from its adapter", "start_from", row.id) if row.has_adapter else ""
     return (
         f'<section class="q-card q-details-card"><div class="q-run-top"><h2 class="q-h2">{escape(row.name)}</h2>'
-        f"<span>{act_button('Open', 'open', row.id)} {act_button('Close', 'details', look='quiet')}</span></div>{notes}"
+        f"<span>{start} {act_button('Open', 'open', row.id)} {act_button('Close', 'details', look='quiet')}</span></div>{notes}"
         f'<p class="q-small q-mono">{escape(row.id)}</p>'
         f'<div class="q-run-top"><h3 class="q-h3">What differs from the defaults</h3>{copy}</div>'
         f'<pre class="q-code">{escape(changed)}</pre>{whole}<h3 class="q-h3">Log</h3>{said}</section>'
