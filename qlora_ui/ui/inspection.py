@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from qlora_ui.ui.handler import log_bug
 
 PATIENCE_S = 0.4
 """A page waits this long for an answer before it says that it is being worked on."""
+PROGRESS_S = 1.0
+"""Pages are told of progress at most this often."""
 KEPT = 16
 
 T = TypeVar("T")
@@ -42,9 +45,9 @@ class Pending(Generic[T]):
 class Inquiry(Generic[T]):
     """Answers questions by key, each once; only the newest question is worked on, older ones are given up."""
 
-    def __init__(self, name: str, on_done: Callable[[], None]) -> None:
+    def __init__(self, name: str, on_news: Callable[[], None]) -> None:
         self._name = name
-        self._on_done = on_done
+        self._on_news = on_news
         self._lock = threading.Lock()
         self._known: OrderedDict[Hashable, Pending[T]] = OrderedDict()
 
@@ -64,8 +67,14 @@ class Inquiry(Generic[T]):
         return pending
 
     def _work(self, work: Callable[[OnProgress, IsCancelled], T], pending: Pending[T]) -> None:
+        told_at = time.monotonic()
+
         def progress(what: str, share: float | None) -> None:
+            nonlocal told_at
             pending.what, pending.share = what, share
+            if time.monotonic() - told_at > PROGRESS_S:
+                told_at = time.monotonic()
+                self._on_news()
 
         try:
             pending.answer = work(progress, lambda: pending.is_cancelled)
@@ -78,7 +87,7 @@ class Inquiry(Generic[T]):
             pending.problems = (Problem("", f"the app made a mistake here; its log has the details under {bug_id}", code="bug"),)
         finally:
             pending.done.set()
-            self._on_done()
+            self._on_news()
 
 
 def data_key(data: DataSection) -> tuple[str, ...]:

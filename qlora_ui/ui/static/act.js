@@ -23,7 +23,10 @@ function mountActions(element, trigger, watch) {
     const field = event.target.closest("[data-change]");
     if (!field) return;
     const on = field.type === "checkbox" ? field.checked : null;
-    send(null, { ...field.dataset, act: field.dataset.change, text: field.value, on });
+    // Two choices made faster than the page is drawn anew must both count: `all` is what all fields of that kind hold now.
+    const all = {};
+    for (const one of element.querySelectorAll("[data-change]")) if (one.dataset.change === field.dataset.change && one.dataset.id) all[one.dataset.id] = one.value;
+    send(null, { ...field.dataset, act: field.dataset.change, text: field.value, on, all: JSON.stringify(all) });
   });
 
   element.addEventListener("toggle", (event) => {

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import load_anyway
-from qlora_ui.data.parse import Peek
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_DATA
 from qlora_ui.settings.source import DataSource
@@ -21,7 +20,7 @@ from qlora_ui.ui.controls import make_hidden
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
 from qlora_ui.ui.handler import handler
-from qlora_ui.ui.inspection import Pending
+from qlora_ui.ui.hub_data import build_hub_search
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.new_data import keep_pasted, keep_upload, named_source
 from qlora_ui.ui.page import Page
@@ -43,6 +42,7 @@ def build(page: Page) -> None:
                 gr.HTML(block_head("Datasets", "Several are mixed; a weight of 2 means twice the rows."), apply_default_css=False)
                 sources = live_html("", "q-sources")
                 adders = _adders()
+                build_hub_search(page, lambda data, sources: _added(page, data, sources))
             with gr.Column(elem_classes="q-block", min_width=0):
                 gr.HTML(block_head("Verdict", "Read and checked on this computer; nothing is sent anywhere."), apply_default_css=False)
                 verdict = live_html("", "q-verdict-body")
@@ -127,7 +127,7 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
 
 def _why_no_tokens(draft: Draft) -> str:
     if draft.look is not None and not draft.look.is_done:
-        return escape(draft.look.what or "Counting tokens")
+        return "Counting tokens"
     if draft.look is not None:
         return "Its tokens cannot be shown; the verdict above says why."
     return "Its tokens are shown as soon as the model's tokenizer is loaded."
@@ -136,14 +136,8 @@ def _why_no_tokens(draft: Draft) -> str:
 def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
     workspace = page.service.workspace
 
-    def added(data: dict[Any, Any], sources: Sequence[str]) -> list[Any]:
-        chosen = _sources(page.form.values(data)["data.sources"])
-        known = {str(source["id"]) for source in chosen}
-        # The built-in set is there for a first look: the user's own data takes its place.
-        if known == {BUILTIN_DATA} and sources and BUILTIN_DATA not in sources:
-            chosen = []
-        chosen += [DataSource(id=source).model_dump() for source in sources if source not in known]
-        return page.form.show_values({"data.sources": json.dumps(chosen, ensure_ascii=False)})
+    def added(data: dict[Any, Any], ids: Sequence[str]) -> list[Any]:
+        return _added(page, data, [DataSource(id=source_id) for source_id in ids])
 
     @handler
     def upload(data: dict[Any, Any]) -> list[Any]:
@@ -178,6 +172,17 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
     page.when_complete(wire)
 
 
+def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource]) -> list[Any]:
+    """The form's updates that add datasets to the chosen ones; those that are chosen already are not added twice."""
+    chosen = _sources(page.form.values(data)["data.sources"])
+    # The built-in set is there for a first look: the user's own data takes its place.
+    if {str(source["id"]) for source in chosen} == {BUILTIN_DATA} and any(source.id != BUILTIN_DATA for source in sources):
+        chosen = []
+    known = {(source["id"], source.get("config"), source.get("split", "train")) for source in chosen}
+    chosen += [source.model_dump() for source in sources if (source.id, source.config, source.split) not in known]
+    return page.form.show_values({"data.sources": json.dumps(chosen, ensure_ascii=False)})
+
+
 def _wire_actions(page: Page, *components: Any) -> None:
     """Weights, slices and removal in the list of sources; meanings in the table of columns."""
 
@@ -186,8 +191,7 @@ def _wire_actions(page: Page, *components: Any) -> None:
         action = Action.of(event)
         values = page.form.values(data)
         if action.name == "map":
-            start = _json(values["data.mapping"], {}) or _guess(page.service.draft(values).peek)
-            return page.form.show_values({"data.mapping": _remapped(start, action), "data.format": "columns"})
+            return page.form.show_values({"data.mapping": _mapping(action), "data.format": "columns"})
         changes: dict[str, Any] = {"data.sources": _edited(values["data.sources"], action)}
         if action.name == "remove" and action.id == str(_first_file(values["data.sources"])):
             # The mapping was made for the columns of this file and means nothing for the others.
@@ -301,15 +305,10 @@ def _edited(text: Any, action: Action) -> str:
     return json.dumps(chosen, ensure_ascii=False)
 
 
-def _guess(pending: Pending[Peek] | None) -> dict[str, str]:
-    """What the columns' names say, as a start for the user's own mapping; texts made of several columns are left out."""
-    peek = pending.answer if pending is not None and pending.is_done else None
-    return {role: column for role, column in peek.guess.items() if column in peek.columns} if peek is not None else {}
-
-
-def _remapped(start: dict[str, str], action: Action) -> str:
-    """The mapping of roles to columns after a choice for one column; a role has one column."""
-    mapping = {role: column for role, column in start.items() if column != action.id and role != action.text}
+def _mapping(action: Action) -> str:
+    """The mapping of roles to columns as the table shows it after a choice for one column; a role has one column."""
+    meanings = _json(action.data.get("all", ""), {})
+    mapping = {str(role): str(column) for column, role in meanings.items() if role and column != action.id and role != action.text}
     if action.text:
         mapping[action.text] = action.id
     return as_json("data.mapping", mapping)

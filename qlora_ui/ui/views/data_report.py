@@ -102,14 +102,15 @@ def _token_line(draft: Draft, report: DataReport) -> str:
         parts.append(f"longest {format_count(tokens['longest'])}" if "longest" in tokens else "")
         return f'<p class="q-small q-num">{escape(", ".join(part for part in parts if part))}.</p>'
     if draft.look is not None and not draft.look.is_done:
-        return f'<p class="q-small">{escape(draft.look.what or "Counting tokens")}</p>'
+        # Files are read a second time on the way; to the user all of it is the counting of tokens.
+        return '<p class="q-small" id="q-counting">Counting tokens</p>'
     return ""
 
 
 def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool) -> str:
     source_id = str(source.get("id", ""))
     title = TITLES.get(source_id) or source_title(source_id)
-    about = _about(source_id, report)
+    about = " · ".join(filter(None, (_part_of(source), _about(source_id, report))))
     weight = (
         f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
         f'data-change="weight" data-id="{number}"></label>'
@@ -132,6 +133,13 @@ def source_title(source_id: str) -> str:
     if source_id.startswith("hub:"):
         return middle_cut(source_id.removeprefix("hub:"), 44)
     return middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, 44)
+
+
+def _part_of(source: Mapping[str, Any]) -> str:
+    """Subset and split of a dataset on the Hub."""
+    if not str(source.get("id", "")).startswith("hub:"):
+        return ""
+    return ", ".join(filter(None, (str(source.get("config") or ""), str(source.get("split") or ""))))
 
 
 def _about(source_id: str, report: DataReport | None) -> str:
