@@ -213,8 +213,9 @@ class ChatDesk:
             self._touch()
 
     def ask_unseen_row(self) -> None:
-        """Ask the question of the next row that the run never trained on."""
+        """Ask the question of the next row that the run never trained on, in a fresh conversation: a row knows of no other."""
         with self._changed:
+            self._check_free()
             if self.who is None or self.who.run_id is None:
                 raise QloraUiError("A base model has no held-back rows.", fix="Choose a run.", code="no-held-back-rows")
             rows = held_back_rows(self._service, self.who.run_id)
@@ -224,6 +225,7 @@ class ChatDesk:
                 )
             question, answer = rows[self._next_row % len(rows)]
             self._next_row += 1
+            self.clear()
         self.say(question, reference=answer)
 
     # The answering thread --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -90,10 +91,12 @@ def check_artefact(
         lines = said.read().decode("utf-8", "replace").strip().splitlines()
         if child.returncode or not lines:
             last = trouble.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            # Without the class of the exception in front: `safetensors.SafetensorError: incomplete metadata`.
+            said_last = re.sub(r"^[\w.]+: ", "", last[0])[:300] if last else ""
             raise RunError(
-                "The export was written, but could not be loaded again.",
-                why=last[0][:300] if last else "The checking process ended without a word; memory may be short.",
-                fix="Try again with more free memory, or without the check.",
+                "What was made could not be loaded again, so it was not kept.",
+                why=f"The check said: {said_last}" if said_last else "The checking process ended without a word; memory may be short.",
+                fix="Free some memory and try again. If that does not help, the run's adapter is damaged: continue the run from its last checkpoint.",
                 code="export-check",
             )
     return CheckResult(**json.loads(lines[-1]))

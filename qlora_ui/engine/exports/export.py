@@ -81,21 +81,22 @@ def export_run(
         making.mkdir()
         _Maker(run, config, base, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
         refuse_leaks(making, workspace, str(base), str(staged))
+        # Before the move: an earlier export that loads is worth more than a new one that does not.
+        check, note = _check(
+            form,
+            making,
+            base=base,
+            adapter=adapter,
+            run=run,
+            num_prompts=num_prompts,
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        )
         on_progress("Putting it in place", None)
         shutil.rmtree(target, ignore_errors=True)
         making.rename(target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    check, note = _check(
-        form,
-        target,
-        base=base,
-        adapter=adapter,
-        run=run,
-        num_prompts=num_prompts,
-        on_progress=on_progress,
-        is_cancelled=is_cancelled,
-    )
     on_progress("Done", 1.0)
     return ExportResult(form, target, size_of_tree(target), check, note)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import read_json, size_of_tree, write_json
+from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS
 from qlora_ui.models.catalogue import find_model_folder
+from qlora_ui.runs.card import Card as GraphicsCard
+from qlora_ui.runs.card import Hold
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
@@ -27,8 +32,22 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.evaluate import chosen_run
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html
+from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html, work_key
 
+FREE_S = 30.0
+"""Longest wait for a chat to end its token and let go of the card."""
+SAVE = """(ready) => {
+  if (!ready || window.qSaved === ready) return;
+  window.qSaved = ready;
+  // The button is loaded when it is first shown.
+  const press = (tries) => setTimeout(() => {
+    const button = document.querySelector("#export-file");
+    if (button) button.click();
+    else if (tries) press(tries - 1);
+  }, 200);
+  press(40);
+}"""
+"""Saves the packed file without a second press; once for each packing, whatever else is pressed."""
 NOTES = "exports.json"
 """In a run's exports/: what the last export of each form said of itself."""
 SCRIPTS = {
@@ -43,6 +62,8 @@ def build(page: Page) -> None:
     plans: dict[tuple[str, str], Any] = {}
     view = live_html(NOTHING, "export-view")
     file = gr.DownloadButton("Save", visible=False, elem_id="export-file", variant="primary")
+    ready = gr.Textbox(visible="hidden", elem_id="export-ready")
+    packings = itertools.count(1)
     page.live(lambda run_id: _draw(page.service, run_id, work.progress(), plans), [view])
 
     @handler
@@ -53,14 +74,16 @@ def build(page: Page) -> None:
             work.cancel()
         if action.name in ("export-now", "export-again"):
             run = find_run(page.service.workspace, action.id)
-            work.start(form, lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
-            return gr.DownloadButton(visible=False)
+            work.start(work_key(run.id, form), lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
+            return [gr.DownloadButton(visible=False), ""]
         if action.name == "download":
             packed = _pack(page.service, find_run(page.service.workspace, action.id), form)
-            return gr.DownloadButton(f"Save {packed.name} ({format_bytes(packed.stat().st_size)})", value=str(packed), visible=True)
-        return gr.skip()
+            label = f"Save {packed.name} ({format_bytes(packed.stat().st_size)})"
+            return [gr.DownloadButton(label, value=str(packed), visible=True), str(next(packings))]
+        return [gr.skip(), gr.skip()]
 
-    done = view.act(act, None, [file], api_visibility="private", show_progress="hidden")
+    done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden")
+    done.then(None, [ready], None, js=SAVE, api_visibility="private")
     page.redraw_after(done)
     run_actions.wire(page, view)
 
@@ -69,8 +92,9 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
     view = chosen_run(service, run_id)
     if view is None:
         return NOTHING
-    picker = run_picker(service.run_lists.rows(), view.id, "Take away")
-    return exports_html(list(_cards(service, view, plans)), view.id, progress, picker)
+    rows = service.run_lists.rows()
+    picker = run_picker(rows, view.id, "Take away")
+    return exports_html(list(_cards(service, view, plans)), view.id, progress, picker, names={row.id: row.name for row in rows})
 
 
 def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
@@ -106,25 +130,40 @@ def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str
     return plans.get(key)
 
 
-def _make(service: Service, run: RunDir, form: str, on_progress: Any, is_cancelled: Any) -> str:
-    """Make one export and note what its check said."""
-    target = run.exports / form
+def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> str:
+    """Make one export and note what its check said; an earlier one stays until the new one is whole."""
     if form in SCRIPTS:
-        on_progress("Writing", None)
-        shutil.rmtree(target, ignore_errors=True)
-        gpus = service.gpus()
-        bf16 = not gpus or (gpus[0].compute_capability or (8, 0)) >= (8, 0)
-        write_bundle(run.config(), run.data, target, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
-        return str(target)
+        return str(_make_script(service, run, form, on_progress, is_cancelled))
     on_progress("Starting the engine", None)
     export = engine_object("exports.export:export_run")
-    shutil.rmtree(target, ignore_errors=True)
-    with service.card.hold("export", run.id):
-        result = export(run, form, service.workspace, target, on_progress=on_progress, is_cancelled=is_cancelled)
+    with _hold(service.card, run.id, is_cancelled):
+        result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     notes = read_json(run.exports / NOTES) or {}
     said = result.check.sentence() if result.check else result.note
     write_json(run.exports / NOTES, {**notes, form: said})
-    return str(target)
+    return str(result.path)
+
+
+def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> Path:
+    on_progress("Writing the program and its rows", None)
+    target = run.exports / form
+    run.exports.mkdir(exist_ok=True)
+    gpus = service.gpus()
+    bf16 = not gpus or (gpus[0].compute_capability or (8, 0)) >= (8, 0)
+    with tempfile.TemporaryDirectory(prefix=f".making-{form}-", dir=run.exports) as aside:
+        made = Path(aside) / form
+        write_bundle(run.config(), run.data, made, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
+        stop_if(is_cancelled, "The export")
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    return target
+
+
+def _hold(card: GraphicsCard, what: str, is_cancelled: IsCancelled) -> Hold:
+    """The card, which an idle chat gives up: it loads again by itself with the next question."""
+    is_alone = all(holder.who == "chat" for holder in card.holders())
+    wait_s = FREE_S if is_alone and card.free("chat") else 0.0
+    return card.hold("export", what, wait_s=wait_s, is_cancelled=is_cancelled)
 
 
 def _pack(service: Service, run: RunDir, form: str) -> Path:
@@ -139,6 +178,7 @@ def _pack(service: Service, run: RunDir, form: str) -> Path:
             code="too-large",
         )
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
-    target = service.workspace.temp / "downloads" / run.id / f"{stem}-{form}"
+    # Inside the folder that Gradio may serve.
+    target = service.workspace.temp / "uploads" / "exports" / run.id / f"{stem}-{form}"
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.make_archive(str(target), "zip", folder))

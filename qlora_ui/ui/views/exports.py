@@ -54,16 +54,49 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
-def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str) -> str:
-    """All cards in their groups, with the one that is being made on top."""
+ABSENT = (
+    "AWQ and GPTQ are not offered. Both need a library of their own that is built for one version of torch and CUDA and does not go "
+    "with the versions of this app. To serve a small model, take the 8-bit GGUF; for vLLM, take the whole model and let "
+    "vLLM quantize it when it loads (--quantization fp8 or bitsandbytes)."
+)
+SHARE = "python app.py push --run {run} --to YOU/NAME"
+
+
+def work_key(run_id: str, form: str) -> str:
+    """What a piece of export work is for."""
+    return f"{run_id}|{form}"
+
+
+def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str]) -> str:
+    """All cards in their groups, with the one that is being made on top; `names` are the runs' names by id."""
     by_form = {card.form: card for card in cards}
-    running = progress_html(progress, f"Making: {by_form[progress.key].title}") if progress.key in by_form else ""
     groups = []
     for title, forms in GROUPS:
         own = [_card(by_form[form], run_id, is_busy=progress.is_running) for form in forms if form in by_form]
         if own:
             groups.append(f'<section><h2 class="q-h2">{title}</h2><div class="q-export-grid">{"".join(own)}</div></section>')
-    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{running}{"".join(groups)}</div>'
+    share = (
+        '<section><h2 class="q-h2">Share it</h2><article class="q-card q-export" id="export-push"><p class="q-small">Uploads the adapter with '
+        "its card to the Hugging Face Hub, private unless you say --public. Type it in a terminal; it takes the token of your own "
+        f"Hub login.</p>{_command(SHARE.format(run=run_id))}</article></section>"
+    )
+    absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
+    body = "".join(groups) + share + absent
+    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{_running(by_form, run_id, progress, names)}{body}</div>'
+
+
+def _running(by_form: Mapping[str, Card], run_id: str, progress: Progress, names: Mapping[str, str]) -> str:
+    """The work in hand, of whichever run; how it failed only where it belongs."""
+    of_run, _, form = progress.key.partition("|")
+    if form not in by_form or (of_run != run_id and not progress.is_running):
+        return ""
+    of_other = f" of {names.get(of_run, of_run)}" if of_run != run_id else ""
+    return progress_html(progress, f"Making: {by_form[form].title}{of_other}")
+
+
+def _command(command: str) -> str:
+    copy = f'<button type="button" class="q-link" data-copy="{escape(command)}">Copy</button>'
+    return f'<div class="q-command"><code>{escape(command)}</code>{copy}</div>'
 
 
 def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
@@ -72,10 +105,7 @@ def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
         facts.append(f"{format_bytes(card.size_bytes)} on the disk")
     if card.memory_bytes is not None:
         facts.append(f"{format_bytes(card.memory_bytes)} of memory to make")
-    command = (
-        f'<div class="q-command"><code>{escape(card.command)}</code>'
-        f'<button type="button" class="q-link" data-copy="{escape(card.command)}">Copy</button></div>'
-    )
+    command = _command(card.command)
     if card.problem:
         foot = f'<p class="q-small">{escape(card.problem)}</p>'
     elif card.path:
