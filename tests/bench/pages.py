@@ -1,0 +1,292 @@
+"""What open pages cost a run that trains in the app's own process, and whether they all see the whole of it.
+
+usage: python tests/bench/pages.py [--seconds 20]      writes tests/bench/results/pages.json
+
+The app serves and trains a two-layer model in one process; the pages are another process that asks what a browser asks: the
+page and its first drawing when it opens, then each second the timer's request and, where the chart has news, the new points.
+Steps are short here (tens a second), so what a page costs weighs far more than beside a run whose steps take a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
+
+SERIES = ("loss", "rate", "gradient", "eval")
+
+
+def serve_here(folder: Path) -> None:
+    """The app's process: an address on standard output; a line on standard input starts the run, its end ends the app."""
+    from jobs import tiny_config, write_rows
+    from tiny_model import make_tiny_model
+
+    from qlora_ui.runs.workspace import Workspace
+    from qlora_ui.ui.launch import Address, serve
+
+    config = tiny_config(
+        make_tiny_model(folder / "tiny"),
+        write_rows(folder / "rows.jsonl", 200),
+        train__max_steps=100_000,
+        eval__every=500,
+        output__save_every=2_000,
+        train__schedule="constant",
+        train__learning_rate=1e-4,
+    )
+    served = serve(Workspace.at(folder / "workspace"), Address())
+    print(served.url, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "start":
+            print(served.service.launcher.start(config).path, flush=True)
+    served.close()
+
+
+@dataclass
+class Site:
+    """What a browser learns from the page's configuration."""
+
+    url: str
+    config: dict[str, Any]
+
+    @classmethod
+    def at(cls, url: str) -> Site:
+        return cls(url, httpx.get(f"{url}/config", timeout=30).json())
+
+    @property
+    def tick(self) -> dict[str, Any]:
+        """The timer's event."""
+        return next(item for item in self.config["dependencies"] if any(event == "tick" for _, event in item["targets"]))
+
+    def component(self, elem_id: str) -> dict[str, Any]:
+        return next(item for item in self.config["components"] if item["props"].get("elem_id") == elem_id)
+
+    def tick_body(self, session: str) -> dict[str, Any]:
+        """The request of the timer, with every input as the page has it when it opens."""
+        by_id = {item["id"]: item for item in self.config["components"]}
+        data = [None if by_id[i]["type"] == "state" else by_id[i]["props"].get("value") for i in self.tick["inputs"]]
+        return {"data": data, "fn_index": self.tick["id"], "session_hash": session, "trigger_id": None, "event_data": None}
+
+
+@dataclass
+class OpenPage:
+    """One browser tab."""
+
+    site: Site
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
+    session: str = field(default_factory=lambda: secrets.token_hex(6))
+    tick_s: list[float] = field(default_factory=list)
+    curves_s: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    cursor: dict[str, Any] | None = None
+    curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=lambda: {name: ([], []) for name in SERIES})
+
+    def load(self) -> None:
+        """What opening costs: the page, its configuration, all views."""
+        for path in ("/", "/config"):
+            self.client.get(f"{self.site.url}{path}").raise_for_status()
+        self.poll()
+
+    def poll(self) -> None:
+        """One tick of the timer, and the new points where there are some."""
+        try:
+            began = time.perf_counter()
+            answer = self.client.post(f"{self.site.url}/gradio_api/run/predict", json=self.site.tick_body(self.session))
+            answer.raise_for_status()
+            self.tick_s.append(time.perf_counter() - began)
+            charts = self.site.component("train-charts")["id"]
+            sent = answer.json()["data"][self.site.tick["outputs"].index(charts)]
+            value = sent.get("value") if isinstance(sent, dict) else None
+            if isinstance(value, dict) and value.get("runs"):
+                self._draw(charts, value["runs"])
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            self.errors.append(f"{type(error).__name__}: {error}"[:200])
+
+    def _draw(self, charts: int, runs: list[str]) -> None:
+        began = time.perf_counter()
+        asked = {"runs": runs, "cursors": [self.cursor]}
+        body = {"session_hash": self.session, "component_id": charts, "fn_name": "curves", "data": asked}
+        answer = self.client.post(f"{self.site.url}/gradio_api/component_server", json=body)
+        answer.raise_for_status()
+        self.curves_s.append(time.perf_counter() - began)
+        new = answer.json()[0]
+        if new["reset"]:
+            self.curves = {name: ([], []) for name in SERIES}
+        for name in SERIES:
+            for mine, more in zip(self.curves[name], (new["series"][name]["x"], new["series"][name]["y"]), strict=True):
+                mine.extend(more)
+        self.cursor = new["cursor"]
+
+    def keep_polling(self, until: float) -> None:
+        """At 1 Hz; a poll that takes longer than a second is followed by the next at once, as in a browser."""
+        time.sleep(secrets.randbelow(1000) / 1000)
+        while (now := time.time()) < until:
+            self.poll()
+            time.sleep(max(0.0, min(now + 1.0, until) - time.time()))
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """Every point on the journal."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    # The last line may be half written.
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in events if "learning_rate" in event and "loss" in event]
+
+
+def steps_per_s(run: Path, begin: float, end: float) -> float:
+    """Optimizer steps a second in a window of the run."""
+    return sum(begin <= event["time"] < end for event in steps_of(run)) / (end - begin)
+
+
+def with_pages(site: Site, run: Path, count: int, seconds: float) -> dict[str, Any]:
+    """Steps a second and the pages' waiting while `count` pages are open."""
+    pages = [OpenPage(site) for _ in range(count)]
+    for page in pages:
+        page.load()
+        page.tick_s.clear()
+        page.curves_s.clear()
+    begin = time.time()
+    threads = [threading.Thread(target=page.keep_polling, args=(begin + seconds,)) for page in pages]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    for thread in threads:
+        thread.join()
+    ticks, curves = (
+        [value for page in pages for value in values(page)] for values in (lambda page: page.tick_s, lambda page: page.curves_s)
+    )
+    return {
+        "pages": count,
+        "steps_per_s": round(steps_per_s(run, begin, begin + seconds), 2),
+        "polls": len(ticks),
+        "tick_ms": in_ms(ticks),
+        "new_points_ms": in_ms(curves),
+        "errors": sum(len(page.errors) for page in pages),
+        "first_errors": [page.errors[0] for page in pages if page.errors][:3],
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def in_ms(values: list[float]) -> dict[str, float]:
+    """Median, 95th percentile and worst."""
+    if len(values) < 2:
+        return {}
+    ordered = sorted(value * 1000 for value in values)
+    p95 = statistics.quantiles(ordered, n=20, method="inclusive")[-1]
+    return {"median": round(statistics.median(ordered), 1), "p95": round(p95, 1), "worst": round(ordered[-1], 1)}
+
+
+def opened_and_closed(site: Site, run: Path, count: int) -> dict[str, Any]:
+    """Pages that come and go, three that stay; at the end every curve against the journal."""
+    readers = [OpenPage(site)]
+    readers[0].load()
+    before = len(steps_of(run))
+    errors = 0
+    for number in range(count):
+        page = OpenPage(site)
+        page.load()
+        # Closed in the middle of its heartbeat, as a browser's tab is.
+        with page.client.stream("GET", f"{site.url}/gradio_api/heartbeat/{page.session}") as heartbeat:
+            next(heartbeat.iter_raw(), b"")
+        page.client.close()
+        errors += len(page.errors)
+        if number in (count // 3, 2 * count // 3):
+            readers.append(OpenPage(site))
+            readers[-1].load()
+        for reader in readers:
+            reader.poll()
+    during = len(steps_of(run)) - before
+    return {"opened_and_closed": count, "steps_meanwhile": during, "errors": errors, "readers": readers}
+
+
+def compared(readers: list[OpenPage], run: Path) -> dict[str, Any]:
+    """What three pages drew against the journal of the ended run."""
+    for reader in readers:
+        reader.poll()
+    numbers = [event["step"] for event in steps_of(run)]
+    return {
+        "points_on_the_journal": len(numbers),
+        "points_on_each_page": [len(reader.curves["loss"][0]) for reader in readers],
+        "no_point_lost": all(reader.curves["loss"][0] == numbers for reader in readers) and numbers == list(range(1, len(numbers) + 1)),
+        "curves_identical": all(reader.curves == readers[0].curves for reader in readers),
+    }
+
+
+def wait_for(run: Path, text: str, timeout_s: float = 120) -> None:
+    """Wait until the journal says something."""
+    end = time.time() + timeout_s
+    while text not in (run / "events.jsonl").read_text(encoding="utf-8"):
+        if time.time() > end:
+            raise RuntimeError(f"the run never came to {text}")
+        time.sleep(0.1)
+
+
+def measure(folder: Path, seconds: float) -> dict[str, Any]:
+    """All windows, one after another, on one run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(folder)]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
+        assert app.stdin is not None and app.stdout is not None
+        site = Site.at(app.stdout.readline().strip())
+        app.stdin.write("start\n")
+        app.stdin.flush()
+        run = Path(app.stdout.readline().strip())
+        while len(steps_of(run)) < 100:
+            time.sleep(0.2)
+        windows = [with_pages(site, run, count, seconds) for count in (0, 5, 0, 20, 0)]
+        closing = opened_and_closed(site, run, 50)
+        (run / "control").mkdir(exist_ok=True)
+        (run / "control" / "stop").touch()
+        wait_for(run, "Stopped")
+        time.sleep(1.5)
+        readers = closing.pop("readers")
+        closing |= compared(readers, run)
+        app.stdin.close()
+        app.wait(60)
+    quiet = [window["steps_per_s"] for window in windows]
+    for place in (1, 3):
+        alone = (quiet[place - 1] + quiet[place + 1]) / 2
+        windows[place]["slower_pct"] = round(100 * (1 - quiet[place] / alone), 1) if alone else None
+    return {"windows": windows, "closing": closing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.serve:
+        serve_here(words.serve)
+        return
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        row = {
+            "what": "pages at 1 Hz beside a two-layer model that trains in a thread of the app, NF4 on the CPU",
+            "load_before": round(load, 2),
+            "is_quiet": load < 1.5,
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "command": f"python tests/bench/pages.py --seconds {words.seconds:g}",
+            **measure(Path(folder), words.seconds),
+        }
+    (ROOT / "tests" / "bench" / "results" / "pages.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()
