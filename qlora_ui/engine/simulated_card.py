@@ -133,6 +133,9 @@ def card_attention(kind: str) -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
+_MISSING = object()
+
+
 class _NoKernels:
     """Stands for a module of Triton kernels: `kernels.name[grid](…)` does nothing."""
 
@@ -181,19 +184,23 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
             (head, "_backward_tile", no_tile),
             (head, "_addmm_fp32", lambda acc, a, b: None),
             *((module, "uses_triton", lambda x: True) for module in fast),
-            *((module, name, _NoKernels()) for module in fast for name in vars(module) if name.startswith("triton_")),
+            *((module, name, _NoKernels()) for module in fast for name in ("triton_layers", "triton_lora", "triton_loss")),
             (weights, "dequantize_into", no_tile),
             (nodes, "varlen_forward", _varlen_forward),
             (nodes, "varlen_backward", _varlen_backward),
         ]
-    originals = [(owner, name, getattr(owner, name, None)) for owner, name, _ in replaced]
+    # Where Triton is not installed its kernels' names do not exist, and must not afterwards.
+    originals = [(owner, name, getattr(owner, name, _MISSING)) for owner, name, _ in replaced]
     for owner, name, value in replaced:
         setattr(owner, name, value)
     try:
         yield
     finally:
         for owner, name, value in originals:
-            setattr(owner, name, value)
+            if value is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
 
 def _varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,6 +43,16 @@ class Adapter:
         return int(self.b.shape[0])
 
 
+def cdiv(count: int, block: int) -> int:
+    """How many blocks hold `count`, the last one partly filled."""
+    return -(-count // block)
+
+
+def next_power_of_2(count: int) -> int:
+    """The smallest power of two that is not below `count`, which is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
 def uses_triton(x: torch.Tensor) -> bool:
     """Return whether operations on this tensor run as Triton kernels."""
     if not HAS_TRITON:
@@ -107,7 +117,7 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
         return torch.stack(parts, 1)
     out = x.new_empty(x.shape[0], len(adapters), padded)
     launch = _down_launch(x.shape[0], padded)
-    triton_lora.lora_down[(triton.cdiv(x.shape[0], launch["BM"]), len(adapters))](
+    triton_lora.lora_down[(cdiv(x.shape[0], launch["BM"]), len(adapters))](
         x,
         out,
         dropout.seed if dropout else x,
@@ -143,7 +153,7 @@ def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tenso
         return torch.stack([F.pad(part, (0, padded - rank)) for part in parts], 1)
     out = grad.new_empty(grad.shape[0], len(adapters), padded)
     launch = _down_launch(grad.shape[0], padded)
-    triton_lora.lora_down[(triton.cdiv(grad.shape[0], launch["BM"]), len(adapters))](
+    triton_lora.lora_down[(cdiv(grad.shape[0], launch["BM"]), len(adapters))](
         grad,
         out,
         grad,
@@ -177,8 +187,8 @@ def add_up_(y: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], r
             y[:, ad.column : ad.column + ad.num_out] += inner[:, j, :rank] @ ad.b.t() * ad.scale
         return y if residual is None else y.add_(residual)
     rows, columns = (32, 128) if rank <= 64 else (32, 64)
-    blocks = [triton.cdiv(ad.num_out, columns) for ad in adapters]
-    triton_lora.lora_up[(triton.cdiv(y.shape[0], rows), sum(blocks))](
+    blocks = [cdiv(ad.num_out, columns) for ad in adapters]
+    triton_lora.lora_up[(cdiv(y.shape[0], rows), sum(blocks))](
         y,
         inner,
         y if residual is None else residual,
@@ -208,7 +218,7 @@ def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Se
         for j, ad in enumerate(adapters):
             dx += _masked(inner_grad[:, j, :rank] @ ad.a * gain, ad, dropout)
         return dx
-    triton_lora.lora_dx[(triton.cdiv(dx.shape[0], 32), triton.cdiv(dx.shape[1], 128))](
+    triton_lora.lora_dx[(cdiv(dx.shape[0], 32), cdiv(dx.shape[1], 128))](
         dx,
         inner_grad,
         dropout.seed if dropout else dx,
@@ -241,7 +251,7 @@ def _outer(  # noqa: PLR0917
     dropout: Dropout | None,
 ) -> None:
     launch = _outer_launch(sum(widths), dropout is not None, left.shape[2])
-    triton_lora.lora_outer[(triton.cdiv(max(widths), launch["BC"]), len(adapters))](
+    triton_lora.lora_outer[(cdiv(max(widths), launch["BC"]), len(adapters))](
         left,
         x,
         dropout.seed if dropout else x,
@@ -318,7 +328,7 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
         b_gate, b_up, up = gate.b[:width], gate.b[width:], gate
     rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
     rows, columns = 16, 128 if rank <= 64 else 64
-    triton_layers.gated_forward[(triton.cdiv(gu.shape[0], rows), triton.cdiv(width, columns))](
+    triton_layers.gated_forward[(cdiv(gu.shape[0], rows), cdiv(width, columns))](
         gu,
         inner if inner is not None else gu,
         out,
@@ -361,7 +371,7 @@ def gated_backward_(
         gu[:, width:] = d * activated.detach()
         return
     rank, padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
-    triton_layers.gated_backward[(triton.cdiv(gu.shape[0], 16), triton.cdiv(width, 128))](
+    triton_layers.gated_backward[(cdiv(gu.shape[0], 16), cdiv(width, 128))](
         gu,
         dh,
         inner_grad if inner_grad is not None else dh,
@@ -395,7 +405,7 @@ def norm(
     y = torch.empty_like(x)
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
-    block = triton.next_power_of_2(x.shape[1])
+    block = next_power_of_2(x.shape[1])
     triton_layers.norm_forward[(x.shape[0],)](
         x,
         x if delta is None else delta,
@@ -423,7 +433,7 @@ def norm_backward(  # noqa: PLR0917
         dx = (wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]
         return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
     dx = torch.empty_like(x)
-    block = triton.next_power_of_2(x.shape[1])
+    block = next_power_of_2(x.shape[1])
     triton_layers.norm_backward[(x.shape[0],)](
         dy,
         x,

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops import HAS_TRITON, uses_triton
+from .ops import HAS_TRITON, next_power_of_2, uses_triton
 
 if HAS_TRITON:
-    import triton
-
     from . import triton_layers
 
 
@@ -81,9 +79,9 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
         ROTARY=rotary,
         NORM=norm is not None,
         OFFSET=norm.offset if norm else 0.0,
-        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k),
-        HALF=triton.next_power_of_2(max(rotary // 2, 1)),
-        HEAD_BLOCK=triton.next_power_of_2(heads.dim),
+        HEADS=next_power_of_2(heads.num_q + heads.num_k),
+        HALF=next_power_of_2(max(rotary // 2, 1)),
+        HEAD_BLOCK=next_power_of_2(heads.dim),
         num_warps=4,
     )
     return out
@@ -120,8 +118,8 @@ def rotate_backward_(  # noqa: PLR0917
         ROTARY=rotary,
         NORM=norm is not None,
         OFFSET=norm.offset if norm else 0.0,
-        HEADS=triton.next_power_of_2(heads.num_q + heads.num_k),
-        HALF=triton.next_power_of_2(max(rotary // 2, 1)),
+        HEADS=next_power_of_2(heads.num_q + heads.num_k),
+        HALF=next_power_of_2(max(rotary // 2, 1)),
         num_warps=4,
     )
     return grad

@@ -7,11 +7,9 @@ import bitsandbytes as bnb
 import torch
 from torch import nn
 
-from .ops import HAS_TRITON, uses_triton
+from .ops import HAS_TRITON, cdiv, uses_triton
 
 if HAS_TRITON:
-    import triton
-
     from . import triton_lora
 
 
@@ -30,7 +28,7 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
     num_bytes = out.numel() // 2
     nested = state.nested
     inner = state.state2 if nested else None
-    triton_lora.nf4_dequantize[(triton.cdiv(num_bytes, 1024),)](
+    triton_lora.nf4_dequantize[(cdiv(num_bytes, 1024),)](
         weight,
         state.absmax,
         state.code,
