@@ -21,7 +21,7 @@ def verdict(losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: E
         interval = f"95 %: {gain.low:.2f} to {gain.high:.2f}"
         if gain.low > 0:
             kind = "better"
-            parts.append(f"your adapter gains {gain.value:.2f} ({interval})")
+            parts.append(f"your adapter gains {gain.value:.2f} nats a token ({interval})")
         elif gain.high < 0:
             kind = "worse"
             parts.append(

@@ -96,7 +96,7 @@ def check_artefact(
             raise RunError(
                 "What was made could not be loaded again, so it was not kept.",
                 why=f"The check said: {said_last}" if said_last else "The checking process ended without a word; memory may be short.",
-                fix="Free some memory and try again. If that does not help, the run's adapter is damaged: continue the run from its last checkpoint.",
+                fix="Free some memory and try again. If it stays so, the run's adapter is damaged: continue the run.",
                 code="export-check",
             )
     return CheckResult(**json.loads(lines[-1]))

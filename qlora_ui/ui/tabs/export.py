@@ -115,7 +115,8 @@ def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -
         )
     for name, (title, about) in SCRIPTS.items():
         path = view.run.exports / name
-        yield Card(name, title, about, COMMANDS[name], path=str(path) if path.is_dir() else "")
+        size = size_of_tree(view.run.data) if view.run.data.is_dir() else None
+        yield Card(name, title, about, COMMANDS[name], size_bytes=size, path=str(path) if path.is_dir() else "")
 
 
 def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str], Any]) -> Any:

@@ -76,8 +76,8 @@ def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker:
         if own:
             groups.append(f'<section><h2 class="q-h2">{title}</h2><div class="q-export-grid">{"".join(own)}</div></section>')
     share = (
-        '<section><h2 class="q-h2">Share it</h2><article class="q-card q-export" id="export-push"><p class="q-small">Uploads the adapter with '
-        "its card to the Hugging Face Hub, private unless you say --public. Type it in a terminal; it takes the token of your own "
+        '<section><h2 class="q-h2">Share it</h2><article class="q-card q-export" id="export-push"><p class="q-small">Uploads the adapter '
+        "with its card to the Hugging Face Hub, private unless you say --public. Type it in a terminal; it takes the token of your own "
         f"Hub login.</p>{_command(SHARE.format(run=run_id))}</article></section>"
     )
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
