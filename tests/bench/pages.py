@@ -150,7 +150,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 def steps_per_s(run: Path, begin: float, end: float) -> float:
     """Optimizer steps a second in a window of the run."""
-    return sum(begin <= event["time"] < end for event in steps_of(run)) / (end - begin)
+    return len([event for event in steps_of(run) if begin <= event["time"] < end]) / (end - begin)
 
 
 def with_pages(site: Site, run: Path, count: int, seconds: float) -> dict[str, Any]:
@@ -167,9 +167,8 @@ def with_pages(site: Site, run: Path, count: int, seconds: float) -> dict[str, A
     time.sleep(seconds)
     for thread in threads:
         thread.join()
-    ticks, curves = (
-        [value for page in pages for value in values(page)] for values in (lambda page: page.tick_s, lambda page: page.curves_s)
-    )
+    ticks = [value for page in pages for value in page.tick_s]
+    curves = [value for page in pages for value in page.curves_s]
     return {
         "pages": count,
         "steps_per_s": round(steps_per_s(run, begin, begin + seconds), 2),
