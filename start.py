@@ -58,10 +58,19 @@ def main(words: list[str]) -> int:
     if wants_tests:
         environment.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower when threads fight for few cores
         os.chdir(ROOT)
-        # A worker a core; files stay whole, since their tests share models. A word after "test" chooses another way.
-        workers = [] if words[1:] else ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
-        return hand_over([PYTHON, "-m", "pytest", *workers, *words[1:]], environment)
+        if words[1:]:
+            return hand_over([PYTHON, "-m", "pytest", *words[1:]], environment)
+        return run_all_tests(environment)
     return hand_over([PYTHON, os.path.join(ROOT, "app.py"), *words], environment)
+
+
+def run_all_tests(environment: dict[str, str]) -> int:
+    """Run every test: a worker a core, files whole since they share models; then the browser's, with the machine to themselves."""
+    import subprocess
+
+    parallel = ["--ignore=tests/ui", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
+    codes = [subprocess.call([PYTHON, "-m", "pytest", *words], env=environment) for words in (parallel, ["tests/ui"])]
+    return next((code for code in codes if code), 0)
 
 
 def refuse_machine(version: tuple[int, ...], system: str, machine: str, is_64_bit: bool) -> None:
