@@ -54,8 +54,7 @@ class Command(Protocol):
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 it failed, 2 the input was wrong, 130 interrupted."""
     os.environ.update(QUIET)
-    # Threads of a product that wait in a busy loop starve each other where other programs need the cores: on two cores beside
-    # two busy programs the same products took 48 s busily and 5 s waiting; on idle cores waiting costs nothing measurable.
+    # Threads that wait in a busy loop starve each other where other programs need the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
