@@ -27,13 +27,13 @@ def launch_command(run: RunDir, config: RunConfig) -> list[str]:
     words += ["--num_processes", str(processes), "--num_machines", str(launch.num_machines), "--machine_rank", str(launch.machine_rank)]
     words += ["--main_process_ip", launch.main_host, "--main_process_port", str(port)]
     words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if processes > 1:
+    if launch.sharding == "fsdp":
+        words += fsdp_words()
+    elif processes > 1:
         # Also on CPUs: with --cpu it would start one process only. The job itself says that it uses the CPU, over gloo.
         words += ["--multi_gpu"]
     elif launch.device == "cpu" or not has_card():
         words += ["--cpu"]
-    if launch.sharding == "fsdp":
-        words += fsdp_words()
     return [*words, "--module", JOB, str(run.path)]
 
 
