@@ -7,6 +7,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from qlora_ui.ui import heads, readycard, topstrip
+from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.page import TICK_S, Page
 from qlora_ui.ui.service import Service
@@ -29,7 +30,7 @@ TABS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
 
 def build(service: Service) -> gr.Blocks:
     """The whole page over a service."""
-    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 86400), analytics_enabled=False) as blocks:
+    with Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 86400), analytics_enabled=False) as blocks:
         run_id = gr.State("")
         timer = gr.Timer(TICK_S)
         strip = topstrip.place()

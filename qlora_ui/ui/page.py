@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from qlora_ui.ui.undo import Undo
 
 TICK_S = 1.0
+SHARED_S = 0.6
+"""A tick shows what another page's tick drew within this time."""
 MAX_SESSIONS = 64
 
 Component = gr.components.Component
@@ -89,6 +94,38 @@ class Seen:
             self._sent.pop(session, None)
 
 
+class Drawings:
+    """What was drawn less than a tick ago, for all pages that look at the same: many open pages cost little more than one."""
+
+    def __init__(self, kept_s: float = SHARED_S) -> None:
+        self._kept_s = kept_s
+        self._known: dict[str, tuple[float, list[Any]]] = {}
+        self._events = 0
+        self._lock = threading.Lock()
+
+    def of(self, view: int, args: Sequence[Any], draw: Callable[[], list[Any]]) -> list[Any]:
+        """What `draw` gives, or gave a moment ago to a page with the same `args`."""
+        key = f"{view} {json.dumps(args, default=str)}"
+        with self._lock:
+            drawn_at, values = self._known.get(key, (-math.inf, []))
+            events = self._events
+        if time.monotonic() - drawn_at < self._kept_s:
+            return values
+        began = time.monotonic()
+        values = draw()
+        with self._lock:
+            if events == self._events:
+                self._known = {known: old for known, old in self._known.items() if began - old[0] < self._kept_s}
+                self._known[key] = (began, values)
+        return values
+
+    def forget(self) -> None:
+        """An event changed something: nobody is to see what was drawn before it."""
+        with self._lock:
+            self._events += 1
+            self._known.clear()
+
+
 @dataclass(slots=True)
 class Page:
     """Handed to every tab's `build(page)`."""
@@ -112,6 +149,7 @@ class Page:
     _refresh: list[Any] = field(default_factory=list)
     _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
     _seen: Seen = field(default_factory=Seen)
+    _drawings: Drawings = field(default_factory=Drawings)
     _complete: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -154,7 +192,9 @@ class Page:
         outputs = [out for view in self.form_views for out in view.outputs]
         others = {needed for view in self.form_views for needed in view.inputs}
         form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers | others, "outputs": outputs}
-        edits = [_edited(component) for component in (*self.form.outputs, *self.pickers, *others)]
+        # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
+        edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
+        edits = [_edited(component) for component in edited if component is not self.preset]
         # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
         news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
         self.live(lambda run_id: str(self.service.num_news), [news])
@@ -168,8 +208,9 @@ class Page:
             loaded = loaded.then(function, needs, gives, **quiet)
         loaded.then(**live, **quiet)
         loaded.then(**form, **quiet)
+        now = live | {"fn": self._draw_now}
         for event in self._redraw:
-            event.then(**live, **quiet)
+            event.then(**now, **quiet)
         for event in self._refresh:
             event.then(**form, **quiet)
 
@@ -181,10 +222,16 @@ class Page:
         ticket = self._seen.ticket()
         drawn: list[Any] = []
         rest = list(values)
-        for view in self.live_views:
+        for number, view in enumerate(self.live_views):
             mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
-            drawn.extend(_draw(view.draw, len(view.outputs), run_id, *mine))
+            args = (run_id, *mine)
+            drawn.extend(self._drawings.of(number, args, functools.partial(_draw, view.draw, len(view.outputs), *args)))
         return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, ticket))
+
+    def _draw_now(self, request: gr.Request, run_id: str, *values: Any) -> Any:
+        """The same after an event, which may have changed what was drawn a moment ago."""
+        self._drawings.forget()
+        return self._tick(request, run_id, *values)
 
     def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> Any:
         """Check the settings and draw every view of them."""

@@ -1,4 +1,4 @@
-"""The Ready card: what Start would do, what is missing, and Start."""
+"""The Ready card: what Start would do, what is missing, what it would wait for, and Start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qlora_ui.hardware.devices import KNOWN_CARDS
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
-from qlora_ui.ui.views.ready import ready_html, start_label
+from qlora_ui.ui.views.ready import ready_html, start_label, waits_html
 
 OPTIONS = ("output.name",)
 """Options that stand in the card."""
@@ -25,12 +25,14 @@ def build(page: Page) -> None:
         for path in OPTIONS:
             page.form.place(path, min_width=0)
     key = gr.State("")
+    waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
 
     def draw(draft: Draft) -> tuple[str, Any]:
         return ready_html(draft), gr.update(value=start_label(draft), interactive=draft.is_ready)
 
     page.on_form(draw, [card, start])
+    page.live(lambda run_id: waits_html(page.service.view("")), [waits])
 
     @handler
     def begin(data: dict[Any, Any]) -> tuple[str, Any, str]:
@@ -53,6 +55,7 @@ def _device_picker(page: Page) -> gr.Dropdown:
         [("This computer", ""), *((card.label, card.name) for card in cards)],
         value="",
         label="Predict for",
+        info="No graphics card was found here. Pick one to see how this run would do on it.",
         elem_id="q-device",
         elem_classes="q-select q-labelled",
         filterable=True,

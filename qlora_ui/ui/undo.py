@@ -44,6 +44,8 @@ class Undo:
             self._back = gr.Button("Undo", size="sm", elem_id="q-undo-back", min_width=88, scale=0)
             self._close = gr.Button("Keep it", size="sm", elem_id="q-undo-close", min_width=88, scale=0)
         self._old = gr.State({})
+        self.preset = gr.State("")
+        """The preset that the settings on the page came from. The picker cannot say it: it shows the new one before the change is made."""
         page.when_complete(self._wire)
 
     def offer(
@@ -79,14 +81,14 @@ class Undo:
             old = {path: data[control.input] for path, control in form.controls.items()}
             differing = changed_only(form.values(data), change.values) if change is not None else {}
             if change is None or not differing:
-                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), *extras]
+                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), data[self._page.preset], *extras]
             moved = [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()]
             words = change_html(change.title, moved, change.about)
-            kept = {path: old[path] for path in differing} | {PRESET: self._page.service.last_draft()[0]}
-            return [*form.show_values(differing), words, gr.update(visible=True), kept, *extras]
+            kept = {path: old[path] for path in differing} | {PRESET: data[self.preset]}
+            return [*form.show_values(differing), words, gr.update(visible=True), kept, data[self._page.preset], *extras]
 
-        outputs = [*form.outputs, self._words, self._bar, self._old, *extra_outputs]
-        inputs = form.inputs | self._page.pickers | set(extra_inputs)
+        outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, *extra_outputs]
+        inputs = form.inputs | self._page.pickers | {self.preset} | set(extra_inputs)
         event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
 
@@ -96,9 +98,10 @@ class Undo:
         @handler
         def back(old: dict[str, Any]) -> list[Any]:
             updates = [gr.update(value=old[path]) if path in old else gr.skip() for path in form.controls]
-            return [*updates, old.get(PRESET, ""), gr.update(visible=False), {}]
+            preset = old.get(PRESET, "")
+            return [*updates, preset, preset, gr.update(visible=False), {}]
 
-        outputs = [*form.outputs, self._page.preset, self._bar, self._old]
+        outputs = [*form.outputs, self._page.preset, self.preset, self._bar, self._old]
         event = self._back.click(back, [self._old], outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
         self._close.click(lambda: gr.update(visible=False), None, [self._bar], show_progress="hidden", api_visibility="private")

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Callable
 
-import pytest
 from conftest import Running
 from pages import Looked
 from playwright.sync_api import Page, expect
@@ -17,8 +16,6 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import find_preset
 
 Visit = Callable[..., Looked]
-
-BUSY = pytest.mark.xfail(strict=False, reason="open fault: at times the page is not drawn in time, or undo leaves the picker")
 
 
 def pick(page: Page, title: str) -> None:
@@ -32,7 +29,6 @@ def test_eight_options_in_plain_sight(visit: Visit) -> None:
     assert page.locator("#tab-recipe .q-control:visible").count() == 8
 
 
-@BUSY
 def test_a_preset_says_what_it_changes_and_is_taken_back(visit: Visit) -> None:
     page = visit("recipe").page
     expect(page.locator("#lora-rank input")).to_have_value("8")
@@ -74,11 +70,25 @@ def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit,
     page.locator("#q-preset-name textarea, #q-preset-name input").fill("../evil")
     page.locator("#q-preset-save").click()
     expect(page.get_by_text("cannot name a preset")).to_be_visible()
-    page.locator("#lora-rank input").fill("8")
+
+
+def test_a_saved_preset_is_there_on_the_next_page(visit: Visit) -> None:
+    first = visit("recipe").page
+    first.locator("#q-recipe-text > button").click()
+    first.locator("#q-preset-name textarea, #q-preset-name input").fill("mine")
+    first.locator("#q-preset-save").click()
+    expect(first.locator("#q-preset input")).to_have_value("Mine")
+    # Opened while the app serves a picker that was built without it; `visit` waits for the Ready card.
+    page = visit("recipe").page
+    expect(page.locator("#q-preset input")).to_have_value("Mine")
     pick(page, "Demo")
+    expect(page.locator("#q-preset input")).to_have_value(re.compile("Demo"))
+    page.locator("#q-undo-back").click()
+    expect(page.locator("#q-preset input")).to_have_value("Mine")
+    pick(page, "Demo")
+    expect(page.locator("#q-undo")).to_contain_text("Demo")
 
 
-@BUSY
 def test_numbers_for_a_card_that_is_not_here(visit: Visit) -> None:
     page = visit("recipe").page
     expect(page.locator("#q-ready-state")).to_have_text("Ready")
@@ -90,7 +100,6 @@ def test_numbers_for_a_card_that_is_not_here(visit: Visit) -> None:
     expect(page.locator("#q-ready .q-parts")).to_contain_text("CUDA itself")
 
 
-@BUSY
 def test_make_it_fit_changes_what_it_says_and_can_be_taken_back(visit: Visit) -> None:
     page = visit("recipe").page
     pick(page, "Llama 3.1 8B")

@@ -275,14 +275,16 @@ function qDraw(figure, runs, store, spec, at) {
   const scale = qScale(panel, lines, rules, runs, width, height, store, log);
   figure.scale = scale;
   const parts = [];
-  for (const tick of qTicks(scale.yLow, scale.yHigh, Math.max(2, Math.floor(height / 52)), log, panel.format === "bytes" ? 2 ** 20 * (scale.yHigh > 2 ** 30 ? 1024 : 1) : 1)) {
+  for (const tick of !lines.length ? [] : qTicks(scale.yLow, scale.yHigh, Math.max(2, Math.floor(height / 52)), log, panel.format === "bytes" ? 2 ** 20 * (scale.yHigh > 2 ** 30 ? 1024 : 1) : 1)) {
     const y = scale.toY(tick);
     parts.push(qSvg("line", { class: "q-gridline", x1: Q_PAD.left, x2: width - Q_PAD.right, y1: y, y2: y }));
     parts.push(qSvg("text", { class: "q-tick", x: Q_PAD.left - 8, y: y + 4, "text-anchor": "end" }, format(tick)));
   }
-  for (const tick of qTicks(scale.xLow, scale.xHigh, Math.max(2, Math.floor(width / 110)), false, panel.x === "time" ? qTimeUnit(scale.xHigh) : 1)) {
+  if (lines.length && panel.x === "step") parts.push(qSvg("text", { class: "q-tick", x: Q_PAD.left, y: height - 8, "text-anchor": "start" }, "step"));
+  for (const tick of !lines.length ? [] : qTicks(scale.xLow, scale.xHigh, Math.max(3, Math.floor(width / 110)), false, panel.x === "time" ? qTimeUnit(scale.xHigh) : 1)) {
     if (panel.x === "step" && tick !== Math.round(tick)) continue;
     const x = scale.toX(tick);
+    if (panel.x === "step" && x < Q_PAD.left + 40) continue; // the word "step" stands there
     const anchor = x > width - Q_PAD.right - 14 ? "end" : "middle";
     parts.push(qSvg("text", { class: "q-tick", x, y: height - 8, "text-anchor": anchor }, formatX(tick)));
   }

@@ -48,6 +48,10 @@ function mountChat(element, server, watch) {
     drawTurns(next.turns);
     if (near || grown) log.scrollTop = log.scrollHeight;
     at("empty").hidden = next.turns.length > 0;
+    at("empty-title").textContent = next.canCompare ? "Ask both the same question" : "Ask the base model";
+    at("empty-words").textContent = next.canCompare
+      ? "The base model and your adapter answer side by side, from one model in memory. That is where the training shows."
+      : "This is how it answers before any training. Once a run is done, its adapter answers beside it.";
     at("state").textContent = next.state;
     at("bar").hidden = next.busy !== "loading";
     at("problems").innerHTML = next.failure || next.problems || "";
@@ -193,8 +197,8 @@ const Q_CHAT = `
 </details>
 <div class="q-chat-log" data-part="log" tabindex="0" role="log" aria-label="Conversation" aria-live="off">
   <div class="q-chat-empty" data-part="empty">
-    <h2>Ask both the same question</h2>
-    <p>The base model and your adapter answer side by side, from one model in memory. That is where the training shows.</p>
+    <h2 data-part="empty-title"></h2>
+    <p data-part="empty-words"></p>
     <div class="q-suggestions" data-part="suggestions"></div>
   </div>
 </div>

@@ -1,6 +1,7 @@
 // The little that the page does by itself: light or dark, opening a tab from a link, the bar at the bottom on small screens.
 (() => {
   const KEY = "qlora-ui.theme";
+  const TAB = "qlora-ui.tab";
   const root = document.documentElement;
 
   function paint(theme) {
@@ -52,6 +53,22 @@
     look();
   }
 
+  // A reload comes back to the tab that was open; a new visit begins at the first.
+  function comeBack() {
+    const kept = sessionStorage.getItem(TAB);
+    let tries = 100;
+    const look = () => {
+      const button = kept && document.getElementById(kept);
+      if (button) { if (button.getAttribute("aria-selected") !== "true") button.click(); }
+      else if (kept && tries--) setTimeout(look, 100);
+    };
+    look();
+    new MutationObserver(() => {
+      const open = document.querySelector("#q-tabs [role=tab][aria-selected=true]");
+      if (open && open.id) sessionStorage.setItem(TAB, open.id);
+    }).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
+  }
+
   document.addEventListener("click", (event) => {
     const to = event.target.closest("[data-go]");
     if (to) { event.preventDefault(); go(to.dataset.go, to.dataset.focus); return; }
@@ -80,7 +97,8 @@
   });
 
   const start = () => paint(preferred());
-  if (document.body) start(); else document.addEventListener("DOMContentLoaded", start);
+  const begin = () => { start(); comeBack(); };
+  if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
   // Gradio sets its own theme once when it mounts; ours comes after.
   addEventListener("load", () => { start(); setTimeout(start, 300); });
   window.qlora = { go };

@@ -24,8 +24,8 @@ def build(page: Page) -> None:
     """Draw the tab."""
     with gr.Column(elem_classes="q-tab"):
         with gr.Column(elem_classes="q-block"):
-            about = "The model that learns. It stays as it is; the adapter is what you train."
-            gr.HTML(block_head("Base model", about), apply_default_css=False)
+            about = "Training leaves the model itself as it is and makes a small file beside it, the adapter."
+            gr.HTML(block_head("Which model shall learn?", about), apply_default_css=False)
             cards = live_html("", "q-models")
             page.form.place("model.id", min_width=0)
             facts = live_html("", "q-model-facts")
@@ -34,8 +34,9 @@ def build(page: Page) -> None:
                 for option in page.form.unplaced("model"):
                     page.form.place(option.path, min_width=0)
         with gr.Column(elem_classes="q-block"):
-            gr.HTML(block_head("What does 4-bit do?", "The numbers of the model that is chosen above."), apply_default_css=False)
-            with gr.Accordion("Show", open=False, elem_classes="q-fold", elem_id="q-quantization"):
+            about = "It keeps the model in a quarter of the memory, so that it can be trained on a smaller card."
+            gr.HTML(block_head("What does 4-bit do?", about), apply_default_css=False)
+            with gr.Accordion("The numbers of the chosen model", open=False, elem_classes="q-fold", elem_id="q-quantization"):
                 explainer = gr.HTML("", elem_id="q-quantization-body", apply_default_css=False)
         with gr.Column(elem_classes="q-block"):
             gr.HTML(block_head("From the Hugging Face Hub", "Nothing is asked for until you search or download."), apply_default_css=False)

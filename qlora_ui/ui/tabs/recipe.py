@@ -87,7 +87,7 @@ def _head(page: Page) -> None:
                 save = gr.Button("Save", elem_id="q-preset-save", elem_classes="q-tool", scale=0, min_width=96)
     page.on_form(lambda draft: views.preset_about(draft, page.service.presets()), [about])
     page.on_form(views.recipe_text, [text])
-    page.on_load(lambda: gr.update(value=page.service.last_draft()[0]), [page.preset])
+    page.on_load(lambda: _picked(page, page.service.last_draft()[0]), [page.preset, page.undo.preset])
     _wire_preset(page, save, new_name)
     page.undo.offer(fit.click, lambda data, _: _advice(page, data, "fit"))
     page.undo.offer(roomy.click, lambda data, _: _advice(page, data, "use"))
@@ -99,17 +99,25 @@ def _wire_preset(page: Page, save: gr.Button, new_name: gr.Textbox) -> None:
     page.undo.offer(picker.input, lambda data, _: preset_change(page, str(data[picker] or "")))
 
     @handler
-    def save_as(data: dict[Any, Any]) -> tuple[Any, str]:
+    def save_as(data: dict[Any, Any]) -> tuple[Any, str, str]:
         name = str(data[new_name]).strip()
         save_preset(name, name.replace("-", " ").capitalize(), page.form.read(data), page.service.workspace.presets)
         gr.Info(f"Saved as “{name}”.", duration=4)
-        return gr.update(choices=views.preset_choices(page.service.presets()), value=name), ""
+        return *_picked(page, name), ""
 
     def wire() -> None:
-        event = save.click(save_as, page.form.inputs | {new_name}, [picker, new_name], api_visibility="private", show_progress="hidden")
+        outputs = [picker, page.undo.preset, new_name]
+        event = save.click(save_as, page.form.inputs | {new_name}, outputs, api_visibility="private", show_progress="hidden")
         page.refresh_after(event)
 
     page.when_complete(wire)
+
+
+def _picked(page: Page, name: str) -> tuple[Any, str]:
+    """Values for the picker and for `undo.preset`; with the choices as they are now, since Gradio refuses every request of a page
+    whose picker shows a preset that was saved after the app had started.
+    """
+    return gr.update(choices=views.preset_choices(page.service.presets()), value=name), name
 
 
 def preset_change(page: Page, name: str) -> Change | None:

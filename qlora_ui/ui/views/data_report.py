@@ -21,7 +21,7 @@ VERDICTS = {
     "not-trainable": ("Not trainable", "bad", "Something has to change before it can be trained on."),
 }
 SEVERITIES = {"error": ("■", "Stops training", "bad"), "warning": ("▲", "Worth a look", "warn"), "note": ("●", "Good to know", "note")}
-ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"))
+ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"), ("thinking", "thinking"))
 
 
 def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None) -> str:

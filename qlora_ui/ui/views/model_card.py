@@ -41,7 +41,11 @@ def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
         f"{fit_chip(draft, facts)}</button></li>"
         for model_id, facts in models
     )
-    return f'<ul class="q-rows">{rows}</ul>'
+    head = (
+        '<h3 class="q-h3">Well-known models</h3><p class="q-small">Judged for training with the recipe as it is, on the device of the '
+        "card at the side. Pick one to see what it needs; Start downloads it.</p>"
+    )
+    return f'{head}<ul class="q-rows">{rows}</ul>' if rows else ""
 
 
 def found_html(models: Sequence[HubModel], text: str) -> str:
@@ -136,7 +140,7 @@ def fit_chip(draft: Draft, facts: ModelFacts | None) -> str:
 
 def _card(draft: Draft, entry: ModelEntry, is_chosen: bool) -> str:
     size = format_bytes(entry.size_bytes) if entry.size_bytes else ""
-    params = format_count(entry.facts.num_params) if entry.facts is not None else ""
+    params = f"{format_count(entry.facts.num_params)} parameters" if entry.facts is not None else ""
     licence = entry.facts.licence if entry.facts is not None else ""
     small = " · ".join(part for part in (params, size, licence, KINDS[entry.kind]) if part)
     problem = f'<span class="q-card-problem">{escape(entry.problem)}</span>' if entry.problem else ""

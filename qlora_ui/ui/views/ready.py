@@ -11,6 +11,7 @@ from qlora_ui.ui.markup import escape, go_link, middle_cut
 from qlora_ui.ui.views.memory_bar import prediction_html
 
 if TYPE_CHECKING:
+    from qlora_ui.runs.read import RunView
     from qlora_ui.ui.draft import Draft
 
 TAB_OF_SECTION = {
@@ -52,6 +53,13 @@ def start_label(draft: Draft) -> str:
     return "Reading the data"
 
 
+def waits_html(view: RunView | None) -> str:
+    """What a press of Start would wait for while another run has the device; empty where nothing runs."""
+    if view is None or not view.status.is_live:
+        return ""
+    return f'<p class="q-small"><strong>{escape(middle_cut(view.name, 40))}</strong> is training. Start puts this one behind it.</p>'
+
+
 def tab_of(path: str) -> str:
     """The id of the tab on which an option stands; empty for none."""
     return TAB_OF_OPTION.get(path, TAB_OF_SECTION.get(path.partition(".")[0], ""))
@@ -83,7 +91,7 @@ def _head(draft: Draft) -> str:
         if draft.duration is not None:
             summary += f" · {format_duration(draft.duration.total_s)}"
     return (
-        '<div class="q-ready-head"><h2 class="q-h2">This run</h2>'
+        '<div class="q-ready-head"><h2 class="q-h2">Next run</h2>'
         f'<span class="q-ready-short q-num">{escape(summary)}</span>'
         f'<span class="q-chip q-chip-{kind}" id="q-ready-state" role="status">{escape(pill)}</span>'
         '<button type="button" class="q-icon-button q-ready-toggle" data-ready-toggle aria-expanded="false" '

@@ -14,7 +14,7 @@ from qlora_ui.ui.markup import bullet_list, escape
 from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_chip
 
 PHASES = (
-    ("download", "Download"),
+    ("download", "Get model"),
     ("load", "Load model"),
     ("data", "Prepare rows"),
     ("check", "Try the longest"),

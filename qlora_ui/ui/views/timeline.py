@@ -29,7 +29,7 @@ SHOWN = 10
 MOST = 400
 
 _PHASES = {
-    "download": "Downloading the model",
+    "download": "Getting the model",
     "load": "Loading the model in 4-bit",
     "data": "Preparing the rows",
     "check": "Trying the longest rows, to be sure that they fit",

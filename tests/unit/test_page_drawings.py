@@ -1,0 +1,67 @@
+"""What a page's tick costs and when it may show what another page's tick drew."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.ui.blocks import Blocks
+from qlora_ui.ui.page import Drawings, Seen
+
+
+def test_pages_that_look_at_the_same_share_a_drawing() -> None:
+    drawings = Drawings(kept_s=60)
+    calls: list[str] = []
+
+    def draw() -> list[Any]:
+        calls.append("drawn")
+        return [len(calls)]
+
+    assert [drawings.of(0, ("run",), draw) for _ in range(3)] == [[1], [1], [1]]
+    assert drawings.of(0, ("another run",), draw) == [2]
+    assert drawings.of(1, ("run",), draw) == [3]
+
+
+def test_after_an_event_nobody_sees_what_was_drawn_before_it() -> None:
+    drawings = Drawings(kept_s=60)
+    state = ["before"]
+
+    def drawn_across_an_event() -> list[Any]:
+        seen = list(state)
+        state[0] = "after"
+        drawings.forget()
+        return seen
+
+    assert drawings.of(0, (), drawn_across_an_event) == ["before"]
+    assert drawings.of(0, (), lambda: list(state)) == ["after"]
+
+
+def test_a_drawing_is_not_kept_past_its_time() -> None:
+    drawings = Drawings(kept_s=0)
+    assert [drawings.of(0, (), lambda: [1]), drawings.of(0, (), lambda: [2])] == [[1], [2]]
+
+
+def test_a_slower_older_drawing_never_overwrites_a_newer_one() -> None:
+    seen = Seen()
+    older, newer = seen.ticket(), seen.ticket()
+    assert seen.only_new("page", ["new"], newer) == ["new"]
+    assert seen.only_new("page", ["old"], older) == [gr.skip()]
+
+
+def test_skipped_outputs_are_left_alone_and_the_others_sent_in_their_places() -> None:
+    with Blocks() as blocks:
+        state = gr.State(0)
+        boxes = [gr.Textbox(label=f"{number}") for number in range(3)]
+        button = gr.Button()
+        button.click(lambda: None, None, [state, *boxes])
+    block_fn = next(iter(blocks.fns.values()))
+
+    def sent(values: list[Any]) -> list[Any]:
+        return asyncio.run(blocks.postprocess_data(block_fn, values, None))
+
+    skip = gr.skip()
+    assert sent([skip, "a", skip, gr.update(value="c")]) == [None, "a", skip, {"__type__": "update", "value": "c"}]
+    assert sent([skip, skip, skip, skip]) == [None, skip, skip, skip]
+    assert sent([1, "a", "b", "c"]) == [None, "a", "b", "c"]
