@@ -1,1 +1,5 @@
 """Where gradio lives."""
+
+from qlora_ui.ui.quick_gradio import install
+
+install()
