@@ -117,7 +117,6 @@ def row_of(view: RunView, seconds: float) -> dict[str, Any]:
         "held_back_losses": [event.loss for event in view.evals],
         "adapter_tensors": len(adapter_names(view)) if view.status is Status.DONE else None,
         "peak_allocated_bytes_of_the_first_card": memory,
-        "energy_j": view.energy_j,
         "seconds": round(seconds, 1),
     }
     if view.status is not Status.DONE:

@@ -1,0 +1,47 @@
+# ruff: noqa: E402
+"""Two cards of one host, through the app's launcher: DDP gives one card's losses, FSDP splits the 4-bit base."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")]
+
+BENCH = Path(__file__).parents[1] / "bench" / "two_cards.py"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every kind of run, once."""
+    out = tmp_path_factory.mktemp("two-cards") / "result.json"
+    done = subprocess.run([sys.executable, str(BENCH), "--out", str(out)], capture_output=True, text=True, check=False)
+    assert out.exists(), done.stderr[-3000:]
+    values: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return values
+
+
+def test_every_kind_ends_well(result: dict[str, Any]) -> None:
+    assert {name: row["status"] for name, row in result["runs"].items()} == dict.fromkeys(result["runs"], "done")
+
+
+def test_two_cards_give_the_losses_of_one(result: dict[str, Any]) -> None:
+    two = result["runs"]["DDP on two"]
+    assert (two["processes"], two["effective_batch"]) == (2, 4)
+    distance = result["ddp_against_one_largest_relative_distance"]
+    assert distance["loss"] < 1e-4 and distance["gradient_norm"] < 1e-3
+
+
+def test_a_split_base_trains_stops_and_continues(result: dict[str, Any]) -> None:
+    whole = result["runs"]["FSDP on two"]
+    assert whole["curve"][-1][1] < whole["curve"][0][1]
+    assert whole["adapter_tensors"] == result["runs"]["DDP on two"]["adapter_tensors"] == 4 * 7 * 2
+    continued = result["runs"]["FSDP on two, stopped and continued"]
+    assert continued["resumed_from"] >= 3
+    assert [step for step, *_ in continued["curve"]] == list(range(1, 61))
