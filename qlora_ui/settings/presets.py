@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def list_presets(user_folder: Path | None = None) -> list[Preset]:
     presets = []
     for path in _files(user_folder):
         try:
-            presets.append(read_preset(path))
-        except SettingsError:
+            presets.append(_unchanged(path))
+        except (SettingsError, OSError):
             continue
     return presets
 
@@ -96,7 +97,7 @@ def find_preset(name: str, user_folder: Path | None = None) -> Preset:
     """The preset of that name; raises SettingsError naming the ones that exist."""
     for path in _files(user_folder):
         if path.stem == name:
-            return read_preset(path)
+            return _unchanged(path)
     known = ", ".join(path.stem for path in _files(user_folder))
     raise SettingsError(f"There is no preset “{name}”.", fix=f"Choose one of {known}", where="preset", code="preset")
 
@@ -114,6 +115,17 @@ def save_preset(name: str, title: str, config: RunConfig, user_folder: Path) -> 
     path = user_folder / f"{name}.yaml"
     write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
     return path
+
+
+def _unchanged(path: Path) -> Preset:
+    """The preset in a file, parsed anew only when the file has changed; raises OSError where it is gone."""
+    stat = path.stat()
+    return _parsed(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, changed_ns: int, size: int) -> Preset:
+    return read_preset(path)
 
 
 def _files(user_folder: Path | None) -> Iterable[Path]:
