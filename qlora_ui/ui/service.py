@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import ModelEntry, find_model_folder, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.launcher import Launcher
 from qlora_ui.runs.read import RunReaders, RunView
@@ -50,7 +51,7 @@ class Service:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.card = Card()
-        self.launcher = Launcher(workspace, self.card)
+        self.launcher = Launcher(workspace, self.card, fits_beside=partial(fits_beside, workspace))
         self.readers = RunReaders(workspace)
         self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
         self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)

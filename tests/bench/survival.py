@@ -341,24 +341,31 @@ def _round(launcher: Launcher, config: RunConfig) -> Round:
     """A run of each kind of ending."""
     done = launcher.start(config, key=os.urandom(8).hex())
     _wait(launcher, done, Status.DONE)
-    trial = Trial("step", Request.STOP_NOW)
-    for request, ending in ((Request.STOP_NOW, Status.STOPPED), (Request.PAUSE, Status.PAUSED)):
-        trial = Trial("step", request)
-
-        def ask(trainer: Any, *rest: Any, trial: Trial = trial) -> None:
-            if trainer.is_in_train and trainer.state.global_step == 2:
-                trial.ask(made)
-
-        with called_before(f"{TRAINER}.training_step", ask):
-            made = launcher.start(config, key=os.urandom(8).hex())
-            _wait(launcher, made, ending)
-    held = getattr(read_run(made).ended, "held_bytes", None)
-    launcher.resume(made)
-    _wait(launcher, made, Status.DONE)
+    _ended_by(launcher, config, Request.STOP_NOW)
+    paused = _ended_by(launcher, config, Request.PAUSE)
+    held = getattr(read_run(paused).ended, "held_bytes", None)
+    launcher.resume(paused)
+    _wait(launcher, paused, Status.DONE)
     with replaced(f"{TRAINER}._get_grad_norm", lambda original: _broken):
-        made = launcher.start(config, key=os.urandom(8).hex())
-        _wait(launcher, made, Status.FAILED)
+        failed = launcher.start(config, key=os.urandom(8).hex())
+        _wait(launcher, failed, Status.FAILED)
     return Round(done.id, held)
+
+
+def _ended_by(launcher: Launcher, config: RunConfig, request: Request) -> RunDir:
+    """A run that is asked for its end in its third step."""
+    made = launcher.start(config, key=os.urandom(8).hex())
+    asked: list[bool] = []
+
+    # The second logged point, whichever path the steps take.
+    def ask(recorder: Any, args: Any, state: Any, *rest: Any) -> None:
+        if state.global_step == 2 and not asked:
+            asked.append(True)
+            made.request(request)
+
+    with called_before("qlora_ui.engine.callbacks.Recorder.on_log", ask):
+        _wait(launcher, made, ENDINGS[request])
+    return made
 
 
 def _broken(trainer: Any, *arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """Runs on a card: exact continuation in deterministic mode, memory that comes back, a pause that holds nothing, energy on the receipt."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """Two cards of one host, through the app's launcher: DDP gives one card's losses, FSDP splits the 4-bit base."""
 
 from __future__ import annotations

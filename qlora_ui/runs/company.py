@@ -1,0 +1,41 @@
+"""Whether a run fits beside what is on the card already."""
+
+from __future__ import annotations
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.units import MIB
+from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.hardware.devices import current_device
+from qlora_ui.hardware.gpu import read_gpus
+from qlora_ui.hardware.system import read_system
+from qlora_ui.models.catalogue import model_facts
+from qlora_ui.runs.card import Holder
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+
+ROOM_BYTES = 512 * MIB
+"""Left free for what the neighbour still takes: a longer conversation, a second adapter."""
+
+
+def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder) -> bool:
+    """Whether the estimate of a run, its upper end, fits the memory that is free now, with the holder's model in it.
+
+    Only a chat takes turns with a run between two steps; evaluations and exports have the card to themselves. False where the
+    model is not known yet: the run then waits, or the user frees the card.
+    """
+    if holder.who != "chat":
+        return False
+    try:
+        facts = model_facts(config.model.id, config.model.revision, workspace)
+        device = current_device(workspace, config.launch.device)
+    except QloraUiError:
+        return False
+    if facts is None:
+        return False
+    needed = estimate_memory(facts, config, device).high_bytes
+    if device.is_cpu:
+        return needed + ROOM_BYTES <= read_system().ram_available_bytes
+    card = next((gpu for gpu in read_gpus() if gpu.uuid == device.uuid), None)
+    # A thread of the app finds the chat's CUDA context there; a process of its own brings one more.
+    shared = device.context_bytes if config.launch.where == "thread" else 0
+    return card is not None and needed - shared + ROOM_BYTES <= card.free_bytes
