@@ -1,0 +1,3 @@
+"""Where recommendations come from."""
+
+QLORA = "arXiv 2305.14314"
