@@ -163,7 +163,8 @@ DATASETS: tuple[Bad, ...] = (
     Bad(40, "mixed_schema.jsonl", rows({"text": "a"}, _PC), "DATA-SHAPE", "2 formats", is_error=False, verdict="not-trainable"),
     Bad(41, "mixed_nested.jsonl", rows(chat(("user", "a"), ("assistant", "b")), chat(("user", ["a"]), ("assistant", "b"))), "DATA-FIELD",
         "content is a list", is_error=False, verdict="not-trainable"),
-    Bad(42, "msg_str.jsonl", rows({"messages": json.dumps([{"role": "user", "content": "a"}])}), "DATA-FIELD", "JSON"),
+    Bad(42, "msg_str.jsonl", rows({"messages": json.dumps([{"role": "user", "content": "a"}])}), "DATA-NESTED", "JSON written inside a text",
+        is_error=False, verdict="not-trainable"),
     Bad(43, "wrong_columns.jsonl", rows({"foo": "a", "bar": "b"}), "DATA-COLS", "foo, bar"),
     Bad(44, "role_missing.jsonl", rows({"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}), "DATA-ROLE", "essage 1 has no role"),
     Bad(45, "role_none.jsonl", rows(chat((None, "a"), ("assistant", "b"))), "DATA-ROLE", "essage 1 has no role"),
@@ -210,7 +211,17 @@ PRESETS: tuple[tuple[int, str, str], ...] = (
     (68, "unknown key", "lora:\n  rnak: 8\n"),
     (68, "not a mapping", "- 1\n- 2\n"),
     (68, "two megabytes", "# " + "x" * 2_000_000 + "\n"),
+    (68, "bf16 and fp16 both", "train:\n  bf16: true\n  fp16: true\n"),
 )
+
+PRESET_NAMES: tuple[tuple[int, str], ...] = (
+    (68, "../evil"),
+    (68, "../../etc/passwd"),
+    (68, "/etc/passwd"),
+    (68, "..\\evil"),
+    (68, "a/../../b"),
+)
+"""Names that would leave the folder of presets."""
 
 TEMPLATES: tuple[tuple[int, str, str, str], ...] = (
     (69, "nested range", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "TPL-TIMEOUT"),

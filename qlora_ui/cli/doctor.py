@@ -11,6 +11,7 @@ from qlora_ui import __version__
 from qlora_ui.base.files import free_bytes
 from qlora_ui.base.units import GIB, format_bytes
 from qlora_ui.cli.config_flags import table
+from qlora_ui.data.no_network import can_refuse_network
 from qlora_ui.hardware.devices import card_profile, cpu_profile, forget_correction
 from qlora_ui.hardware.gpu import driver_version, read_gpus
 from qlora_ui.hardware.system import read_system, versions
@@ -53,6 +54,7 @@ def _look(workspace: Workspace) -> dict[str, Any]:
         "workspace": str(workspace.root),
         "workspace_free_bytes": free_bytes(workspace.root),
         "has_builtin_model": gguf_path() is not None,
+        "files_read_without_network_by": "kernel" if can_refuse_network() else "python",
         "problems": _problems(workspace, found, bool(cards)),
     }
 
@@ -101,5 +103,7 @@ def _say(values: dict[str, Any]) -> None:
         learned = f"estimates × {card['correction']:.3f} after {card['num_learned']} runs"
         print(f"{card['name']}: {format_bytes(card['free_bytes'])} of {format_bytes(card['total_bytes'])} free, {words}, {learned}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
+    by_kernel = values["files_read_without_network_by"] == "kernel"
+    print(f"Datasets are read in a process to which {'the kernel' if by_kernel else 'only Python itself (an audit hook)'} refuses the network")
     for problem in values["problems"]:
         print(f"! {problem['what']} {problem['fix']}".rstrip())

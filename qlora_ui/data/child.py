@@ -26,14 +26,17 @@ from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.catalog.formats.columns import guess_mapping
 from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
+from qlora_ui.catalog.formats.preference import REJECTED
 from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
 from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
 from qlora_ui.data.limits import confine
 from qlora_ui.data.readers import read_rows
 from qlora_ui.data.report import SHOWN_ROWS, Finding, SourceReport, in_order
+from qlora_ui.data.reshape import Reshape
 from qlora_ui.data.row_stream import Item, Progress
 from qlora_ui.data.sniff import type_of_file
+from qlora_ui.data.threads import joined
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
 _SAMPLE_BYTES = 32 << 20
@@ -105,7 +108,7 @@ class _Parse:
     def run(self) -> SourceReport:
         """Read everything; raises DataError where no row can be used."""
         file_type = type_of_file(self.path)
-        rows = read_rows(self.path, file_type, self.progress, self.notices.__setitem__)
+        rows = self._rows(file_type)
         head, sample = self._sample(rows)
         if not sample:
             for number, item in head:
@@ -135,6 +138,13 @@ class _Parse:
             num_bytes=self.size,
             findings=in_order([*self._row_findings(num_rows), *self._notes(detection, sample), *checks.findings(self.folder, self.name)]),
         )
+
+    def _rows(self, file_type: str) -> Iterator[Item]:
+        """The rows as they were meant, whatever a table or another program made of them."""
+        notice = self.notices.__setitem__
+        # Columns that the user mapped are found by the names that the user saw.
+        reshape = Reshape(notice, keeps_names=bool(self.job["mapping"]))
+        return reshape.all(joined(read_rows(self.path, file_type, self.progress, notice), notice))
 
     def _sample(self, rows: Iterator[Item]) -> tuple[list[Item], list[dict[str, Any]]]:
         """The first rows, kept for the real pass, and the readable ones among them."""
@@ -231,6 +241,10 @@ class _Parse:
                 what = self._mixed()
             elif len(rows) > 1:
                 what += f" (the first of {len(rows)} such rows)"
+            if code == REJECTED:
+                why = "Only good answers are learned; such rows are left out."
+                findings.append(Finding(code, "note", len(rows), tuple(rows[:SHOWN_ROWS]), _sentence(what), why, source=self.name))
+                continue
             findings.append(
                 Finding(
                     code=code,
@@ -285,7 +299,7 @@ class _Parse:
             for turns in row.values():
                 for turn in turns if isinstance(turns, list) else ():
                     if isinstance(turn, dict):
-                        for key in ("role", "from", "speaker", "author", "user"):
+                        for key in ("role", "from", "speaker", "sender", "author", "user"):
                             name = turn.get(key)
                             if isinstance(name, str) and (role := ROLES.get(name.lower())) and role != name:
                                 found[name[:40]] = "assistant" if role == "call" else role

@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.catalog.formats.messages import messages_from
+from qlora_ui.catalog.formats.turns import messages_from
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.rows import Conversation
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats import FORMATS, format_named
 from qlora_ui.catalog.formats.columns import guess_mapping, standard_mapping
 from qlora_ui.catalog.formats.format import DataFormat, Row, names
+from qlora_ui.catalog.formats.preference import is_rated
 from qlora_ui.data.report import FormatVote
 
 SAMPLE_ROWS = 1000
@@ -57,11 +59,12 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
     if form is None:
         raise _nothing_fits(rows, shapes, votes, name)
     if form.name == "preference":
+        rated = is_rated(rows[0])
         raise DataError(
-            "These are preference pairs: a chosen and a rejected answer.",
+            "These are answers rated good or bad (`label`)." if rated else "These are preference pairs: a chosen and a rejected answer.",
             where=name,
-            why="This kind of training learns from one answer and has no use for the rejected one.",
-            fix="Set the format to “Preference pairs, chosen answer only” to learn the chosen answers.",
+            why=f"This kind of training learns every answer that it is given and has no use for a {'bad' if rated else 'rejected'} one.",
+            fix=f"Set the format to “Preference pairs, chosen answer only” to learn the {'good' if rated else 'chosen'} answers.",
             code="DATA-PREFERENCE",
         )
     return Detection(form, _why(form, rows, votes), votes, _mapping_for(form, rows[0], mapping))
@@ -95,7 +98,7 @@ def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> 
     return f"{share[:1].upper()}{share[1:]} is {form.label}: {form.about[:1].lower()}{form.about[1:]}"
 
 
-_ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt"}
+_ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt", "thinking": "thinking before the answer"}
 
 
 def _refuse_columns(row: Row, name: str) -> None:
@@ -123,6 +126,8 @@ def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], vo
     if not columns:
         return DataError("The rows are empty objects.", where=name, fix="Choose another file.", code="DATA-COLS")
     single = next((vote.reason for vote in votes if "belong together" in vote.reason), "")
+    if not single and Path(name).suffix.lower() in (".csv", ".tsv") and any(len(column) > 30 or column[-1:] in ".?!" for column in columns):
+        single = "the first line of a table names its columns, and this one looks like a row"
     return DataError(
         f"None of the known formats fits the columns found: {names(columns)}.",
         where=name,

@@ -13,6 +13,7 @@ import orjson
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
 from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, too_deep
+from qlora_ui.data.json_shapes import rows_in_object
 from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
 
 _ONE_OBJECT_BYTES = 64 << 20
@@ -34,6 +35,9 @@ def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]
                 progress.done_bytes += length - len(raw)
                 yield number, too_long(length)
             elif not raw.isspace():
+                if raw.rstrip().endswith(b"},"):
+                    raw = raw.rstrip()[:-1]
+                    notice("DATA-COMMA", "Lines end with a comma, which JSON lines do not have; it was skipped.")
                 yield number, _line(raw, needles)
 
 
@@ -101,28 +105,20 @@ def read_json_file(path: Path, progress: Progress, notice: Notice) -> Iterator[I
             yield number + 1, RowProblem("DATA-JSON", f"line {values.line}: the list is not finished", fix="Export the file again.")
             return
         values.skip(",")
+    if is_list:
+        values.skip("]")
+        if values.peek():
+            what = f"line {values.line}: more text after the end of the list, which is not read"
+            yield number + 1, RowProblem("DATA-JSON", what, fix="Write one list, or one object a line.")
     if single is None:
         return
-    rows = _wrapped(single)
+    rows = rows_in_object(single, notice)
     if rows is None:
         notice("DATA-ONE-OBJECT", "The file is one object, taken as one row.")
         yield 1, as_row(single)
         return
     for position, value in enumerate(rows, 1):
         yield position, as_row(value)
-
-
-def _wrapped(value: Any) -> list[Any] | None:
-    """The rows of `{"data": [...]}` and the like: the only list of objects in an object that is no conversation itself."""
-    if not isinstance(value, dict) or any(name in value for name in ("messages", "conversations", "prompt", "instruction", "text")):
-        return None
-    lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
-    if len(lists) != 1:
-        return None
-    rows: list[Any] = lists[0]
-    if all(isinstance(row, dict) and set(row) == {"row_idx", "row", "truncated_cells"} for row in rows[:3]):
-        return [row["row"] for row in rows]  # The Hub's own row viewer wraps each row.
-    return rows
 
 
 class _Values:

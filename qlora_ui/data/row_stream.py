@@ -28,9 +28,13 @@ class Progress:
 
 
 def as_row(value: Any) -> dict[str, Any] | RowProblem:
-    """The value where it is an object, else the problem that it is."""
+    """The value where it is an object or a conversation (a list of turns), else the problem that it is."""
     if type(value) is dict:
         return value
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {"messages": value}
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        return {"conversations": value}
     return RowProblem("DATA-SHAPE", f"is {kind_of(value)}; each row must be an object", fix="Write an object with named fields.")
 
 

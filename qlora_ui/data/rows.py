@@ -20,6 +20,8 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     name: str = ""
     tool_call_id: str = ""
+    is_learned: bool = True
+    """False for an answer that its dataset gives the weight 0: the model reads it and does not learn it."""
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it; absent parts have no key."""
@@ -32,6 +34,8 @@ class Message:
             value["name"] = self.name
         if self.tool_call_id:
             value["tool_call_id"] = self.tool_call_id
+        if not self.is_learned:
+            value["weight"] = 0
         return value
 
     @classmethod
@@ -46,6 +50,7 @@ class Message:
             tuple(value.get("tool_calls", ())),
             value.get("name", ""),
             value.get("tool_call_id", ""),
+            value.get("weight") != 0,
         )
 
 

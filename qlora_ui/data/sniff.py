@@ -58,7 +58,7 @@ def type_of_file(path: Path) -> str:
         )
     if suffix in (".csv", ".tsv", ".tab"):
         return "csv" if suffix == ".csv" else "tsv"
-    if head.startswith(_UTF16) or _looks_like_utf16(head):
+    if head.startswith(_UTF16) or looks_like_utf16(head):
         raise DataError(
             "The text looks like UTF-16.",
             where=name,
@@ -115,7 +115,8 @@ def _refuse(head: bytes, name: str) -> None:
         )
 
 
-def _looks_like_utf16(head: bytes) -> bool:
+def looks_like_utf16(head: bytes) -> bool:
+    """Whether every other byte is zero, as in Western text of UTF-16 without a mark."""
     sample = head[:2000]
     zeros = sample.count(0)
     return len(sample) > 8 and zeros > 0.3 * len(sample) and (not any(sample[0::2]) or not any(sample[1::2]))
@@ -147,5 +148,8 @@ def _has_row_per_line(start: bytes) -> bool:
 
 def _is_spread(start: bytes) -> bool:
     """Whether a JSON value is spread over lines (`[` or `{` alone on the first one), so that lines are not rows."""
-    first = start.split(b"\n", 1)[0].rstrip()
-    return first in (b"[", b"{", b"[{") or (first[:1] == b"[" and first[1:2] in (b"{", b""))
+    first, _, rest = start.partition(b"\n")
+    first = first.rstrip()
+    if first.endswith(b"]") and rest.lstrip().startswith(b"["):
+        return False  # A conversation a line, each a bare list of turns.
+    return first in (b"[", b"{", b"[{") or (first[:1] == b"[" and first[1:2] in (b"{", b"", b"["))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.data.json_errors import careful_loads
 from qlora_ui.data.row_stream import BLOCK, MAX_COLUMNS, MAX_ROW_BYTES, Item, Notice, Progress
+from qlora_ui.data.sniff import looks_like_utf16
+
+_ESCAPED = re.compile(r'\\"(?![,;\t|\r\n]|$)')
+_DOUBLED = re.compile(r'[^,;\t|\r\n"]""')
+"""A quote inside a text as a backslash writes it, and as the standard does."""
 
 
 def _encoding(path: Path, notice: Notice) -> str:
@@ -24,6 +29,11 @@ def _encoding(path: Path, notice: Notice) -> str:
         if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             notice("DATA-ENCODING", "The file is UTF-16 and was read as such.")
             return "utf-16"
+        file.seek(0)
+        start = file.read(2000)
+        if looks_like_utf16(start):
+            notice("DATA-ENCODING", "The file is UTF-16 without a mark and was read as such.")
+            return "utf-16-be" if not start[0] else "utf-16-le"
         file.seek(0)
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -38,9 +48,9 @@ def _encoding(path: Path, notice: Notice) -> str:
 
 def _dialect(head: str, file_type: str) -> str:
     """The delimiter: the sign that splits the header and the lines after it into equally many fields."""
-    if file_type == "tsv":
-        return "\t"
     lines = [line for line in head.splitlines()[:20] if line.strip()]
+    if file_type == "tsv" and "\t" in (lines[0] if lines else "\t"):
+        return "\t"
     best, best_score = ",", 0.0
     for sign in (",", ";", "\t", "|"):
         counts = [len(row) for row in csv.reader(lines, delimiter=sign)]
@@ -60,13 +70,18 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
         head = file.read(65536)
         file.seek(0)
         delimiter = _dialect(head, file_type)
-        if file_type == "csv" and delimiter != ",":
-            shown = {";": "a semicolon", "\t": "a tab", "|": "a bar"}[delimiter]
-            notice("DATA-DELIMITER", f"The columns are separated by {shown} ( {delimiter.strip() or 'tab'} ), not by a comma.")
+        if delimiter != ("," if file_type == "csv" else "\t"):
+            shown = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}[delimiter]
+            usual = "a comma" if file_type == "csv" else "a tab"
+            notice("DATA-DELIMITER", f"The columns are separated by {shown} ( {delimiter.strip() or 'tab'} ), not by {usual}.")
         csv.field_size_limit(MAX_ROW_BYTES)
         size = path.stat().st_size
+        if head.lstrip("\ufeff").lower().startswith("sep="):
+            file.readline()  # A spreadsheet's own line that names the delimiter.
         lines = _counted(file, progress)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        # Some programs write a quote inside a text as \" instead of doubling it.
+        escape = "\\" if _ESCAPED.search(head) and not _DOUBLED.search(head) else None
+        reader = csv.reader(lines, delimiter=delimiter, escapechar=escape, strict=True)
         try:
             header = next((row for row in reader if row), [])
         except csv.Error as error:
@@ -96,8 +111,9 @@ def _counted(file: Any, progress: Progress) -> Iterator[str]:
 
 
 def _check_header(header: list[str], name: str) -> None:
-    header[:] = [column.strip() for column in header]
-    if not any(header):
+    named = [column.strip() for column in header]
+    header[:] = [column or f"column {place}" for place, column in enumerate(named, 1)]
+    if not any(named):
         raise DataError("The file has no header and no rows.", where=name, fix="Choose a file with rows.", code="DATA-EMPTY")
     if len(header) > MAX_COLUMNS:
         raise DataError(
@@ -124,16 +140,6 @@ def _cells(header: list[str], cells: list[str], line: int, delimiter: str) -> di
     for column, cell in row.items():
         if "\0" in cell:
             return RowProblem("DATA-CTRL", f"line {line}: `{column}` has a NUL character", column, "Remove it or drop the row.")
-        # A list of messages can only stand in a table as JSON inside a cell.
-        if cell[:1] == "[" and column in ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected"):
-            try:
-                parsed = careful_loads(cell.encode())
-            except RowProblem as problem:
-                if column not in ("messages", "conversations", "conversation"):
-                    continue
-                return RowProblem(problem.code, f"line {line}: `{column}`: {problem.what}", column, problem.fix)
-            if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict):
-                row[column] = parsed
     return row
 
 

@@ -27,7 +27,7 @@ from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
 """The label of a token that is not learned."""
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
 _BLOCK_TOKENS = 4_000_000
@@ -132,11 +132,13 @@ class RowTokenizer:
 
     def _chat(self, conversation: Conversation) -> _Written:
         rendered = self.renderer.rendered(conversation)
-        spans = rendered.spans
-        if self.data.train_on == "last-answer":
-            spans = spans[-1:]
-        elif self.data.train_on == "everything":
-            spans = ((0, len(rendered.text)),)
+        if self.data.train_on == "everything":
+            spans: tuple[Span, ...] = ((0, len(rendered.text)),)
+        else:
+            answers = [message for message in conversation.messages if message.role == "assistant"]
+            pairs = list(zip(rendered.spans, answers, strict=True))
+            pairs = pairs[-1:] if self.data.train_on == "last-answer" else pairs
+            spans = tuple(span for span, answer in pairs if answer.is_learned)
         spells = self.renderer.spells_special
         return rendered.text, spans, ("special",) if any(spells(message.content) for message in conversation.messages) else ()
 

@@ -13,5 +13,6 @@ sys.modules["corpus"] = _corpus
 _spec.loader.exec_module(_corpus)
 
 Bad, DATASETS, PRESETS, TEMPLATES, big = _corpus.Bad, _corpus.DATASETS, _corpus.PRESETS, _corpus.TEMPLATES, _corpus.big
+PRESET_NAMES = _corpus.PRESET_NAMES
 
-__all__ = ["DATASETS", "PRESETS", "TEMPLATES", "Bad", "big"]
+__all__ = ["DATASETS", "PRESETS", "PRESET_NAMES", "TEMPLATES", "Bad", "big"]

@@ -150,10 +150,6 @@ def test_known_layouts_that_need_a_word_from_the_user(tmp_path: Path, workspace:
         with pytest.raises(DataError) as refused:
             load_conversations(DataSection(sources=(str(path),)), workspace)
         assert refused.value.code == code
-    tree = tmp_path / "oasst.jsonl"
-    tree.write_text((json.dumps({"message_id": "1", "parent_id": None, "text": "Hi", "role": "prompter"}) + "\n") * 12, encoding="utf-8")
-    with pytest.raises(DataError, match="belong together"):
-        load_conversations(DataSection(sources=(str(tree),)), workspace)
 
 
 def test_preference_pairs_with_consent(tmp_path: Path, workspace: Workspace) -> None:

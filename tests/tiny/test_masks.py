@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from template_families import FAMILIES, Case, Family
+from template_families import CLOCK, CLOCK_JSON, FAMILIES, Case, Family
+from template_tools import MARKED, TALK_WITH_TOOLS
 
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer
@@ -35,7 +36,12 @@ def make_tokenizer(special: tuple[str, ...], eos: str, bos: str | None, template
     return tokenizer
 
 
-CASES = [pytest.param(family, case, id=f"{family.name}: {case.name}") for family in FAMILIES for case in family.cases]
+WITH_TOOLS = {
+    name: Case("system and tools", TALK_WITH_TOOLS, marked.replace("CLOCK", CLOCK_JSON), (CLOCK,)) for name, marked in MARKED.items()
+}
+CASES = [
+    pytest.param(family, case, id=f"{family.name}: {case.name}") for family in FAMILIES for case in (*family.cases, WITH_TOOLS[family.name])
+]
 
 
 def conversation_of(case: Case) -> Conversation:
@@ -84,6 +90,17 @@ def test_last_answer_and_everything() -> None:
     assert tokenizer.decode([label for label in last.labels if label != IGNORED]) == "See you.<|im_end|>"
     everything = tokenize_conversation(conversation, tokenizer, DataSection(train_on="everything"))
     assert everything.labels == everything.input_ids == last.input_ids
+
+
+def test_an_answer_of_weight_zero_is_read_and_not_learned() -> None:
+    family = FAMILIES[0]
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    turns = [dict(turn) for turn in family.cases[0].messages]
+    next(turn for turn in turns if turn["role"] == "assistant")["weight"] = 0
+    row = tokenize_conversation(Conversation.from_dict({"messages": turns}), tokenizer, DataSection())
+    whole = tokenize_conversation(conversation_of(family.cases[0]), tokenizer, DataSection())
+    assert row.input_ids == whole.input_ids
+    assert tokenizer.decode([label for label in row.labels if label != IGNORED]) == "See you.<|im_end|>"
 
 
 def test_cutting_and_dropping() -> None:

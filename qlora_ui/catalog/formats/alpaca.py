@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, cell_of, names, text_of, turn
+from qlora_ui.catalog.formats.turns import history_of, system_of
 
 _INPUTS = ("input", "context")
 _ANSWERS = ("output", "response", "answer", "completion")
@@ -25,18 +26,11 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     instruction = text_of(row, "instruction")
     given = next((text for name in _INPUTS if (text := text_of(row, name, may_be_missing=True)).strip()), "")
     messages: list[dict[str, Any]] = []
-    system = text_of(row, "system", may_be_missing=True)
-    if system.strip():
+    if system := system_of(row):
         messages.append(turn("system", system))
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        raise RowProblem("DATA-FIELD", f"`history` is {kind_of(history)}, not a list of pairs", "history", "Drop the column.")
-    for pair in history:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowProblem("DATA-FIELD", "`history` is not a list of question and answer pairs", "history", "Drop the column.")
-        messages += [turn("user", pair[0]), turn("assistant", pair[1])]
+    messages += history_of(row)
     messages.append(turn("user", f"{instruction}\n\n{given}" if given.strip() and instruction.strip() else instruction or given))
-    messages.append(turn("assistant", text_of(row, _answer(row))))
+    messages.append(turn("assistant", cell_of(row, _answer(row))))
     return {"messages": messages}
 
 

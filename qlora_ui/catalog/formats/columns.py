@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, call_of, kind_of, names, text_of, tools_of, turn
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, call_of, cell_of, names, tools_of, turn
+from qlora_ui.catalog.formats.turns import history_of
 
-ROLES = ("user", "assistant", "system")
+ROLES = ("user", "assistant", "system", "thinking")
 """The keys of a mapping; each value names a column, or is a text with {column} names in braces."""
 
 _ALIASES = {"prompt": "user", "question": "user", "answer": "assistant", "completion": "assistant", "response": "assistant"}
@@ -21,9 +21,15 @@ _USUAL = {
         "correct_answer", "output_text", "generated_solution",
     ),
     "system": ("system", "system_prompt", "systemprompt"),
+    "thinking": ("reasoning", "reasoning_content", "thinking", "thought", "cot", "complex_cot", "chain_of_thought", "rationale"),
     "context": ("context", "passage", "background", "support"),
 }  # fmt: skip
-_CHOICES = ("choices", "options", "distractors")
+_PAIRS = (
+    ("q", "a"), ("human", "bot"), ("context", "response"), ("document", "summary"), ("article", "summary"), ("dialogue", "summary"),
+    ("article", "highlights"), ("text", "summary"),
+)  # fmt: skip
+"""Names that say what they are only beside each other: question or long text, answer or summary."""
+_CHOICES = ("choices", "options", "distractors", "option_a", "choice1", "a", "opa")
 _BRACES = re.compile(r"\{([^{}\n]{1,80})\}")
 
 
@@ -36,6 +42,11 @@ def guess_mapping(columns: Iterable[str]) -> dict[str, str]:
         if column is not None:
             guess[role] = column
     context = guess.pop("context", None)
+    if not {"user", "assistant"} <= set(guess):
+        for asked, answer in _PAIRS:
+            if asked in by_name and answer in by_name:
+                guess |= {"user": by_name[asked], "assistant": by_name[answer]}
+                return guess
     if context is not None and "user" in guess:
         guess["user"] = f"{{{context}}}\n\n{{{guess['user']}}}"  # The question is about it, so the model must see it.
     if any(name in by_name for name in _CHOICES):
@@ -44,7 +55,7 @@ def guess_mapping(columns: Iterable[str]) -> dict[str, str]:
 
 
 def standard_mapping(mapping: Mapping[str, str]) -> dict[str, str]:
-    """A mapping with its keys as user, assistant and system; empty columns left out."""
+    """A mapping with its keys as user, assistant, system and thinking; empty columns left out."""
     return {_ALIASES.get(role.strip().lower(), role.strip().lower()): column for role, column in mapping.items() if column.strip()}
 
 
@@ -54,7 +65,7 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
     if missing:
         return f"no column looks like the {' or the '.join('question' if role == 'user' else 'answer' for role in missing)}: {names(row)}"
     # A system prompt that names no column is meant as the prompt itself.
-    absent = [column for role, value in chosen.items() if role != "system" for column in _columns_in(value) if column not in row]
+    absent = [column for role in ("user", "assistant") for column in _columns_in(chosen[role]) if column not in row]
     return f"the mapped column “{absent[0]}” is not in the row, which has {names(row)}" if absent else ""
 
 
@@ -70,15 +81,11 @@ def _filled(row: Row, value: str) -> str:
 
 def _cell(row: Row, column: str) -> str:
     value = row.get(column)
-    if type(value) is int or (type(value) is float and not math.isnan(value)):
-        return str(value)  # A number is a fine answer to a question; only NaN is none.
     if isinstance(value, dict) and isinstance(value.get("text"), list) and value["text"] and isinstance(value["text"][0], str):
         return value["text"][0]  # SQuAD's answers: {"text": [...], "answer_start": [...]}; the first is the one to learn.
     if isinstance(value, list) and value and isinstance(value[0], str):
         return value[0]
-    if column in row and not isinstance(value, str):
-        raise RowProblem("DATA-FIELD", f"`{column}` is {kind_of(value)}, not text", column, "Fill it or drop the row.")
-    return text_of(row, column)
+    return cell_of(row, column)
 
 
 def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
@@ -88,6 +95,7 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
         system = _filled(row, chosen["system"]) if _columns_in(chosen["system"])[0] in row else chosen["system"]
         if system.strip():
             messages.append(turn("system", system))
+    messages += history_of(row)
     for role in ("user", "assistant"):
         if role not in chosen:
             raise RowProblem(
@@ -97,6 +105,9 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
                 "Say which column is the question and the answer.",
             )
         messages.append(turn(role, _filled(row, chosen[role])))
+    thinking = chosen.get("thinking")
+    if thinking and isinstance(row.get(thinking), str) and row[thinking].strip():
+        messages[-1]["reasoning_content"] = row[thinking]
     tools = tools_of(row) if "tools" in row else None
     if not tools:
         return {"messages": messages}

@@ -82,6 +82,16 @@ def text_of(row: Row, column: str, *, may_be_missing: bool = False) -> str:
     raise RowProblem("DATA-FIELD", f"`{column}` is {kind_of(value)}, not text", column, "Write it as text in quotes, or drop the row.")
 
 
+def cell_of(row: Row, column: str) -> str:
+    """The text in a column, where a number or a truth value is a fine answer too; raises RowProblem."""
+    value = row.get(column)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
+        return str(value)
+    return text_of(row, column)
+
+
 def turn(role: str, content: str) -> dict[str, Any]:
     """One message."""
     return {"role": role, "content": content}
@@ -109,7 +119,7 @@ def content_of(value: Any, number: int, *, may_be_missing: bool = False) -> str:
         texts = []
         for part in value:
             kind = part.get("type", "text")
-            if kind != "text" or not isinstance(part.get("text"), str):
+            if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
                 raise RowProblem(
                     "DATA-FIELD",
                     f"message {number}: a part of the content is “{str(kind)[:30]}”, not text",

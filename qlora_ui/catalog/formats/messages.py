@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from qlora_ui.catalog.formats.format import (
-    DataFormat,
-    Normal,
-    Row,
-    RowProblem,
-    call_of,
-    content_of,
-    kind_of,
-    list_in,
-    names,
-    role_of,
-    tools_of,
-    turn,
-)
-
-COLUMNS = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns")
-_THINKING = ("reasoning_content", "thinking", "reasoning", "thought")
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, kind_of, list_in, names
+from qlora_ui.catalog.formats.turns import COLUMNS, conversation_of
 
 
 def _column(row: Row) -> str:
@@ -47,49 +31,7 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
 
 def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     column = _column(row)
-    messages = messages_from(list_in(row.get(column), column or "messages"))
-    extra = row.get("system")
-    if isinstance(extra, str) and extra.strip() and messages[0]["role"] != "system":
-        messages.insert(0, turn("system", extra))
-    tools = tools_of(row) if "tools" in row or "functions" in row else None
-    return {"messages": messages, "tools": tools} if tools else {"messages": messages}
-
-
-def messages_from(turns: list[Any]) -> list[dict[str, Any]]:
-    """Turns with role and content as standard messages; raises RowProblem with the turn's number."""
-    messages: list[dict[str, Any]] = []
-    for number, item in enumerate(turns, 1):
-        if not isinstance(item, dict):
-            raise RowProblem(
-                "DATA-FIELD", f"message {number} is {kind_of(item)}, not an object with role and content", "messages", "Drop the row."
-            )
-        role = role_of(item.get("role"), number)
-        if len(item) == 2 and role != "call" and type(content := item.get("content")) is str:
-            messages.append({"role": role, "content": content})  # Nearly every turn of every file: no more work than this.
-            continue
-        if role == "call":
-            message = turn("assistant", "")
-            message["tool_calls"] = [call_of(item.get("content"), number)]
-        else:
-            message = _message(item, role, number)
-        messages.append(message)
-    return messages
-
-
-def _message(item: Mapping[str, Any], role: str, number: int) -> dict[str, Any]:
-    calls = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
-    if not isinstance(calls, list):
-        raise RowProblem("DATA-FIELD", f"message {number}: tool_calls is {kind_of(calls)}, not a list", "tool_calls", "Write a list.")
-    message = turn(role, content_of(item.get("content"), number, may_be_missing=bool(calls) and role == "assistant"))
-    thinking = next((item[name] for name in _THINKING if item.get(name)), "")
-    if thinking and role == "assistant":
-        message["reasoning_content"] = content_of(thinking, number)
-    if calls and role == "assistant":
-        message["tool_calls"] = [call_of(call, number) for call in calls]
-    for name in ("name", "tool_call_id"):
-        if isinstance(item.get(name), str) and item[name]:
-            message[name] = item[name]
-    return message
+    return conversation_of(row, list_in(row.get(column), column or "messages"), column or "messages")
 
 
 _WEATHER = {

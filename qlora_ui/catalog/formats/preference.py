@@ -1,4 +1,4 @@
-"""Preference pairs: chosen and rejected. SFT learns from one answer only, so this is never taken without the user's word."""
+"""Preference pairs and rated answers. SFT learns from one answer only, so they are never taken without the user's word."""
 
 from __future__ import annotations
 
@@ -7,36 +7,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
-from qlora_ui.catalog.formats.messages import messages_from
+from qlora_ui.catalog.formats.turns import messages_from, system_of, turns_column
 
+REJECTED = "DATA-REJECTED"
+"""The code of a row whose only answer was rated bad: it is left out, which is what the user consented to."""
 _PROMPTS = ("prompt", "question", "instruction", "input", "query")
+_PAIRS = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_chosen", "response_rejected"),
+    ("response_j", "response_k"), ("preferred", "dispreferred"), ("answer_chosen", "answer_rejected"),
+)  # fmt: skip
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant|User): ?")
 
 
+def _pair(row: Row) -> tuple[str, str] | None:
+    return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
+
+
+def is_rated(row: Row) -> bool:
+    """Whether a row is one answer with a mark for good or bad, as KTO takes it."""
+    return isinstance(row.get("label"), bool) and "completion" in row and "prompt" in row
+
+
 def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
-    missing = [name for name in ("chosen", "rejected") if name not in row]
-    return f"there is no column `{missing[0]}`, only {names(row)}" if missing else ""
+    if _pair(row) is not None or is_rated(row):
+        return ""
+    missing = [name for name in _PAIRS[0] if name not in row]
+    return f"there is no column `{missing[0]}`, only {names(row)}"
 
 
 def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
-    chosen = row.get("chosen")
+    pair = _pair(row)
+    if pair is None and row.get("label") is False:
+        raise RowProblem(REJECTED, "has an answer that is rated bad", "label")
+    column = pair[0] if pair is not None else "completion"
+    answer = row.get(column)
+    before = [turn("system", system)] if (system := system_of(row)) else []
     prompt = next((row[name] for name in _PROMPTS if row.get(name)), None)
-    if isinstance(chosen, list):
-        answer = messages_from(chosen)
-        if len(answer) > 1 or prompt is None:
-            return {"messages": answer}
-        return {"messages": [*_prompt_turns(prompt), *answer]}
-    if not isinstance(chosen, str):
-        raise RowProblem("DATA-FIELD", f"`chosen` is {kind_of(chosen)}, not text", "chosen", "Drop the row.")
+    if isinstance(answer, dict):
+        answer = [answer]
+    if isinstance(answer, list):
+        messages = messages_from(answer, column)
+        if len(messages) == 1 and prompt is not None:
+            messages = [*before, *_prompt_turns(prompt), *messages]
+        elif len(messages) == 1 and (turns := turns_column(row)):
+            messages = [*before, *messages_from(row[turns], turns), *messages]
+        return {"messages": messages}
+    if not isinstance(answer, str):
+        raise RowProblem("DATA-FIELD", f"`{column}` is {kind_of(answer)}, not text", column, "Drop the row.")
     if prompt is not None:
-        system = row.get("system")
-        before = [turn("system", system)] if isinstance(system, str) and system.strip() else []
-        return {"messages": [*before, *_prompt_turns(prompt), turn("assistant", chosen)]}
-    return {"messages": _transcript(chosen)}
+        return {"messages": [*before, *_prompt_turns(prompt), turn("assistant", answer)]}
+    return {"messages": _transcript(answer)}
 
 
 def _prompt_turns(prompt: Any) -> list[dict[str, Any]]:
-    return messages_from(prompt) if isinstance(prompt, list) else [turn("user", text_of({"prompt": prompt}, "prompt"))]
+    return messages_from(prompt, "prompt") if isinstance(prompt, list) else [turn("user", text_of({"prompt": prompt}, "prompt"))]
 
 
 def _transcript(text: str) -> list[dict[str, Any]]:
@@ -51,7 +75,7 @@ def _transcript(text: str) -> list[dict[str, Any]]:
 FORMAT = DataFormat(
     name="preference",
     label="Preference pairs, chosen answer only",
-    about="Columns chosen and rejected; only the chosen answer is learned, since this kind of training takes one answer.",
+    about="Columns chosen and rejected, or answers rated good or bad; only the chosen or good answer is learned.",
     examples=(
         {"prompt": "Is the earth flat?", "chosen": "No, it is nearly a sphere.", "rejected": "Yes."},
         {
@@ -59,6 +83,12 @@ FORMAT = DataFormat(
             "rejected": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "5"}],
         },
         {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"},
+        {
+            "conversations": [{"from": "human", "value": "Name a gas."}],
+            "chosen": {"from": "gpt", "value": "Argon."},
+            "rejected": {"from": "gpt", "value": "Gold."},
+        },
+        {"prompt": "Name a moon.", "completion": "Titan.", "label": True},
     ),
     mismatch=_mismatch,
     convert=_convert,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, tools_of, turn
-from qlora_ui.catalog.formats.messages import messages_from
+from qlora_ui.catalog.formats.turns import messages_from
 
 
 def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:

@@ -25,6 +25,8 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
     value = row[column]
     if column in ("chat", "dialogue", "conversation") and not (isinstance(value, str) and turns_in(value)):
         return f"`{column}` is no text with speakers"
+    if column != "text" and sum(isinstance(cell, str) and len(cell) > 200 for cell in row.values()) > 1:
+        return f"`{column}` stands beside another long text: {names(row)}"
     if column not in ("text", "chat") and len(row) > 3:
         return f"`{column}` stands beside other columns: {names(row)}"
     return ""

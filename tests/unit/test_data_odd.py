@@ -1,0 +1,276 @@
+"""Files as other programs write them: lists inside texts, tables in odd encodings, trees, rated answers, names in capitals."""
+
+# ruff: noqa: E501 (rows read better in one line)
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.data.child import parse
+from qlora_ui.data.report import SourceReport
+from qlora_ui.data.rows import Conversation
+
+NUM_ROWS = 30
+Said = list[tuple[str, str]]
+
+
+def q(n: int) -> str:
+    return f"Which river runs through town {n}, Straße?"
+
+
+def a(n: int) -> str:
+    return f"The Elbe number {n}, which is long."
+
+
+def pair(n: int) -> Said:
+    return [("user", q(n)), ("assistant", a(n))]
+
+
+def turns(n: int, role: str = "role", content: str = "content", user: str = "user", bot: str = "assistant") -> list[dict[str, Any]]:
+    return [{role: user, content: q(n)}, {role: bot, content: a(n)}]
+
+
+HELLO = [["Hi", "Hello"]]
+
+
+def after_hello(n: int) -> Said:
+    return [("user", "Hi"), ("assistant", "Hello"), *pair(n)]
+
+
+def read(path: Path, folder: Path, form: str = "auto") -> tuple[SourceReport, list[Conversation]]:
+    folder.mkdir(exist_ok=True)
+    job = {
+        "path": str(path),
+        "source": "",
+        "name": path.name,
+        "format": form,
+        "mapping": {},
+        "folder": str(folder),
+        "content_hash": "",
+        "cpu_s": 60,
+    }
+    report = parse(job)
+    lines = (folder / "rows.jsonl").read_bytes().splitlines()
+    return report, [Conversation.from_dict(orjson.loads(line)) for line in lines]
+
+
+def said(conversation: Conversation) -> Said:
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+ROWS: dict[str, tuple[Callable[[int], Any], Callable[[int], Said]]] = {
+    "conversations as JSON text": (lambda n: {"conversations": json.dumps(turns(n, "from", "value", "human", "gpt"))}, pair),
+    "messages as JSON text": (lambda n: {"id": n, "messages": json.dumps(turns(n))}, pair),
+    "messages as Python text": (lambda n: {"messages": repr(turns(n))}, pair),
+    "messages as NumPy prints them": (lambda n: {"messages": repr(turns(n)).replace("}, {", "}\n {")}, pair),
+    "human and gpt under role": (lambda n: {"messages": turns(n, user="human", bot="gpt")}, pair),
+    "User and Bot in a dialog": (lambda n: {"dialog": turns(n, user="User", bot="Bot")}, pair),
+    "contents with parts": (lambda n: {"systemInstruction": {"parts": [{"text": "Be brief."}]}, "contents": [{"role": "user", "parts": [{"text": q(n)}]}, {"role": "model", "parts": [{"text": a(n)}]}]},
+                            lambda n: [("system", "Be brief."), *pair(n)]),
+    "chat_messages with sender": (lambda n: {"uuid": "x", "name": "t", "chat_messages": turns(n, "sender", "text", "human", "assistant")}, pair),
+    "input_text parts": (lambda n: {"messages": [{"role": "user", "content": [{"type": "input_text", "text": q(n)}]}, {"role": "assistant", "content": [{"type": "output_text", "text": a(n)}]}]}, pair),
+    "prompt, response, history": (lambda n: {"prompt": q(n), "response": a(n), "history": HELLO}, after_hello),
+    "history as text": (lambda n: {"instruction": q(n), "input": "", "output": a(n), "history": json.dumps(HELLO)}, after_hello),
+    "history as turns": (lambda n: {"instruction": q(n), "output": a(n), "history": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}, after_hello),
+    "empty history as text": (lambda n: {"instruction": q(n), "output": a(n), "history": "[]"}, pair),
+    "null cells": (lambda n: {"instruction": q(n), "input": None, "output": a(n), "system": None, "history": None}, pair),
+    "Instruction, Input, Output": (lambda n: {"Instruction": q(n), "Input": "", "Output": a(n)}, pair),
+    "Messages": (lambda n: {"Messages": turns(n)}, pair),
+    "Context and Response": (lambda n: {"Context": q(n), "Response": a(n)}, pair),
+    "q and a": (lambda n: {"q": q(n), "a": a(n)}, pair),
+    "human and bot": (lambda n: {"human": q(n), "bot": a(n)}, pair),
+    "dialogue and summary": (lambda n: {"id": str(n), "dialogue": q(n), "summary": a(n)}, pair),
+    "article and highlights": (lambda n: {"article": q(n), "highlights": a(n), "id": str(n)}, pair),
+    "text and summary": (lambda n: {"text": q(n), "summary": a(n), "title": "t"}, pair),
+    "a number as output": (lambda n: {"instruction": q(n), "output": n}, lambda n: [("user", q(n)), ("assistant", str(n))]),
+    "true and false": (lambda n: {"question": q(n), "answer": n % 2 == 0}, lambda n: [("user", q(n)), ("assistant", "true" if n % 2 == 0 else "false")]),
+    "mixed types": (lambda n: {"question": q(n), "answer": a(n) if n % 3 else n}, lambda n: [("user", q(n)), ("assistant", a(n) if n % 3 else str(n))]),
+    "data with two texts": (lambda n: {"id": str(n), "data": [q(n), a(n)]}, pair),
+    "a bare list of turns a line": (turns, pair),
+    "a bare pair a line": (lambda n: [q(n), a(n)], pair),
+    "replies inside replies": (lambda n: {"message_tree_id": "x", "prompt": {"text": q(n), "role": "prompter", "replies": [{"text": "worse", "role": "assistant", "rank": 1, "replies": []}, {"text": a(n), "role": "assistant", "rank": 0, "replies": [{"text": "?", "role": "prompter", "replies": []}]}]}}, pair),
+    "a chat service's export": (lambda n: {"title": "t", "current_node": "c", "mapping": {
+        "r": {"message": None, "parent": None}, "b": {"message": {"author": {"role": "user"}, "content": {"parts": [q(n)]}}, "parent": "r"},
+        "c": {"message": {"author": {"role": "assistant"}, "content": {"parts": [a(n)]}}, "parent": "b"}, "d": {"message": {"author": {"role": "assistant"}, "content": {"parts": ["other branch"]}}, "parent": "b"}}}, pair),
+}  # fmt: skip
+
+
+def lines(rows: Iterable[Any], end: str = "\n") -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_other_programs(name: str, tmp_path: Path) -> None:
+    make, expected = ROWS[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(make(n) for n in range(NUM_ROWS)))
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS and report.num_rows == NUM_ROWS
+    for n in (0, 1, NUM_ROWS - 1):
+        assert said(conversations[n]) == expected(n)
+    assert not any(finding.severity == "error" for finding in report.findings)
+
+
+def table(header: Sequence[str] | None = ("question", "answer"), encoding: str = "utf-8", delimiter: str = ",", before: str = "") -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    if header:
+        writer.writerow(header)
+    writer.writerows((q(n), a(n)) for n in range(NUM_ROWS))
+    return (before + text.getvalue()).encode(encoding)
+
+
+def quoted(make: Callable[[int], str]) -> bytes:
+    return ("question,answer\n" + "".join(make(n) + "\n" for n in range(NUM_ROWS))).encode()
+
+
+COLUMNS = {"question": [q(n) for n in range(NUM_ROWS)], "answer": [a(n) for n in range(NUM_ROWS)]}
+NAMED = {str(n): {"question": q(n), "answer": a(n)} for n in range(NUM_ROWS)}
+FILES: dict[str, tuple[str, bytes]] = {
+    "byte order mark": ("t.csv", table(encoding="utf-8-sig")),
+    "semicolon and mark": ("t.csv", table(encoding="utf-8-sig", delimiter=";")),
+    "UTF-16": ("t.csv", table(encoding="utf-16")),
+    "UTF-16 with tabs": ("t.tsv", table(encoding="utf-16", delimiter="\t")),
+    "UTF-16 without a mark": ("t.csv", table(encoding="utf-16-le")),
+    "UTF-16 the other way round": ("t.csv", table(encoding="utf-16-be")),
+    "Windows-1252": ("t.csv", table(encoding="cp1252", delimiter=";")),
+    "bars": ("t.csv", table(delimiter="|")),
+    "tabs in a .csv": ("t.csv", table(delimiter="\t")),
+    "commas in a .tsv": ("t.tsv", table()),
+    "a spreadsheet's sep line": ("t.csv", table(delimiter=";", before="sep=;\r\n")),
+    "unnamed columns": ("t.csv", quoted(lambda n: f'"{q(n)}","{a(n)}",,').replace(b"answer\n", b"answer,,\n")),
+    "only carriage returns": ("t.csv", table().replace(b"\r\n", b"\r")),
+    "table by column": ("t.json", json.dumps(COLUMNS).encode()),
+    "pandas by column": ("t.json", json.dumps({name: {str(n): cell for n, cell in enumerate(cells)} for name, cells in COLUMNS.items()}).encode()),
+    "pandas split": ("t.json", json.dumps({"columns": list(COLUMNS), "index": [*range(NUM_ROWS)], "data": list(zip(*COLUMNS.values(), strict=True))}).encode()),
+    "rows by name": ("t.json", json.dumps(NAMED).encode()),
+    "splits in one file": ("t.json", json.dumps({"train": list(NAMED.values()), "test": [NAMED["0"]]}).encode()),
+    "a list on one line": ("t.jsonl", json.dumps(list(NAMED.values())).encode()),
+    "conversations in a list": ("t.json", json.dumps([turns(n) for n in range(NUM_ROWS)]).encode()),
+    "commas after lines": ("t.jsonl", lines(NAMED.values(), ",\n")),
+    "Windows line ends": ("t.jsonl", lines(NAMED.values(), "\r\n")),
+    "blank lines between": ("t.jsonl", lines(NAMED.values(), "\n\n")),
+    "no suffix": ("rows", lines(NAMED.values())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_other_programs(name: str, tmp_path: Path) -> None:
+    file, content = FILES[name]
+    path = tmp_path / file
+    path.write_bytes(content)
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(conversation) for conversation in conversations] == [pair(n) for n in range(NUM_ROWS)]
+    assert not any(finding.severity == "error" for finding in report.findings)
+
+
+def test_quotes_written_with_a_backslash(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(quoted(lambda n: f'"say \\"hi\\" {n}","a path C:\\\\x {n}"'))
+    assert said(read(path, tmp_path / "out")[1][2]) == [("user", 'say "hi" 2'), ("assistant", "a path C:\\x 2")]
+    path.write_bytes(quoted(lambda n: f'"a ""quote"" {n}","C:\\dir\\"'))
+    assert said(read(path, tmp_path / "out")[1][2]) == [("user", 'a "quote" 2'), ("assistant", "C:\\dir\\")]
+
+
+def test_parquet_with_structs_of_lists_maps_and_binary_text(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = pa.array([[q(n), a(n)] for n in range(NUM_ROWS)])
+    roles = pa.array([["user", "assistant"]] * NUM_ROWS)
+    tables = (
+        pa.table({"messages": [turns(n) for n in range(NUM_ROWS)], "meta": pa.array([[("k", "v")]] * NUM_ROWS, pa.map_(pa.string(), pa.string()))}),
+        pa.table({"messages": pa.StructArray.from_arrays([roles, lists], ["role", "content"])}),
+        pa.table({"question": pa.array([q(n).encode() for n in range(NUM_ROWS)]), "answer": pa.array([a(n) for n in range(NUM_ROWS)]).dictionary_encode()}),
+        pa.table({"instruction": [q(n) for n in range(NUM_ROWS)], "input": pa.nulls(NUM_ROWS), "output": pa.array([a(n) for n in range(NUM_ROWS)], pa.large_string())}),
+        pa.table({"messages": [json.dumps(turns(n)) for n in range(NUM_ROWS)]}),
+    )  # fmt: skip
+    for number, found in enumerate(tables):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(found, path)
+        assert [said(row) for row in read(path, tmp_path / "out")[1]] == [pair(n) for n in range(NUM_ROWS)]
+
+
+def test_single_messages_become_conversations_of_the_best_replies(tmp_path: Path) -> None:
+    rows = []
+    for n in range(NUM_ROWS):
+        rows += [
+            {"message_id": f"{n}q", "parent_id": None, "role": "prompter", "text": q(n), "rank": None},
+            {"message_id": f"{n}b", "parent_id": f"{n}q", "role": "assistant", "text": "worse", "rank": 1},
+            {"message_id": f"{n}a", "parent_id": f"{n}q", "role": "assistant", "text": a(n), "rank": 0},
+            {"message_id": f"{n}c", "parent_id": f"{n}a", "role": "prompter", "text": "unanswered", "rank": None},
+            {"message_id": f"{n}d", "parent_id": f"{n}q", "role": "assistant", "text": "gone", "rank": -1, "deleted": True},
+        ]
+    path = tmp_path / "oasst.jsonl"
+    path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(NUM_ROWS)]
+    notes = {finding.code: finding.what for finding in report.findings}
+    assert f"{4 * NUM_ROWS} single messages were joined to {NUM_ROWS} conversations" in notes["DATA-THREADS"]
+
+
+def test_rated_answers_need_a_word_and_bad_ones_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "kto.jsonl"
+    path.write_bytes(lines({"prompt": q(n), "completion": a(n), "label": n % 2 == 0} for n in range(NUM_ROWS)))
+    with pytest.raises(DataError, match="rated good or bad") as refused:
+        read(path, tmp_path / "out")
+    assert refused.value.code == "DATA-PREFERENCE"
+    report, conversations = read(path, tmp_path / "out", "preference")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(0, NUM_ROWS, 2)]
+    left_out = next(finding for finding in report.findings if finding.code == "DATA-REJECTED")
+    assert (left_out.severity, left_out.count) == ("note", NUM_ROWS // 2)
+
+
+PREFERENCES: tuple[Callable[[int], Any], ...] = (
+    lambda n: {"prompt": q(n), "response_j": a(n), "response_k": "no"},
+    lambda n: {"question": q(n), "response_chosen": a(n), "response_rejected": "no"},
+    lambda n: {"prompt": q(n), "chosen": turns(n), "rejected": turns(n), "messages": turns(n), "score_chosen": 8.5},
+    lambda n: {"conversations": [{"from": "human", "value": q(n)}], "chosen": {"from": "gpt", "value": a(n)}, "rejected": {"from": "gpt", "value": "no"}},
+    lambda n: {"prompt": [{"role": "user", "content": q(n)}], "chosen": [{"role": "assistant", "content": a(n)}], "rejected": [{"role": "assistant", "content": "no"}]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", PREFERENCES)
+def test_preference_layouts(make: Callable[[int], Any], tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(lines(make(n) for n in range(NUM_ROWS)))
+    with pytest.raises(DataError, match="preference pairs"):
+        read(path, tmp_path / "out")
+    assert [said(row) for row in read(path, tmp_path / "out", "preference")[1]] == [pair(n) for n in range(NUM_ROWS)]
+
+
+def test_thinking_beside_the_answer_and_answers_of_weight_zero(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines({"question": q(n), "reasoning": f"thought {n}", "answer": a(n)} for n in range(NUM_ROWS)))
+    assert read(path, tmp_path / "out")[1][3].messages[1].thinking == "thought 3"
+    bad = {"role": "assistant", "content": "bad", "weight": 0}
+    path.write_bytes(lines({"messages": [{"role": "user", "content": "?"}, bad, *turns(n)]} for n in range(NUM_ROWS)))
+    assert [message.is_learned for message in read(path, tmp_path / "out")[1][3].messages] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.json", b'[{"text": "a"}] [{"text": "b"}]', "more text after the end of the list"),
+        ("t.csv", table(header=None), "looks like a row"),
+        ("t.jsonl", lines({"question": q(n), "A": "x", "B": "y", "answer": "A"} for n in range(12)), "Map the columns"),
+        ("t.jsonl", lines({"messages": "['a', " + "[" * 60 + "]" * 60 + "]"} for _ in range(12)), "JSON"),
+        ("t.jsonl", lines({"messages": "[" * 5000} for _ in range(12)), "32 levels"),
+    ],
+)
+def test_what_is_still_refused_is_refused_in_words(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        told = [finding.what for finding in read(path, tmp_path / "out")[0].findings]
+    except DataError as error:
+        told = [problem.sentence() for problem in error.problems]
+    assert any(words in text for text in told), told
