@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from qlora_ui.base.errors import Problem
 from qlora_ui.catalog.formats.columns import standard_mapping
@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from qlora_ui.settings.run_config import RunConfig
 
 
+Rule: TypeAlias = tuple[bool, str, str, str, str]
+"""Whether it is broken, the option at fault, what, why, fix."""
+
+
 def contradictions(config: RunConfig) -> list[Problem]:
     """Every pair of options that cannot both be meant, each with what to change."""
-    return [Problem(where, what, why, fix, "contradiction") for holds, where, what, why, fix in _rules(config) if holds]
+    rules = (*_adapter_rules(config), *_training_rules(config), *_launch_rules(config), *_data_rules(config))
+    return [Problem(where, what, why, fix, "contradiction") for is_broken, where, what, why, fix in rules if is_broken]
 
 
-def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
-    lora, train, launch, evaluation, data = config.lora, config.train, config.launch, config.eval, config.data
+def _adapter_rules(config: RunConfig) -> list[Rule]:
+    lora, launch = config.lora, config.launch
     return [
         (
             not lora.targets,
@@ -47,6 +52,12 @@ def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
             "It needs the whole weight of a layer to measure its size",
             "Switch DoRA or FSDP off",
         ),
+    ]
+
+
+def _training_rules(config: RunConfig) -> list[Rule]:
+    train, evaluation = config.train, config.eval
+    return [
         (
             train.checkpointing == "partly" and train.kept_layers == 0,
             "train.kept_layers",
@@ -61,6 +72,12 @@ def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
             "Nothing is held back for checking",
             "Hold back at least 5 %",
         ),
+    ]
+
+
+def _launch_rules(config: RunConfig) -> list[Rule]:
+    launch = config.launch
+    return [
         (
             launch.where == "thread" and (launch.num_processes > 1 or launch.num_machines > 1),
             "launch.num_processes",
@@ -82,6 +99,12 @@ def _rules(config: RunConfig) -> list[tuple[bool, str, str, str, str]]:
             "FSDP splits only tensors of the dtype of the others",
             "Set the storage of the 4-bit weights to bf16",
         ),
+    ]
+
+
+def _data_rules(config: RunConfig) -> list[Rule]:
+    data = config.data
+    return [
         (not data.sources, "data.sources", "no dataset is chosen", "", "Choose one on the Data tab"),
         (
             data.format == "columns" and bool(data.mapping) and "assistant" not in standard_mapping(data.mapping),

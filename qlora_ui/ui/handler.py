@@ -12,7 +12,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import gradio as gr
 
 from qlora_ui.base.errors import Problem, QloraUiError
-from qlora_ui.ui.markup import bullet_list, escape
+from qlora_ui.ui.markup import bullet_list, escape, sentence_case
 
 logger = logging.getLogger("qlora_ui.ui")
 
@@ -65,16 +65,30 @@ def problems_html(problems: tuple[Problem, ...]) -> str:
     return bullet_list([_paragraph(problem) for problem in problems], "q-problems")
 
 
+def toast_html(title: str, body: str) -> str:
+    """A message that passes by, under a heading of its own: `title` is plain text, `body` ready-made HTML.
+
+    Gradio heads every message with its kind ("Error"), whatever title it is given; static/frame.js puts ours there.
+    """
+    return f'<span class="q-toast-title">{escape(title)}</span>{body}'
+
+
 def _show(error: Exception, where: str) -> NoReturn:
     if isinstance(error, QloraUiError):
-        title = "This cannot be done yet" if len(error.problems) == 1 else f"{len(error.problems)} things to change"
-        raise gr.Error(problems_html(error.problems), duration=TOAST_S, title=title, print_exception=False) from None
-    bug_id = log_bug(error, where)
-    message = f"The app made a mistake here. Nothing of yours was changed; the log has the details under {bug_id}."
-    raise gr.Error(message, duration=TOAST_S, title="A fault in the app", print_exception=False) from None
+        if len(error.problems) == 1:
+            problem = error.problems[0]
+            message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{escape(_rest(problem))}</p>")
+        else:
+            message = toast_html(f"{len(error.problems)} things to change", problems_html(error.problems))
+    else:
+        bug_id = log_bug(error, where)
+        message = toast_html("A fault in the app", f"<p>Nothing of yours was changed; the log has the details under {bug_id}.</p>")
+    raise gr.Error(message, duration=TOAST_S, print_exception=False) from None
 
 
 def _paragraph(problem: Problem) -> str:
-    rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
-    what = problem.what[:1].upper() + problem.what[1:]
-    return f"<strong>{escape(what.rstrip('.'))}.</strong> {escape(rest)}"
+    return f"<strong>{escape(sentence_case(problem.what.rstrip('.')))}.</strong> {escape(_rest(problem))}"
+
+
+def _rest(problem: Problem) -> str:
+    return " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)

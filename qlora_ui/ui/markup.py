@@ -14,6 +14,12 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True).translate(_TEMPLATE_SIGNS)
 
 
+def sentence_case(text: str) -> str:
+    """`text` with a capital in front, unless it begins with a name: of a file, a folder, an option."""
+    first = text.split(" ", 1)[0].rstrip(":;,.")
+    return text if any(sign in first for sign in "./\\_-`0123456789") else text[:1].upper() + text[1:]
+
+
 def go_link(text: str, tab: str, focus: str = "") -> str:
     """A link that opens a tab and, with `focus`, brings the control of that DOM id into view."""
     target = f' data-focus="{escape(focus)}"' if focus else ""

@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.hardware.devices import KNOWN_CARDS
+from qlora_ui.settings.option import Option
+from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
@@ -22,8 +24,7 @@ def build(page: Page) -> None:
     card = gr.HTML(ready_html(None), elem_id="q-ready", apply_default_css=False)
     with gr.Column(elem_classes="q-ready-more", min_width=0):
         page.device = _device_picker(page)
-        for path in OPTIONS:
-            page.form.place(path, min_width=0)
+        page.form.place("output.name", maker=_name_box, min_width=0)
     key = gr.State("")
     waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
@@ -45,6 +46,13 @@ def build(page: Page) -> None:
     # The card is built last, so every control of the form is there.
     started = start.click(begin, page.form.inputs | {key}, [page.run_id, page.tabs, key], api_visibility="private")
     page.redraw_after(started)
+
+
+def _name_box(option: Option) -> gr.components.Component:
+    """The run's name, saying in the empty box what happens without one."""
+    box = make_text(option)
+    box.placeholder = "made from model and date"
+    return box
 
 
 def _device_picker(page: Page) -> gr.Dropdown:

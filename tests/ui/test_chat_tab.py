@@ -77,7 +77,7 @@ def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: S
     expect(page.locator(".q-turn")).to_have_count(before - 1)
     expect(page.get_by_label("Message")).to_have_value("Tell me less")
     page.locator("[data-part=clear]").click()
-    expect(page.get_by_text("Ask both the same question")).to_be_visible()
+    expect(page.get_by_text("Ask the base model")).to_be_visible()
     looked.assert_clean()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import started_app
 from pages import NARROW, Looked, chromium, open_tab
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import list_runs
@@ -55,8 +55,9 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
 
         # A reload and a second, small page: the same run, the same picture, still going on.
         page.reload()
-        open_tab(page, "train")
+        expect(page.locator("#tab-train-button")).to_have_attribute("aria-selected", "true")
         expect(page.get_by_role("heading", name="Tiny pirate")).to_be_visible()
+        expect(page.locator("#q-ready-waits")).to_contain_text("Tiny pirate is training")
         small = Looked(browser, app.url, "train", NARROW)
         for shown in (page, small.page):
             expect(shown.locator("#train-charts-loss desc")).to_have_text(
@@ -85,6 +86,8 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
             expect(page.get_by_role("article", name=side)).to_contain_text("tokens", timeout=60_000)
         expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30_000)
 
+        _assert_side_by_side(page)
+
         # The conversation is the app's, not the page's: it is there after a reload and on the other page.
         page.reload()
         open_tab(page, "chat")
@@ -93,3 +96,13 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
         expect(small.page.locator(".q-bubble")).to_have_text("How do I boil an egg?")
         small.assert_clean()
         wide.assert_clean()
+
+
+def _assert_side_by_side(page: Page) -> None:
+    """The question above, to the right; under it the answers, in columns of one width."""
+    question = page.locator(".q-bubble").bounding_box()
+    base, adapter = (page.get_by_role("article", name=side).bounding_box() for side in ("Base model", "With your adapter"))
+    assert question and base and adapter
+    assert base["y"] == adapter["y"] >= question["y"] + question["height"]
+    assert abs(base["width"] - adapter["width"]) < 2 and base["width"] > 300
+    assert abs(question["x"] + question["width"] - adapter["x"] - adapter["width"]) < 2

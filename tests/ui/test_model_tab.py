@@ -57,7 +57,7 @@ def test_folders_are_taken_or_refused_in_words(visit: Visit, tmp_path: Path) -> 
     coded.mkdir()
     (coded / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}), encoding="utf-8")
     box.fill(str(coded))
-    expect(page.locator("#q-model-facts")).to_contain_text("code")
+    expect(page.locator("#model-id-head")).to_contain_text("code")
     box.fill("<img src=x onerror=document.title=1>")
     expect(page.locator("#q-start")).to_be_disabled()
     assert page.title() == "QLoRA UI"

@@ -92,12 +92,26 @@
     }
   });
 
+  // Gradio heads what passes by with its kind; ours says what happened. Several of a kind share a box: the newest heads it.
+  function headToast(box) {
+    const titles = box.querySelectorAll(".q-toast-title");
+    const heading = box.firstElementChild?.children[1]?.firstElementChild?.firstChild;
+    const words = titles.length ? `${titles[titles.length - 1].textContent} ` : "Note ";
+    if (heading && heading.nodeType === Node.TEXT_NODE && heading.data !== words) heading.data = words;
+  }
+
+  function watchToasts() {
+    new MutationObserver(() => {
+      for (const box of document.querySelectorAll("[data-testid=toast-body]")) headToast(box);
+    }).observe(document.body, { subtree: true, childList: true });
+  }
+
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") openCard(false);
   });
 
   const start = () => paint(preferred());
-  const begin = () => { start(); comeBack(); };
+  const begin = () => { start(); comeBack(); watchToasts(); };
   if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
   // Gradio sets its own theme once when it mounts; ours comes after.
   addEventListener("load", () => { start(); setTimeout(start, 300); });

@@ -12,7 +12,7 @@ from qlora_ui.settings.presets import save_preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import handler, toast_html
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
@@ -141,7 +141,7 @@ def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
     words = " ".join(advice.sentences)
     if not advice.changes:
         heading = "Nothing to change" if advice.fits else "It cannot be made to fit"
-        gr.Info(escape(words or "The settings are right as they are."), title=heading, duration=10)
+        gr.Info(toast_html(heading, f"<p>{escape(words or 'The settings are right as they are.')}</p>"), duration=10)
         return None
     title = "Made to fit" if kind == "fit" else "The free memory is put to use"
     return Change(title, {path: new for path, (_, new) in advice.changes.items()}, words)

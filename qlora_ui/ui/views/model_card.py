@@ -43,7 +43,7 @@ def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
     )
     head = (
         '<h3 class="q-h3">Well-known models</h3><p class="q-small">Judged for training with the recipe as it is, on the device of the '
-        "card at the side. Pick one to see what it needs; Start downloads it.</p>"
+        "card at the side. Pick one to see what it needs.</p>"
     )
     return f'{head}<ul class="q-rows">{rows}</ul>' if rows else ""
 
@@ -72,10 +72,8 @@ def not_found_html(error: ModelError) -> str:
 def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None) -> str:
     """What is known of the chosen model, and how to get it where it is not here."""
     model_id = str(draft.values.get("model.id", ""))
-    problems = draft.problems_of("model.id")
-    if problems:
-        text = " ".join(problem.what.rstrip(".") + ". " + " ".join(filter(None, (problem.why, problem.fix))) for problem in problems)
-        return f'<div class="q-note q-note-bad" role="alert"><strong>{escape(middle_cut(model_id, 60))}</strong><p>{escape(text)}</p></div>'
+    if draft.problems_of("model.id"):
+        return ""  # said beside the control
     facts = draft.facts
     getting = _getting(model_id, entry, download)
     if facts is None:

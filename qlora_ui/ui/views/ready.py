@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.settings.run_config import RunConfig, option_by_path
-from qlora_ui.ui.markup import escape, go_link, middle_cut
+from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case
 from qlora_ui.ui.views.memory_bar import prediction_html
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def _data_words(draft: Draft, config: RunConfig) -> str:
     if draft.num_rows is not None:
         held = round(draft.num_rows * config.eval.share)
         kept = f", {held} held back" if held else ""
-        words += f'<span class="q-small"> {escape(format_count(draft.num_rows - held))} rows{kept}</span>'
+        count = draft.num_rows - held
+        words += f'<span class="q-small"> {escape(format_count(count))} row{"" if count == 1 else "s"}{kept}</span>'
     elif draft.is_reading:
         words += '<span class="q-small"> being read</span>'
     return words
@@ -137,7 +138,7 @@ def _data_words(draft: Draft, config: RunConfig) -> str:
 
 def _memory(draft: Draft) -> str:
     if draft.memory is None:
-        if draft.config is None or draft.facts is not None:
+        if draft.config is None or draft.facts is not None or draft.problems_of("model.id"):
             return ""
         return '<p class="q-small">Memory is predicted once the model\'s configuration is known: download it on the Model tab.</p>'
     return prediction_html(draft.memory, draft.device)
@@ -171,7 +172,7 @@ def _missing(draft: Draft) -> str:
 def _problem(problem: Problem) -> str:
     path = ".".join(problem.where.split(".")[:2])
     option = option_by_path().get(path)
-    what = escape(problem.what[:1].upper() + problem.what[1:].rstrip("."))
+    what = escape(sentence_case(problem.what.rstrip(".")))
     rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
     link = ""
     if option is not None and tab_of(path):
