@@ -83,7 +83,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run (or a checkpoint of it) on its held-back rows; writes `evaluation.json` into the run and returns it.
 
-    Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, or `skipped` with the reason), `gain` (base minus
+    Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, `by_layer` where it was too large for the memory, or
+    `skipped` with the reason), `gain` (base minus
     adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`, `answers`, `verdict`. Raises RunError where
     no rows were held back or the card is busy, Cancelled, and ModelError.
     """
@@ -148,6 +149,8 @@ class _Evaluation:
         self.rows = rows
         self.scores: dict[str, Scores] = {}
         self.skipped: dict[str, str] = {}
+        self.streamed: set[str] = set()
+        """Variants that were read layer by layer."""
         self._pass_on = pass_on
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
@@ -172,13 +175,24 @@ class _Evaluation:
             if variant.name not in self.options.variants:
                 continue
             stop_if(self._is_cancelled, "The evaluation")
-            reason = models.reason_to_skip(variant)
-            if reason:
+            if models.fits(variant):
+                self._on_progress(f"Loading: {variant.title}", self._share(0))
+                with context() as model:
+                    self._score(variant.name, variant.title, model, models.device)
+            elif reason := models.reason_to_skip():
                 self.skipped[variant.name] = reason
-                continue
-            self._on_progress(f"Loading: {variant.title}", self._share(0))
-            with context() as model:
-                self._score(variant.name, variant.title, model, models.device)
+            else:
+                self._score_by_layer(models, variant, adapter)
+
+    def _score_by_layer(self, models: WholeModels, variant: Variant, adapter: Path) -> None:
+        """A variant that does not fit in one piece."""
+
+        def layer(done: int, total: int) -> None:
+            self._between(f"{variant.title}: layer {done + 1} of {total}", self._share(done / total))
+
+        self.streamed.add(variant.name)
+        with models.by_layer(variant, adapter, self.rows, layer) as model:
+            self._score(variant.name, variant.title, model, models.device)
 
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
@@ -215,6 +229,7 @@ class _Evaluation:
             if name in self.scores:
                 score = self.scores[name]
                 row |= {"loss": score.loss, "perplexity": score.perplexity, "accuracy": score.accuracy}
+                row |= {"by_layer": True} if name in self.streamed else {}
             else:
                 row["skipped"] = self.skipped.get(name, "not asked for")
             scores.append(row)

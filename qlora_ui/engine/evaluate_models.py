@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from qlora_ui.base.units import format_bytes
+from qlora_ui.engine.evaluate_scores import EvalRow
+from qlora_ui.engine.evaluate_streamed import Change, Recipe, StreamedModel, streamed_bytes
+from qlora_ui.engine.exports.lora import read_lora
+from qlora_ui.engine.exports.merge import untied_output, weight_change
 from qlora_ui.engine.load import attention_kernel, compute_dtype, load_quantized
 from qlora_ui.settings.run_config import RunConfig
 
@@ -43,7 +47,7 @@ VARIANTS = (BASE_FULL, BASE_4BIT, ADAPTER, MERGED_ORIGINAL, MERGED_DEQUANTIZED)
 
 @dataclass(frozen=True, slots=True)
 class WholeModels:
-    """Loads the base in whole numbers (bf16 on a card, fp32 on a CPU), plain or merged; one at a time."""
+    """Loads the base in whole numbers (bf16 on a card, fp32 on a CPU), plain or merged; one at a time, layer by layer where it must."""
 
     folder: Path
     config: RunConfig
@@ -56,15 +60,20 @@ class WholeModels:
         dtype: torch.dtype = getattr(torch, compute_dtype(self.config, self.device))
         return dtype
 
-    def reason_to_skip(self, variant: Variant) -> str:
-        """Why a variant cannot be looked at here, in words; empty where it can."""
-        needed = self.num_params * self.dtype.itemsize * MARGIN
+    def fits(self, variant: Variant) -> bool:
+        """Whether memory holds the whole model."""
+        needed: float = self.num_params * int(self.dtype.itemsize) * MARGIN
         if variant == MERGED_DEQUANTIZED:
             needed += self.num_params * 0.6
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
-        if needed <= free:
-            return ""
-        return f"needs {format_bytes(needed)} of memory, {format_bytes(free)} are free"
+        return needed <= self._free_bytes()
+
+    def reason_to_skip(self) -> str:
+        """Why a variant that does not fit cannot be looked at layer by layer either, in words; empty where it can."""
+        needed, free = streamed_bytes(self.folder, self.dtype) * MARGIN, self._free_bytes()
+        return "" if needed <= free else f"needs {format_bytes(needed)} of memory even layer by layer, {format_bytes(free)} are free"
+
+    def _free_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available)
 
     @contextmanager
     def plain(self) -> Iterator[Any]:
@@ -84,6 +93,26 @@ class WholeModels:
                 _write_out(load_quantized(self.folder, self.config, self.device), model)
             merged = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False, local_files_only=True)
             return merged.merge_and_unload(progressbar=False).eval()
+
+        yield from _freed(load)
+
+    @contextmanager
+    def by_layer(
+        self, variant: Variant, adapter: Path, rows: Sequence[EvalRow], between: Callable[[int, int], None]
+    ) -> Iterator[StreamedModel]:
+        """The variant with the rows sent through it layer by layer."""
+        change: Change = lambda name, weight: weight
+        untied: Mapping[str, torch.Tensor] = {}
+        if variant != BASE_FULL:
+            lora = read_lora(adapter)
+            change = weight_change(lora, self.config, self.folder, dequantized=variant == MERGED_DEQUANTIZED)
+            untied = untied_output(self.folder, lora)
+        recipe = Recipe(self.folder, self.dtype, self.device, attention_kernel(self.folder, self.config), change, untied)
+
+        def load() -> StreamedModel:
+            model = StreamedModel(recipe)
+            model.pass_through(rows, between)
+            return model
 
         yield from _freed(load)
 

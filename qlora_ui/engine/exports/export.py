@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from qlora_ui.catalog.exports import EXPORT_FORMS
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
-from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, check_artefact
+from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, plan_export
+from qlora_ui.hardware.system import read_system
 from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -132,7 +134,9 @@ class _Maker:
             if form == "ollama":
                 self.modelfile()
 
-    def merged(self, folder: Path, form: str) -> None:
+    def merged(self, folder: Path, form: str, *, for_gguf: bool = False) -> None:
+        import torch
+
         from qlora_ui.engine.exports.merge import merge
 
         dequantized = form in DEQUANTIZED
@@ -142,6 +146,8 @@ class _Maker:
             folder,
             self.config,
             dequantized=dequantized,
+            # What becomes GGUF is f16 or made from it: fp16 keeps three bits more of a sum than bf16 does.
+            dtype=torch.float16 if for_gguf else torch.bfloat16,
             on_progress=self.on_progress,
             is_cancelled=self.is_cancelled,
         )
@@ -152,7 +158,7 @@ class _Maker:
         from qlora_ui.engine.exports.llama_cpp import convert_model, converter
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
-        self.merged(self.work / self.name, "merged-dequantized")
+        self.merged(self.work / self.name, "merged-dequantized", for_gguf=True)
         target = self.out / f"{self.name}-{outtype}.gguf"
         convert_model(
             tool,
@@ -217,26 +223,44 @@ def _check(
     on_progress: OnProgress,
     is_cancelled: IsCancelled,
 ) -> tuple[CheckResult | None, str]:
+    """What the comparison with the chat found, in numbers and as a sentence; what could not be compared is kept, with the reason."""
     is_gguf = form.startswith("gguf") or form == "ollama"
-    if form == "gguf-lora" or (is_gguf and read_folder(base).facts.model_type not in READABLE_GGUF):
+    readable = find_spec("llama_cpp") is not None or read_folder(base).facts.model_type in READABLE_GGUF
+    if form == "gguf-lora" or (is_gguf and not readable):
         return None, "Not compared with the chat: only llama.cpp reads this form, and it is not part of this app."
     if num_prompts == 0:
         return None, "Not compared with the chat."
     prompts = _prompts(run, num_prompts, base)
     if not prompts:
         return None, "Not compared with the chat: the run's rows are gone."
-    kind = "gguf" if is_gguf else form.partition("-")[0]
-    result = check_artefact(
-        kind,
-        target,
-        base=base,
-        adapter=adapter,
-        config_path=run.config_path,
-        prompts=prompts,
-        on_progress=on_progress,
-        is_cancelled=is_cancelled,
-    )
-    return result, result.sentence()
+    short = _short_of_memory(plan_export(run, base, form).check_bytes, run.config())
+    if short:
+        return None, short
+    try:
+        result = check_artefact(
+            "gguf" if is_gguf else form.partition("-")[0],
+            target,
+            base=base,
+            adapter=adapter,
+            config_path=run.config_path,
+            prompts=prompts,
+            on_progress=on_progress,
+            is_cancelled=is_cancelled,
+        )
+    except ShortOfMemory as error:
+        return None, str(error)
+    other = " Other answers are expected: the adapter was trained on the 4-bit weights." if form == "merged-original" else ""
+    return result, result.sentence() + ("" if result.is_equal else other)
+
+
+def _short_of_memory(needed: int, config: RunConfig) -> str:
+    """Why the comparison is left out on a CPU, where running out of memory could end the app; empty where there is enough."""
+    from qlora_ui.engine.load import training_device
+
+    free = read_system().ram_available_bytes
+    if training_device(config).type != "cpu" or needed <= free:
+        return ""
+    return f"Not compared with the chat: that takes {format_bytes(needed)} of memory, and {format_bytes(free)} are free."
 
 
 def _prompts(run: RunDir, num_prompts: int, base: Path) -> list[list[int]]:

@@ -42,17 +42,18 @@ def merge(
     config: RunConfig,
     *,
     dequantized: bool,
+    dtype: torch.dtype = torch.bfloat16,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> int:
-    """Write the merged model to the folder `out` as bf16 safetensors and return its bytes.
+    """Write the merged model to the folder `out` as safetensors in bf16 (or fp16) and return its bytes.
 
     Raises ModelError where adapter and base do not belong together, and Cancelled.
     """
     out.mkdir(parents=True, exist_ok=True)
     lora = read_lora(adapter)
-    untied = _untied_output(base, lora)
-    change = _changer(lora, config, _quantized_names(base), dequantized=dequantized)
+    untied = untied_output(base, lora)
+    change = weight_change(lora, config, base, dequantized=dequantized)
     files = weight_files(base)
     total = 0
     weight_map: dict[str, str] = {}
@@ -60,12 +61,12 @@ def merge(
         names = sorted(read_header(file))
         counted = _Counted(change, len(names), number, len(files), on_progress, is_cancelled)
         last = number == len(files) - 1
-        total += rewrite(file, out / file.name, counted, untied if last else None)
+        total += rewrite(file, out / file.name, counted, untied if last else None, dtype)
         weight_map |= dict.fromkeys([*names, *(untied if last else ())], file.name)
     _refuse_leftovers(lora)
     if len(files) > 1:
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    _write_settings(base, out, config, untie=bool(untied))
+    _write_settings(base, out, config, dtype, untie=bool(untied))
     return total
 
 
@@ -74,9 +75,9 @@ def _quantized_names(base: Path) -> tuple[str, ...]:
     return tuple(f".{linear.name}.weight" for linear in read_folder(base).facts.linears)
 
 
-def _changer(
-    lora: LoraWeights, config: RunConfig, quantized: tuple[str, ...], *, dequantized: bool
-) -> Callable[[str, torch.Tensor], torch.Tensor]:
+def weight_change(lora: LoraWeights, config: RunConfig, base: Path, *, dequantized: bool) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """What a merge makes of each weight: its name and stored value to the merged one, on the run's device where it is changed."""
+    quantized = _quantized_names(base)
     device = training_device(config)
     dtype = getattr(torch, compute_dtype(config, device))
 
@@ -130,7 +131,7 @@ class _Counted:
         return self.change(name, weight)
 
 
-def _untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
+def untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
     """The output layer of a base that shares it with the embedding, where training in full changed one of the two only."""
     places = {name: file for file in weight_files(base) for name in read_header(file)}
     if _OUTPUT in places:
@@ -156,10 +157,10 @@ def _refuse_leftovers(lora: LoraWeights) -> None:
         )
 
 
-def _write_settings(base: Path, out: Path, config: RunConfig, *, untie: bool) -> None:
+def _write_settings(base: Path, out: Path, config: RunConfig, dtype: torch.dtype, *, untie: bool) -> None:
     settings: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     settings = {name: value for name, value in settings.items() if name not in ("_name_or_path", "quantization_config", "torch_dtype")}
-    settings["dtype"] = "bfloat16"
+    settings["dtype"] = str(dtype).removeprefix("torch.")
     if untie:
         settings["tie_word_embeddings"] = False
     write_json(out / "config.json", settings)

@@ -44,13 +44,14 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
     # stored, in fp32 before and after, and as bf16
     merge_memory = TORCH_BYTES + 12 * largest
     four_bits = TORCH_BYTES + round(NF4_BYTES * num_params) + 4 * largest
+    whole = TORCH_BYTES + 4 * num_params
     q8 = round(Q8_0_BYTES * num_params) + small_files
     return {
         "adapter": ExportPlan(adapter, adapter, 50 * MIB, four_bits),
-        "merged-dequantized": ExportPlan(merged, merged, merge_memory, TORCH_BYTES + 4 * num_params),
-        "merged-original": ExportPlan(merged, merged, merge_memory, TORCH_BYTES + 4 * num_params),
-        "gguf-f16": ExportPlan(merged, 2 * merged, merge_memory + 4 * largest, 0),
-        "gguf-q8_0": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, 0),
+        "merged-dequantized": ExportPlan(merged, merged, merge_memory, whole),
+        "merged-original": ExportPlan(merged, merged, merge_memory, whole),
+        "gguf-f16": ExportPlan(merged, 2 * merged, merge_memory + 4 * largest, whole),
+        "gguf-q8_0": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
         "gguf-lora": ExportPlan(adapter, adapter, TORCH_BYTES + 4 * adapter, 0),
-        "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, 0),
+        "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
     }[form]

@@ -13,14 +13,18 @@ from safetensors import safe_open
 
 from qlora_ui.models.folder import read_header
 
-BF16_BYTES = 2
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
 _HEADER_ALIGNMENT = 8
 
 
 def rewrite(
-    source: Path, target: Path, change: Callable[[str, torch.Tensor], torch.Tensor], extra: Mapping[str, torch.Tensor] | None = None
+    source: Path,
+    target: Path,
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+    extra: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> int:
-    """Write `source` anew as bf16, each tensor passed through `change`, `extra` ones behind; returns the bytes of all tensors.
+    """Write `source` anew in 16 bits, each tensor passed through `change`, `extra` ones behind; returns the bytes of all tensors.
 
     `change` gets the name and the stored tensor, and must keep the shape.
     """
@@ -28,31 +32,31 @@ def rewrite(
     entries = sorted(read_header(source).items(), key=lambda item: item[1]["data_offsets"][0])
     shapes: dict[str, Iterable[int]] = {name: entry["shape"] for name, entry in entries}
     shapes |= {name: tensor.shape for name, tensor in extra.items()}
-    header, total = _header(shapes)
+    header, total = _header(shapes, dtype)
     with safe_open(str(source), framework="pt") as stored, target.open("wb") as file:
         file.write(header)
         for name, _ in entries:
-            _write(file, change(name, stored.get_tensor(name)))
+            _write(file, change(name, stored.get_tensor(name)), dtype)
         for tensor in extra.values():
-            _write(file, tensor)
+            _write(file, tensor, dtype)
     return total
 
 
-def _header(shapes: Mapping[str, Iterable[int]]) -> tuple[bytes, int]:
+def _header(shapes: Mapping[str, Iterable[int]], dtype: torch.dtype) -> tuple[bytes, int]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
         sides = list(shape)
-        size = BF16_BYTES
+        size = dtype.itemsize
         for side in sides:
             size *= side
-        header[name] = {"dtype": "BF16", "shape": sides, "data_offsets": [at, at + size]}
+        header[name] = {"dtype": _NAMES[dtype], "shape": sides, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     return struct.pack("<Q", len(text)) + text, at
 
 
-def _write(file: Any, tensor: torch.Tensor) -> None:
-    data = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+def _write(file: Any, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    data = tensor.detach().to("cpu", dtype).contiguous()
     file.write(data.view(torch.uint8).reshape(-1).numpy().data if data.numel() else b"")
