@@ -51,17 +51,20 @@ def main() -> None:
     """Try the template on standard input; say `{"code", "what"}`, an empty code for a good one."""
     job = json.loads(sys.stdin.read())
     confine(job["cpu_s"], address_bytes=_TRIAL_BYTES)
-    code, what = _try(job["template"])
+    code, what = try_template(job["template"])
     print(json.dumps({"code": code, "what": what}), flush=True)
 
 
-def _try(source: str) -> tuple[str, str]:
+def try_template(source: str) -> tuple[str, str]:
+    """Code and words of what is wrong with a template, both empty for a good one; to be called in a confined process."""
     try:
         template = _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         return "TPL-SYNTAX", f"The chat template has an error in line {error.lineno}: {error.message}"
     except (MemoryError, RecursionError, OverflowError):
         return "TPL-LIMIT", "The chat template fills the memory."
+    except ValueError as error:
+        return "TPL-SYNTAX", f"The chat template has an error: {str(error)[:120]}"
     for turns, tools in _TRIALS:
         for prompt in (False, True):
             try:

@@ -59,7 +59,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         )
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number of 5,000 digits, a 13th month.
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)

@@ -1,6 +1,7 @@
 """How fast a dataset is read and checked, in how much memory: `python tests/bench/data_speed.py [GIB] [MODEL_FOLDER]`.
 
-Writes tests/bench/results/data_speed.json. With a model folder, tokenizing is measured too.
+Also: how often progress is told, how soon a cancel is obeyed, how long the same file takes again. With a model folder the speed of
+tokenizing is measured, against the tokenizer's own for the same texts. Writes tests/bench/results/data_speed.json.
 """
 
 # ruff: noqa: E402 (the repository must be found first)
@@ -8,11 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import tempfile
 import threading
 import time
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,16 +26,18 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 from corpus import big
 
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.load import inspect, load_conversations
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
 
-TOKENIZED_ROWS = 5000
+TOKENIZED_ROWS = 20_000
+CANCEL_AFTER_S = 3.0
 
 
 class Peak:
-    """The most memory that this process and its children held, seen every 20 ms."""
+    """The most memory that this process and its children held: the kernel's high-water mark of children where it keeps one."""
 
     def __init__(self) -> None:
         self.own_bytes = self.child_bytes = 0
@@ -51,9 +58,53 @@ class Peak:
             self.own_bytes = max(self.own_bytes, me.memory_info().rss)
             for child in me.children():
                 try:
-                    self.child_bytes = max(self.child_bytes, child.memory_info().rss)
+                    self.child_bytes = max(self.child_bytes, child.memory_info().rss, _high_water_bytes(child.pid))
                 except psutil.Error:
                     pass
+
+
+def _high_water_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+class Told:
+    """Remembers when progress was told, and checks that it never goes back."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.shares: list[float] = []
+
+    def __call__(self, what: str, share: float | None) -> None:
+        """Take one report."""
+        self.times.append(time.monotonic())
+        self.shares.append(share or 0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """Count, longest silence, and whether the share only grows."""
+        gaps = [later - earlier for earlier, later in pairwise(self.times)]
+        only_grows = all(earlier <= later for earlier, later in pairwise(self.shares))
+        return {
+            "progress_reports": len(self.times),
+            "longest_silence_s": round(max(gaps, default=0.0), 2),
+            "progress_only_grows": only_grows,
+        }
+
+
+def _cancel(data: DataSection, folder: Path) -> dict[str, Any]:
+    """Read the file anew and cancel: how long until the reader is gone, and what is left of it."""
+    workspace = Workspace.at(folder / "cancelled")
+    deadline = time.monotonic() + CANCEL_AFTER_S
+    try:
+        inspect(data, workspace, is_cancelled=lambda: time.monotonic() > deadline)
+    except Cancelled:
+        obeyed_s = time.monotonic() - deadline
+        left = sum(path.stat().st_size for path in (workspace.cache / "data").rglob("*") if path.is_file())
+        return {"cancel_obeyed_s": round(obeyed_s, 2), "bytes_left_after_cancel": left}
+    return {"cancel_obeyed_s": None}
 
 
 def main() -> None:
@@ -64,14 +115,19 @@ def main() -> None:
         big(path, size)
         workspace = Workspace.at(Path(folder) / "workspace")
         data = DataSection(sources=(str(path),))
+        load = os.getloadavg()[0]
+        told = Told()
         with Peak() as peak:
             begun = time.monotonic()
             before = sum(os.times()[:4])
-            report = inspect(data, workspace)
+            report = inspect(data, workspace, on_progress=told)
             took = time.monotonic() - begun
-            used = os.times()
-            cpu_s = used.user + used.system + used.children_user + used.children_system - before
-        result = {
+            cpu_s = sum(os.times()[:4]) - before
+        begun = time.monotonic()
+        again = inspect(data, workspace)
+        again_s = time.monotonic() - begun
+        assert again.num_rows == report.num_rows
+        result: dict[str, Any] = {
             "bytes": path.stat().st_size,
             "rows": report.num_rows,
             "duration_s": round(took, 2),
@@ -80,9 +136,16 @@ def main() -> None:
             "rows_per_cpu_s": round(report.num_rows / cpu_s),
             "reader_peak_bytes": peak.child_bytes,
             "app_peak_bytes": peak.own_bytes,
+            **told.summary(),
+            **_cancel(data, Path(folder)),
+            "same_file_again_s": round(again_s, 2),
             "verdict": report.verdict,
             "cores": os.cpu_count(),
-            "load_before": os.getloadavg()[0],
+            "load_before": load,
+            "command": f"python tests/bench/data_speed.py {sys.argv[1] if len(sys.argv) > 1 else 1}"
+            + (" MODEL_FOLDER" if sys.argv[2:] else ""),
+            "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            "versions": {name: version(name) for name in ("orjson", "numpy", "tokenizers", "transformers")},
         }
         if len(sys.argv) > 2:
             result |= _tokenize(Path(sys.argv[2]), path, workspace)
@@ -91,9 +154,10 @@ def main() -> None:
     (HERE / "results" / "data_speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _tokenize(model: Path, path: Path, workspace: Workspace) -> dict[str, float]:
+def _tokenize(model: Path, path: Path, workspace: Workspace) -> dict[str, Any]:
+    """Tokens and labels of some rows, and the tokenizer alone on the very same texts."""
     from qlora_ui.engine.tokenizer import load_tokenizer
-    from qlora_ui.engine.tokens import tokenize_all
+    from qlora_ui.engine.tokens import RowTokenizer, tokenize_all
 
     data = DataSection(sources=(DataSource(id=str(path), rows=f"first {TOKENIZED_ROWS}"),))
     conversations = load_conversations(data, workspace).conversations
@@ -101,7 +165,20 @@ def _tokenize(model: Path, path: Path, workspace: Workspace) -> dict[str, float]
     begun = time.monotonic()
     table = tokenize_all(conversations, tokenizer, data)
     took = time.monotonic() - begun
-    return {"tokenized_rows_per_s": round(len(table) / took), "tokens_per_s": round(len(table.ids) / took)}
+    renderer = RowTokenizer(tokenizer, data).renderer
+    begun = time.monotonic()
+    texts = [renderer.rendered(conversation).text for conversation in conversations]
+    rendering_s = time.monotonic() - begun
+    begun = time.monotonic()
+    tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    alone = time.monotonic() - begun
+    return {
+        "model": model.name,
+        "tokenized_rows_per_s": round(len(table) / took),
+        "tokens_per_s": round(len(table.ids) / took),
+        "tokenizer_alone_tokens_per_s": round(len(table.ids) / alone),
+        "templates_alone_rows_per_s": round(len(texts) / rendering_s),
+    }
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ def test_mutated_files_in_this_process(tmp_path: Path) -> None:
     assert outcomes["read"] and len(outcomes) > 4
 
 
+def test_mutated_files_in_a_watched_and_confined_child(tmp_path: Path) -> None:
+    result = fuzz_module().watched(150, 13, tmp_path)
+    assert (result["deaths"], result["hangs_over_10_s"], result["untyped"]) == (0, 0, 0), result
+    assert sum(result["outcomes"].values()) == 150
+
+
 def test_mutated_files_through_the_child(tmp_path: Path, workspace: Workspace) -> None:
     for number, (suffix, content) in enumerate(fuzz_module().inputs(8, 12)):
         path = tmp_path / f"{number}{suffix}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_ui.catalog.formats.format import Normal, Row, RowProblem, call_of, content_of, kind_of, role_of, tools_of, turn
+from qlora_ui.catalog.formats.format import ROLES, Normal, Row, RowProblem, call_of, content_of, kind_of, role_of, tools_of, turn
 
 COLUMNS = ("messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns")
 """Columns that may hold turns with role and content."""
@@ -18,6 +18,7 @@ _SAID = ("content", "value", "text", "parts", "message", "markdown", "utterance"
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"), ("prompt", "response"))
 _THINKING = ("reasoning_content", "thinking", "reasoning", "thought")
 _SYSTEM = ("system", "system_prompt", "meta_instruction", "systemInstruction")
+_ANY_SYSTEM = frozenset(_SYSTEM)
 
 
 def turns_column(row: Row) -> str:
@@ -54,6 +55,8 @@ def conversation_of(row: Row, turns: list[Any], column: str) -> Normal:
 
 def system_of(row: Row) -> str:
     """The system prompt in a column of its own; empty where there is none."""
+    if _ANY_SYSTEM.isdisjoint(row):
+        return ""
     for name in _SYSTEM:
         value = row.get(name)
         if isinstance(value, dict):
@@ -92,7 +95,8 @@ def messages_from(turns: list[Any], column: str = "messages") -> list[dict[str, 
                 "DATA-FIELD", f"message {number} is {kind_of(item)}, not an object with role and content", column, "Drop the row."
             )
         if len(item) == 2 and "role" in item and type(content := item.get("content")) is str:
-            role = role_of(item["role"], number)
+            role = ROLES.get(item["role"]) if type(item["role"]) is str else None
+            role = role or role_of(item["role"], number)
             if role != "call":
                 messages.append({"role": role, "content": content})  # Nearly every turn of every file: no more work than this.
                 continue
