@@ -81,7 +81,11 @@ def prepare_rows(train: Dataset, evaluation: Dataset | None, config: RunConfig, 
 def load_model(ground: Ground, config: RunConfig) -> Any:
     """The base for training; packed rows need an attention that keeps conversations apart."""
     kernel = attention.register() if ground.rows.is_packed else None
-    return load_quantized(ground.folder, config, ground.device, attention=kernel)
+    model = load_quantized(ground.folder, config, ground.device, attention=kernel)
+    if ground.device.type == "cuda":
+        # Between the packed weights lie the holes of their 16-bit originals, too small for much of what training allocates.
+        torch.cuda.empty_cache()
+    return model
 
 
 def build_trainer(model: Any, ground: Ground, session: Session, control: Control, recorder: Recorder) -> QloraTrainer:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import HardwareError
@@ -37,14 +38,12 @@ class CheckedMemory:
     """Weights, adapter and optimizer."""
 
 
-def check_memory(
-    facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None, *, is_expandable: bool = False
-) -> CheckedMemory:
+def check_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None) -> CheckedMemory:
     """Run the check; a few seconds on two cores. Raises HardwareError where the child process fails."""
     work = workload_of(facts, config, device, data)
     depth = Depth.of(facts.num_layers - work.kept_layers, work.kept_layers)
     trace = run_simulation(request_of(facts, config, work, depth))
-    return replay(trace, depth, facts, config, device, work, is_expandable=is_expandable)
+    return replay(trace, depth, facts, config, device, work)
 
 
 def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Depth) -> dict[str, Any]:
@@ -121,6 +120,7 @@ def run_simulation(request: dict[str, Any]) -> Trace:
             encoding="utf-8",
             timeout=TIMEOUT_S,
             env=environment,
+            cwd=Path(__file__).parents[2],
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -138,11 +138,11 @@ def _failed(why: str) -> HardwareError:
 
 
 def replay(  # noqa: PLR0917
-    trace: Trace, depth: Depth, facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, *, is_expandable: bool
+    trace: Trace, depth: Depth, facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload
 ) -> CheckedMemory:
     """The record at full depth through the allocator, as a run goes: load, step eagerly, capture in a pool of its own, evaluate."""
     overhead = process_overhead(device, work)
-    main, pool = CachingAllocator(is_expandable), CachingAllocator(is_expandable)
+    main, pool = CachingAllocator(device.grows_segments), CachingAllocator(device.grows_segments)
     static = peak_reserved = peak_allocated = 0
     main.allocate("workspaces", overhead.workspace_bytes)
     for key, size in extended(trace, depth):
@@ -157,7 +157,7 @@ def replay(  # noqa: PLR0917
                 static += -(-size // 512) * 512
         peak_reserved = max(peak_reserved, main.reserved_bytes + pool.reserved_bytes)
         peak_allocated = max(peak_allocated, main.allocated_bytes + pool.allocated_bytes)
-    if work.has_mask:
+    if work.has_mask and not device.grows_segments:
         peak_reserved += padding_slack(facts, work)
     reserved = max(peak_reserved, load_reserved_bytes(facts, config, work))
     return CheckedMemory(reserved + overhead.context_bytes, peak_allocated, reserved, static)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from qlora_ui.base.errors import HardwareError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.hardware.gpu import GpuState, read_gpus
-from qlora_ui.hardware.system import read_system
+from qlora_ui.hardware.system import grows_segments, read_system
 
 
 class HasCache(Protocol):
@@ -129,6 +129,8 @@ class DeviceProfile:
     """Measured over predicted memory of earlier runs on this machine, without the context."""
     num_learned: int = 0
     """Runs behind the correction."""
+    grows_segments: bool = field(default_factory=grows_segments)
+    """Whether torch's allocator grows its segments there, instead of adding new ones beside those that do not fit."""
 
     @property
     def allocator_bytes(self) -> int:

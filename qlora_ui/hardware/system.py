@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -28,6 +30,9 @@ PACKAGES = (
     "nvidia-ml-py",
     "triton",
 )
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+GROWING_SEGMENTS = "expandable_segments:True"
+"""Setting of torch's CUDA allocator under which it leaves almost nothing unused, also where batches differ in length."""
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
@@ -70,6 +75,18 @@ def read_system() -> SystemState:
 def process_bytes() -> int:
     """Resident memory of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def grows_segments(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether torch's CUDA allocator grows its segments here, as the user has set it or as this app does.
+
+    Not on Windows, where torch cannot, nor under WSL, whose driver has refused the calls that it takes.
+    """
+    variables = os.environ if environment is None else environment
+    chosen = next((variables[name] for name in ALLOCATOR_VARIABLES if name in variables), None)
+    if chosen is not None:
+        return GROWING_SEGMENTS.lower() in chosen.replace(" ", "").lower()
+    return sys.platform == "linux" and "microsoft" not in platform.release().lower()
 
 
 def versions() -> dict[str, str]:

@@ -40,5 +40,5 @@ def test_a_few_layers_stand_for_many() -> None:
     for depth in (short, whole):
         request = request_of(facts, config, work, depth)
         request["kept_layers"] = depth.num_kept_run(5) if depth is short else 5
-        found.append(replay(run_simulation(request), depth, facts, config, CARD, work, is_expandable=False))
+        found.append(replay(run_simulation(request), depth, facts, config, CARD, work))
     assert found[0] == found[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_ui.base.units import MIB
 from qlora_ui.estimate.allocator import CachingAllocator
+from qlora_ui.hardware.system import grows_segments
 
 
 def test_rounding_and_pools() -> None:
@@ -64,3 +66,26 @@ def test_never_reserves_less_than_it_hands_out(steps: list[tuple[int, int]], is_
     if not is_expandable:
         allocator.empty_cache()
         assert allocator.reserved_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "grows"),
+    [
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, True),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64, expandable_segments: true"}, True),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, False),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, False),
+    ],
+)
+def test_the_users_own_allocator_setting_counts(environment: dict[str, str], grows: bool) -> None:
+    assert grows_segments(environment) is grows
+
+
+def test_without_a_setting_the_platform_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.release", lambda: "6.8.0-generic")
+    assert grows_segments({})
+    monkeypatch.setattr("platform.release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    assert not grows_segments({})
+    monkeypatch.setattr("sys.platform", "win32")
+    assert not grows_segments({})
