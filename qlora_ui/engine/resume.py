@@ -48,10 +48,12 @@ def check_same(checkpoint: Checkpoint, marks: Mapping[str, str]) -> None:
 
 
 def take_up(checkpoint: Checkpoint, trainer: QloraTrainer, best: Best, store: CheckpointStore) -> None:
-    """What the Trainer does not restore: the best check, and micro-batches that were halved for want of memory."""
+    """What the Trainer does not restore: the best check, one that was broken off, micro-batches halved for want of memory."""
     best.restore(checkpoint.notes)
     if best.step is not None and store.find(best.step) is None:
         best.step = None
+    if checkpoint.notes.get("owes_check") and trainer.eval_dataset is not None:
+        trainer.owe_check()
     size, accumulation = checkpoint.notes.get("batch_size"), checkpoint.notes.get("accumulation")
     if size and accumulation and int(size) != trainer.args.per_device_train_batch_size:
         trainer.set_geometry(int(size), int(accumulation))

@@ -25,7 +25,7 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.engine.adapter import WEIGHTS, write_adapter
 from qlora_ui.engine.callbacks import Best, EvaluationStopped
 from qlora_ui.engine.checkpoints import CheckpointStore
-from qlora_ui.engine.failures import NonFinite, forget, is_disk_full, is_out_of_memory
+from qlora_ui.engine.failures import NonFinite, StopRun, forget, is_disk_full, is_out_of_memory
 from qlora_ui.engine.fast.captured_step import FastStepMixin
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.randomness import RandomState, read_random_state, restore_random_state
@@ -104,6 +104,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self.boundary: RandomState | None = None
         """Random state at the last point from which the run can be continued exactly."""
         self._boundary_tokens = 0
+        self._owes_check = False
         super().__init__(*arguments, **named)
         self.remove_callback(PrinterCallback)
 
@@ -118,7 +119,15 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         """Train, or continue from a verified checkpoint; tokens go on counting where they were."""
         self._total_train_tokens = self._session.tokens_before
         self._mark_boundary()
-        return super().train(resume_from_checkpoint, *arguments, **named)
+        try:
+            return super().train(resume_from_checkpoint, *arguments, **named)
+        except EvaluationStopped:
+            # Only the check that was owed comes outside of the steps: its checkpoint is as it was.
+            raise StopRun from None
+
+    def owe_check(self) -> None:
+        """The checkpoint to continue from was saved when its check was broken off: the check comes before the next step."""
+        self.args.eval_on_start = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Copy the adapter into the parameters that are there.
@@ -153,6 +162,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             model.train()
             self.control.should_training_stop = True
             self.control.should_evaluate = self.control.should_save = False
+            self._owes_check = True
             self._save_checkpoint(model, trial)
         self._session.between_steps(self.state.global_step)
         self._mark_boundary()
@@ -201,6 +211,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 
     def evaluate(self, *arguments: Any, **named: Any) -> Any:
         """Evaluate; where memory does not suffice, again with half as many rows at once."""
+        self.args.eval_on_start = False
         while True:
             try:
                 return super().evaluate(*arguments, **named)
@@ -271,7 +282,8 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self._write_staged(model, trial, step)
         if not self.args.should_save:
             return
-        saved = session.store.commit(step, {**session.notes(), "tokens": int(self._total_train_tokens)})
+        own = {"tokens": int(self._total_train_tokens), "owes_check": self._owes_check}
+        saved = session.store.commit(step, {**session.notes(), **own})
         session.store.rotate(session.best.step if session.best.wants_save else None)
         session.write(
             CheckpointSaved(

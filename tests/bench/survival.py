@@ -101,7 +101,8 @@ def resume_points(folder: Path, model_dir: Path, num_points: int, device: str = 
     adapter = sha256_of(calm.run.adapter / WEIGHTS)
     points, problems = [], []
     for number in range(num_points):
-        after_step = 1 + number * (NUM_STEPS - 2) // max(num_points - 1, 1)
+        # The step after is still done: the last one must not be it.
+        after_step = 1 + number * (NUM_STEPS - 3) // max(num_points - 1, 1)
         way = WAYS[number % len(WAYS)]
         made = create_run(Workspace.at(folder / "interrupted"), config)
         _interrupt(made, way, after_step)
@@ -233,8 +234,10 @@ def stop_trials(folder: Path, model_dir: Path, num_trials: int, device: str = "c
         began = time.monotonic()
         train(Workspace.at(folder / "calm"), config)
         length_s = time.monotonic() - began
-    trials = []
-    for number in range(num_trials):
+    trials: list[Trial] = []
+    number = -1
+    while sum(bool(trial.asked_at) for trial in trials) < num_trials:
+        number += 1
         request = (Request.STOP, Request.STOP_NOW, Request.PAUSE)[number // len(phases) % 3]
         trial = Trial(phases[number % len(phases)], request)
         # Tokens are kept for the next run: only a workspace of its own makes them anew.
@@ -471,7 +474,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("word", choices=("resume", "stops", "cycles"))
     parser.add_argument("--points", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=108)
+    parser.add_argument("--trials", type=int, default=105)
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -67,6 +67,10 @@ def assert_same(first: RunView, second: RunView) -> None:
     assert second.status is Status.DONE, second.ended
     assert curve(second) == curve(first)
     assert [event.tokens for event in second.steps] == [event.tokens for event in first.steps]
+    # A check that the stop fell into is made up for.
+    assert [(event.step, event.loss, event.is_best) for event in second.evals] == [
+        (event.step, event.loss, event.is_best) for event in first.evals
+    ]
     assert sha256_of(second.run.adapter / WEIGHTS) == sha256_of(first.run.adapter / WEIGHTS)
 
 
@@ -79,7 +83,6 @@ def test_continuing_gives_the_same_run(whole: tuple[RunConfig, RunView], tmp_pat
     before = read_run(made)
     assert before.status in (Status.STOPPED, Status.PAUSED)
     assert before.step < 8
-    # The checks that a stop fell into are the only points that may be missing.
     assert_same(view, again(made))
 
 
@@ -121,3 +124,25 @@ def test_changed_rows_refuse_to_continue(whole: tuple[RunConfig, RunView], tmp_p
     assert view.status is Status.FAILED
     assert view.ended is not None and view.ended.code == "resume-changed" and "the data" in view.ended.what
     assert (made.path / "adapter" / WEIGHTS).is_file()
+
+
+def test_a_stop_in_the_check_that_is_made_up_for_leaves_it_owed(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:
+    from qlora_ui.engine.job import run
+    from qlora_ui.engine.trainer import QloraTrainer
+    from qlora_ui.runs.read import read_run
+
+    config, view = whole
+    made = interrupted(Workspace.at(tmp_path), config, Request.PAUSE, 4)
+    original = QloraTrainer.prediction_step
+
+    def asking(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self.is_in_train:
+            made.request(Request.PAUSE)
+        return original(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QloraTrainer, "prediction_step", asking)
+        run(made.path)
+    paused = read_run(made)
+    assert (paused.status, paused.step) == (Status.PAUSED, 4) and not paused.evals
+    assert_same(view, again(made))
