@@ -10,7 +10,7 @@ from typing import Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress
-from qlora_ui.ui.handler import log_bug
+from qlora_ui.ui.handler import attempt
 
 Job = Callable[[OnProgress, IsCancelled], Any]
 
@@ -69,14 +69,9 @@ class Background:
         problems: tuple[Problem, ...] = ()
         result = None
         try:
-            result = job(self._tell, self._cancelled.is_set)
+            result, problems = attempt(lambda: job(self._tell, self._cancelled.is_set), self._name)
         except Cancelled:
-            problems = ()
-        except QloraUiError as error:
-            problems = error.problems
-        except Exception as error:  # the page's boundary, as in @handler: this thread has no handler around it
-            bug_id = log_bug(error, self._name)
-            problems = (Problem("", f"The app made a mistake in this {self._name}", why=f"The log has the details under {bug_id}"),)
+            pass
         with self._lock:
             self._progress = replace(self._progress, is_running=False, is_cancelling=False, problems=problems, result=result)
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError, RunError
 from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
-from qlora_ui.ui.handler import log_bug
+from qlora_ui.ui.handler import attempt
 
 if TYPE_CHECKING:
     from qlora_ui.ui.service import Service
@@ -238,24 +239,23 @@ class ChatDesk:
         threading.Thread(target=self._work, name="chat-desk", daemon=True).start()
 
     def _work(self) -> None:
+        problems: tuple[Problem, ...] = ()
         try:
-            self._load()
-            if not self._wants_stop:
-                self._answer()
-            self._count()
-        except QloraUiError as error:
-            with self._changed:
-                self.problems = error.problems
-        except Exception as error:  # the page's boundary, as in @handler: this thread has no handler around it
-            bug_id = log_bug(error, "chat")
-            with self._changed:
-                why = f"Your conversation is kept; the log has the details under {bug_id}"
-                self.problems = (Problem("", "The app made a mistake while answering", why=why),)
+            _, problems = attempt(self._load_and_answer, "chat")
+        except Cancelled:
+            pass
         finally:
             with self._changed:
+                self.problems = problems
                 self.busy, self.doing = "", ("", None)
                 self._save()
                 self._touch()
+
+    def _load_and_answer(self) -> None:
+        self._load()
+        if not self._wants_stop:
+            self._answer()
+        self._count()
 
     def _load(self) -> None:
         with self._changed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qlora_ui.base.errors import Problem, QloraUiError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.models.hub_download import download
-from qlora_ui.ui.handler import log_bug
+from qlora_ui.ui.handler import attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,10 @@ class Downloads:
             self._latest = Download(model_id, what, share)
 
         try:
-            download(model_id, revision, progress, cancelled.is_set)
-            self._latest = Download(model_id, f"{model_id} is on this computer", 1.0, "done")
+            _, problems = attempt(lambda: download(model_id, revision, progress, cancelled.is_set), "download")
+            is_here = Download(model_id, f"{model_id} is on this computer", 1.0, "done")
+            self._latest = Download(model_id, "", None, "failed", problems) if problems else is_here
         except Cancelled:
             self._latest = Download(model_id, "Stopped. What came is kept.", None, "stopped")
-        except QloraUiError as error:
-            self._latest = Download(model_id, "", None, "failed", error.problems)
-        except Exception as error:  # a thread's boundary: the page must hear that it ended
-            bug_id = log_bug(error, "download")
-            problem = Problem("", f"the download failed by a fault of the app ({bug_id}, see the log)", code="bug")
-            self._latest = Download(model_id, "", None, "failed", (problem,))
         finally:
             self._on_done()

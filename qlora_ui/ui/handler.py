@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -12,6 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import gradio as gr
 
 from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.ui.markup import bullet_list, escape, sentence_case
 
 logger = logging.getLogger("qlora_ui.ui")
@@ -32,32 +34,33 @@ def handler(function: Callable[P, R]) -> Callable[P, R]:
 
         @functools.wraps(function)
         def stream(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
-            try:
+            with _in_words(function.__name__):
                 yield from function(*args, **kwargs)
-            except (gr.Error, GeneratorExit):
-                raise
-            except Exception as error:
-                _show(error, function.__name__)
 
         return stream  # type: ignore[return-value]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with _in_words(function.__name__):
             return function(*args, **kwargs)
-        except gr.Error:
-            raise
-        except Exception as error:
-            _show(error, function.__name__)
 
     return call
 
 
-def log_bug(error: Exception, where: str) -> str:
-    """Log an error that nobody foresaw, with its traceback, and return the id to show."""
-    bug_id = secrets.token_hex(3)
-    logger.error("bug %s in %s", bug_id, where, exc_info=error)
-    return bug_id
+def attempt(work: Callable[[], R], where: str) -> tuple[R | None, tuple[Problem, ...]]:
+    """What `work` gives and what stood in its way: the same boundary where no event of Gradio waits for an answer.
+
+    For threads of ours and for views; Cancelled passes through, it is no failure.
+    """
+    try:
+        return work(), ()
+    except Cancelled:
+        raise
+    except QloraUiError as error:
+        return None, error.problems
+    except Exception as error:
+        why = f"Nothing of yours was changed; the log has the details under {_log_bug(error, where)}"
+        return None, (Problem("", "The app made a mistake here", why=why, code="bug"),)
 
 
 def problems_html(problems: tuple[Problem, ...]) -> str:
@@ -73,6 +76,23 @@ def toast_html(title: str, body: str) -> str:
     return f'<span class="q-toast-title">{escape(title)}</span>{body}'
 
 
+@contextlib.contextmanager
+def _in_words(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (gr.Error, GeneratorExit):
+        raise
+    except Exception as error:
+        _show(error, where)
+
+
+def _log_bug(error: Exception, where: str) -> str:
+    """Log an error that nobody foresaw, with its traceback, and return the id to show."""
+    bug_id = secrets.token_hex(3)
+    logger.error("bug %s in %s", bug_id, where, exc_info=error)
+    return bug_id
+
+
 def _show(error: Exception, where: str) -> NoReturn:
     if isinstance(error, QloraUiError):
         if len(error.problems) == 1:
@@ -81,7 +101,7 @@ def _show(error: Exception, where: str) -> NoReturn:
         else:
             message = toast_html(f"{len(error.problems)} things to change", problems_html(error.problems))
     else:
-        bug_id = log_bug(error, where)
+        bug_id = _log_bug(error, where)
         message = toast_html("A fault in the app", f"<p>Nothing of yours was changed; the log has the details under {bug_id}.</p>")
     raise gr.Error(message, duration=TOAST_S, print_exception=False) from None
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.errors import Problem
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress
 from qlora_ui.settings.sections import DataSection
-from qlora_ui.ui.handler import log_bug
+from qlora_ui.ui.handler import attempt
 
 PATIENCE_S = 0.4
 """A page waits this long for an answer before it says that it is being worked on."""
@@ -35,11 +35,29 @@ class Pending(Generic[T]):
     share: float | None = None
     done: threading.Event = field(default_factory=threading.Event)
     is_cancelled: bool = False
+    is_stopped: bool = False
+    """The user stopped it: it is not asked again until the user wants it."""
+    _since: tuple[float, float] = field(default=(0.0, 0.0), init=False)
+    """When the present piece of the work began, and its share then: several files are read one after the other."""
 
     @property
     def is_done(self) -> bool:
         """Whether answer and problems are final."""
         return self.done.is_set()
+
+    def tell(self, what: str, share: float | None) -> None:
+        """Take how far the work is."""
+        if share is not None and (self.share is None or share < self.share):
+            self._since = (time.monotonic(), share)
+        self.what, self.share = what, share
+
+    def seconds_left(self) -> float | None:
+        """From the pace of the present piece; None in its first second and where its share is not known."""
+        began, first = self._since
+        took = time.monotonic() - began
+        if self.is_done or self.share is None or self.share <= first or took < 1:
+            return None
+        return took * (1 - self.share) / (self.share - first)
 
 
 class Inquiry(Generic[T]):
@@ -55,7 +73,7 @@ class Inquiry(Generic[T]):
         """The pending answer of `work`, waited for no longer than `patience_s` seconds; an equal key asks the same question."""
         with self._lock:
             pending = self._known.get(key)
-            if pending is None or pending.is_cancelled:
+            if pending is None or (pending.is_cancelled and not pending.is_stopped):
                 for other in self._known.values():
                     other.is_cancelled = other.is_cancelled or not other.is_done
                 pending = self._known[key] = Pending(what="Reading")
@@ -66,25 +84,38 @@ class Inquiry(Generic[T]):
         pending.done.wait(patience_s)
         return pending
 
+    def stop(self) -> None:
+        """Give up what is being worked on, as the user wishes; pages see it at once, the work ends at its next look."""
+        with self._lock:
+            for pending in self._known.values():
+                if not pending.is_done:
+                    pending.is_cancelled = pending.is_stopped = True
+                    pending.done.set()
+        self._on_news()
+
+    def forget_stopped(self) -> None:
+        """What was stopped is asked anew by the next `ask`."""
+        with self._lock:
+            for key in [key for key, pending in self._known.items() if pending.is_stopped]:
+                del self._known[key]
+        self._on_news()
+
     def _work(self, work: Callable[[OnProgress, IsCancelled], T], pending: Pending[T]) -> None:
         told_at = time.monotonic()
 
         def progress(what: str, share: float | None) -> None:
             nonlocal told_at
-            pending.what, pending.share = what, share
+            pending.tell(what, share)
             if time.monotonic() - told_at > PROGRESS_S:
                 told_at = time.monotonic()
                 self._on_news()
 
         try:
-            pending.answer = work(progress, lambda: pending.is_cancelled)
+            pending.answer, pending.problems = attempt(lambda: work(progress, lambda: pending.is_cancelled), self._name)
         except Cancelled:
             pending.is_cancelled = True
-        except QloraUiError as error:
-            pending.problems = error.problems
-        except Exception as error:  # a thread's boundary: the page must hear that it ended
-            bug_id = log_bug(error, self._name)
-            pending.problems = (Problem("", f"the app made a mistake here; its log has the details under {bug_id}", code="bug"),)
+        else:
+            pending.is_cancelled = pending.is_stopped = False  # It was done before it saw that it should stop.
         finally:
             pending.done.set()
             self._on_news()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from qlora_ui.ui.form import Form
-from qlora_ui.ui.handler import handler, log_bug
+from qlora_ui.ui.handler import attempt, handler
 from qlora_ui.ui.service import Service
 
 if TYPE_CHECKING:
@@ -248,10 +248,9 @@ class Page:
 
 
 def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
-    try:
-        values = draw(*args)
-    except Exception as error:  # the page's boundary: one broken view must not stop the others
-        log_bug(error, getattr(draw, "__qualname__", "a view"))
+    values, problems = attempt(lambda: draw(*args), getattr(draw, "__qualname__", "a view"))
+    if problems or values is None:
+        # One broken view must not stop the others.
         return [gr.skip()] * num_outputs
     return list(values) if num_outputs > 1 else [values]
 

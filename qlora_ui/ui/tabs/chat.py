@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.models.catalogue import list_models
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_desk import ChatDesk, Who, held_back_rows
-from qlora_ui.ui.handler import log_bug, problems_html
+from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.chat_view import context_line, state_line, turn_html
@@ -58,19 +58,18 @@ def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
 
     The page's boundary, as @handler is for events: failures come back as words.
     """
-    desk, failure, extra = service.desk, "", {}
-    try:
+    desk = service.desk
+
+    def act() -> dict[str, Any] | None:
         do = _DEEDS.get(str(asked.get("do", "")))
         if do is not None:
-            extra = do(service, desk, asked) or {}
-        elif desk.busy:
+            return do(service, desk, asked)
+        if desk.busy:
             desk.wait(int(asked.get("version", 0)), POLL_S)
-    except QloraUiError as error:
-        failure = problems_html(error.problems)
-    except Exception as error:
-        bug_id = log_bug(error, "talk")
-        failure = problems_html((Problem("", "The app made a mistake here", why=f"The log has the details under {bug_id}"),))
-    return {**_drawn(service, desk), **extra, "failure": failure}
+        return None
+
+    extra, problems = attempt(act, "talk")
+    return {**_drawn(service, desk), **(extra or {}), "failure": problems_html(problems) if problems else ""}
 
 
 def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
