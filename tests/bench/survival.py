@@ -312,47 +312,48 @@ QUESTIONS = ("hello world", "how are you today", "user system hello")
 
 
 def cycles(folder: Path, model_dir: Path, num_cycles: int, device: str = "cpu", say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train to the end, stop, fail, pause and chat in one process, over and over; what the process holds after each round."""
+    """Train to the end, stop, fail and chat in one process, over and over, with a pause in the first round; what it holds after each."""
     from qlora_ui.engine.chat import ChatService
 
     settings: dict[str, Any] = {"train__max_steps": 4, "output__save_every": 2, "eval__every": 4, "launch__device": device}
     config = tiny_config(model_dir, write_rows(folder / "rows.jsonl"), **settings)
     workspace, card = Workspace.at(folder / "cycles"), Card()
     launcher, chat = Launcher(workspace, card), ChatService(workspace, card)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    held = None
     try:
         for number in range(num_cycles):
             done = _round(launcher, config)
             _chat(chat, done.id, number)
-            rows.append({**_levels(), "held_after_pause": done.held_bytes})
+            rows.append(_levels())
+            if number == 0:
+                held = _paused(launcher, config)
             say(f"cycle {number + 1}: {rows[-1]}")
     finally:
         launcher.shutdown()
         chat.close()
-    return {**growth(rows), "each_cycle": "train to the end, stop now, fail, pause and continue, chat with both sides", "rows": rows}
+    each = "train to the end, stop now, fail, chat with both sides"
+    return {**growth(rows), "held_while_paused_bytes": held, "each_cycle": each, "rows": rows}
 
 
-@dataclass(frozen=True)
-class Round:
-    """What is left of a round of runs."""
+def _paused(launcher: Launcher, config: RunConfig) -> int | None:
+    """Pause a run and continue it; returns the bytes of the card that were held meanwhile."""
+    paused = _ended_by(launcher, config, Request.PAUSE)
+    held: int | None = getattr(read_run(paused).ended, "held_bytes", None)
+    launcher.resume(paused)
+    _wait(launcher, paused, Status.DONE)
+    return held
 
-    id: str
-    held_bytes: int | None
 
-
-def _round(launcher: Launcher, config: RunConfig) -> Round:
-    """A run of each kind of ending."""
+def _round(launcher: Launcher, config: RunConfig) -> RunDir:
+    """A run of each kind of ending; returns the one that came to its end."""
     done = launcher.start(config, key=os.urandom(8).hex())
     _wait(launcher, done, Status.DONE)
     _ended_by(launcher, config, Request.STOP_NOW)
-    paused = _ended_by(launcher, config, Request.PAUSE)
-    held = getattr(read_run(paused).ended, "held_bytes", None)
-    launcher.resume(paused)
-    _wait(launcher, paused, Status.DONE)
     with replaced(f"{TRAINER}._get_grad_norm", lambda original: _broken):
         failed = launcher.start(config, key=os.urandom(8).hex())
         _wait(launcher, failed, Status.FAILED)
-    return Round(done.id, held)
+    return done
 
 
 def _ended_by(launcher: Launcher, config: RunConfig, request: Request) -> RunDir:
@@ -410,13 +411,12 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "cycles": len(rows),
         "rss_growth_pct": round(100 * (last["rss_bytes"] / level["rss_bytes"] - 1), 2),
-        "worst_rss_growth_pct": round(100 * (max(row["rss_bytes"] for row in rows[1:]) / level["rss_bytes"] - 1), 2),
+        "worst_rss_growth_pct": round(100 * (max(row["rss_bytes"] for row in rows[1:] or rows) / level["rss_bytes"] - 1), 2),
         "threads_added": last["threads"] - level["threads"],
         "files_added": last["files"] - level["files"],
     }
     if last["allocated_bytes"] is not None:
         result["allocated_distance_bytes"] = max(abs(row["allocated_bytes"] - rows[0]["allocated_bytes"]) for row in rows)
-        result["most_held_after_pause_bytes"] = max(row["held_after_pause"] for row in rows)
     return result
 
 

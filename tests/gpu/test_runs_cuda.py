@@ -40,6 +40,6 @@ def test_twenty_cycles_give_the_memory_back(tmp_path: Path) -> None:
     result = measured(tmp_path, "cycles", "--cycles", "20")
     assert result["cycles"] == 20
     assert result["allocated_distance_bytes"] <= MIB
-    assert result["most_held_after_pause_bytes"] == 0
+    assert result["held_while_paused_bytes"] == 0
     assert result["threads_added"] <= 0 and result["files_added"] <= 0
     assert result["rss_growth_pct"] <= 3
