@@ -89,6 +89,8 @@ def _write(gguf: Path, staged: Path, on_progress: OnProgress, is_cancelled: IsCa
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
+    from qlora_ui.engine.give_back import give_back_memory
+
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -110,7 +112,9 @@ def _write(gguf: Path, staged: Path, on_progress: OnProgress, is_cancelled: IsCa
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False, local_files_only=True)
         tokenizer.model_max_length = builtin.CONTEXT_TOKENS  # the GGUF says nothing, and nothing means 10^30
         tokenizer.save_pretrained(staged)
+        del tokenizer
     finally:
+        give_back_memory()
         if had_bars:
             logging.enable_progress_bar()
     _drop_keys(staged / "config.json", "_model_name_or_path")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from qlora_ui.engine.fast.apply import remove_fast_path
+from qlora_ui.engine.give_back import give_back_memory
 
 
 def release(trainer: Any) -> int | None:
@@ -29,10 +29,7 @@ def release(trainer: Any) -> int | None:
         for name in list(trainer.__dict__):
             if name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "train_dataset", "eval_dataset", "_session"):
                 trainer.__dict__[name] = None
-    gc.collect()
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    give_back_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         GradientState._reset_state()
         AcceleratorState._reset_state(reset_partial_state=True)
