@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import webbrowser
 
+from qlora_ui.cli.window import open_window
 from qlora_ui.runs.workspace import Ownership, Workspace
 
 HELP = "open the page (what happens without a word, too)"
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auth", default="", metavar="NAME[:PASSWORD]", help="ask for a login; without a password one is made")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
     parser.add_argument("--no-warm-up", action="store_true", help="load torch only when it is needed, not in idle time after the start")
-    parser.add_argument("--window", action="store_true", help="open a window of its own (needs pywebview)")
+    parser.add_argument("--window", action="store_true", help="open a window of its own (by Chrome, Edge, Chromium or pywebview)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,30 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
             if served.password:
                 print(f"Sign in as {arguments.auth} with the password {served.password}", flush=True)
         if not arguments.no_browser:
-            _open(served.url, in_window=arguments.window)
+            _open(served.url, workspace, in_window=arguments.window)
         if not arguments.no_warm_up:
             warm_up_later(served.service)
         wait_for_the_end(served)
     return 0
 
 
-def _open(url: str, *, in_window: bool) -> None:
-    if in_window and _open_window(url):
-        return
-    webbrowser.open(url)
-
-
-def _open_window(url: str) -> bool:
-    """A window in a process of its own: it must own its main thread, and a missing display ends the process."""
-    from importlib.util import find_spec
-
-    has_display = sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if find_spec("webview") is None or not has_display:
-        reason = "pywebview is not installed (pip install pywebview)" if has_display else "there is no display"
-        print(f"No window: {reason}. The page opens in the browser instead.", file=sys.stderr)
-        return False
-    subprocess.Popen([sys.executable, "-c", _WINDOW, url])
-    return True
-
-
-_WINDOW = "import sys, webview; webview.create_window('QLoRA UI', sys.argv[1], width=1280, height=860); webview.start(private_mode=False)"
+def _open(url: str, workspace: Workspace, *, in_window: bool) -> None:
+    if not (in_window and open_window(url, workspace)):
+        webbrowser.open(url)

@@ -63,7 +63,7 @@ def _device_picker(page: Page) -> gr.Dropdown:
         [("This computer", ""), *((card.label, card.name) for card in cards)],
         value="",
         label="Predict for",
-        info="No graphics card was found here. Pick one to see how this run would do on it.",
+        info="See how this run would do on a card.",
         elem_id="q-device",
         elem_classes="q-select q-labelled",
         filterable=True,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from conftest import Running
 from pages import Looked, open_tab
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 Visit = Callable[..., Looked]
 
@@ -109,3 +110,71 @@ def test_card_and_button_agree_on_every_visit(visit: Visit) -> None:
         page.wait_for_timeout(1500)
         expect(page.locator("#q-ready-state")).to_have_text("Ready")
         expect(page.locator("#q-start")).to_have_text("Start")
+
+
+FOCUSED = """() => {
+    const at = document.activeElement;
+    const boxes = [at, at.closest('label'), at.closest('.q-select, .q-chips, #runs-find')].filter(Boolean);
+    const inner = [...boxes.at(-1).querySelectorAll('div:focus-within')];
+    const shows = (box) => {
+        const look = getComputedStyle(box);
+        return (look.outlineStyle !== 'none' && parseFloat(look.outlineWidth) > 0) || look.boxShadow !== 'none';
+    };
+    return {
+        name: at.id || at.getAttribute('aria-label') || at.textContent.trim().slice(0, 40),
+        page: at === document.body,
+        seen: [...boxes, ...inner].some(shows),
+    };
+}"""
+
+
+def test_model_data_recipe_start_by_keyboard_alone(visit: Visit) -> None:
+    page = visit().page
+    walked = _walk(page, "tab-data-button")
+    page.keyboard.press("Enter")
+    expect(page.locator("#q-upload")).to_be_visible()
+    walked += _walk(page, "tab-recipe-button")
+    page.keyboard.press("Enter")
+    expect(page.locator("#lora-rank input")).to_be_visible()
+    walked += _walk(page, "Adapter size")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("16")
+    expect(page.locator("#lora-rank-head .q-delta")).to_contain_text("8 → 16")
+    walked += _walk(page, "q-start")
+    expect(page.locator("#q-start")).to_be_enabled()
+    assert [step["name"] for step in walked if not step["seen"]] == []
+    page.locator("#lora-rank input").fill("8")
+    expect(page.locator("#lora-rank-head .q-delta")).to_have_count(0)
+
+
+def _walk(page: Page, goal: str) -> list[dict[str, Any]]:
+    """Press Tab until the control of that id or label has the focus; every step stays on the page."""
+    walked: list[dict[str, Any]] = []
+    while len(walked) < 60:
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        if at["page"] and walked:
+            raise AssertionError(f"the focus was lost after {walked[-1]['name']}")
+        walked.append(at)
+        if at["name"] == goal:
+            return walked
+    raise AssertionError(f"{goal} is not reached: {[step['name'] for step in walked]}")
+
+
+def test_what_passes_by_is_headed_by_what_happened(visit: Visit) -> None:
+    page = visit("recipe").page
+    page.locator("#q-recipe-text > button").click()
+    page.locator("#q-preset-name").locator("input, textarea").fill("Not A Name")
+    page.locator("#q-preset-save").click()
+    message = page.get_by_test_id("toast-body")
+    expect(message).to_contain_text("“Not A Name” cannot name a preset")
+    expect(message).not_to_contain_text("Error")
+
+
+def test_a_first_visit_says_what_start_does(visit: Visit) -> None:
+    page = visit().page
+    expect(page.locator("#q-ready-waits")).to_contain_text("A first try is set up")
+    box = page.locator("#q-start").bounding_box()
+    assert box and box["y"] + box["height"] <= 800
+    covered = page.evaluate("document.querySelector('#q-side').scrollHeight - document.querySelector('#q-side').clientHeight")
+    assert covered <= 0

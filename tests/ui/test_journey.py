@@ -49,7 +49,7 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
         page.keyboard.press("Tab")
         expect(page.locator("#q-ready-state")).to_have_text("Ready")
 
-        page.locator("#q-start").click()
+        page.locator("#q-start").press("Enter")
         expect(page.get_by_role("heading", name="Tiny pirate")).to_be_visible(timeout=10_000)
         expect(page.get_by_role("button", name="Stop and save")).to_be_visible(timeout=60_000)
 

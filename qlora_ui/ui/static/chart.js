@@ -199,7 +199,10 @@ function qTicks(low, high, count, log, base) {
   const unit = base || 1;
   const rough = (high - low) / unit / Math.max(count, 1) || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough) * unit;
+  const sizes = [0.5, 1, 2, 5, 10].map((factor) => factor * power * unit);
+  let place = sizes.findIndex((size) => size >= rough * unit * (1 - 1e-9));
+  if (place > 0 && (high - low) / sizes[place] < 2) place--; // one line alone is no scale
+  const step = sizes[place];
   const ticks = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);
   return ticks;

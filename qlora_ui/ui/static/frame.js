@@ -100,9 +100,11 @@
     if (heading && heading.nodeType === Node.TEXT_NODE && heading.data !== words) heading.data = words;
   }
 
-  function watchToasts() {
+  function watchGradio() {
     new MutationObserver(() => {
       for (const box of document.querySelectorAll("[data-testid=toast-body]")) headToast(box);
+      // An open list scrolls, so Tab would stop at it and lose its place when the list closes; arrows choose in it.
+      for (const list of document.querySelectorAll("ul[role=listbox]:not([tabindex])")) list.tabIndex = -1;
     }).observe(document.body, { subtree: true, childList: true });
   }
 
@@ -111,7 +113,7 @@
   });
 
   const start = () => paint(preferred());
-  const begin = () => { start(); comeBack(); watchToasts(); };
+  const begin = () => { start(); comeBack(); watchGradio(); };
   if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
   // Gradio sets its own theme once when it mounts; ours comes after.
   addEventListener("load", () => { start(); setTimeout(start, 300); });

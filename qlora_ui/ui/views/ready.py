@@ -54,10 +54,13 @@ def start_label(draft: Draft) -> str:
 
 
 def waits_html(view: RunView | None) -> str:
-    """What a press of Start would wait for while another run has the device; empty where nothing runs."""
-    if view is None or not view.status.is_live:
+    """What a press of Start would wait for while another run has the device; a word of welcome before the first run; else empty."""
+    if view is None:
+        return '<p class="q-small q-ready-first">A first try is set up. Start trains it; then you can chat with what it has learned.</p>'
+    if not view.status.is_live:
         return ""
-    return f'<p class="q-small"><strong>{escape(middle_cut(view.name, 40))}</strong> is training. Start puts this one behind it.</p>'
+    name = escape(middle_cut(view.name, 40))
+    return f'<p class="q-small q-ready-wait"><strong>{name}</strong> is training. Start puts this one behind it.</p>'
 
 
 def tab_of(path: str) -> str:

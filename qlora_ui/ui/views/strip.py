@@ -23,7 +23,7 @@ STEP_BYTES = 16 * 1024**2
 def frame_html(chip: str, memory: str) -> str:
     """The strip around its parts, which are ready-made HTML."""
     return (
-        '<header class="q-strip"><span class="q-brand">QLoRA UI</span>'
+        '<header class="q-strip"><h1 class="q-brand">QLoRA UI</h1>'
         f'<span class="q-strip-run" role="status" aria-live="polite">{chip}</span>'
         f'<span class="q-strip-memory">{memory}</span>{THEME_BUTTON}</header>'
     )
