@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.chat_adapters import RowSwitch, check_adapter, layer_shapes
+from qlora_ui.engine.chat_norms import fuse_norms
+from qlora_ui.engine.give_back import give_back_memory
 from qlora_ui.engine.load import load_quantized, training_device
 from qlora_ui.engine.rendering import Renderer, RowRefused
 from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
@@ -52,6 +53,8 @@ class ChatModel:
         # Chats generate in evaluation mode for ever: dropout would be noise.
         model.eval()
         model.config.use_cache = True
+        if device.type == "cuda":
+            fuse_norms(model)
 
     @classmethod
     def load(
@@ -149,9 +152,7 @@ class ChatModel:
         self.base = None
         self.switch = RowSwitch()
         self.adapters.clear()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_memory()
 
 
 def unpack_for_cpu(model: Any) -> bool:
@@ -183,8 +184,7 @@ def out_of_memory_in_words(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         failed = True
     if failed:
-        gc.collect()
-        torch.cuda.empty_cache()
+        give_back_memory()
         raise ModelError(
             what,
             why="The card has too little free memory.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from qlora_ui.engine.evaluate_scores import EvalRow
 from qlora_ui.engine.evaluate_streamed import Change, Recipe, StreamedModel, streamed_bytes
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import untied_output, weight_change
+from qlora_ui.engine.give_back import give_back_memory
 from qlora_ui.engine.load import attention_kernel, compute_dtype, load_quantized
 from qlora_ui.settings.run_config import RunConfig
 
@@ -142,6 +142,4 @@ def _freed(load: Callable[[], Any]) -> Iterator[Any]:
         yield model
     finally:
         del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_memory()
