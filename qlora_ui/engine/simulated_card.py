@@ -105,9 +105,11 @@ def _sdpa(kind: str) -> Any:
         query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
                enable_gqa: bool = False) -> Any:  # fmt: skip
         if kind == "math":
-            return torch.ops.aten._scaled_dot_product_attention_math(
-                query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-            )[0]
+            # CUDA's autocast ends at the call: inside, scores are fp32.
+            with torch.autocast("cpu", enabled=False):
+                return torch.ops.aten._scaled_dot_product_attention_math(
+                    query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+                )[0]
         bias = None
         if attn_mask is not None:
             length = attn_mask.shape[-1]
@@ -157,7 +159,7 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
     from peft.utils import integrations
 
     from qlora_ui.engine.fast import loss as fast_loss
-    from qlora_ui.engine.fast import nodes, ops, rope, weights
+    from qlora_ui.engine.fast import layer_ops, nodes, ops, rope, weights
 
     def no_tile(*arguments: Any, **named: Any) -> None:
         return None
@@ -177,7 +179,7 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
         (integrations, "dequantize_module_weight", dense),
     ]
     if not is_cpu:
-        fast = (ops, rope, weights, fast_loss)
+        fast = (ops, layer_ops, rope, weights, fast_loss)
         replaced += [
             (functional, "dropout", dropout),
             (head, "_forward_tile", no_tile),

@@ -23,6 +23,7 @@ import transformers
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel
+from qlora_ui.engine.chat_norms import fuse_norms, restore_norms
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.load import load_quantized
@@ -48,6 +49,7 @@ def generate_row(chat: ChatModel, ids: list[int], num_new: int) -> dict[str, Any
     layers = [module for module in model.modules() if "forward" in vars(module) and hasattr(module, "lora_A")]
     for layer in layers:
         del layer.forward
+    restore_norms(model)
     model.base_model.enable_adapter_layers()
     inputs = torch.tensor([ids], device=device)
     kw = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -64,6 +66,8 @@ def generate_row(chat: ChatModel, ids: list[int], num_new: int) -> dict[str, Any
         first = min(run(1) for _ in range(3))
         whole = run(num_new + 1)
     chat.switch.install(model)
+    if device.type == "cuda":
+        fuse_norms(model)
     return {"first_token_s": first, "tok_s": num_new / (whole - first)}
 
 

@@ -40,8 +40,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--host-embedding", action="store_true")
     parser.add_argument("--flash", action="store_true", help="fast: the flash kernel also where cuDNN's is used")
     parser.add_argument("--uncaptured", action="store_true")
+    parser.add_argument("--attention", default="sdpa", help="plain: transformers' attention")
+    parser.add_argument("--gate", default="", help="wait for this file after two steps: compiling runs ahead")
     parser.add_argument("--tag", default="")
-    parser.add_argument("--turn", default="", help="wait for this file before touching the GPU (imports run ahead)")
     return parser.parse_args()
 
 
@@ -68,8 +69,6 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    while a.turn and not os.path.exists(a.turn):
-        time.sleep(0.05)
     set_seed(0)
     kept = 10**6 if a.no_ckpt else a.kept
     peft_config = None
@@ -95,7 +94,7 @@ def main() -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(a.model)
         model = AutoModelForCausalLM.from_pretrained(
-            a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation="sdpa"
+            a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation=a.attention
         )
         peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
         if a.stack == "recipe":
@@ -159,8 +158,12 @@ def main() -> None:
             self.losses: list[float] = []
             self.norms: list[float] = []
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             torch.cuda.synchronize()
+            if a.gate and state.global_step == 2:
+                Path(a.gate + ".ready").touch()
+                while not os.path.exists(a.gate):
+                    time.sleep(0.05)
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -286,53 +289,14 @@ def evaluation_loss(trainer: Any, model: Any, rows: list[list[int]]) -> float:
 def profile(trainer: Any, data: Any, collator: Any, a: argparse.Namespace) -> None:
     """Print where one warm micro-step's GPU time goes, by kind of kernel."""
     import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
+    from speed_profile import profiled
 
     batch = {
         k: v.cuda() if torch.is_tensor(v) else v for k, v in (collator or trainer.data_collator)([data[i] for i in range(a.bs)]).items()
     }
-    for _ in range(2):
-        trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
-    torch.cuda.synchronize()
-    with record(activities=[ProfilerActivity.CUDA]) as recorded:
-        started = time.perf_counter()
-        trainer.training_step(trainer.model_wrapped, dict(batch), torch.tensor(1000.0, device="cuda"))
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - started
-    kinds = {
-        "attention": ("flash", "fmha"),
-        "products": ("gemm", "cutlass", "nvjet", "sm90_xmma", "cublas"),
-        "dequantization": ("dequant", "nf4"),
-        "LoRA": ("lora_",),
-        "gated MLP": ("gated_", "silu"),
-        "norm and rotary": ("norm_", "rope_"),
-        "loss": ("loss_rows", "logprob"),
-        "copies": ("memcpy", "memset", "copy"),
-    }
-    table: dict[str, list[float]] = {}
-    events = [e for e in recorded.key_averages() if e.self_device_time_total > 0]
-    for event in events:
-        name = event.key.lower()
-        kind = next((k for k, words in kinds.items() if any(w in name for w in words)), "elementwise and other")
-        slot = table.setdefault(kind, [0.0, 0])
-        slot[0] += event.self_device_time_total / 1000
-        slot[1] += event.count
-    busy = sum(v[0] for v in table.values())
-    print(
-        "PROFILE "
-        + json.dumps(
-            dict(
-                stack=a.stack,
-                what=a.tag,
-                wall_ms=round(wall * 1000, 1),
-                busy_ms=round(busy, 1),
-                kinds={k: dict(ms=round(v[0], 2), launches=int(v[1])) for k, v in sorted(table.items(), key=lambda x: -x[1][0])},
-            )
-        )
-    )
-    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:22]:
-        print(f"  {event.self_device_time_total / 1000:8.2f} ms {event.count:5d} x  {event.key[:100]}")
+    count = torch.tensor(1000.0, device="cuda")
+    found = profiled(lambda: trainer.training_step(trainer.model_wrapped, dict(batch), count))
+    print("PROFILE " + json.dumps({"stack": a.stack, "what": a.tag, **found}))
 
 
 if __name__ == "__main__":

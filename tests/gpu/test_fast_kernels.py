@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available() and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1"),
 ]
 
+from qlora_ui.engine.fast import layer_ops, ops, rope, weights
 from qlora_ui.engine.fast import loss as loss_module
-from qlora_ui.engine.fast import ops, rope, weights
 from qlora_ui.engine.fast.dropout import Dropout
 from qlora_ui.engine.fast.loss import Head, tiled_loss
 from qlora_ui.engine.fast.ops import Adapter
@@ -46,7 +46,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Call it to make every later operation run on plain torch."""
 
     def switch() -> None:
-        for module in (ops, rope, loss_module, weights):
+        for module in (ops, layer_ops, rope, loss_module, weights):
             monkeypatch.setattr(module, "uses_triton", lambda x: False)
 
     return switch
@@ -70,12 +70,12 @@ def test_lora(rate: float, rows: int, width: int, sizes: list[int], rank: int, p
     residual = rand(rows, total) if len(sizes) == 1 else None
 
     def everything() -> list[Any]:
-        inner, back = ops.project_down(x, adapters, dropout), ops.project_back(grad, adapters)
+        inner = ops.project_down(x, adapters, dropout)
+        grads_a, grads_b = [torch.ones_like(ad.a) for ad in adapters], [torch.ones_like(ad.b) for ad in adapters]
+        back = ops.project_back(grad, inner, adapters, grads_b)
         up = ops.add_up_(y.clone(), inner, adapters, residual)
         dx = ops.add_input_gradient_(x.clone(), back, adapters, dropout)
-        grads_a, grads_b = [torch.ones_like(ad.a) for ad in adapters], [torch.ones_like(ad.b) for ad in adapters]
         ops.accumulate_a(back, x, adapters, grads_a, dropout)
-        ops.accumulate_b(inner, grad, adapters, grads_b)
         return [inner, back, up, dx, *grads_a, *grads_b]
 
     fast = everything()
@@ -101,12 +101,12 @@ def test_gated(gelu: bool, adapted: str, plain: Any) -> None:
 
     def everything() -> list[Any]:
         a, d = gu.clone(), dh.clone()
-        out = ops.gated(a, inner, adapters, gelu=gelu, keep=True)
-        kept = a.clone()
-        ops.gated_backward_(a, d, inner_grad, down, dropout, gelu=gelu)
+        out = layer_ops.gated(a, inner, adapters, gelu=gelu)
+        assert torch.equal(a, gu)
+        layer_ops.gated_backward_(a, inner, adapters, d, inner_grad, down, dropout, gelu=gelu)
         b, e = gu.clone(), dh.clone()
-        ops.gated_backward_(b, e, None, None, None, gelu=gelu)
-        return [out, kept, a, d, b, e]
+        layer_ops.gated_backward_(b, inner, adapters, e, None, None, None, gelu=gelu)
+        return [out, a, d, b, e]
 
     fast = everything()
     plain()
@@ -119,15 +119,15 @@ def test_norm(offset: float, plain: Any) -> None:
     x, delta, weight, dy, dtotal = rand(9, 200), rand(9, 200), rand(200), rand(9, 200), rand(9, 200)
 
     def everything() -> list[Any]:
-        total, y, rstd = ops.norm(x, weight, 1e-5, offset, delta)
-        _, alone, _ = ops.norm(x, weight, 1e-5, offset)
+        total, y, rstd = layer_ops.norm(x, weight, 1e-5, offset, delta)
+        _, alone, _ = layer_ops.norm(x, weight, 1e-5, offset)
         return [
             total,
             y,
             rstd,
             alone,
-            ops.norm_backward(dy, total, weight, rstd, offset, dtotal),
-            ops.norm_backward(dy, total, weight, rstd, offset, None),
+            layer_ops.norm_backward(dy, total, weight, rstd, offset, dtotal),
+            layer_ops.norm_backward(dy, total, weight, rstd, offset, None),
         ]
 
     fast = everything()

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_ui.engine.fast.buckets import bucket_for, choose_buckets
+from qlora_ui.engine.fast.buckets import batch_buckets, bucket_for, choose_buckets
+from qlora_ui.engine.fast.micro_step import read_batch
 from qlora_ui.engine.fast.packing import PackedCollator, best_fit, estimated_rows, pack_examples
 
 LENGTHS = st.lists(st.integers(0, 90), max_size=60)
@@ -78,6 +79,22 @@ def test_buckets_pad_least() -> None:
     cost = sum(bucket_for(length, buckets) for length in lengths)
     edges = (64, 256, 384, 512)
     assert cost == min(sum(bucket_for(n, (*pair, 512)) for n in lengths) for pair in ((a, b) for a in edges for b in edges if a < b < 512))
+
+
+def test_padded_batches_come_in_few_shapes() -> None:
+    lengths = [40 + 37 * (i % 100) for i in range(3000)]  # up to 3,703: 30 round lengths
+    buckets = batch_buckets(lengths, 4)
+    assert len(buckets) <= 8 and buckets[-1] == max(lengths)
+    shapes = set()
+    for start in range(0, 400, 4):
+        length = max(lengths[start : start + 4])
+        ids = torch.zeros(4, length, dtype=torch.int64)
+        batch = read_batch({"input_ids": ids, "labels": ids}, torch.device("cpu"), buckets)
+        assert batch.max_length >= length and batch.ids.shape[0] == 4 * batch.max_length
+        assert batch.labels.view(4, -1)[:, length:].eq(-100).all()
+        shapes.add(batch.shape)
+    assert len(shapes) <= 8
+    assert batch_buckets([], 4) == ()
 
 
 def test_packed_row_is_what_the_plain_collator_of_trl_reads() -> None:

@@ -14,9 +14,10 @@ from torch import nn
 
 from .dropout import Dropout
 from .host_embedding import can_move, move_to_host
-from .layers import FusedAttention, FusedLayer, FusedMlp, FusedNorm, NotFusable, packing_of, recomputed
+from .layers import FusedAttention, FusedLayer, FusedMlp, FusedNorm, NotFusable, packing_of
 from .loss import Head
 from .ops import triton_failure
+from .recompute import recomputed
 
 PRE_NORM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
 SANDWICH_FAMILIES = ("gemma2", "gemma3_text")
@@ -190,8 +191,8 @@ def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, rec
         rotary = kwargs["position_embeddings"]
         flat = hidden_states[0]
         if not recompute:
-            return fused(flat, rotary, packing, keep=torch.is_grad_enabled(), skip_output=False)[None]
-        return recomputed(flat, lambda x, again: fused(x, rotary, packing, keep=again, skip_output=again))[None]
+            return fused(flat, rotary, packing)[None]
+        return recomputed(flat, lambda x, tape: fused(x, rotary, packing, tape), fused.dense_bytes(flat.dtype))[None]
 
     return forward
 
@@ -216,7 +217,7 @@ def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, rec
     def mlp_forward(x: torch.Tensor) -> Any:
         if not layer.training or x.shape[0] != 1:
             return plain_mlp(x)
-        return mlp(x[0], None, keep=torch.is_grad_enabled(), skip_output=False)[None]
+        return mlp(x[0], None)[None]
 
     _replace(state, layer.self_attn, attention_forward)
     _replace(state, layer.mlp, mlp_forward)
@@ -226,6 +227,6 @@ def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, rec
             result: torch.Tensor = original(hidden_states, *args, **kwargs)
             return result
         layer.gradient_checkpointing = False  # recomputation is ours here; the trainer may have switched its own on
-        return recomputed(hidden_states, lambda x, again: original(x, **kwargs))
+        return recomputed(hidden_states, lambda x, tape: original(x, **kwargs))
 
     return forward

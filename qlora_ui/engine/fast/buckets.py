@@ -1,5 +1,6 @@
 """Few padded lengths for batches that are not packed: each length is one captured graph, each token of padding is wasted work."""
 
+import random
 from collections.abc import Sequence
 
 
@@ -47,3 +48,16 @@ def choose_buckets(lengths: Sequence[int], max_length: int, *, num_buckets: int 
 def bucket_for(length: int, buckets: Sequence[int]) -> int:
     """Return the smallest bucket that holds `length`, or the largest one, to which such a sample is cut."""
     return next((bucket for bucket in buckets if bucket >= length), buckets[-1])
+
+
+def batch_buckets(lengths: Sequence[int], batch_size: int, *, num_buckets: int = 8) -> tuple[int, ...]:
+    """Return the padded lengths for batches of `batch_size` samples drawn at random, chosen for the longest sample of each."""
+    if not lengths:
+        return ()
+    rng = random.Random(0)
+    order = list(lengths)
+    longest: list[int] = [max(lengths)]
+    for _ in range(max(1, 2000 // max(1, len(order) // batch_size))):
+        rng.shuffle(order)
+        longest += [max(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    return choose_buckets(longest, max(lengths), num_buckets=num_buckets)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from .apply import FastReport, fast_state, remove_fast_path
+from .buckets import batch_buckets
 from .micro_step import MicroStep, read_batch
 from .ops import KERNEL_ERRORS
+from .packing import PackedCollator
 
 
 class FastStepMixin:
@@ -23,6 +25,7 @@ class FastStepMixin:
     _micro_position: tuple[int, int] = (-1, 0)
     _token_count: torch.Tensor | None = None
     _num_parameters: int | None = None
+    _buckets: tuple[int, ...] = ()
 
     def enable_fast_step(self, report: FastReport, *, run_seed: int, capture_lock: threading.Lock, on_note: Callable[[str], None]) -> bool:
         """Switch the fast step on if `apply_fast_path` fused the model and nothing in the arguments forbids it; return whether it is on.
@@ -45,11 +48,19 @@ class FastStepMixin:
 
     def _start_fast_step(self, model: Any, micro: MicroStep) -> None:
         self._micro, self._micro_model = micro, model
+        self._buckets = self._padded_lengths()
         # all of it, once: a freshly wrapped PeftModel calls itself training while the base below it is still in evaluation mode
         model.train()
         self._token_count = torch.zeros((), dtype=torch.int64, device=micro.gradients.flat.device)
         # the trainer zeroes through the model after every optimizer step: one fill instead of a walk over all parameters
         model.__dict__["zero_grad"] = lambda set_to_none=True: micro.gradients.zero()
+
+    def _padded_lengths(self) -> tuple[int, ...]:
+        """The few lengths to which padded batches are brought; none where rows are packed and have one length anyway."""
+        data: Any = self.train_dataset  # type: ignore[attr-defined]
+        if isinstance(self.data_collator, PackedCollator) or "input_ids" not in (getattr(data, "column_names", None) or ()):  # type: ignore[attr-defined]
+            return ()
+        return batch_buckets([len(ids) for ids in data["input_ids"]], int(self.args.per_device_train_batch_size))  # type: ignore[attr-defined]
 
     def _fast_obstacle(self) -> str:
         """Why the arguments rule the fast step out, or an empty string."""
@@ -83,7 +94,9 @@ class FastStepMixin:
             self._token_count += inputs["input_ids"].numel() if mask is None else mask.sum().to(self._token_count.device)
         accumulation = int(self.current_gradient_accumulation_steps)  # type: ignore[attr-defined]
         try:
-            return micro.run(read_batch(inputs, micro.gradients.flat.device), num_items_in_batch, accumulation, step, position)
+            return micro.run(
+                read_batch(inputs, micro.gradients.flat.device, self._buckets), num_items_in_batch, accumulation, step, position
+            )
         except KERNEL_ERRORS as failure:
             # what a card or a driver cannot do shows in the very first step; later failures, and memory, are not ours to hide
             if micro.num_runs or isinstance(failure, torch.OutOfMemoryError):

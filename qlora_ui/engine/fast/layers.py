@@ -3,7 +3,7 @@
 The stand-ins own no parameters: they hold references to the model's frozen weights and to PEFT's adapter matrices. N tokens, H model width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .attention import VarlenPlan
 from .dropout import Dropout
 from .nodes import Projection
 from .ops import MAX_GROUP, Adapter
+from .recompute import Tape
 from .rope import HeadNorm, Heads
 from .weights import FrozenMatrix
 
@@ -159,12 +160,14 @@ class FusedAttention:
             bool(getattr(module, "use_rope", True)),
         )
 
-    def __call__(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, tape: Tape | None = None
+    ) -> torch.Tensor:
         """Return the layer's attention output (N, H) for normed x (N, H); rotary is (cos, sin), each (1, N, dims)."""
         plan = VarlenPlan(packing.cumulative, packing.max_length, self.scale, self.window, self.softcap)
         angles = (rotary[0].reshape(x.shape[0], -1), rotary[1].reshape(x.shape[0], -1)) if self.rotates else None
-        mixed = nodes.attend(nodes.project(x, self.qkv), self.heads, angles, self.head_norm, plan)
-        return nodes.project(mixed, self.out)
+        mixed = nodes.attend(nodes.project(x, self.qkv, tape=tape), self.heads, angles, self.head_norm, plan)
+        return nodes.project(mixed, self.out, tape=tape)
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,9 @@ class FusedMlp:
             activation.startswith("gelu"),
         )
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, *, keep: bool, skip_output: bool) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, tape: Tape | None = None) -> torch.Tensor:
         """Return the MLP's output (+ residual), (N, H)."""
-        return nodes.gated_mlp(x, self.gate_up, self.down, residual, gelu=self.gelu, keep=keep, skip_output=skip_output)
+        return nodes.gated_mlp(x, self.gate_up, self.down, residual, gelu=self.gelu, tape=tape)
 
 
 @dataclass(frozen=True)
@@ -202,35 +205,15 @@ class FusedLayer:
     second_norm: FusedNorm
     mlp: FusedMlp
 
+    def dense_bytes(self, dtype: torch.dtype) -> int:
+        """What the dequantized matrices take together that a recomputation and its backward pass both use: all but down's."""
+        frozen = (self.attention.qkv.frozen, self.attention.out.frozen, self.mlp.gate_up.frozen)
+        return sum(matrix.num_in * matrix.num_out * dtype.itemsize for matrix in frozen)
+
     def __call__(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, *, keep: bool, skip_output: bool
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, tape: Tape | None = None
     ) -> torch.Tensor:
-        """Return the layer's output (N, H)."""
+        """Return the layer's output (N, H); undefined where `tape` replays."""
         x, normed = self.first_norm.fork(x)
-        x, normed = self.second_norm.fork(x, self.attention(normed, rotary, packing))
-        return self.mlp(normed, x, keep=keep, skip_output=skip_output)
-
-
-class _Recompute(torch.autograd.Function):  # type: ignore[misc]
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor], *anchors: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        ctx.run = run
-        return run(x, False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        leaf = x.detach().requires_grad_(ctx.needs_input_grad[0])
-        with torch.enable_grad():
-            again = ctx.run(leaf, True)
-        torch.autograd.backward(again, grads[0])
-        return leaf.grad, *[None] * (len(ctx.needs_input_grad) - 1)
-
-
-def recomputed(x: torch.Tensor, run: Callable[[torch.Tensor, bool], torch.Tensor]) -> torch.Tensor:
-    """Return run(x, False), keeping only x; backward calls run(x, True) and differentiates that. No random state is saved or needed."""
-    # the first layer's input needs no gradient, its adapters do
-    anchors = [] if x.requires_grad else [torch.zeros((), device=x.device, requires_grad=True)]
-    out: torch.Tensor = _Recompute.apply(x, run, *anchors)
-    return out
+        x, normed = self.second_norm.fork(x, self.attention(normed, rotary, packing, tape))
+        return self.mlp(normed, x, tape)

@@ -5,7 +5,7 @@ Legend: T tokens of the micro-batch in one row, M documents.
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from .apply import FastState
 from .attention import register
+from .buckets import bucket_for
 from .dropout import step_seed
 from .gradients import GradientBuffer
 from .loss import tiled_loss
@@ -57,10 +58,11 @@ def round_up_length(length: int) -> int:
     return (length + step - 1) // step * step
 
 
-def read_batch(inputs: Mapping[str, Any], device: torch.device) -> Batch:
+def read_batch(inputs: Mapping[str, Any], device: torch.device, buckets: Sequence[int] = ()) -> Batch:
     """Return a collated batch as one row: packed rows as they are, padded rows (padding on the right) as a document each.
 
-    Raises ValueError for padding on the left, whose tokens would see the padding.
+    Padded rows are brought to the next of `buckets`, or of round lengths where there is none. Raises ValueError for padding on the left,
+    whose tokens would see the padding.
     """
     ids, labels = inputs["input_ids"].to(device), inputs["labels"].to(device)
     cumulative = inputs.get("cu_seq_lens_q")
@@ -70,7 +72,7 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device) -> Batch:
             ids.reshape(-1), labels.reshape(-1), positions.reshape(-1), cumulative.to(device, torch.int32), int(inputs["max_length_q"])
         )
     rows, length = ids.shape
-    padded = round_up_length(length)
+    padded = bucket_for(length, buckets) if buckets and length <= buckets[-1] else round_up_length(length)
     if padded > length:
         ids = torch.nn.functional.pad(ids, (0, padded - length))
         labels = torch.nn.functional.pad(labels, (0, padded - length), value=-100)

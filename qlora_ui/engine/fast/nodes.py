@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from . import ops
+from . import layer_ops, ops
 from .attention import VarlenPlan, varlen_backward, varlen_forward
 from .dropout import Dropout
 from .ops import Adapter
+from .recompute import Tape
 from .rope import HeadNorm, Heads, rotate, rotate_backward_
 from .weights import FrozenMatrix
 
@@ -30,26 +31,42 @@ class Projection:
         """The trainable matrices in the order in which nodes take them: every a, then every b."""
         return [ad.a for ad in self.adapters] + [ad.b for ad in self.adapters]
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return (output, inner products kept for backward) without autograd; `residual` is added to the output."""
-        y = self.frozen.apply(x)
-        if not self.adapters:
-            return (y if residual is None else y.add_(residual)), None
-        inner = ops.project_down(x, self.adapters, self.dropout)
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, tape: Tape | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return (output, inner products, dense matrix or None) without autograd; `residual` is added to the output.
+
+        Backward wants the inner products; the dense matrix is given where it may be held until then.
+        """
+        y, dense = self.frozen_product(x, tape)
+        inner = self.inner(x, tape)
+        if inner is None:
+            return (y if residual is None else y.add_(residual)), None, dense
         if residual is not None and len(self.adapters) > 1:
             raise ValueError("A residual needs a projection of its own.")
-        return ops.add_up_(y, inner, self.adapters, residual), inner
+        return ops.add_up_(y, inner, self.adapters, residual), inner, dense
+
+    def inner(self, x: torch.Tensor, tape: Tape | None) -> torch.Tensor | None:
+        """Return the inner products (N, J, R), from the tape where it replays; None without adapters."""
+        if tape is not None and tape.replays:
+            return tape.replay()
+        inner = ops.project_down(x, self.adapters, self.dropout) if self.adapters else None
+        if tape is not None:
+            tape.record(inner)
+        return inner
+
+    def frozen_product(self, x: torch.Tensor, tape: Tape | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (x through the frozen matrix, that matrix where the tape holds it for backward)."""
+        dense = None if tape is None else tape.hold(self.frozen, x.dtype)
+        return self.frozen.apply(x, dense), dense
 
     def inner_gradient(self, grad: torch.Tensor, inner: torch.Tensor | None, sink: "GradientSink") -> torch.Tensor | None:
         """Take b's gradients and return that of the inner products."""
-        if inner is None:
-            return None
-        ops.accumulate_b(inner, grad, self.adapters, sink.for_b(self))
-        return ops.project_back(grad, self.adapters)
+        return None if inner is None else ops.project_back(grad, inner, self.adapters, sink.for_b(self))
 
-    def input_gradient(self, grad: torch.Tensor, inner_grad: torch.Tensor | None) -> torch.Tensor:
+    def input_gradient(self, grad: torch.Tensor, inner_grad: torch.Tensor | None, dense: torch.Tensor | None) -> torch.Tensor:
         """Return the gradient of the input: through the frozen matrix and through the adapters."""
-        dx = self.frozen.apply_transposed(grad)
+        dx = self.frozen.apply_transposed(grad, dense)
         return dx if inner_grad is None else ops.add_input_gradient_(dx, inner_grad, self.adapters, self.dropout)
 
 
@@ -93,9 +110,9 @@ def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
 class _Project(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, *parameters: torch.Tensor
+        ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, tape: Tape | None, *parameters: torch.Tensor
     ) -> torch.Tensor:
-        y, inner = projection.forward(x, residual)
+        y, inner, ctx.dense = projection.forward(x, residual, tape)
         ctx.save_for_backward(x, inner)
         ctx.projection = projection
         return y
@@ -109,13 +126,14 @@ class _Project(torch.autograd.Function):  # type: ignore[misc]
         inner_grad = projection.inner_gradient(grad, inner, sink)
         if inner_grad is not None:
             ops.accumulate_a(inner_grad, x, projection.adapters, sink.for_a(projection), projection.dropout)
-        dx = projection.input_gradient(grad, inner_grad) if ctx.needs_input_grad[0] else None
-        return (dx, None, grad if ctx.needs_input_grad[2] else None, *sink.results(len(ctx.needs_input_grad) - 3, projection))
+        dx = projection.input_gradient(grad, inner_grad, ctx.dense) if ctx.needs_input_grad[0] else None
+        ctx.dense = None
+        return (dx, None, grad if ctx.needs_input_grad[2] else None, None, *sink.results(len(ctx.needs_input_grad) - 4, projection))
 
 
-def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x (N, in) through frozen weights and adapters (+ residual), (N, out), as one autograd node."""
-    out: torch.Tensor = _Project.apply(x, projection, residual, *leaves(x, projection))
+def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | None = None, tape: Tape | None = None) -> torch.Tensor:
+    """Return x (N, in) through frozen weights and adapters (+ residual), (N, out), as one autograd node; `tape` for a recomputed layer."""
+    out: torch.Tensor = _Project.apply(x, projection, residual, tape, *leaves(x, projection))
     return out
 
 
@@ -127,19 +145,18 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
         gate_up: Projection,
         down: Projection,
         residual: torch.Tensor | None,
-        options: tuple[bool, bool, bool],
+        options: tuple[bool, Tape | None],
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        gelu, keep, skip_output = options
-        gu = gate_up.frozen.apply(x)
-        inner = ops.project_down(x, gate_up.adapters, gate_up.dropout) if gate_up.adapters else None
-        h = ops.gated(gu, inner, gate_up.adapters, gelu=gelu, keep=keep)
-        if skip_output:
-            # a recomputation: backward needs the inner product of the down projection, never its output
-            y = torch.empty(x.shape[0], down.frozen.num_out, dtype=x.dtype, device=x.device)
-            inner_down = ops.project_down(h, down.adapters, down.dropout) if down.adapters else None
+        gelu, tape = options
+        gu, ctx.dense = gate_up.frozen_product(x, tape)
+        inner = gate_up.inner(x, tape)
+        if tape is not None and tape.replays:
+            # backward makes the activation again from gate | up, and never reads the output
+            y, inner_down = torch.empty(x.shape[0], down.frozen.num_out, dtype=x.dtype, device=x.device), tape.replay()
         else:
-            y, inner_down = down.forward(h, residual)
+            h = layer_ops.gated(gu, inner, gate_up.adapters, gelu=gelu)
+            y, inner_down, _ = down.forward(h, residual, tape)
         ctx.save_for_backward(x, gu, inner, inner_down)
         ctx.projections = gate_up, down, gelu
         return y
@@ -152,14 +169,16 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
         sink = GradientSink()
         down_grad = down.inner_gradient(grad, inner_down, sink)
         h = down.frozen.apply_transposed(grad)
-        ops.gated_backward_(gu, h, down_grad, down.adapters[0] if down.adapters else None, down.dropout, gelu=gelu)
+        down_adapter = down.adapters[0] if down.adapters else None
+        layer_ops.gated_backward_(gu, inner, gate_up.adapters, h, down_grad, down_adapter, down.dropout, gelu=gelu)
         if down_grad is not None:
             ops.accumulate_a(down_grad, h, down.adapters, sink.for_a(down), down.dropout)
         del h
         inner_grad = gate_up.inner_gradient(gu, inner, sink)
         if inner_grad is not None:
             ops.accumulate_a(inner_grad, x, gate_up.adapters, sink.for_a(gate_up), gate_up.dropout)
-        dx = gate_up.input_gradient(gu, inner_grad) if ctx.needs_input_grad[0] else None
+        dx = gate_up.input_gradient(gu, inner_grad, ctx.dense) if ctx.needs_input_grad[0] else None
+        ctx.dense = None
         return (
             dx,
             None,
@@ -171,13 +190,13 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
 
 
 def gated_mlp(
-    x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, *, gelu: bool, keep: bool, skip_output: bool
+    x: torch.Tensor, gate_up: Projection, down: Projection, residual: torch.Tensor | None, *, gelu: bool, tape: Tape | None
 ) -> torch.Tensor:
-    """Return down(act(gate(x)) * up(x)) (+ residual) as one node that keeps x and gate|up only.
+    """Return down(act(gate(x)) * up(x)) (+ residual) as one node that keeps x, the frozen product gate|up and LoRA's inner products.
 
-    `keep` is False where no backward follows; `skip_output` leaves the result undefined: for recomputation, whose backward never reads it.
+    Where `tape` replays, the result is undefined: a recomputation's backward never reads it.
     """
-    out: torch.Tensor = _GatedMlp.apply(x, gate_up, down, residual, (gelu, keep, skip_output), *leaves(x, gate_up, down))
+    out: torch.Tensor = _GatedMlp.apply(x, gate_up, down, residual, (gelu, tape), *leaves(x, gate_up, down))
     return out
 
 
@@ -185,7 +204,7 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        _, y, rstd = ops.norm(flat, weight, eps, offset)
+        _, y, rstd = layer_ops.norm(flat, weight, eps, offset)
         ctx.save_for_backward(flat, weight, rstd)
         ctx.offset = offset
         return y.view(x.shape)
@@ -193,7 +212,7 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
-        dx = ops.norm_backward(grads[0].reshape(x.shape).contiguous(), x, weight, rstd, ctx.offset, None)
+        dx = layer_ops.norm_backward(grads[0].reshape(x.shape).contiguous(), x, weight, rstd, ctx.offset, None)
         return dx.view(grads[0].shape), None, None, None
 
 
@@ -208,7 +227,7 @@ class _ForkNorm(torch.autograd.Function):  # type: ignore[misc]
     def forward(  # noqa: PLR0917
         ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, y, rstd = ops.norm(x, weight, eps, offset, delta)
+        total, y, rstd = layer_ops.norm(x, weight, eps, offset, delta)
         ctx.save_for_backward(total, weight, rstd)
         ctx.offset = offset
         ctx.has_delta = delta is not None
@@ -217,7 +236,9 @@ class _ForkNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         total, weight, rstd = ctx.saved_tensors
-        dx = ops.norm_backward(grads[1].contiguous(), total, weight, rstd, ctx.offset, None if grads[0] is None else grads[0].contiguous())
+        dx = layer_ops.norm_backward(
+            grads[1].contiguous(), total, weight, rstd, ctx.offset, None if grads[0] is None else grads[0].contiguous()
+        )
         return dx, (dx if ctx.has_delta else None), None, None, None
 
 

@@ -25,6 +25,7 @@ if HAS_TRITON:
 # what a step that the card or its compiler cannot run raises
 KERNEL_ERRORS: tuple[type[Exception], ...] = (RuntimeError, triton.TritonError) if HAS_TRITON else (RuntimeError,)
 MAX_GROUP = 3  # q, k and v; the kernels take that many pointers
+BACK_LAUNCH = {"BM": 16, "num_warps": 4, "num_stages": 4}
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,13 @@ def _outer_launch(total_width: int, has_dropout: bool, padded: int) -> dict[str,
     return {"BN": 128, "BC": 16, "num_warps": 4, "num_stages": 4 if padded <= 64 else 2}
 
 
+def _back_launch(total_width: int, padded: int) -> dict[str, int]:
+    # both halves of the launch share warps and stages; wide columns where reading them decides
+    wide = {"BN": 64, "BC": 64} if total_width >= 64 * 132 else {"BN": 128, "BC": 16}
+    large = {} if padded <= 32 else {"num_stages": 3} if padded <= 64 else {"num_stages": 2}
+    return {**wide, **BACK_LAUNCH, **large}
+
+
 def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout | None) -> torch.Tensor:
     """Return dropout_j(x) @ a_j.T for each adapter as (N, J, R); x is (N, in). Each projection has a mask of its own, as in PEFT."""
     rank, padded = adapters[0].a.shape[0], padded_rank(adapters)
@@ -122,18 +130,11 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
         out,
         dropout.seed if dropout else x,
         *_three([ad.a for ad in adapters]),
-        0,
-        0,
-        0,
-        *([x.shape[1]] * 3),
-        gain,
-        gain,
         gain,
         *_three([ad.salt for ad in adapters]),
         x.shape[0],
+        x.shape[1],
         x.stride(0),
-        adapters[0].a.stride(0),
-        adapters[0].a.stride(1),
         half_width(x.shape[1]),
         dropout.threshold if dropout else 0,
         RANK=rank,
@@ -145,35 +146,38 @@ def project_down(x: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout 
     return out
 
 
-def project_back(grad: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tensor:
-    """Return scale_j * grad[:, columns of j] @ b_j as (N, J, R): the gradient that reaches each adapter's inner product."""
+def project_back(grad: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return scale_j * grad[:, columns of j] @ b_j as (N, J, R), the gradient that reaches each adapter's inner product.
+
+    In the same pass over grad, scale_j * grad[:, columns of j].T @ inner[:, j] is added to grads[j] (out, rank): b_j's gradient.
+    """
     rank, padded = adapters[0].a.shape[0], padded_rank(adapters)
     if not uses_triton(grad):
-        parts = [grad[:, ad.column : ad.column + ad.num_out] @ ad.b * ad.scale for ad in adapters]
-        return torch.stack([F.pad(part, (0, padded - rank)) for part in parts], 1)
+        parts = []
+        for j, ad in enumerate(adapters):
+            own = grad[:, ad.column : ad.column + ad.num_out]
+            grads[j].add_(own.t() @ inner[:, j, :rank] * ad.scale)
+            parts.append(F.pad(own @ ad.b * ad.scale, (0, padded - rank)))
+        return torch.stack(parts, 1)
     out = grad.new_empty(grad.shape[0], len(adapters), padded)
-    launch = _down_launch(grad.shape[0], padded)
-    triton_lora.lora_down[(cdiv(grad.shape[0], launch["BM"]), len(adapters))](
+    launch = _back_launch(sum(ad.num_out for ad in adapters), padded)
+    row_blocks = cdiv(grad.shape[0], launch["BM"])
+    column_blocks = cdiv(max(ad.num_out for ad in adapters), launch["BC"])
+    triton_lora.lora_back[(row_blocks + column_blocks, len(adapters))](
         grad,
+        inner,
         out,
-        grad,
         *_three([ad.b for ad in adapters]),
+        *_three(grads),
         *_three([ad.column for ad in adapters]),
         *_three([ad.num_out for ad in adapters]),
         *_three([ad.scale for ad in adapters]),
-        0,
-        0,
-        0,
         grad.shape[0],
         grad.stride(0),
-        1,
-        rank,
-        0,
-        0,
+        row_blocks,
         RANK=rank,
         R=padded,
         J=len(adapters),
-        DROP=False,
         **launch,
     )
     return out
@@ -239,212 +243,32 @@ def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Se
     return dx
 
 
-def _outer(  # noqa: PLR0917
-    left: torch.Tensor,
-    x: torch.Tensor,
-    adapters: Sequence[Adapter],
-    grads: Sequence[torch.Tensor],
-    columns: Sequence[int],
-    widths: Sequence[int],
-    scales: Sequence[float],
-    rank_major: bool,
-    dropout: Dropout | None,
-) -> None:
-    launch = _outer_launch(sum(widths), dropout is not None, left.shape[2])
-    triton_lora.lora_outer[(cdiv(max(widths), launch["BC"]), len(adapters))](
-        left,
-        x,
-        dropout.seed if dropout else x,
-        *_three(grads),
-        *_three(columns),
-        *_three(widths),
-        *_three(scales),
-        *_three([ad.salt for ad in adapters]),
-        x.shape[0],
-        x.stride(0),
-        half_width(x.shape[1]),
-        dropout.threshold if dropout else 0,
-        RANK=adapters[0].a.shape[0],
-        R=left.shape[2],
-        J=len(adapters),
-        RANK_MAJOR=rank_major,
-        DROP=dropout is not None,
-        **launch,
-    )
-
-
 def accumulate_a(
     inner_grad: torch.Tensor, x: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor], dropout: Dropout | None
 ) -> None:
     """Add inner_grad[:, j].T @ dropout_j(x) to grads[j] (rank, in), in place."""
     rank = adapters[0].a.shape[0]
     gain = dropout.inverse_keep if dropout else 1.0
-    if uses_triton(x):
-        _outer(inner_grad, x, adapters, grads, [0] * len(adapters), [x.shape[1]] * len(adapters), [gain] * len(adapters), True, dropout)
+    if not uses_triton(x):
+        for j, ad in enumerate(adapters):
+            grads[j].add_(inner_grad[:, j, :rank].t() @ _masked(x, ad, dropout) * gain)
         return
-    for j, ad in enumerate(adapters):
-        grads[j].add_(inner_grad[:, j, :rank].t() @ _masked(x, ad, dropout) * gain)
-
-
-def accumulate_b(inner: torch.Tensor, grad: torch.Tensor, adapters: Sequence[Adapter], grads: Sequence[torch.Tensor]) -> None:
-    """Add scale_j * grad[:, columns of j].T @ inner[:, j] to grads[j] (out, rank), in place."""
-    rank = adapters[0].a.shape[0]
-    if uses_triton(grad):
-        _outer(
-            inner,
-            grad,
-            adapters,
-            grads,
-            [ad.column for ad in adapters],
-            [ad.num_out for ad in adapters],
-            [ad.scale for ad in adapters],
-            False,
-            None,
-        )
-        return
-    for j, ad in enumerate(adapters):
-        grads[j].add_(grad[:, ad.column : ad.column + ad.num_out].t() @ inner[:, j, :rank] * ad.scale)
-
-
-def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
-    return F.gelu(g, approximate="tanh") if gelu else F.silu(g)
-
-
-def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter], *, gelu: bool, keep: bool) -> torch.Tensor:
-    """Return act(gate) * up (N, F) of gu (N, 2F), LoRA's parts added on the way; with `keep` gu takes the corrected values.
-
-    `adapters` are those of gate and up, of one of them, or a single one over both (Phi's gate_up_proj).
-    """
-    width = gu.shape[1] // 2
-    if not uses_triton(gu):
-        if inner is not None:
-            add_up_(gu, inner, adapters)
-        return _activation(gu[:, :width].float(), gelu).mul_(gu[:, width:]).to(gu.dtype)
-    out = gu.new_empty(gu.shape[0], width)
-    gate = next((ad for ad in adapters if ad.column == 0), None)
-    up = next((ad for ad in adapters if ad.column == width), None)
-    b_gate, b_up, j_up = gate.b if gate else gu, up.b if up else gu, len(adapters) - 1
-    if gate is not None and gate.num_out == 2 * width:
-        b_gate, b_up, up = gate.b[:width], gate.b[width:], gate
-    rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
-    rows, columns = 16, 128 if rank <= 64 else 64
-    triton_layers.gated_forward[(cdiv(gu.shape[0], rows), cdiv(width, columns))](
-        gu,
-        inner if inner is not None else gu,
-        out,
-        b_gate,
-        b_up,
-        gate.scale if gate else 1.0,
-        up.scale if up else 1.0,
-        gu.shape[0],
-        width,
-        j_up,
-        len(adapters) * padded,
-        RANK=rank,
-        R=padded,
-        HAS_GATE=gate is not None,
-        HAS_UP=up is not None,
-        KEEP=keep,
-        GELU=gelu,
-        BM=rows,
-        BN=columns,
-        num_warps=4,
-    )
-    return out
-
-
-def gated_backward_(
-    gu: torch.Tensor, dh: torch.Tensor, inner_grad: torch.Tensor | None, down: Adapter | None, dropout: Dropout | None, *, gelu: bool
-) -> None:
-    """In place: gu (N, 2F) becomes its gradient, dh (N, F) the recomputed act(gate) * up; the down projection's LoRA joins dh first."""
-    width = dh.shape[1]
-    if not uses_triton(gu):
-        if down is not None and inner_grad is not None:
-            add_input_gradient_(dh, inner_grad, [down], dropout)
-        with torch.enable_grad():
-            g = gu[:, :width].to(torch.float32, copy=True).requires_grad_()
-            activated = _activation(g, gelu)
-            (slope,) = torch.autograd.grad(activated.sum(), g)
-        up, d = gu[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
-        dh.copy_(activated.detach() * up)
-        gu[:, :width] = d * up * slope
-        gu[:, width:] = d * activated.detach()
-        return
-    rank, padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
-    triton_layers.gated_backward[(cdiv(gu.shape[0], 16), cdiv(width, 128))](
-        gu,
-        dh,
-        inner_grad if inner_grad is not None else dh,
-        dropout.seed if dropout else dh,
-        down.a if down else dh,
-        down.salt if down else 0,
-        gu.shape[0],
-        width,
-        half_width(width),
+    launch = _outer_launch(len(adapters) * x.shape[1], dropout is not None, inner_grad.shape[2])
+    triton_lora.lora_outer[(cdiv(x.shape[1], launch["BC"]), len(adapters))](
+        inner_grad,
+        x,
+        dropout.seed if dropout else x,
+        *_three(grads),
+        gain,
+        *_three([ad.salt for ad in adapters]),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        half_width(x.shape[1]),
         dropout.threshold if dropout else 0,
-        dropout.inverse_keep if dropout else 1.0,
         RANK=rank,
-        R=padded,
-        HAS_DOWN=down is not None,
-        DROP=dropout is not None and down is not None,
-        GELU=gelu,
-        BM=16,
-        num_warps=4,
+        R=inner_grad.shape[2],
+        J=len(adapters),
+        DROP=dropout is not None,
+        **launch,
     )
-
-
-def norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H)."""
-    if not uses_triton(x):
-        total = x if delta is None else x + delta
-        wide = total.float()
-        rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
-        return total, (wide * rstd[:, None] * (weight.float() + offset)).to(x.dtype), rstd
-    y = torch.empty_like(x)
-    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    total = x if delta is None else torch.empty_like(x)
-    block = next_power_of_2(x.shape[1])
-    triton_layers.norm_forward[(x.shape[0],)](
-        x,
-        x if delta is None else delta,
-        weight,
-        total,
-        y,
-        rstd,
-        x.shape[1],
-        eps,
-        ADD=delta is not None,
-        OFFSET=offset,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
-    )
-    return total, y, rstd
-
-
-def norm_backward(  # noqa: PLR0917
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None
-) -> torch.Tensor:
-    """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
-    if not uses_triton(x):
-        normed = x.float() * rstd[:, None]
-        wdy = dy.float() * (weight.float() + offset)
-        dx = (wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]
-        return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
-    dx = torch.empty_like(x)
-    block = next_power_of_2(x.shape[1])
-    triton_layers.norm_backward[(x.shape[0],)](
-        dy,
-        x,
-        weight,
-        rstd,
-        dx if dtotal is None else dtotal,
-        dx,
-        x.shape[1],
-        ADD=dtotal is not None,
-        OFFSET=offset,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
-    )
-    return dx

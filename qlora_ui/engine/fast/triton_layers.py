@@ -30,6 +30,17 @@ def _activate_slope(g, GELU: tl.constexpr):
 
 
 @triton.jit
+def _corrected(place, ok, left, b, cols, width, rank, scale, RANK: tl.constexpr, HAS: tl.constexpr):
+    """A tile of a frozen product plus its LoRA part, rounded as if it were stored: forward and backward see the same numbers."""
+    raw = tl.load(place, mask=ok, other=0.0)
+    if HAS:
+        b_ok = (rank[:, None] < RANK) & (cols[None, :] < width)
+        right = tl.load(b + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0)
+        raw = (raw.to(tl.float32) + scale * tl.dot(left, right, input_precision="ieee")).to(raw.dtype)
+    return raw.to(tl.float32)
+
+
+@triton.jit
 def gated_forward(
     gu,
     xa,
@@ -46,42 +57,37 @@ def gated_forward(
     R: tl.constexpr,
     HAS_GATE: tl.constexpr,
     HAS_UP: tl.constexpr,
-    KEEP: tl.constexpr,
     GELU: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """out = act(gate + its LoRA) * (up + its LoRA); gu is (N, 2F) and takes the corrected values where KEEP."""
+    """out = act(gate + its LoRA) * (up + its LoRA); gu is (N, 2F) and stays as it is."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
     rank = tl.arange(0, R)
     row_ok = rows[:, None] < n_rows
-    col_ok = cols[None, :] < width
+    ok = row_ok & (cols[None, :] < width)
     place = gu + rows[:, None].to(tl.int64) * (2 * width) + cols[None, :]
-    g = tl.load(place, mask=row_ok & col_ok, other=0.0).to(tl.float32)
-    u = tl.load(place + width, mask=row_ok & col_ok, other=0.0).to(tl.float32)
     xa_row = xa + rows[:, None].to(tl.int64) * xa_stride + rank[None, :]
-    b_ok = (rank[:, None] < RANK) & col_ok
-    if HAS_GATE:
-        left = tl.load(xa_row, mask=row_ok, other=0.0)
-        g += scale_gate * tl.dot(left, tl.load(b_gate + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0), input_precision="ieee")
-    if HAS_UP:
-        left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
-        u += scale_up * tl.dot(left, tl.load(b_up + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0), input_precision="ieee")
-    g_stored = g.to(gu.dtype.element_ty)
-    u_stored = u.to(gu.dtype.element_ty)
-    if KEEP:
-        tl.store(place, g_stored, mask=row_ok & col_ok)
-        tl.store(place + width, u_stored, mask=row_ok & col_ok)
-    # rounded first, so that the backward pass, which reads the stored values, differentiates what was computed
-    value = _activate(g_stored.to(tl.float32), GELU) * u_stored.to(tl.float32)
-    tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=row_ok & col_ok)
+    gate_left = tl.load(xa_row, mask=row_ok, other=0.0)
+    up_left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
+    g = _corrected(place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
+    u = _corrected(place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
+    value = _activate(g, GELU) * u
+    tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["salt", "threshold"])
 def gated_backward(
     gu,
     dh,
+    xa,
+    b_gate,
+    b_up,
+    scale_gate,
+    scale_up,
+    j_up,
+    xa_stride,
     gb,
     seed,
     a_down,
@@ -93,18 +99,26 @@ def gated_backward(
     inverse_keep,
     RANK: tl.constexpr,
     R: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_UP: tl.constexpr,
+    DOWN_RANK: tl.constexpr,
+    DOWN_R: tl.constexpr,
     HAS_DOWN: tl.constexpr,
     DROP: tl.constexpr,
     GELU: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; LoRA's part of dh is added on the way."""
+    """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; every LoRA part is added on the way."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
     rank = tl.arange(0, R)
+    down_rank = tl.arange(0, DOWN_R)
     row_ok = rows[:, None] < n_rows
+    xa_row = xa + rows[:, None].to(tl.int64) * xa_stride + rank[None, :]
+    gate_left = tl.load(xa_row, mask=row_ok, other=0.0)
+    up_left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
     if HAS_DOWN:
-        left = tl.load(gb + rows[:, None].to(tl.int64) * R + rank[None, :], mask=row_ok, other=0.0)
+        left = tl.load(gb + rows[:, None].to(tl.int64) * DOWN_R + down_rank[None, :], mask=row_ok, other=0.0)
         if DROP:
             h = pair_hash(
                 rows[:, None], (tl.program_id(1) * 64 + lane)[None, :], half_width, dropped_key0(seed, salt), dropped_key1(seed, salt)
@@ -116,14 +130,15 @@ def gated_backward(
         dh_place = dh + rows[:, None].to(tl.int64) * width + cols[None, :]
         d = tl.load(dh_place, mask=ok, other=0.0).to(tl.float32)
         if HAS_DOWN:
-            a_ok = (rank[:, None] < RANK) & (cols[None, :] < width)
-            part = tl.dot(left, tl.load(a_down + rank[:, None] * width + cols[None, :], mask=a_ok, other=0.0), input_precision="ieee")
+            a_ok = (down_rank[:, None] < DOWN_RANK) & (cols[None, :] < width)
+            right = tl.load(a_down + down_rank[:, None] * width + cols[None, :], mask=a_ok, other=0.0)
+            part = tl.dot(left, right, input_precision="ieee")
             if DROP:
                 bits = (h >> (16 * half)) & 0xFFFF
                 part = tl.where(bits >= threshold.to(tl.uint32), part * inverse_keep, 0.0)
             d += part
-        g = tl.load(gu_place, mask=ok, other=0.0).to(tl.float32)
-        u = tl.load(gu_place + width, mask=ok, other=0.0).to(tl.float32)
+        g = _corrected(gu_place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
+        u = _corrected(gu_place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
         activated = _activate(g, GELU)
         tl.store(dh_place, (activated * u).to(dh.dtype.element_ty), mask=ok)
         tl.store(gu_place, (d * u * _activate_slope(g, GELU)).to(gu.dtype.element_ty), mask=ok)

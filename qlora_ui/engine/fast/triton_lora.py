@@ -58,25 +58,16 @@ def lora_down(
     x,
     out,
     seed,
-    w0,
-    w1,
-    w2,
-    col0,
-    col1,
-    col2,
-    num0,
-    num1,
-    num2,
-    scale0,
-    scale1,
-    scale2,
+    a0,
+    a1,
+    a2,
+    gain,
     salt0,
     salt1,
     salt2,
     n_rows,
+    width,
     x_stride,
-    w_stride_r,
-    w_stride_c,
     half_width,
     threshold,
     RANK: tl.constexpr,
@@ -85,41 +76,45 @@ def lora_down(
     DROP: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """out[n, j, :] = scale_j * sum_c dropout_j(x[n, col_j + c]) * w_j[:, c]; out is (N, J, R)."""
+    """out[n, j, :] = gain * dropout_j(x[n]) @ a_j.T; a_j is (RANK, width), out (N, J, R)."""
     j = tl.program_id(1)
-    w, col, num, scale, salt = w0, col0, num0, scale0, salt0
+    a, salt = a0, salt0
     if j == 1:
-        w, col, num, scale, salt = w1, col1, num1, scale1, salt1
+        a, salt = a1, salt1
     if j == 2:
-        w, col, num, scale, salt = w2, col2, num2, scale2, salt2
+        a, salt = a2, salt2
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     rank = tl.arange(0, R)
     lane = tl.arange(0, 64)
     row_ok = rows[:, None] < n_rows
-    x_row = x + rows[:, None].to(tl.int64) * x_stride + col
+    rank_ok = rank[None, :] < RANK
+    x_row = x + rows[:, None].to(tl.int64) * x_stride
+    a_row = a + rank[None, :] * width
     acc = tl.zeros((BM, R), dtype=tl.float32)
     if DROP:
         key0 = dropped_key0(seed, salt)
         key1 = dropped_key1(seed, salt)
-    for start in range(0, num, 128):
+    for start in range(0, width, 128):
         first = start + lane
         second = first + 64
-        xa = tl.load(x_row + first[None, :], mask=row_ok & (first[None, :] < num), other=0.0)
-        xb = tl.load(x_row + second[None, :], mask=row_ok & (second[None, :] < num), other=0.0)
+        xa = tl.load(x_row + first[None, :], mask=row_ok & (first[None, :] < width), other=0.0)
+        xb = tl.load(x_row + second[None, :], mask=row_ok & (second[None, :] < width), other=0.0)
         if DROP:
             h = pair_hash(rows[:, None], (start // 2 + lane)[None, :], half_width, key0, key1)
             xa = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), xa, 0.0).to(xa.dtype)
             xb = tl.where((h >> 16) >= threshold.to(tl.uint32), xb, 0.0).to(xb.dtype)
-        wa = tl.load(
-            w + first[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(first[:, None] < num) & (rank[None, :] < RANK), other=0.0
-        )
-        wb = tl.load(
-            w + second[:, None] * w_stride_c + rank[None, :] * w_stride_r, mask=(second[:, None] < num) & (rank[None, :] < RANK), other=0.0
-        )
+        wa = tl.load(a_row + first[:, None], mask=(first[:, None] < width) & rank_ok, other=0.0)
+        wb = tl.load(a_row + second[:, None], mask=(second[:, None] < width) & rank_ok, other=0.0)
         acc = tl.dot(xa, wa, acc, input_precision="ieee")
         acc = tl.dot(xb, wb, acc, input_precision="ieee")
     target = out + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :]
-    tl.store(target, (acc * scale).to(out.dtype.element_ty), mask=row_ok)
+    tl.store(target, (acc * gain).to(out.dtype.element_ty), mask=row_ok)
+
+
+@triton.jit
+def _add_to(target, acc, ok):
+    old = tl.load(target, mask=ok, other=0.0).to(tl.float32)
+    tl.store(target, (old + acc).to(target.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
@@ -127,6 +122,59 @@ def lora_outer(
     left,
     x,
     seed,
+    g0,
+    g1,
+    g2,
+    gain,
+    salt0,
+    salt1,
+    salt2,
+    n_rows,
+    width,
+    x_stride,
+    half_width,
+    threshold,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    J: tl.constexpr,
+    DROP: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """g_j += gain * left[:, j, :].T @ dropout_j(x); g_j is (RANK, width)."""
+    j = tl.program_id(1)
+    g, salt = g0, salt0
+    if j == 1:
+        g, salt = g1, salt1
+    if j == 2:
+        g, salt = g2, salt2
+    cols = tl.program_id(0) * BC + tl.arange(0, BC)
+    rank = tl.arange(0, R)
+    col_ok = cols[None, :] < width
+    acc = tl.zeros((R, BC), dtype=tl.float32)
+    if DROP:
+        key0 = dropped_key0(seed, salt)
+        key1 = dropped_key1(seed, salt)
+    for start in range(0, n_rows, BN):
+        rows = start + tl.arange(0, BN)
+        row_ok = rows[:, None] < n_rows
+        tile = tl.load(x + rows[:, None].to(tl.int64) * x_stride + cols[None, :], mask=row_ok & col_ok, other=0.0)
+        if DROP:
+            kept = keep(rows[:, None], cols[None, :], half_width, key0, key1, threshold)
+            tile = tl.where(kept, tile, 0.0).to(tile.dtype)
+        lt = tl.load(left + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
+        acc = tl.dot(lt, tile, acc, input_precision="ieee")
+    _add_to(g + rank[:, None] * width + cols[None, :], acc * gain, (rank[:, None] < RANK) & col_ok)
+
+
+@triton.jit
+def lora_back(
+    grad,
+    inner,
+    out,
+    b0,
+    b1,
+    b2,
     g0,
     g1,
     g2,
@@ -139,52 +187,53 @@ def lora_outer(
     scale0,
     scale1,
     scale2,
-    salt0,
-    salt1,
-    salt2,
     n_rows,
-    x_stride,
-    half_width,
-    threshold,
+    grad_stride,
+    row_blocks,
     RANK: tl.constexpr,
     R: tl.constexpr,
     J: tl.constexpr,
-    RANK_MAJOR: tl.constexpr,
-    DROP: tl.constexpr,
+    BM: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """g_j += scale_j * left[:, j, :].T @ dropout_j(x[:, col_j:col_j + num_j]); g_j is (RANK, num_j), or its transpose."""
+    """Two independent products of a projection's output gradient, in one launch because each alone leaves most of a card idle.
+
+    The first `row_blocks` programs: out[n, j, :] = scale_j * grad[n, col_j:col_j + num_j] @ b_j; the others:
+    g_j += scale_j * grad[:, col_j:col_j + num_j].T @ inner[:, j, :]. b_j and g_j are (num_j, RANK), out and inner (N, J, R).
+    """
     j = tl.program_id(1)
-    g, col, num, scale, salt = g0, col0, num0, scale0, salt0
+    b, g, col, num, scale = b0, g0, col0, num0, scale0
     if j == 1:
-        g, col, num, scale, salt = g1, col1, num1, scale1, salt1
+        b, g, col, num, scale = b1, g1, col1, num1, scale1
     if j == 2:
-        g, col, num, scale, salt = g2, col2, num2, scale2, salt2
-    cols = tl.program_id(0) * BC + tl.arange(0, BC)
-    if tl.program_id(0) * BC < num:
-        rank = tl.arange(0, R)
-        col_ok = cols[None, :] < num
-        acc = tl.zeros((R, BC), dtype=tl.float32)
-        if DROP:
-            key0 = dropped_key0(seed, salt)
-            key1 = dropped_key1(seed, salt)
-        for start in range(0, n_rows, BN):
-            rows = start + tl.arange(0, BN)
-            row_ok = rows[:, None] < n_rows
-            tile = tl.load(x + rows[:, None].to(tl.int64) * x_stride + col + cols[None, :], mask=row_ok & col_ok, other=0.0)
-            if DROP:
-                kept = keep(rows[:, None], cols[None, :], half_width, key0, key1, threshold)
-                tile = tl.where(kept, tile, 0.0).to(tile.dtype)
-            lt = tl.load(left + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
-            acc = tl.dot(lt, tile, acc, input_precision="ieee")
-        if RANK_MAJOR:  # noqa: SIM108  (decided when compiling)
-            target = g + rank[:, None] * num + cols[None, :]
-        else:
-            target = g + cols[None, :] * RANK + rank[:, None]
-        ok = (rank[:, None] < RANK) & col_ok
-        old = tl.load(target, mask=ok, other=0.0).to(tl.float32)
-        tl.store(target, (old + acc * scale).to(g.dtype.element_ty), mask=ok)
+        b, g, col, num, scale = b2, g2, col2, num2, scale2
+    rank = tl.arange(0, R)
+    block = tl.program_id(0)
+    if block < row_blocks:
+        rows = block * BM + tl.arange(0, BM)
+        row_ok = rows[:, None] < n_rows
+        source = grad + rows[:, None].to(tl.int64) * grad_stride + col
+        total = tl.zeros((BM, R), dtype=tl.float32)
+        for start in range(0, num, 128):
+            cols = start + tl.arange(0, 128)
+            tile = tl.load(source + cols[None, :], mask=row_ok & (cols[None, :] < num), other=0.0)
+            right = tl.load(b + cols[:, None] * RANK + rank[None, :], mask=(cols[:, None] < num) & (rank[None, :] < RANK), other=0.0)
+            total = tl.dot(tile, right, total, input_precision="ieee")
+        target = out + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :]
+        tl.store(target, (total * scale).to(out.dtype.element_ty), mask=row_ok)
+    else:
+        cols = (block - row_blocks) * BC + tl.arange(0, BC)
+        if (block - row_blocks) * BC < num:
+            col_ok = cols[None, :] < num
+            acc = tl.zeros((R, BC), dtype=tl.float32)
+            for start in range(0, n_rows, BN):
+                rows = start + tl.arange(0, BN)
+                place = grad + rows[:, None].to(tl.int64) * grad_stride + col + cols[None, :]
+                tile = tl.load(place, mask=(rows[:, None] < n_rows) & col_ok, other=0.0)
+                lt = tl.load(inner + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
+                acc = tl.dot(lt, tile, acc, input_precision="ieee")
+            _add_to(g + cols[None, :] * RANK + rank[:, None], acc * scale, (rank[:, None] < RANK) & col_ok)
 
 
 @triton.jit

@@ -94,9 +94,11 @@ class FrozenMatrix:
         dequantize_into(out, layer.weight, layer.weight.quant_state)
         return out
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x (N, in) times the matrix transposed, plus the bias."""
+    def apply(self, x: torch.Tensor, dense: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x (N, in) times the matrix transposed, plus the bias; `dense` is the matrix where the caller holds it."""
         bias = self.bias if self.bias is None or self.bias.dtype == x.dtype else self.bias.to(x.dtype)
+        if dense is not None:
+            return nn.functional.linear(x, dense, bias)
         if self._fits(x.dtype) or len(self.layers) == 1:
             return nn.functional.linear(x, self.dense(x.dtype), bias)
         out = x.new_empty(x.shape[0], self.num_out)
@@ -106,8 +108,10 @@ class FrozenMatrix:
             start += size
         return out if bias is None else out.add_(bias)
 
-    def apply_transposed(self, grad: torch.Tensor) -> torch.Tensor:
-        """Return grad (N, out) times the matrix: the gradient of `apply`'s input."""
+    def apply_transposed(self, grad: torch.Tensor, dense: torch.Tensor | None = None) -> torch.Tensor:
+        """Return grad (N, out) times the matrix: the gradient of `apply`'s input; `dense` is the matrix where the caller holds it."""
+        if dense is not None:
+            return grad @ dense
         if self._fits(grad.dtype):
             return grad @ self.dense(grad.dtype)
         if len(self.layers) > 1:

@@ -1,0 +1,211 @@
+"""The layers' operations beside the projections: gated MLP and RMS norms; a Triton kernel or plain torch, as in `ops.py`.
+
+Shapes: N tokens, H model width, F MLP width, J adapted projections that share an input, R LoRA rank padded to a multiple of 16.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .dropout import Dropout, half_width
+from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, next_power_of_2, padded_rank, uses_triton
+
+if HAS_TRITON:
+    from . import triton_layers
+
+
+GATED_BACKWARD = (16, 4)
+"""Rows and warps of a program."""
+
+
+@dataclass(frozen=True)
+class _GateUp:
+    """What a kernel is told of the adapters of gate and up: of both, of one of them, or of a single one over both (Phi's gate_up_proj)."""
+
+    b_gate: torch.Tensor
+    b_up: torch.Tensor
+    scale_gate: float
+    scale_up: float
+    place_up: int
+    has_gate: bool
+    has_up: bool
+    rank: int
+    padded: int
+
+
+def _gate_up(gu: torch.Tensor, adapters: Sequence[Adapter]) -> _GateUp:
+    width = gu.shape[1] // 2
+    gate = next((ad for ad in adapters if ad.column == 0), None)
+    up = next((ad for ad in adapters if ad.column == width), None)
+    b_gate, b_up = gate.b if gate else gu, up.b if up else gu
+    if gate is not None and gate.num_out == 2 * width:
+        b_gate, b_up, up = gate.b[:width], gate.b[width:], gate
+    rank, padded = (adapters[0].a.shape[0], padded_rank(adapters)) if adapters else (16, 16)
+    scales = gate.scale if gate else 1.0, up.scale if up else 1.0
+    return _GateUp(b_gate, b_up, *scales, max(len(adapters) - 1, 0), gate is not None, up is not None, rank, padded)
+
+
+def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return F.gelu(g, approximate="tanh") if gelu else F.silu(g)
+
+
+def _with_lora(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter]) -> torch.Tensor:
+    return gu if inner is None else add_up_(gu.clone(), inner, adapters)
+
+
+def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter], *, gelu: bool) -> torch.Tensor:
+    """Return act(gate) * up (N, F) of gu (N, 2F), the frozen product alone; LoRA's parts are added on the way and gu stays as it is."""
+    width = gu.shape[1] // 2
+    if not uses_triton(gu):
+        whole = _with_lora(gu, inner, adapters)
+        return _activation(whole[:, :width].float(), gelu).mul_(whole[:, width:]).to(gu.dtype)
+    out = gu.new_empty(gu.shape[0], width)
+    told = _gate_up(gu, adapters)
+    # half the kernel's columns for large ranks, so that their tiles fit
+    rows, columns = 16, 128 if told.rank <= 64 else 64
+    triton_layers.gated_forward[(cdiv(gu.shape[0], rows), cdiv(width, columns))](
+        gu,
+        inner if inner is not None else gu,
+        out,
+        told.b_gate,
+        told.b_up,
+        told.scale_gate,
+        told.scale_up,
+        gu.shape[0],
+        width,
+        told.place_up,
+        len(adapters) * told.padded,
+        RANK=told.rank,
+        R=told.padded,
+        HAS_GATE=told.has_gate,
+        HAS_UP=told.has_up,
+        GELU=gelu,
+        BM=rows,
+        BN=columns,
+        num_warps=4,
+    )
+    return out
+
+
+def gated_backward_(  # noqa: PLR0917
+    gu: torch.Tensor,
+    inner: torch.Tensor | None,
+    adapters: Sequence[Adapter],
+    dh: torch.Tensor,
+    down_grad: torch.Tensor | None,
+    down: Adapter | None,
+    dropout: Dropout | None,
+    *,
+    gelu: bool,
+) -> None:
+    """In place: gu (N, 2F) becomes its gradient, dh (N, F) the recomputed act(gate) * up; the down projection's LoRA joins dh first.
+
+    `gu`, `inner` and `adapters` are what `gated` was given.
+    """
+    width = dh.shape[1]
+    if not uses_triton(gu):
+        if down is not None and down_grad is not None:
+            add_input_gradient_(dh, down_grad, [down], dropout)
+        whole = _with_lora(gu, inner, adapters)
+        with torch.enable_grad():
+            g = whole[:, :width].to(torch.float32, copy=True).requires_grad_()
+            activated = _activation(g, gelu)
+            (slope,) = torch.autograd.grad(activated.sum(), g)
+        up, d = whole[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
+        dh.copy_(activated.detach() * up)
+        gu[:, :width] = d * up * slope
+        gu[:, width:] = d * activated.detach()
+        return
+    told = _gate_up(gu, adapters)
+    down_rank, down_padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
+    rows, warps = GATED_BACKWARD
+    triton_layers.gated_backward[(cdiv(gu.shape[0], rows), cdiv(width, 128))](
+        gu,
+        dh,
+        inner if inner is not None else gu,
+        told.b_gate,
+        told.b_up,
+        told.scale_gate,
+        told.scale_up,
+        told.place_up,
+        len(adapters) * told.padded,
+        down_grad if down_grad is not None else dh,
+        dropout.seed if dropout else dh,
+        down.a if down else dh,
+        down.salt if down else 0,
+        gu.shape[0],
+        width,
+        half_width(width),
+        dropout.threshold if dropout else 0,
+        dropout.inverse_keep if dropout else 1.0,
+        RANK=told.rank,
+        R=told.padded,
+        HAS_GATE=told.has_gate,
+        HAS_UP=told.has_up,
+        DOWN_RANK=down_rank,
+        DOWN_R=down_padded,
+        HAS_DOWN=down is not None,
+        DROP=dropout is not None and down is not None,
+        GELU=gelu,
+        BM=rows,
+        num_warps=warps,
+    )
+
+
+def norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H)."""
+    if not uses_triton(x):
+        total = x if delta is None else x + delta
+        wide = total.float()
+        rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+        return total, (wide * rstd[:, None] * (weight.float() + offset)).to(x.dtype), rstd
+    y = torch.empty_like(x)
+    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    total = x if delta is None else torch.empty_like(x)
+    block = next_power_of_2(x.shape[1])
+    triton_layers.norm_forward[(x.shape[0],)](
+        x,
+        x if delta is None else delta,
+        weight,
+        total,
+        y,
+        rstd,
+        x.shape[1],
+        eps,
+        ADD=delta is not None,
+        OFFSET=offset,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return total, y, rstd
+
+
+def norm_backward(  # noqa: PLR0917
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
+    if not uses_triton(x):
+        normed = x.float() * rstd[:, None]
+        wdy = dy.float() * (weight.float() + offset)
+        dx = (wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]
+        return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
+    dx = torch.empty_like(x)
+    block = next_power_of_2(x.shape[1])
+    triton_layers.norm_backward[(x.shape[0],)](
+        dy,
+        x,
+        weight,
+        rstd,
+        dx if dtotal is None else dtotal,
+        dx,
+        x.shape[1],
+        ADD=dtotal is not None,
+        OFFSET=offset,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return dx

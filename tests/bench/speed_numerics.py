@@ -1,0 +1,88 @@
+"""Fast against plain on the same real text: losses and gradient norms of every step, and the trained adapters' evaluation losses.
+
+usage: python tests/bench/speed_numerics.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50]
+Whole rows and packed ones, dropout 0, one seed. `eager` is the plain stack again with another attention: how far rounding alone goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RUNS = {
+    "plain": ["plain"],
+    "fast": ["fast"],
+    "eager": ["plain", "--attention", "eager"],
+    "packed plain": ["plain", "--packed", "--mean-len", "80"],
+    "packed fast": ["fast", "--mean-len", "80"],
+}
+PAIRS = (("plain", "fast"), ("packed plain", "packed fast"), ("plain", "eager"))
+
+
+def run_all(model: str, text: str, steps: int) -> dict[str, dict[str, Any]]:
+    """One row for each run, all at the same time: nothing is timed."""
+    common = [model, "--text", text, "--dropout", "0", "--seq", "256", "--bs", "4", "--ga", "2", "--steps", str(steps), "--eval-rows", "24"]
+    folder = Path(tempfile.mkdtemp())
+    started = {}
+    for name, (stack, *words) in RUNS.items():
+        log = open(folder / name, "w", encoding="utf-8")  # noqa: SIM115  (lives as long as the process)
+        command = [sys.executable, str(Path(__file__).with_name("speed_train.py")), stack, *common, *words, "--tag", name]
+        started[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    rows = {}
+    for name, process in started.items():
+        process.wait()
+        lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line[4:] for line in lines if line.startswith("ROW ")]
+        if found:
+            rows[name] = json.loads(found[-1])
+        else:
+            print(name, "failed", *lines[-12:], sep="\n", flush=True)
+    return rows
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Relative distances of `other` from `one`."""
+
+    def distances(key: str) -> list[float]:
+        return [abs(b - a) / abs(a) for a, b in zip(one[key], other[key], strict=True)]
+
+    losses, norms = distances("losses"), distances("grad_norms")
+    return {
+        "loss_max": max(losses),
+        "loss_steps_within_1_pct": sum(d <= 0.01 for d in losses),
+        "norm_max": max(norms),
+        "norm_median": sorted(norms)[len(norms) // 2],
+        "norm_steps_within_3_pct": sum(d <= 0.03 for d in norms),
+        "eval": other["eval_loss"] / one["eval_loss"] - 1,
+        "eval_losses": [one["eval_loss"], other["eval_loss"]],
+        "first_and_last_loss": [one["losses"][0], one["losses"][-1]],
+        "steps": len(losses),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("text")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=50)
+    given = parser.parse_args()
+    rows = run_all(given.model, given.text, given.steps)
+    pairs = {f"{one} - {other}": compare(rows[one], rows[other]) for one, other in PAIRS if one in rows and other in rows}
+    for name, found in pairs.items():
+        print(
+            f"{name:28s} loss {found['loss_max']:.3%} ({found['loss_steps_within_1_pct']} of {found['steps']} within 1 %)  "
+            f"norm {found['norm_max']:.2%}, median {found['norm_median']:.2%} ({found['norm_steps_within_3_pct']} within 3 %)  "
+            f"evaluation {found['eval']:+.3%}  loss {found['first_and_last_loss']}",
+            flush=True,
+        )
+    given.out.write_text(json.dumps({"pairs": pairs, "rows": rows}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
