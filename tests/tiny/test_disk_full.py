@@ -140,11 +140,12 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(point: str, disk: Disk
     assert curve(view) == curve(calm)
 
 
-@pytest.mark.parametrize(
-    ("point", "target"), [("rows", "qlora_ui.engine.dataset._write"), ("result", "qlora_ui.engine.job.publish_adapter")]
-)
-def test_a_full_disk_elsewhere_is_told_and_the_run_continues(point: str, target: str, disk: Disk, config: RunConfig, calm: RunView) -> None:
-    with before(target, disk.fill):
+ELSEWHERE = {"rows": "qlora_ui.engine.dataset._write", "result": "qlora_ui.engine.job.publish_adapter"}
+
+
+@pytest.mark.parametrize("point", ELSEWHERE)
+def test_a_full_disk_elsewhere_is_told_and_the_run_continues(point: str, disk: Disk, config: RunConfig, calm: RunView) -> None:
+    with before(ELSEWHERE[point], disk.fill):
         view = train(Workspace.at(disk.folder), config)
     # The ending itself waited for room.
     disk.free()
