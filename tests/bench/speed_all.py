@@ -52,7 +52,8 @@ class Row:
 def start(plan: str, models: str, gate: Path) -> Row:
     """Start one row's process."""
     name, path, limit, words = (part.strip() for part in plan.split("|"))
-    env = dict(os.environ)
+    # Unsloth writes its compiled modules into the working folder unless told otherwise; several processes would share them
+    env = {**os.environ, "UNSLOTH_COMPILE_LOCATION": f"{gate}-compiled"}
     if path != "-":
         env["PYTHONPATH"] = path + os.pathsep + env.get("PYTHONPATH", "")
     command = [sys.executable, "tests/bench/speed_train.py", *words.replace("MODELS", models).split(), "--tag", name]
