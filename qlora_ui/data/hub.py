@@ -28,6 +28,7 @@ KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps its own Parquet copy of datasets whose files are of other kinds."""
 PREVIEW_BYTES = 512 << 10
+_PIECE_BYTES = 256 << 10
 _ROWS_SERVER = "https://datasets-server.huggingface.co"
 _NO_DATA = ("dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
 _SPLIT = re.compile(r"(?:^|[/_.\-])(train(?:ing)?|validation|valid|val|dev|test|testing|eval|evaluation)(?:[/_.\-]|$)", re.IGNORECASE)
@@ -131,7 +132,7 @@ def download(
 
     Raises DataError with what the Hub's refusal means, and Cancelled.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     on_progress(f"Asking the Hub for {repo}", None)
     splits = splits_of(repo, workspace)
@@ -142,9 +143,12 @@ def download(
         raise _error(
             "hub-disk", f"There is not enough space for {repo}.", f"It needs {format_bytes(total)}; {free} are free.", "Free some space."
         )
+    # The library looks up after every piece; pieces of 10 MB would keep a slow line silent, and deaf to a cancel, for too long.
+    constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES
     paths, done = [], 0
     for name in names:
         stop_if(is_cancelled, f"The download of {repo}")
+        on_progress(f"Downloading {repo}: {format_bytes(total)}", done / max(total, 1))
         bar = _progress_bar(repo, done, total, on_progress, is_cancelled)
         with _hub_errors(repo):
             path = hf_hub_download(
@@ -338,7 +342,10 @@ def _progress_bar(repo: str, done: int, total: int, on_progress: OnProgress, is_
             if is_cancelled():
                 raise Cancelled(f"The download of {repo} was stopped.", fix="Start it again whenever you like.")
             self._mine += n or 0
-            on_progress(f"Downloading {repo}: {format_bytes(done + self._mine)}", min((done + self._mine) / max(total, 1), 1.0))
+            on_progress(
+                f"Downloading {repo}: {format_bytes(done + self._mine)} of {format_bytes(total)}",
+                min((done + self._mine) / max(total, 1), 1.0),
+            )
             return None
 
     return Bar

@@ -89,7 +89,9 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     data = _data_section(values)
     inspection = service.inspect(data) if data is not None else None
     peek = service.peek(data) if data is not None else None
-    look = service.look(config) if config is not None and facts is not None else None
+    # Counting tokens reads the same files: it waits until they are read, or the work would be done twice.
+    is_read = inspection is not None and inspection.is_done and inspection.answer is not None
+    look = service.look(config) if config is not None and facts is not None and is_read else None
     draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, look)
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
@@ -101,6 +103,9 @@ def _data_problems(draft: Draft) -> list[Problem]:
     for pending in (draft.inspection, draft.look):
         if pending is not None and pending.is_done:
             problems.extend(pending.problems)
+    if draft.inspection is not None and draft.inspection.is_stopped and draft.report is None:
+        what, fix = "The datasets were not read: you stopped it", "Press “Read them” on the Data tab"
+        problems.append(Problem("data.sources", what, fix=fix, code="DATA-STOPPED"))
     if draft.report is not None:
         problems.extend(finding.as_problem() for finding in draft.report.findings if finding.severity == "error")
     return list(dict.fromkeys(map(_placed, problems)))

@@ -114,6 +114,16 @@ class Service:
         key = (model.model_dump_json(), config.eval.share, config.train.seed, *data_key(config.data))
         return self._looks.ask(key, lambda told, stopped: self.lens.report(config, told, stopped))
 
+    def stop_reading(self) -> None:
+        """Give up reading, downloading and counting of data, as the user wishes."""
+        self._inspections.stop()
+        self._looks.stop()
+
+    def read_again(self) -> None:
+        """Read what was stopped."""
+        self._inspections.forget_stopped()
+        self._looks.forget_stopped()
+
     @cached_property
     def run_lists(self) -> RunLists:
         """All runs as rows, for the Runs tab and for every picker of a run."""

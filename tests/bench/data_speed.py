@@ -162,21 +162,23 @@ def _tokenize(model: Path, path: Path, workspace: Workspace) -> dict[str, Any]:
     data = DataSection(sources=(DataSource(id=str(path), rows=f"first {TOKENIZED_ROWS}"),))
     conversations = load_conversations(data, workspace).conversations
     tokenizer = load_tokenizer(model)
-    begun = time.monotonic()
+    begun, begun_cpu = time.monotonic(), time.process_time()
     table = tokenize_all(conversations, tokenizer, data)
-    took = time.monotonic() - begun
+    took, took_cpu = time.monotonic() - begun, time.process_time() - begun_cpu
     renderer = RowTokenizer(tokenizer, data).renderer
     begun = time.monotonic()
     texts = [renderer.rendered(conversation).text for conversation in conversations]
     rendering_s = time.monotonic() - begun
-    begun = time.monotonic()
+    begun, begun_cpu = time.monotonic(), time.process_time()
     tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    alone = time.monotonic() - begun
+    alone, alone_cpu = time.monotonic() - begun, time.process_time() - begun_cpu
     return {
         "model": model.name,
         "tokenized_rows_per_s": round(len(table) / took),
         "tokens_per_s": round(len(table.ids) / took),
         "tokenizer_alone_tokens_per_s": round(len(table.ids) / alone),
+        "tokens_per_cpu_s": round(len(table.ids) / took_cpu),
+        "tokenizer_alone_tokens_per_cpu_s": round(len(table.ids) / alone_cpu),
         "templates_alone_rows_per_s": round(len(texts) / rendering_s),
     }
 

@@ -57,7 +57,7 @@ def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, t
     missing = tmp_path / "nowhere.jsonl"
     page.locator("#q-source-name textarea, #q-source-name input").fill(str(missing))
     page.locator("#q-source-add").click()
-    expect(page.get_by_text("There is no file nowhere.jsonl")).to_be_visible()
+    expect(page.get_by_text("There is no file nowhere.jsonl").first).to_be_visible()
 
 
 def test_without_a_dataset_start_says_so(visit: Visit, tmp_path: Path) -> None:

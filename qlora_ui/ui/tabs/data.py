@@ -63,6 +63,7 @@ def build(page: Page) -> None:
     _wire_adders(page, adders)
     _wire_actions(page, sources, columns)
     _wire_findings(page, verdict, row)
+    _wire_reading(page, verdict)
     _wire_steps(page, picker, row)
 
 
@@ -231,6 +232,21 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
         return [gr.update(value=position + 1)]
 
     page.undo.offer(verdict.act, propose, extra_outputs=[row], extra_values=row_number)
+
+
+def _wire_reading(page: Page, verdict: Any) -> None:
+    """Stopping a read, a download or a count, and beginning it again."""
+
+    @handler
+    def act(event: gr.EventData) -> None:
+        match Action.of(event).name:
+            case "stop-reading":
+                page.service.stop_reading()
+            case "read-again":
+                page.service.read_again()
+
+    event = verdict.act(act, None, None, api_visibility="private", show_progress="hidden", queue=False)
+    page.refresh_after(event)
 
 
 def _position(page: Page, config: RunConfig, row: int, source: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_ui.base.units import KIB, format_bytes, format_count
+from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
 from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import act_button
@@ -14,6 +14,7 @@ from qlora_ui.ui.views.ready import TITLES
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
+    from qlora_ui.ui.inspection import Pending
 
 VERDICTS = {
     "ready": ("Ready", "good", "Every row can be learned from."),
@@ -73,10 +74,13 @@ def columns_html(draft: Draft, mapping: Mapping[str, str]) -> str:
 def _without_report(draft: Draft) -> str:
     inspection = draft.inspection
     if inspection is not None and not inspection.is_done:
-        share = f" {100 * inspection.share:.0f} %" if inspection.share is not None else ""
+        return f'<div class="q-verdict" aria-busy="true">{_progress(inspection, "q-reading")}</div>'
+    if inspection is not None and inspection.is_stopped:
+        again = act_button("Read them", "read-again", look="primary", echo="Reading")
+        words = "You stopped it. Files that were downloaded whole are kept."
         return (
-            '<div class="q-verdict" aria-busy="true"><div class="q-progress q-progress-open"><i style="width:100%"></i></div>'
-            f'<p class="q-small">{escape(inspection.what or "Reading")}{share}</p></div>'
+            '<div class="q-verdict"><span class="q-chip q-verdict-pill" role="status" id="q-verdict">Not read</span>'
+            f'<p class="q-small">{words}</p><div class="q-finding-do">{again}</div></div>'
         )
     problems = draft.problems_of("data.sources") or draft.problems_of("data.mapping")
     if problems:
@@ -84,6 +88,23 @@ def _without_report(draft: Draft) -> str:
         pill = '<span class="q-chip q-chip-bad q-verdict-pill" role="status" id="q-verdict">Not trainable</span>'
         return f'<div class="q-verdict">{pill}<div class="q-note q-note-bad">{items}</div></div>'
     return '<div class="q-empty"><h2>The verdict comes here</h2>Choose a dataset: its rows are read and checked at once.</div>'
+
+
+def _progress(pending: Pending[Any], elem_id: str) -> str:
+    """What is being done, how far it is, how long it takes still, and the button that stops it."""
+    share = pending.share
+    bar = (
+        f'<div class="q-progress" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
+        if share is not None
+        else '<div class="q-progress q-progress-open"><i style="width:100%"></i></div>'
+    )
+    left = pending.seconds_left()
+    parts = [pending.what or "Reading", f"{100 * share:.0f} %" if share is not None else ""]
+    parts.append(f"about {format_duration(max(left, 1))} left" if left is not None else "")
+    words = escape(" · ".join(filter(None, parts)))
+    stop = act_button("Cancel", "stop-reading", look="quiet", title="Cancel reading", echo="Stopping")
+    return f'<div class="q-getting" id="{elem_id}"><p class="q-small q-num">{words}</p>{bar}{stop}</div>'
 
 
 def _problems(draft: Draft) -> str:
@@ -101,9 +122,15 @@ def _token_line(draft: Draft, report: DataReport) -> str:
         parts = [f"{format_count(tokens['mean'])} tokens a row on average" if "mean" in tokens else ""]
         parts.append(f"longest {format_count(tokens['longest'])}" if "longest" in tokens else "")
         return f'<p class="q-small q-num">{escape(", ".join(part for part in parts if part))}.</p>'
-    if draft.look is not None and not draft.look.is_done:
+    look = draft.look
+    if look is not None and look.is_stopped:
+        again = act_button("Count them", "read-again", look="link", echo="Counting")
+        return f'<p class="q-small" id="q-counting">Tokens were not counted: you stopped it. {again}</p>'
+    if look is not None and not look.is_done:
         # Files are read a second time on the way; to the user all of it is the counting of tokens.
-        return '<p class="q-small" id="q-counting">Counting tokens</p>'
+        if look.seconds_left() is None:
+            return '<p class="q-small" id="q-counting">Counting tokens</p>'
+        return _progress(look, "q-counting")
     return ""
 
 
