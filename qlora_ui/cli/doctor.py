@@ -103,7 +103,7 @@ def _say(values: dict[str, Any]) -> None:
         learned = f"estimates × {card['correction']:.3f} after {card['num_learned']} runs"
         print(f"{card['name']}: {format_bytes(card['free_bytes'])} of {format_bytes(card['total_bytes'])} free, {words}, {learned}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
-    by_kernel = values["files_read_without_network_by"] == "kernel"
-    print(f"Datasets are read in a process to which {'the kernel' if by_kernel else 'only Python itself (an audit hook)'} refuses the network")
+    refuser = "the kernel" if values["files_read_without_network_by"] == "kernel" else "only Python itself (an audit hook)"
+    print(f"Datasets are read in a process to which {refuser} refuses the network")
     for problem in values["problems"]:
         print(f"! {problem['what']} {problem['fix']}".rstrip())
