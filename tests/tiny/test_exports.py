@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,19 @@ def test_the_converter_is_a_child_and_its_refusal_is_told(workspace: Workspace, 
             on_progress=lambda what, share: None,
             is_cancelled=lambda: False,
         )
+
+
+def test_a_single_shard_named_one_of_one_loads_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    names = load_file(str(base / "model-00001-of-00001.safetensors"))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    config = _config(base)
+    _peft_model(base, config, in_4bit=False).save_pretrained(tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "out", config, dequantized=False)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from pathlib import Path
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import ModelError, RunError
 from qlora_ui.base.files import write_json
 from qlora_ui.engine.exports.card import public_name
-from qlora_ui.models.folder import PICKLES
+from qlora_ui.models.folder import PICKLES, read_header
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 
@@ -46,7 +47,7 @@ def refuse_leaks(out: Path, workspace: Workspace, *more: str) -> None:
     """Raise RunError where a file of an export holds a path of this machine, a token, or is a pickle: a last look at all of it."""
     home = str(Path.home())
     traces = [str(workspace.root), *more, *([home] if len(home) > 5 else [])]
-    needles = [trace.encode() for trace in traces] + [json.dumps(trace)[1:-1].encode() for trace in traces]
+    needles = sorted({trace.encode() for trace in traces} | {json.dumps(trace)[1:-1].encode() for trace in traces})
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         if file.suffix in PICKLES:
             raise _leak(file, "It is a pickle, a format that can run code")
@@ -59,13 +60,32 @@ def refuse_leaks(out: Path, workspace: Workspace, *more: str) -> None:
 def _holds(file: Path, needles: list[bytes]) -> bool:
     keep = max(map(len, needles)) - 1
     tail = b""
+    left = _text_bytes(file)
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+        while chunk := stream.read(min(_CHUNK_BYTES, left)):
+            left -= len(chunk)
             window = tail + chunk
             if any(needle in window for needle in needles):
                 return True
             tail = window[-keep:]
     return False
+
+
+def _text_bytes(file: Path) -> int:
+    """How much of a file may hold text: of whole safetensors files the header, behind which there are only numbers, else everything.
+
+    Searching 16 GB of weights took three quarters of the time of a merge.
+    """
+    size = file.stat().st_size
+    if file.suffix != ".safetensors":
+        return size
+    try:
+        numbers = max((entry["data_offsets"][1] for entry in read_header(file).values()), default=0)
+    except ModelError:
+        return size
+    with file.open("rb") as stream:
+        header = 8 + struct.unpack("<Q", stream.read(8))[0]
+    return header if header + numbers == size else size
 
 
 def _leak(file: Path, why: str) -> RunError:

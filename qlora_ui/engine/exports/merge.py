@@ -31,6 +31,7 @@ from qlora_ui.settings.run_config import RunConfig
 
 _COPIED = ("generation_config.json", "tokenizer.model", "LICENSE", "LICENSE.txt", "NOTICE")
 _OUTPUT = "lm_head.weight"
+_SINGLE = "model.safetensors"
 _BLOCK = 64
 """Weights that share a scale; bitsandbytes' own default, and what its Linear4bit uses."""
 
@@ -64,7 +65,8 @@ def merge(
         total += rewrite(file, out / file.name, counted, untied if last else None, dtype)
         weight_map |= dict.fromkeys([*names, *(untied if last else ())], file.name)
     _refuse_leftovers(lora)
-    if len(files) > 1:
+    # A single shard may be named as one of one; only the index says so to those who load it.
+    if [file.name for file in files] != [_SINGLE]:
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     _write_settings(base, out, config, dtype, untie=bool(untied))
     return total

@@ -15,6 +15,8 @@ Q8_0_BYTES = 34 / 32
 """A block of 32 weights takes 32 bytes and a 2-byte scale."""
 NF4_BYTES = 0.516
 """4 bits, 8-bit scales per 64 weights, and their fp32 scales per 256."""
+CARD_BYTES = 64 * 1024
+"""The model card and what else is text."""
 TORCH_BYTES = 700 * MIB
 """A Python process with torch and transformers loaded."""
 
@@ -38,7 +40,7 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
     shapes = [entry["shape"] for file in weight_files(base) for entry in read_header(file).values()]
     num_params = sum(math.prod(shape) for shape in shapes)
     largest = max(math.prod(shape) for shape in shapes)
-    adapter = size_of_tree(run.adapter)
+    adapter = size_of_tree(run.adapter) + CARD_BYTES
     small_files = 40 * MIB  # tokenizers of the largest vocabularies
     merged = 2 * num_params + small_files
     # stored, in fp32 before and after, and as bf16
@@ -47,7 +49,7 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
     whole = TORCH_BYTES + 4 * num_params
     q8 = round(Q8_0_BYTES * num_params) + small_files
     return {
-        "adapter": ExportPlan(adapter, adapter, 50 * MIB, four_bits),
+        "adapter": ExportPlan(adapter, adapter, TORCH_BYTES, four_bits),
         "merged-dequantized": ExportPlan(merged, merged, merge_memory, whole),
         "merged-original": ExportPlan(merged, merged, merge_memory, whole),
         "gguf-f16": ExportPlan(merged, 2 * merged, merge_memory + 4 * largest, whole),
