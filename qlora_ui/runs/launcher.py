@@ -54,15 +54,16 @@ class Launcher:
     def start(self, config: RunConfig, *, key: str = "") -> RunDir:
         """Make a run and put it at the end of the queue.
 
-        The same `key` twice (one press of a button that arrived twice) gives the same run; without one, equal settings
-        within three seconds count as one press.
+        The same `key` twice (one press of a button that arrived twice) gives the same run; without one, presses with equal
+        settings that follow each other within three seconds count as one, however many there are and from whatever page.
         """
-        now = time.monotonic()
         given = key or hashlib.sha256(config.to_yaml().encode()).hexdigest()
         with self._changed:
             self._check_open()
+            now = time.monotonic()
             known = self._keys.get(given)
             if known is not None and (key or now - known[1] < SAME_PRESS_S):
+                self._keys[given] = (known[0], now)
                 return known[0]
             run = registry.create_run(self._workspace, config)
             self._keys[given] = (run, now)

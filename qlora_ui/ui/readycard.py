@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import gradio as gr
@@ -25,7 +24,6 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="q-ready-more", min_width=0):
         page.device = _device_picker(page)
         page.form.place("output.name", maker=_name_box, min_width=0)
-    key = gr.State("")
     waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
 
@@ -36,15 +34,13 @@ def build(page: Page) -> None:
     page.live(lambda run_id: waits_html(page.service.view("")), [waits])
 
     @handler
-    def begin(data: dict[Any, Any]) -> tuple[str, Any, str]:
-        config = page.form.read(data)
-        # The key is this press of the button: should it arrive twice, the same run answers.
-        run = page.service.launcher.start(config, key=data[key] or secrets.token_hex(8))
-        return run.id, gr.Tabs(selected="train"), secrets.token_hex(8)
+    def begin(data: dict[Any, Any]) -> tuple[str, Any]:
+        # The launcher takes presses with equal settings for one, also those of another page.
+        run = page.service.launcher.start(page.form.read(data))
+        return run.id, gr.Tabs(selected="train")
 
-    page.on_load(lambda: secrets.token_hex(8), [key])
     # The card is built last, so every control of the form is there.
-    started = start.click(begin, page.form.inputs | {key}, [page.run_id, page.tabs, key], api_visibility="private")
+    started = start.click(begin, page.form.inputs, [page.run_id, page.tabs], api_visibility="private")
     page.redraw_after(started)
 
 

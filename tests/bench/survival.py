@@ -274,8 +274,9 @@ def _try_to_stop(made: RunDir, trial: Trial, delay_s: float) -> None:
     view = read_run(made)
     trial.took_s = time.monotonic() - trial.asked_at
     trial.steps_after = view.step - trial.steps_before
-    if trial.asked_at == 0:
-        trial.problem = "was over before it was asked"
+    if not trial.asked_at:
+        # A run that was shorter than the chosen moment is no trial.
+        trial.problem = "" if trial.phase == "any moment" else "was never asked"
     elif view.status is not ENDINGS[trial.request] and not (trial.phase == "any moment" and view.status is Status.DONE):
         trial.problem = f"ended as {view.status.value}: {view.ended}"
     elif trial.request is not Request.STOP_NOW and view.step and not (made.checkpoints / f"checkpoint-{view.step}").is_dir():
