@@ -7,18 +7,14 @@ hold a model); everything that happens is an event on the journal; what is on th
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 
 from qlora_ui.base.progress import Cancelled
@@ -34,17 +30,17 @@ from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
-from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, predict
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, started
 from qlora_ui.engine.probes import answer_probes
+from qlora_ui.engine.processes import SilentJournal, first_process_first, is_first_process, num_processes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
 from qlora_ui.engine.resume import check_same, find_checkpoint, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
-from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Event, Failed, Finished, Noticed, Paused, PhaseChanged, Planned, Started, Stopped
+from qlora_ui.runs.events import Ended, Failed, Finished, Noticed, Paused, PhaseChanged, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -62,7 +58,7 @@ def run(run_dir: Path, *, turns: Turns | None = None) -> None:
     `turns` lets others compute on the same card between two steps.
     """
     target = RunDir(Path(run_dir))
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    is_main = is_first_process()
     if is_main:
         target.claim()
     try:
@@ -70,16 +66,6 @@ def run(run_dir: Path, *, turns: Turns | None = None) -> None:
     finally:
         if is_main:
             target.release()
-
-
-class SilentJournal(JournalWriter):
-    """What the other processes of a distributed run write to: only one writes the journal."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def write(self, event: Event, *, durable: bool = False) -> None:
-        """Nothing."""
 
 
 class Job:
@@ -150,8 +136,8 @@ class Job:
         self._started(device, checkpoint)
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
-            folder = self._main_first(lambda: self._download(config))
-            ground = self._main_first(lambda: self._data(config, folder, device))
+            folder = first_process_first(lambda: self._download(config))
+            ground = first_process_first(lambda: self._data(config, folder, device))
             with self.turns.turn():
                 return self._train(config, ground, checkpoint)
 
@@ -196,20 +182,8 @@ class Job:
     # Phases
 
     def _started(self, device: torch.device, checkpoint: Checkpoint | None) -> None:
-        me = psutil.Process()
         self._first_step = self.journal.step = checkpoint.step if checkpoint else 0
-        self.journal.write(
-            Started(
-                pid=me.pid,
-                process_started=me.create_time(),
-                host=socket.gethostname(),
-                launcher="process" if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ else "thread",
-                versions=versions(),
-                device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-                resumed_from=checkpoint.step if checkpoint else None,
-            ),
-            durable=True,
-        )
+        self.journal.write(started(device, checkpoint.step if checkpoint else None), durable=True)
 
     def _download(self, config: RunConfig) -> Path:
         self._enter("download")
@@ -239,7 +213,7 @@ class Job:
         if initial is not None:
             initial.check_shapes(model)
         self._raise_if_ending()
-        agree = agreement(int(os.environ.get("WORLD_SIZE", "1")), ground.device)
+        agree = agreement(num_processes(), ground.device)
         self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
         session = Session(
             config=config,
@@ -262,31 +236,19 @@ class Job:
         return self.trainer, self.recorder
 
     def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer, report: FastReport) -> None:
-        rows, plan = ground.rows, ground.plan
-        trainable, total = num_parameters(trainer.model)
+        rows = ground.rows
         self.prediction = predict(config, self.workspace, rows.lengths, len(rows.train) + rows.num_eval)
-        labels = rows.train["labels"]
+        event = planned(config, rows.train, ground.plan, num_parameters(trainer.model), self.prediction)
         self.journal.write(
-            Planned(
-                num_steps=plan.num_steps,
-                num_train_rows=len(rows.train),
+            replace(
+                event,
                 num_eval_rows=rows.num_eval,
                 num_train_tokens=sum(rows.lengths),
-                num_trained_tokens=sum(sum(label != -100 for label in row) for row in labels),
-                effective_batch=config.effective_batch,
-                trainable_params=trainable,
-                total_params=total,
-                predicted_bytes=self.prediction.num_bytes,
-                predicted_s=self.prediction.seconds,
                 packed=rows.is_packed,
                 fast_path=report.parts if report.active else (),
                 fast_path_reasons=report.reasons,
                 dropped_rows=self._num_dropped,
                 truncated_rows=self._num_truncated,
-                eval_every=plan.eval_every,
-                save_every=plan.save_every,
-                probe_every=plan.probe_every,
-                num_processes=int(os.environ.get("WORLD_SIZE", "1")),
             )
         )
 
@@ -411,15 +373,6 @@ class Job:
         assert self.trainer is not None
         args = self.trainer.args
         return {"batch_size": args.per_device_train_batch_size, "accumulation": args.gradient_accumulation_steps}
-
-    def _main_first(self, work: Callable[[], Any]) -> Any:
-        """In a distributed run the first process makes files, the others then find them."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return work()
-        from accelerate import PartialState
-
-        with PartialState().main_process_first():
-            return work()
 
 
 def main() -> int:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.engine.processes import launcher_name, num_processes
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.learned import learn
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import current_device
+from qlora_ui.hardware.system import versions
 from qlora_ui.models.catalogue import model_facts
-from qlora_ui.runs.events import MemoryMeasured
+from qlora_ui.runs.events import MemoryMeasured, Planned, Started
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.intervals import Intervals
 from qlora_ui.settings.run_config import RunConfig
 
 _ROWS_AT_ONCE = 1000
@@ -52,6 +58,40 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     memory = estimate_memory(facts, config, device, shape)
     duration = estimate_duration(facts, config, device, num_rows, mean)
     return Prediction(memory.total_bytes, duration.total_s, duration.energy_j)
+
+
+def started(device: torch.device, resumed_from: int | None) -> Started:
+    """What works on the run from now on: this process, its versions, its device."""
+    me = psutil.Process()
+    return Started(
+        pid=me.pid,
+        process_started=me.create_time(),
+        host=socket.gethostname(),
+        launcher=launcher_name(),
+        versions=versions(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        resumed_from=resumed_from,
+    )
+
+
+def planned(config: RunConfig, train: Any, plan: Intervals, parameters: tuple[int, int], prediction: Prediction) -> Planned:
+    """What will be done with the rows of `train`; `parameters` are the trainable and all of them."""
+    return Planned(
+        num_steps=plan.num_steps,
+        num_train_rows=len(train),
+        num_eval_rows=0,
+        num_train_tokens=0,
+        num_trained_tokens=sum(sum(label != -100 for label in row) for row in train["labels"]),
+        effective_batch=config.effective_batch,
+        trainable_params=parameters[0],
+        total_params=parameters[1],
+        predicted_bytes=prediction.num_bytes,
+        predicted_s=prediction.seconds,
+        eval_every=plan.eval_every,
+        save_every=plan.save_every,
+        probe_every=plan.probe_every,
+        num_processes=num_processes(),
+    )
 
 
 def learn_from(workspace: Workspace, config: RunConfig, prediction: Prediction, end: MemoryMeasured, *, is_fast: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from qlora_ui.engine.fast.apply import remove_fast_path
 from qlora_ui.engine.give_back import give_back_memory
+from qlora_ui.engine.processes import num_processes
 
 
 def release(trainer: Any) -> int | None:
@@ -30,7 +30,7 @@ def release(trainer: Any) -> int | None:
             if name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "train_dataset", "eval_dataset", "_session"):
                 trainer.__dict__[name] = None
     give_back_memory()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if num_processes() == 1:
         GradientState._reset_state()
         AcceleratorState._reset_state(reset_partial_state=True)
     return torch.cuda.memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else None

@@ -1,0 +1,47 @@
+"""A run in several processes: who writes, who goes first, how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from qlora_ui.runs.events import Event
+from qlora_ui.runs.journal import JournalWriter
+
+T = TypeVar("T")
+
+
+def num_processes() -> int:
+    """How many processes share this run; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the run's files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def launcher_name() -> str:
+    """`process` under `accelerate launch`, else `thread`."""
+    return "process" if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ else "thread"
+
+
+def first_process_first(work: Callable[[], T]) -> T:
+    """Let the first process make files, the others then find them."""
+    if num_processes() == 1:
+        return work()
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        return work()
+
+
+class SilentJournal(JournalWriter):
+    """What the other processes write to: only one writes the journal."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def write(self, event: Event, *, durable: bool = False) -> None:
+        """Nothing."""
