@@ -166,7 +166,10 @@ def plain_step(model: Any, base: Any, request: dict[str, Any], rows: int, row_to
     softcap = getattr(base.config, "final_logit_softcapping", None)
     with cast, torch.set_grad_enabled(not is_eval):
         decoder = base.model
-        hidden = decoder(input_ids=ids, attention_mask=_causal(mask, row_tokens, rows, request), use_cache=False).last_hidden_state
+        masks = _causal(mask, row_tokens, rows, request)
+        # Packed rows run on a kernel of our own, for which transformers makes no mask.
+        with _no_mask() if packed else contextlib.nullcontext():
+            hidden = decoder(input_ids=ids, attention_mask=masks, use_cache=False).last_hidden_state
         count = ids.numel() - ids.shape[0] if request["is_cpu"] else max(1, round((ids.numel() - ids.shape[0]) * request["trained_share"]))
         if request["is_cpu"]:
             chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])
@@ -189,6 +192,18 @@ def _causal(mask: torch.Tensor | None, row_tokens: int, rows: int, request: dict
     if request["is_eager"]:
         return torch.zeros(rows, 1, row_tokens, row_tokens, dtype=DTYPES[request["dtype"]])
     return torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
+
+
+@contextlib.contextmanager
+def _no_mask() -> Iterator[None]:
+    import transformers.masking_utils as masking
+
+    original = masking._ignore_causal_mask_sdpa
+    masking._ignore_causal_mask_sdpa = lambda *arguments, **named: True
+    try:
+        yield
+    finally:
+        masking._ignore_causal_mask_sdpa = original
 
 
 def fast_step(model: Any, request: dict[str, Any], trace: Trace) -> Callable[[], None]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlora_ui.base.units import MIB
 from qlora_ui.estimate.adapter import Adapter
 from qlora_ui.estimate.workload import Workload
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.sections import LoraSection
+
+FAST_HELD_BYTES = 72 * MIB
+"""As `engine/fast/recompute.py` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class LayerBytes:
     saved: int
     """Kept from forward to backward where the layer is not recomputed."""
     checkpoint: int
-    """Kept where it is recomputed: its input."""
+    """Kept where it is recomputed: its input; on the fast path the adapter's inner products too."""
     working: int
     """On top of what is saved, at the worst moment of its backward pass."""
     forward_working: int
@@ -31,49 +35,51 @@ class LayerBytes:
 
 def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload, *, rows: int, row_tokens: int) -> LayerBytes:
     """Memory of a decoder layer on the path that the workload takes."""
-    saved = _saved_fast if work.is_fast else _saved_plain
     tokens, e = rows * row_tokens, work.element_bytes
     largest = max(linear.num_weights for linear in facts.linears) * e
     quadratic_saved, quadratic_working = _quadratic(facts, work, rows, row_tokens)
     hidden, mlp = facts.hidden_size, facts.intermediate_size
     if work.is_fast:
+        saved = int(tokens * _saved_fast(facts, adapter, lora, work))
         # First the down projection's weight with the MLP's product, then gate's and up's side by side with the gradient of their input.
-        merged = 2 * hidden * mlp * e
-        working = max(tokens * e * mlp + hidden * mlp * e, merged + tokens * e * hidden) + 2 * tokens * e * hidden
+        at_down, at_gate = _dense_weights(facts, e, is_recomputed=work.kept_layers < facts.num_layers)
+        working = max(tokens * e * mlp + at_down, tokens * e * hidden + at_gate) + 2 * tokens * e * hidden + quadratic_working
     else:
-        working = 2 * tokens * e * mlp + largest
-        if lora.dora:
-            working += _dora_working(adapter, e)
+        attention, rest = _saved_plain(facts, adapter, lora, work)
+        saved = int(tokens * (attention + rest)) + quadratic_saved
+        in_mlp = 2 * tokens * e * mlp + largest + (_dora_working(adapter, e) if lora.dora else 0)
+        # Backward comes to attention last, when what the MLP had kept is gone.
+        working = max(in_mlp, quadratic_working + 3 * tokens * e * hidden - int(tokens * rest))
+    # Gate, its activation, up and their product; or the product with the weight that it is multiplied by.
+    forward_mlp = tokens * e * (4 * mlp + 3 * hidden)
+    forward_down = tokens * e * (mlp + 3 * hidden) + largest
     return LayerBytes(
-        saved=int(tokens * saved(facts, adapter, lora, work)) + quadratic_saved,
-        checkpoint=tokens * e * hidden,
-        working=working + quadratic_working,
-        forward_working=tokens * e * (3 * mlp + 3 * hidden) + largest + quadratic_working,
+        saved=saved,
+        checkpoint=tokens * e * (hidden + (_inner_width(adapter, lora) if work.is_fast else 0)),
+        working=working,
+        forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * e * 4 * hidden),
     )
 
 
-def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload) -> float:
-    """Bytes a token: transformers' layer with PEFT's LoRA on bitsandbytes' 4-bit layers."""
+def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload) -> tuple[float, float]:
+    """Bytes a token, of attention with the norm before it and of the rest: transformers' layer with PEFT's LoRA on bitsandbytes' layers."""
     e, hidden, mlp = work.element_bytes, facts.hidden_size, facts.intermediate_size
     q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
-    total = float(facts.norms_per_layer * (4 * hidden + 4))  # fp32 input of each norm, and its 1/rms
-    total += _attention_plain(facts, work, q, kv)
-    total += 3 * mlp * e  # gate, act(gate), up
+    norms = facts.norms_per_layer * (4 * hidden + 4) / 2  # fp32 input of each norm, and its 1/rms
     inputs = {"qkv": hidden, "o": q, "mlp": hidden, "down": mlp}
+    kept = dict.fromkeys(inputs, 0.0)
     counts = dict.fromkeys(inputs, 0)
     for linear in adapter.linears:
-        counts[_input_of(linear.name)] += 1
+        source = _input_of(linear.name)
+        counts[source] += 1
+        kept[source] += lora.rank * e + (2 * e * linear.num_out if lora.dora else 0)
     for name, width in inputs.items():
-        if not counts[name]:
-            continue
         if lora.dropout > 0:
-            total += counts[name] * width * (e + 1)  # each target drops for itself: its output and its mask
-        elif name != "o":  # attention keeps its output anyway
-            total += width * e
-    total += len(adapter.linears) * lora.rank * e
-    if lora.dora:
-        total += sum(2 * e * linear.num_out for linear in adapter.linears)
-    return total
+            kept[name] += counts[name] * width * (e + 1)  # each target drops for itself: its output and its mask
+        elif counts[name] and name != "o":  # attention keeps its output anyway
+            kept[name] += width * e
+    attention = norms + _attention_plain(facts, work, q, kv) + kept["qkv"] + kept["o"]
+    return attention, norms + 3 * mlp * e + kept["mlp"] + kept["down"]  # gate, act(gate), up
 
 
 def _attention_plain(facts: ModelFacts, work: Workload, q: int, kv: int) -> float:
@@ -81,7 +87,7 @@ def _attention_plain(facts: ModelFacts, work: Workload, q: int, kv: int) -> floa
     total = 0.0
     if facts.has_qk_norm:
         total += 4 * (q + kv)
-    is_repeated = (work.has_mask or work.is_eager or work.is_math) and kv < q
+    is_repeated = (work.num_masks > 0 or work.is_eager or work.is_math) and kv < q
     keys = 2 * q * e if is_repeated else 2 * kv * e
     if not is_repeated and any(linear.name == "qkv_proj" for linear in facts.linears):
         keys += (q + kv) * e  # the values are a view that holds the whole qkv buffer
@@ -99,8 +105,29 @@ def _saved_fast(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     total += (q + 2 * kv) * e + q * e + 4 * facts.num_heads
     if facts.has_qk_norm:
         total += (q + kv) * e
-    padded_rank = max(16, 1 << (lora.rank - 1).bit_length())
-    return total + 2 * mlp * e + len(adapter.linears) * padded_rank * e
+    return total + 2 * mlp * e + _inner_width(adapter, lora) * e
+
+
+def _inner_width(adapter: Adapter, lora: LoraSection) -> int:
+    """Columns of a layer's inner products on the fast path: a rank for each target, padded for its kernels."""
+    return len(adapter.linears) * max(16, 1 << (lora.rank - 1).bit_length())
+
+
+def _dense_weights(facts: ModelFacts, e: int, *, is_recomputed: bool) -> tuple[int, int]:
+    """Dense weights that are there while the fast path differentiates (the down projection, gate and up).
+
+    A layer that was recomputed holds on to what it has dequantized, as far as that fits FAST_HELD_BYTES.
+    """
+    merged = dict.fromkeys(("qkv", "o", "mlp", "down"), 0)
+    for linear in facts.linears:
+        merged[_input_of(linear.name)] += linear.num_weights * e
+    held: dict[str, int] = {}
+    for name, size in merged.items() if is_recomputed else ():
+        if sum(held.values()) + size <= FAST_HELD_BYTES:
+            held[name] = size
+    at_down = sum({**held, "down": merged["down"]}.values())
+    held.pop("down", None)
+    return at_down, sum({**held, "mlp": merged["mlp"]}.values())
 
 
 def _input_of(name: str) -> str:
@@ -115,12 +142,15 @@ def _quadratic(facts: ModelFacts, work: Workload, rows: int, row_tokens: int) ->
     """(kept by a layer, needed while it works) with the square of the length: masks and, unfused, scores."""
     square = rows * row_tokens * row_tokens
     e = work.element_bytes
+    scores = square * facts.num_heads
+    if work.is_capped and (work.is_fast or work.is_packed):
+        # Written out for one row at a time, and again in its backward pass.
+        return 0, (3 * 4 + 2 * e) * scores // rows
     if work.is_eager:
-        scores = square * facts.num_heads
         return (4 + e) * scores, 2 * 4 * scores  # softmax in fp32 and its copy in e
     if work.is_math:
-        return 4 * square * facts.num_heads, 2 * 4 * square * facts.num_heads
-    if rows > 1 and not work.is_packed and not work.is_fast:
+        return 4 * scores, 2 * 4 * scores
+    if work.num_masks:
         return e * square, 0  # the mask as a bias, made anew by every layer
     return 0, 0
 

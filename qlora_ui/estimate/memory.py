@@ -93,7 +93,9 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
     # What earlier runs on this machine took beyond the estimate shows as the allocator's share.
     overhead = process_overhead(device, work)
     context = overhead.context_bytes
-    slack = overhead.workspace_bytes + _slack(facts, activations, loss_head, work, device) + _beside_the_graph(facts, config, adapter, work)
+    tokens = work.eval_tokens if moment == "evaluation" else work.tokens
+    idle = _slack(facts, activations, loss_head, tokens, work, device)
+    slack = overhead.workspace_bytes + idle + _beside_the_graph(facts, config, adapter, work)
     load_peak = load_reserved_bytes(facts, config, work) + context
     slack += round((allocated + slack) * (device.correction - 1))
     total = allocated + slack + context
@@ -149,7 +151,7 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
     kept_gradients = gradients if config.train.accumulation > 1 or work.is_fast else 0
     kept, recomputed = work.kept_layers, facts.num_layers - work.kept_layers
     stored = kept * layer.saved + recomputed * layer.checkpoint
-    mask = work.tokens * work.row_tokens if work.has_mask and not work.is_eager else 0
+    mask = work.num_masks * work.tokens * work.row_tokens * (work.element_bytes if work.is_eager else 1)
     moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens), kept_gradients)}
     if recomputed:
         # Kept layers are the last ones: they are gone when the first recomputation begins.
@@ -168,7 +170,8 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
 def _evaluation(facts: ModelFacts, adapter: Adapter, work: Workload, layer: LayerBytes, gradients: int) -> tuple[int, int, int]:
     # Between optimizer steps only a captured step keeps gradients.
     kept = gradients if work.is_fast else 0
-    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.element_bytes, 0, kept)
+    mask = work.eval_tokens * work.eval_row_tokens if work.eval_rows > 1 and not work.is_packed and not work.is_fast else 0
+    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.element_bytes + mask, 0, kept)
     at_loss = (work.eval_tokens * facts.hidden_size * work.element_bytes, _plain_loss_bytes(facts, adapter, work, work.eval_tokens), kept)
     return max(in_layer, at_loss, key=sum)
 
@@ -188,7 +191,8 @@ def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, token
     tile = min(graded, PLAIN_TILE_TOKENS) * min(PLAIN_TILE_WORDS, facts.vocab_size) * e
     if work.is_cpu:
         tile *= 4  # without Triton the tile's softmax is torch operations, in fp32
-    weight_gradient = 4 * facts.vocab_size * hidden if adapter.trains_head else 0
+    # In fp32 while it is added up, then in the weight's own dtype, and that once more while it is added to the last micro-batch's.
+    weight_gradient = (4 + 2 * e) * facts.vocab_size * hidden if adapter.trains_head else 0
     return tile + graded * hidden * (4 + e) + tokens * hidden * (4 + e) + weight_gradient
 
 
@@ -209,7 +213,9 @@ def load_reserved_bytes(facts: ModelFacts, config: RunConfig, work: Workload) ->
     return quantized + other * work.element_bytes + _largest_tensor(facts, work)
 
 
-def _slack(facts: ModelFacts, activations: int, loss_head: int, work: Workload, device: DeviceProfile) -> int:
+def _slack(  # noqa: PLR0917
+    facts: ModelFacts, activations: int, loss_head: int, tokens: int, work: Workload, device: DeviceProfile
+) -> int:
     """What the allocator reserves beyond what it hands out, fitted to runs on an H100 (`tests/bench/vram_grid.py`).
 
     With segments that grow (26 runs) little more than one tensor of the MLP's width lies idle, in a graph's pool nearly two. Without
@@ -219,7 +225,7 @@ def _slack(facts: ModelFacts, activations: int, loss_head: int, work: Workload, 
     if work.is_cpu:
         # The system's allocator gives little back; the tile's softmax has temporaries in fp32 (four runs of the demo, within 8 %).
         return 219 * MIB + round(0.29 * activations + 1.9 * loss_head)
-    wide = work.tokens * facts.intermediate_size * work.element_bytes
+    wide = tokens * facts.intermediate_size * work.element_bytes
     if device.grows_segments:
         return 20 * MIB + round((1.7 if work.is_fast else 0.9) * wide)
     if work.is_fast:

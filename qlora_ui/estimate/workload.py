@@ -48,6 +48,10 @@ class Workload:
     is_fast: bool
     is_eager: bool
     """Attention scores exist as a matrix (eager attention, soft-capped scores)."""
+    is_capped: bool
+    """The model caps its scores, which no fused kernel does."""
+    window: int | None
+    """Positions that a windowed layer's attention sees, where rows are longer."""
     is_math: bool
     """torch falls back to its unfused attention, in fp32."""
     kept_layers: int
@@ -68,6 +72,13 @@ class Workload:
     def has_mask(self) -> bool:
         """Whether attention gets a mask of its own: several padded rows on the plain path."""
         return self.num_rows > 1 and not self.is_packed and not self.is_fast
+
+    @property
+    def num_masks(self) -> int:
+        """Masks of a batch on the plain path: one of the padding, and one of the window where rows are longer than that."""
+        if self.is_packed or self.is_fast:
+            return 0
+        return int(self.has_mask) + int(self.window is not None)
 
 
 def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None) -> Workload:
@@ -102,6 +113,8 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
         is_packed=is_packed,
         is_fast=is_fast,
         is_eager=is_eager,
+        is_capped=facts.attention_softcap is not None,
+        window=facts.sliding_window if facts.num_windowed_layers and facts.sliding_window and row > facts.sliding_window else None,
         # torch's flash kernel wants 16 bits and Ampere; its memory-efficient one takes no grouped heads.
         is_math=plain and not is_eager and is_grouped and (old_card or dtype == "float32"),
         kept_layers=num_kept_layers(facts, config),

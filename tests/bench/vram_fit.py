@@ -107,8 +107,14 @@ def measure(arguments: argparse.Namespace) -> None:
     context = arguments.context_mib * MIB or context_of(bench.run(GRID[:1], lambda item: GIB, workers=1, budget_bytes=GIB, until=until))
     print("context", context / MIB, "MiB", flush=True)
     budget = round(arguments.budget_gib * GIB)
-    rows = bench.run(planned(context), lambda item: int(item["cap_bytes"]), workers=arguments.workers, budget_bytes=budget, until=until)
-    arguments.out.write_text(json.dumps(rows))
+    rows = bench.run(
+        planned(context),
+        lambda item: int(item["cap_bytes"]),
+        workers=arguments.workers,
+        budget_bytes=budget,
+        until=until,
+        out=arguments.out,
+    )
     print("measured", len(rows), round(time.time() - began, 1), "s", flush=True)
 
 

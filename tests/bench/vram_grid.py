@@ -189,8 +189,9 @@ def measure(arguments: argparse.Namespace) -> None:
     bench.make_models([item["model"] for item in items])
     print("models made", round(time.time() - began, 1), "s", flush=True)
     budget = round(arguments.budget_gib * 2**30)
-    rows = bench.run(items, need_bytes, workers=arguments.workers, budget_bytes=budget, until=began + 60 * arguments.minutes)
-    arguments.out.write_text(json.dumps(rows))
+    rows = bench.run(
+        items, need_bytes, workers=arguments.workers, budget_bytes=budget, until=began + 60 * arguments.minutes, out=arguments.out
+    )
     print("measured", len(rows), round(time.time() - began, 1), "s", flush=True)
 
 

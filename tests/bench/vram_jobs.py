@@ -185,10 +185,15 @@ class Bench:
         maker.join()
         return bool(maker.exitcode == 0)
 
-    def run(self, items: list[Row], need_of: Callable[[Row], int], *, workers: int, budget_bytes: int, until: float) -> list[Row]:
-        """Run the cases, the largest first, as many side by side as fit the budget; those not begun by `until` are left out."""
+    def run(
+        self, items: list[Row], need_of: Callable[[Row], int], *, workers: int, budget_bytes: int, until: float, out: Path | None = None
+    ) -> list[Row]:
+        """Run the cases, the largest first, as many side by side as fit the budget; those not begun by `until` are left out.
+
+        What is there is written to `out` after every case.
+        """
         rows: list[Row] = []
-        waiting = sorted(items, key=lambda item: -need_of(item))
+        waiting = sorted(items, key=lambda item: (item.get("turn", 0), -need_of(item)))
         running: list[tuple[ForkServerProcess, Connection, Row, float]] = []
         with Watch() as watch:
             while waiting or running:
@@ -210,6 +215,8 @@ class Bench:
                     running.remove(entry)
                     row = {"config": item, "nvml_bytes": watch.peaks.get(child.pid or 0), **answer, "wall_s": round(time.time() - began, 1)}
                     rows.append(row)
+                    if out is not None:
+                        out.write_text(json.dumps(rows))
                     gib = (row["nvml_bytes"] or 0) / 2**30
                     name = f"{item['model']} {item['batch']}x{item['tokens']} {item['changed']}"
                     print(f"{name}: {gib:.2f} GiB {row['wall_s']} s", (row.get("failed") or "")[:200], flush=True)

@@ -1,0 +1,115 @@
+"""Components that only some settings bring, against bytes counted by hand: masks of windows, trained output layers, fp16, DoRA, paging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_ui.estimate.activations import layer_bytes
+from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
+from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
+from qlora_ui.estimate.workload import Workload, workload_of
+from qlora_ui.hardware.devices import named_device
+from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.settings.run_config import RunConfig
+
+MISTRAL_CONFIG = {
+    "model_type": "mistral", "hidden_size": 2048, "intermediate_size": 7168, "num_hidden_layers": 12, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "vocab_size": 32000, "head_dim": 128}  # fmt: skip
+MISTRAL = facts_from_config({**MISTRAL_CONFIG, "sliding_window": 1024})
+QWEN = facts_from_config({
+    "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "tie_word_embeddings": True})  # fmt: skip
+CARD, OLD_CARD = named_device("RTX 4090"), named_device("T4")
+PLAIN = RunConfig().changed(
+    {"train.fast_path": "off", "train.packing": "off", "eval.share": 0, "train.batch_size": 1, "data.max_length": 2048, "lora.dropout": 0}
+)
+
+
+def estimate(facts: ModelFacts, **changes: Any) -> MemoryEstimate:
+    return estimate_memory(facts, PLAIN.changed({name.replace("__", "."): value for name, value in changes.items()}), CARD)
+
+
+def work_of(facts: ModelFacts, **changes: Any) -> Workload:
+    return workload_of(facts, PLAIN.changed({name.replace("__", "."): value for name, value in changes.items()}), CARD)
+
+
+def test_a_window_shorter_than_the_row_brings_a_mask_and_its_bias() -> None:
+    # One byte a pair of positions for the mask, two for the bias that the layer at work makes of it.
+    inside = work_of(MISTRAL, data__max_length=1024)
+    beyond = work_of(MISTRAL)
+    assert (inside.num_masks, beyond.num_masks) == (0, 1)
+    assert work_of(MISTRAL, train__batch_size=2).num_masks == 2
+    assert work_of(MISTRAL, train__packing="on").num_masks == 0  # packed rows run on a kernel that knows windows
+    whole = facts_from_config({**MISTRAL_CONFIG, "sliding_window": None})
+    with_window, without = estimate(MISTRAL).parts["activations"], estimate(whole).parts["activations"]
+    # With a mask keys and values are repeated for every query head.
+    assert with_window - without == 3 * 2048 * 2048 + 2 * 2 * (2048 - 512) * 2048
+
+
+def test_a_trained_output_layer_by_hand() -> None:
+    matrix = 151936 * 1536
+    trained, frozen = estimate(QWEN, lora__modules_to_save="lm_head"), estimate(QWEN)
+    assert trained.parts["weights_16bit"] == frozen.parts["weights_16bit"]  # the frozen original stays beside the copy
+    assert trained.parts["adapter"] - frozen.parts["adapter"] == 2 * matrix
+    assert trained.parts["optimizer"] - frozen.parts["optimizer"] == 4 * matrix
+    # The gradient in fp32, in bf16, and in bf16 again while it is added to that of the micro-batch before.
+    assert trained.moment == "loss" and trained.parts["loss_head"] > (4 + 2 + 2) * matrix
+
+
+def test_fp16_keeps_adapters_gradients_and_states_in_fp32() -> None:
+    config = RunConfig().changed({"eval.share": 0})
+    params = adapter_of(QWEN, config.lora).num_params
+    parts = estimate_memory(QWEN, config, OLD_CARD).parts
+    assert (parts["adapter"], parts["gradients"], parts["optimizer"]) == (4 * params, 4 * params, 8 * params)
+    assert parts["weights_16bit"] == estimate_memory(QWEN, config, CARD).parts["weights_16bit"]
+
+
+@pytest.mark.parametrize(("optimizer", "each"), [("paged_adamw_32bit", 8), ("paged_adamw_8bit", 2 + 8 / 256), ("adamw_8bit", 2 + 8 / 256)])
+def test_states_of_optimizers_paged_or_not_are_on_the_card(optimizer: str, each: float) -> None:
+    params = adapter_of(QWEN, PLAIN.lora).num_params
+    assert estimate(QWEN, train__optimizer=optimizer).parts["optimizer"] == int(each * params)
+    assert optimizer_bytes(optimizer, params, 2) == int(each * params)
+
+
+def test_dora_by_hand() -> None:
+    # A magnitude for every output; while it works, the whole weight, the update, the identity that makes it, and the sum in fp32.
+    outputs = sum(linear.num_out for linear in QWEN.linears)
+    dora = PLAIN.changed({"lora.dora": True})
+    assert estimate(QWEN, lora__dora=True).parts["adapter"] - estimate(QWEN).parts["adapter"] == 2 * 28 * outputs
+    work = workload_of(QWEN, dora, CARD)
+    layer = layer_bytes(QWEN, adapter_of(QWEN, dora.lora), dora.lora, work, rows=1, row_tokens=2048)
+    plain = layer_bytes(QWEN, adapter_of(QWEN, PLAIN.lora), PLAIN.lora, work, rows=1, row_tokens=2048)
+    assert layer.saved - plain.saved == 2048 * 2 * 2 * outputs
+    down = 1536 * 8960
+    assert layer.working - plain.working == (2 * down + 8960**2) * 2 + 4 * down
+
+
+def test_eager_attention_does_not_count_the_mlp_twice() -> None:
+    # Scores of 12 heads in fp32 and bf16 are kept; the two fp32 copies of backward come when what the MLP had kept is gone.
+    eager = PLAIN.changed({"model.attention": "eager"})
+    adapter, square = adapter_of(QWEN, eager.lora), 12 * 2048 * 2048
+    layers = [
+        layer_bytes(QWEN, adapter, config.lora, workload_of(QWEN, config, CARD), rows=1, row_tokens=2048) for config in (eager, PLAIN)
+    ]
+    keys_repeated = 2 * 2 * (1536 - 256) * 2048
+    assert layers[0].saved - layers[1].saved == 6 * square + keys_repeated
+    assert layers[0].working - layers[1].working < 8 * square
+
+
+def test_an_evaluation_holds_four_tensors_of_the_mlp() -> None:
+    work = work_of(QWEN)
+    layer = layer_bytes(QWEN, adapter_of(QWEN, PLAIN.lora), PLAIN.lora, work, rows=64, row_tokens=512)
+    assert layer.forward_working == 64 * 512 * 2 * (4 * 8960 + 3 * 1536)
+
+
+def test_the_fast_path_keeps_inner_products_and_small_dense_weights() -> None:
+    # Seven targets of rank 16 beside the layer's input; of qkv, o and gate|up 66 MiB stay dense, and down comes on top of them.
+    config = RunConfig().changed({"data.max_length": 2048, "train.batch_size": 1, "eval.share": 0})
+    work = workload_of(QWEN, config, CARD)
+    layer = layer_bytes(QWEN, adapter_of(QWEN, config.lora), config.lora, work, rows=1, row_tokens=2048)
+    assert work.is_fast and layer.checkpoint == 2048 * 2 * (1536 + 7 * 16)
+    dense = 2 * 1536 * (1536 + 2 * 256 + 1536 + 2 * 8960 + 8960)
+    assert layer.working == dense + 2048 * 2 * (8960 + 2 * 1536)
