@@ -28,8 +28,9 @@ from qlora_ui.base.files import sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
 from qlora_ui.engine.preview import Preview, PreviewToken, preview_row
+from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids, tokenizer_state
-from qlora_ui.engine.tokens import IGNORED, TokenizedRow, TokenTable, tokenize_all, tokenize_conversation
+from qlora_ui.engine.tokens import IGNORED, TokenizedRow, tokenize_all, tokenize_conversation
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig

@@ -18,9 +18,10 @@ from qlora_ui.data.report import DataReport
 from qlora_ui.engine.dataset import split_rows
 from qlora_ui.engine.lint import TokenLint, lint_tokens
 from qlora_ui.engine.preview import Preview, preview_row
+from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.tokenizer_files import tokenizer_folder
-from qlora_ui.engine.tokens import RowTokenizer, TokenTable, tokenize_all
+from qlora_ui.engine.tokens import RowTokenizer, tokenize_all
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection, ModelSection

@@ -11,7 +11,7 @@ import numpy as np
 
 from qlora_ui.data.load import Conversations
 from qlora_ui.data.report import SHOWN_ROWS, Finding, Severity
-from qlora_ui.engine.tokens import TokenTable
+from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.settings.sections import DataSection
 
 _ROUND_TO = 64

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer, RowRefused, Span
+from qlora_ui.engine.token_table import Array, TokenTable
 from qlora_ui.engine.tokenizer import tokenizer_state
 from qlora_ui.settings.sections import DataSection
 
@@ -30,9 +28,6 @@ IGNORED = -100
 TOKENS_VERSION = 3
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
-_BLOCK_TOKENS = 4_000_000
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,97 +244,6 @@ def _without_trimming(backend: Any) -> Any:
 
 
 # Whole datasets ------------------------------------------------------------------------------------------------------
-
-
-class TokenTable:
-    """The tokens of many rows end to end, before cutting, with a mark for each that is learned."""
-
-    def __init__(self, ids: Array, trained: Array, offsets: Array, refused: dict[int, str], marks: dict[str, list[int]]) -> None:
-        self.ids = ids
-        self.trained = trained
-        self.offsets = offsets
-        self.refused = refused
-        """Position of a row to why it cannot be used."""
-        self.marks = marks
-        """Kind of oddity (see `Whole.marks`) to the positions of the rows."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> Array:
-        """Tokens of each row."""
-        return np.diff(self.offsets)
-
-    def trained_counts(self, max_length: int | None = None) -> Array:
-        """Learned tokens of each row, of its first `max_length` where that is given."""
-        counts = np.zeros(len(self), dtype=np.int64)
-        for rows in self._blocks():
-            starts, ends = self.offsets[rows], self.offsets[rows.start + 1 : rows.stop + 1]
-            if max_length is not None:
-                ends = np.minimum(ends, starts + max_length)
-            first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
-            sums = np.concatenate(([0], np.cumsum(self.trained[first:last], dtype=np.int64)))
-            counts[rows] = sums[ends - first] - sums[starts - first]
-        return counts
-
-    def _blocks(self) -> Iterator[slice]:
-        """Slices of rows of a few million tokens each, so that a sum over all needs little memory."""
-        start = 0
-        while start < len(self):
-            stop = int(np.searchsorted(self.offsets, self.offsets[start] + _BLOCK_TOKENS, side="right")) - 1
-            stop = min(max(stop, start + 1), len(self))
-            yield slice(start, stop)
-            start = stop
-
-    def row(self, position: int, max_length: int | None = None) -> tuple[Array, Array]:
-        """Token numbers and marks of one row."""
-        start, end = int(self.offsets[position]), int(self.offsets[position + 1])
-        end = end if max_length is None else min(end, start + max_length)
-        return self.ids[start:end], self.trained[start:end]
-
-    def hashes(self) -> Array:
-        """A number for each row's tokens: equal for equal rows."""
-        hashes = np.zeros(len(self), dtype=np.uint64)
-        for rows in self._blocks():
-            offsets = self.offsets[rows.start : rows.stop + 1] - self.offsets[rows.start]
-            values = self.ids[int(self.offsets[rows.start]) : int(self.offsets[rows.stop])].astype(np.uint64) + np.uint64(1)
-            within = np.arange(len(values), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
-            mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
-            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-            sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))
-            hashes[rows] = sums[offsets[1:]] - sums[offsets[:-1]]
-        return hashes
-
-    def save(self, folder: Path) -> None:
-        """Write to a folder, which is there as a whole or not at all: other processes may be writing the same one."""
-        staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-        staged.mkdir(parents=True)
-        try:
-            for name in ("ids", "trained", "offsets"):
-                np.save(staged / f"{name}.npy", getattr(self, name))
-            refused = {str(position): reason for position, reason in self.refused.items()}
-            write_json(staged / "notes.json", {"refused": refused, "marks": self.marks})
-            os.replace(staged, folder)
-        except OSError:
-            if not (folder / "notes.json").exists():
-                raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-
-    @classmethod
-    def load(cls, folder: Path) -> TokenTable | None:
-        """The table in a folder, read from the disk as it is needed; None where there is none."""
-        notes = read_json(folder / "notes.json")
-        if notes is None:
-            return None
-        try:
-            ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
-        except (OSError, ValueError):
-            return None
-        return cls(
-            ids, trained, np.array(offsets), {int(position): reason for position, reason in notes["refused"].items()}, notes["marks"]
-        )
 
 
 def _in_chunks(rows: RowTokenizer, conversations: Sequence[Conversation]) -> Iterator[tuple[int, list[Whole]]]:
