@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EXPORT_NOTES = "exports.json"
+"""In a run's exports/: form to `{"sign", "note"}`, how the last export of each compared with the chat."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportForm:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import resource
 import shutil
 import sys
@@ -78,7 +79,7 @@ def sampled() -> Iterator[Sampler]:
         thread.join()
 
 
-def make_run(name: str, models: Path, tokenizer: Path, workspace: Any, device: str) -> Any:
+def make_run(name: str, models: Path, tokenizer: Path, workspace: Any, device: str) -> None:
     """A finished run of the model with an adapter on every linear layer, as a job leaves it."""
     import torch
     from peft import LoraConfig
@@ -115,7 +116,6 @@ def make_run(name: str, models: Path, tokenizer: Path, workspace: Any, device: s
     turns = [[("user", f"Question {number}?"), ("assistant", f"Answer {number}.")] for number in range(24)]
     rows = [{"messages": [{"role": role, "content": text} for role, text in turn]} for turn in turns]
     (run.data / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return run
 
 
 def export_one(run: Any, form: str, workspace: Any, deadline: float, checked: Sequence[str]) -> Row:
@@ -194,6 +194,7 @@ def measure(arguments: argparse.Namespace) -> Row:
     import torch
 
     from qlora_ui.hardware.system import versions
+    from qlora_ui.runs.registry import list_runs
     from qlora_ui.runs.workspace import Workspace
 
     deadline = time.monotonic() + arguments.seconds
@@ -204,7 +205,13 @@ def measure(arguments: argparse.Namespace) -> Row:
         torch.cuda.set_per_process_memory_fraction(arguments.cap_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     workspace = Workspace.at(Path(arguments.workspace or arguments.models) / f"workspace-{arguments.model}")
     began = time.monotonic()
-    run = make_run(arguments.model, Path(arguments.models), Path(arguments.tokenizer), workspace, "auto" if has_card else "cpu")
+    # In a process of its own: what drawing the weights leaves behind is none of the exports'.
+    making = multiprocessing.get_context("spawn").Process(
+        target=make_run, args=(arguments.model, Path(arguments.models), Path(arguments.tokenizer), workspace, "auto" if has_card else "cpu")
+    )
+    making.start()
+    making.join()
+    run = list_runs(workspace)[0]
     result: Row = {
         "model": arguments.model,
         "card": torch.cuda.get_device_name(0) if has_card else "CPU",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import free_bytes, size_of_tree
+from qlora_ui.base.files import free_bytes, read_json, size_of_tree, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.base.units import format_bytes
-from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
@@ -97,6 +97,8 @@ def export_run(
         on_progress("Putting it in place", None)
         shutil.rmtree(target, ignore_errors=True)
         making.rename(target)
+        if out is None:
+            _note(run, form, check, note)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     on_progress("Done", 1.0)
@@ -199,6 +201,13 @@ def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise QloraUiError(f"{target.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
     return target
+
+
+def _note(run: RunDir, form: str, check: CheckResult | None, note: str) -> None:
+    """Write down beside the run's exports what the page says of this one."""
+    path = run.exports / EXPORT_NOTES
+    sign = "" if check is None else "✓" if check.is_equal else "≈"
+    write_json(path, {**(read_json(path) or {}), form: {"sign": sign, "note": note}})
 
 
 def _refuse_without_room(needed: ExportPlan, target: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import read_json, size_of_tree, write_json
+from qlora_ui.base.files import read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
-from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.runs.card import Card as GraphicsCard
 from qlora_ui.runs.card import Hold
@@ -48,8 +48,6 @@ SAVE = """(ready) => {
   press(40);
 }"""
 """Saves the packed file without a second press; once for each packing, whatever else is pressed."""
-NOTES = "exports.json"
-"""In a run's exports/: what the last export of each form said of itself."""
 SCRIPTS = {
     "script": ("A program", "train.py on plain transformers, peft and trl, with its rows: trains the same run without this app."),
     "trl-yaml": ("A TRL configuration", "The same for people who use “trl sft”."),
@@ -98,10 +96,11 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
 
 
 def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
-    notes = read_json(view.run.exports / NOTES) or {}
+    notes = read_json(view.run.exports / EXPORT_NOTES) or {}
     for form in EXPORT_FORMS:
         plan = _plan(service, view, form.name, plans)
         path = view.run.exports / form.name
+        sign, note = _note(notes.get(form.name))
         yield Card(
             form.name,
             form.title,
@@ -110,13 +109,21 @@ def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -
             size_bytes=getattr(plan, "size_bytes", None),
             memory_bytes=getattr(plan, "memory_bytes", None),
             path=str(path) if path.is_dir() else "",
-            note=str(notes.get(form.name, "")),
+            note=note,
+            sign=sign,
             problem=plan if isinstance(plan, str) else "",
         )
     for name, (title, about) in SCRIPTS.items():
         path = view.run.exports / name
         size = size_of_tree(view.run.data) if view.run.data.is_dir() else None
         yield Card(name, title, about, COMMANDS[name], size_bytes=size, path=str(path) if path.is_dir() else "")
+
+
+def _note(value: Any) -> tuple[str, str]:
+    """Sign and sentence of an export's check."""
+    if not isinstance(value, dict):
+        return "", str(value or "")
+    return str(value.get("sign", "")), str(value.get("note", ""))
 
 
 def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str], Any]) -> Any:
@@ -132,16 +139,13 @@ def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str
 
 
 def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> str:
-    """Make one export and note what its check said; an earlier one stays until the new one is whole."""
+    """Make one export; an earlier one stays until the new one is whole."""
     if form in SCRIPTS:
         return str(_make_script(service, run, form, on_progress, is_cancelled))
     on_progress("Starting the engine", None)
     export = engine_object("exports.export:export_run")
     with _hold(service.card, run.id, is_cancelled):
         result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
-    notes = read_json(run.exports / NOTES) or {}
-    said = result.check.sentence() if result.check else result.note
-    write_json(run.exports / NOTES, {**notes, form: said})
     return str(result.path)
 
 

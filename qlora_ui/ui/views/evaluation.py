@@ -9,10 +9,10 @@ from qlora_ui.base.units import format_duration
 from qlora_ui.catalog.metrics import METRICS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.dotplot import dotplot_html
 from qlora_ui.ui.views.words import ago, fold
 
 _TITLES = {metric.name: metric.title for metric in METRICS}
-WIDTH, LABEL, ROW = 760, 236, 40
 NOTHING = (
     '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the '
     "adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
@@ -52,76 +52,40 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
 
 
 def _dots(result: Mapping[str, Any]) -> str:
-    scores: Sequence[Mapping[str, Any]] = result.get("scores") or []
-    known = {row["variant"]: row["loss"] for row in scores if "loss" in row}
-    if not known:
+    plot = dotplot_html(result)
+    if not plot:
         return ""
-    intervals = _intervals(result, known)
-    low = min([*known.values(), *(low for low, _ in intervals.values())])
-    high = max([*known.values(), *(high for _, high in intervals.values())])
-    room = (high - low) * 0.12 or 0.1
-    low, high = low - room, high + room
-
-    def place(value: float) -> float:
-        return float(LABEL + (value - low) / (high - low) * (WIDTH - LABEL - 70))
-
-    height = ROW * len(scores) + 30
-    parts = [f'<line class="q-axis" x1="{LABEL}" x2="{WIDTH - 60}" y1="{height - 26}" y2="{height - 26}"/>']
-    parts += [
-        f'<text class="q-tick" x="{place(tick):.0f}" y="{height - 8}" text-anchor="middle">{tick:.2f}</text>'
-        for tick in (low + room, (low + high) / 2, high - room)
-    ]
-    for number, row in enumerate(scores):
-        y = ROW * number + 20
-        parts.append(f'<text class="q-dot-label" x="0" y="{y + 4}">{escape(row["title"])}</text>')
-        parts.append(f'<line class="q-gridline" x1="{LABEL}" x2="{WIDTH - 60}" y1="{y}" y2="{y}"/>')
-        if "loss" not in row:
-            parts.append(f'<text class="q-tick" x="{LABEL + 8}" y="{y + 4}">{escape(row.get("skipped", "not looked at"))}</text>')
-            continue
-        if row["variant"] in intervals:
-            left, right = (place(value) for value in intervals[row["variant"]])
-            parts.append(
-                f'<path class="q-whisker" d="M{left:.1f} {y - 6}V{y + 6}M{left:.1f} {y}H{right:.1f}M{right:.1f} {y - 6}V{y + 6}"/>'
-            )
-        x = place(row["loss"])
-        css = "q-mark-adapter" if "adapter" in row["variant"] else "q-mark-merged" if "merged" in row["variant"] else "q-mark-base"
-        shape = (
-            f'<circle class="{css}" cx="{x:.1f}" cy="{y}" r="6"/>'
-            if css != "q-mark-merged"
-            else f'<rect class="{css}" x="{x - 5:.1f}" y="{y - 5}" width="10" height="10"/>'
-        )
-        parts.append(f'{shape}<text class="q-dot-value" x="{WIDTH}" y="{y + 4}" text-anchor="end">{row["loss"]:.3f}</text>')
-    words = "; ".join(f"{row['title']} {row['loss']:.3f}" for row in scores if "loss" in row)
-    note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if intervals else ""
-    label = escape(f"Loss by form: {words}")
-    svg = f'<svg class="q-dotplot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if result.get("gain") or result.get("four_bit_cost") else ""
     return (
         '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
-        f'<p class="q-small">Nats a token; lower is better. {note}</p><div class="q-scroll">{svg}</div>'
-        f"{fold('All numbers', _numbers(scores), 'all-numbers')}</section>"
+        f'<p class="q-small">Nats a token; lower is better. {note}</p>{plot}'
+        f"{fold('All numbers', _numbers(result), 'all-numbers')}</section>"
     )
 
 
-def _numbers(scores: Sequence[Mapping[str, Any]]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["loss"]:.4f}</td><td>{row["perplexity"]:.2f}</td>'
-        f"<td>{row['accuracy']:.1%}</td><td>{escape(row.get('about', ''))}</td></tr>"
-        for row in scores
-        if "loss" in row
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("Form", "Loss", "Perplexity", "Token accuracy", ""))
-    return f'<table class="q-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+def _numbers(result: Mapping[str, Any]) -> str:
+    """Every figure of every form, and how near each comes to the model that the chat answers with."""
+    agreement = (result.get("agreement") or {}).get("adapter-4bit") or {}
+    differences = result.get("logit_difference") or {}
+    rows = []
+    for row in result.get("scores") or []:
+        if "loss" not in row:
+            continue
+        same = f"{agreement[row['variant']]:.1%}" if row["variant"] in agreement else "–"
+        difference = differences.get(row["variant"])
+        logits = f"{_small(difference['mean'])}, at most {_small(difference['max'])}" if difference else "–"
+        about = f"{row.get('about', '')}{' Too large for the memory: read layer by layer.' if row.get('by_layer') else ''}"
+        rows.append(
+            f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["loss"]:.4f}</td><td>{row["perplexity"]:.2f}</td>'
+            f"<td>{row['accuracy']:.1%}</td><td>{same}</td><td>{logits}</td><td>{escape(about)}</td></tr>"
+        )
+    names = ("Form", "Loss", "Perplexity", "Token accuracy", "Same choice as the chat", "Logits differ from the chat’s by", "")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="q-scroll"><table class="q-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _intervals(result: Mapping[str, Any], known: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Variant to the ends of its whisker, from the intervals of the two differences that were bootstrapped."""
-    base = known.get("base-4bit")
-    found: dict[str, tuple[float, float]] = {}
-    for key, variant in (("gain", "adapter-4bit"), ("four_bit_cost", "base-full")):
-        estimate = result.get(key)
-        if base is not None and estimate and variant in known:
-            found[variant] = (base - estimate["high"], base - estimate["low"])
-    return found
+def _small(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -32,6 +32,8 @@ class Card:
     """Where the finished one lies; empty while there is none."""
     note: str = ""
     """Of the last one: how it compared with the chat."""
+    sign: str = ""
+    """✓ where it answers as the chat does; other signs say less."""
     problem: str = ""
     """Why it cannot be made here; then there is no button."""
 
@@ -55,9 +57,10 @@ COMMANDS: Mapping[str, str] = {
 
 
 ABSENT = (
-    "AWQ and GPTQ are not offered. Both need a library of their own that is built for one version of torch and CUDA and does not go "
-    "with the versions of this app. To serve a small model, take the 8-bit GGUF; for vLLM, take the whole model and let "
-    "vLLM quantize it when it loads (--quantization fp8 or bitsandbytes)."
+    "AWQ and GPTQ are not offered. The libraries that write them and are kept up, llm-compressor and GPTQModel, want other versions of "
+    "transformers and torch than this app works with; installed somewhere of their own, they take the whole model from here. To serve a "
+    "small model, take the 8-bit GGUF; for vLLM, take the whole model and let vLLM quantize it when it loads (--quantization "
+    "fp8_per_tensor, or bitsandbytes for 4 bits)."
 )
 SHARE = "python app.py push --run {run} --to YOU/NAME"
 
@@ -110,7 +113,7 @@ def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
         foot = f'<p class="q-small">{escape(card.problem)}</p>'
     elif card.path:
         copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
-        note = f'<p class="q-small">✓ {escape(card.note)}</p>' if card.note else ""
+        note = f'<p class="q-small">{escape(f"{card.sign} {card.note}".strip())}</p>' if card.note else ""
         again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not is_busy else ""
         save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")
         foot = (
