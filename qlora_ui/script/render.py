@@ -33,11 +33,11 @@ class ScriptFacts:
 
 def render_script(config: RunConfig, facts: ScriptFacts) -> str:
     """The text of `train.py`: about 60 lines that train on `data/*.tokens.parquet` beside it."""
-    lora = _call("LoraConfig", lora_arguments(config))
-    bnb = _call("BitsAndBytesConfig", {**bnb_arguments(config, "DTYPE"), "bnb_4bit_compute_dtype": _Code("DTYPE")})
-    sft = _call("SFTConfig", _sft_lines(config, facts))
-    revision = f", revision={config.model.revision!r}" if config.model.revision else ""
-    attention = "eager" if config.model.attention == "eager" else "sdpa"
+    return _opening(config, facts) + _model(config) + _training(config, facts)
+
+
+def _opening(config: RunConfig, facts: ScriptFacts) -> str:
+    """What it is, what it needs, and the data."""
     files = '{"train": str(HERE / "data/train.tokens.parquet")' + (
         ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
     )
@@ -70,12 +70,19 @@ CUDA = {"False" if config.launch.device == "cpu" else "torch.cuda.is_available()
 DTYPE = {_dtype(config)}
 
 data = load_dataset("parquet", data_files={files})
-tokenizer = AutoTokenizer.from_pretrained(MODEL{revision}){_template(facts)}
+tokenizer = AutoTokenizer.from_pretrained(MODEL{_revision(config)}){_template(facts)}
 
-# The base in 4 bits: 16 levels a weight, one scale for each block of 64, arithmetic in DTYPE.
+'''
+
+
+def _model(config: RunConfig) -> str:
+    """The base model in 4 bits."""
+    bnb = _call("BitsAndBytesConfig", {**bnb_arguments(config, "DTYPE"), "bnb_4bit_compute_dtype": _Code("DTYPE")})
+    attention = "eager" if config.model.attention == "eager" else "sdpa"
+    return f'''# The base in 4 bits: 16 levels a weight, one scale for each block of 64, arithmetic in DTYPE.
 quantization = {bnb}
 model = AutoModelForCausalLM.from_pretrained(
-    MODEL{revision}, dtype=DTYPE, attn_implementation="{attention}", device_map={{"": 0 if CUDA else "cpu"}},
+    MODEL{_revision(config)}, dtype=DTYPE, attn_implementation="{attention}", device_map={{"": 0 if CUDA else "cpu"}},
     quantization_config=quantization,
 )
 model.config.use_cache = False
@@ -84,7 +91,14 @@ for module in model.modules():
         # CPUs with AVX512-BF16 would repack the weights at the first evaluation, and the gradients after it would be wrong.
         module.support_avx512bf16_for_cpu = False
 
-# The adapter: two thin matrices beside each chosen layer; they are all that learns.
+'''
+
+
+def _training(config: RunConfig, facts: ScriptFacts) -> str:
+    """The adapter, the trainer, and what is kept."""
+    lora = _call("LoraConfig", lora_arguments(config))
+    sft = _call("SFTConfig", _sft_lines(config, facts))
+    return f"""# The adapter: two thin matrices beside each chosen layer; they are all that learns.
 lora = {lora}
 args = {sft}
 
@@ -103,7 +117,11 @@ trainer.train()
 trainer.save_model(str(HERE / "adapter"))
 history = json.dumps(trainer.state.log_history, indent=1)
 (HERE / "history.json").write_text(history, encoding="utf-8")
-'''
+"""
+
+
+def _revision(config: RunConfig) -> str:
+    return f", revision={config.model.revision!r}" if config.model.revision else ""
 
 
 class _Code(str):

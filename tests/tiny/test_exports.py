@@ -266,3 +266,35 @@ def test_a_single_shard_named_one_of_one_loads_again(tiny_model_dir: Path, tmp_p
     merge(base, tmp_path / "adapter", tmp_path / "out", config, dequantized=False)
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged-dequantized", "merged-original", "script", "trl-yaml"])
+def test_nothing_that_was_planted_is_in_an_export(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exported import files_of, private_parts
+    from tiny_model import make_tiny_model
+
+    from qlora_ui.script.bundle import write_bundle
+
+    home = tmp_path / "jane.canary"
+    token = "hf_" + "Canary" * 6
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("USER", "jane.canary")
+    monkeypatch.setenv("HOME", str(home))
+    model = make_tiny_model(home / "models" / "tiny-llama")
+    workspace = Workspace.at(home / "workspace")
+    run = _run(workspace, model, output__notes=f"with {token}")
+    for name in ("tokenizer_config.json", "adapter_config.json"):
+        path = run.adapter / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "name_or_path": str(model)}), encoding="utf-8")
+    (run.adapter / "training_args.bin").write_bytes(b"\x80\x04N.")
+    source = {"name": "rows.jsonl", "rows": 4, "path": str(home / "rows.jsonl")}
+    (run.path / "receipt.json").write_text(json.dumps({"data": {"sources": [source]}, "machine": "canary-host"}), encoding="utf-8")
+    out = tmp_path / "out"
+    if form in ("script", "trl-yaml"):
+        for split in ("train", "eval"):
+            (run.data / f"{split}.tokens.parquet").write_bytes(b"PAR1")
+        write_bundle(run.config(), run.data, out, form, on_gpu=False, run=run)  # type: ignore[arg-type]
+    else:
+        export_run(run, form, workspace, out, num_prompts=0)
+    files = files_of(out)
+    assert files and private_parts(files, ["canary", "Canary", str(tmp_path), "/tmp/"]) == []

@@ -26,7 +26,8 @@ def copy_adapter(run: RunDir, out: Path) -> None:
     """Write the run's adapter to `out`, its base named as others know it."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.adapter / "adapter_model.safetensors", out / "adapter_model.safetensors")
-    settings = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    stored = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = {name: value for name, value in stored.items() if name not in _MACHINE_KEYS}
     settings["base_model_name_or_path"] = public_name(run.config().model.id)
     write_json(out / "adapter_config.json", settings)
     for name in _TOKENIZER:
