@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fast_models import FAMILIES, build, packed_batch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
 from qlora_ui.engine.fast.layers import NotFusable
@@ -48,6 +49,46 @@ def test_gradients_equal_stock_peft(family: str, kept: int, tmp_path: Path) -> N
     assert grads.keys() == expected.keys()
     worst = max((relative(grads[name], grad), name) for name, grad in expected.items())
     assert worst[0] < 2e-4, worst
+
+
+def with_rope(monkeypatch: pytest.MonkeyPatch, kind: str, limit: int) -> str:
+    """A family whose frequencies follow the batch: `longrope` has a second set beyond `limit` positions, `dynamic` stretches them."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0}
+    if kind == "longrope":
+        rope |= {"partial_rotary_factor": 1.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+        rope["original_max_position_embeddings"] = limit
+        monkeypatch.setitem(FAMILIES, "phi3", {"rope_parameters": rope})
+        return "phi3"
+    monkeypatch.setitem(FAMILIES, "llama", {"rope_parameters": rope | {"factor": 2.0}, "max_position_embeddings": limit})
+    return "llama"
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@pytest.mark.parametrize("limit", [48, 16])
+def test_frequencies_that_follow_the_batch_equal_stock_peft(kind: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(with_rope(monkeypatch, kind, limit), tmp_path)
+    loss, expected = plain_step(model, BATCH, 30)
+    fast_loss, grads, _ = fast_step(model, BATCH, 30)
+    assert float(loss) == pytest.approx(float(fast_loss), rel=1e-5)
+    assert max(relative(grads[name], grad) for name, grad in expected.items()) < 2e-4
+
+
+@pytest.mark.parametrize(("kind", "is_capturable"), [("longrope", True), ("dynamic", False)])
+def test_which_frequencies_ask_the_card_a_question(kind: str, is_capturable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values stand for a capture: whatever has to be known on the host fails there as well.
+
+    A step that cannot be captured runs uncaptured and says so (tests/gpu/test_fast_step.py).
+    """
+    rotary = build(with_rope(monkeypatch, kind, 48), tmp_path).get_base_model().model.rotary_emb
+    positions = torch.arange(40)[None]
+    rotary(torch.zeros(1, 40, 64), positions)  # the first step is an ordinary one
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        inputs = fake.from_tensor(torch.zeros(1, 40, 64)), fake.from_tensor(positions)
+        if is_capturable:
+            assert rotary(*inputs)[0].shape == (1, 40, 16)
+        else:
+            with pytest.raises(DataDependentOutputException):
+                rotary(*inputs)
 
 
 def test_padded_rows_equal_stock_peft(tmp_path: Path) -> None:
