@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_ui import __version__
 from qlora_ui.base.files import sha256_of, write_json
+from qlora_ui.hardware.gpu import driver_version
 from qlora_ui.runs.read import RunView
 
 WEIGHTS = "adapter_model.safetensors"
@@ -31,7 +32,9 @@ def write_receipt(view: RunView, data: Mapping[str, Any], base: Mapping[str, Any
             "data": dict(data),
             "versions": started.versions if started else {},
             "device": started.device if started else "",
+            "driver": driver_version(),
             "launcher": started.launcher if started else "",
+            "processes": planned.num_processes if planned else None,
             "plan": {
                 "steps": planned.num_steps,
                 "effective_batch": planned.effective_batch,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import Looked, served_page
-from playwright.sync_api import Browser, expect
+from pages import NARROW, WIDE, Looked, served_page
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from qlora_ui.runs.read import RunReaders
 from qlora_ui.runs.registry import list_runs
@@ -35,8 +35,9 @@ def row(looked: Looked, name: str):  # type: ignore[no-untyped-def]
     return looked.page.locator("#runs-table tbody tr", has_text=name)
 
 
-def test_find_compare_and_see_what_differs(browser: Browser, served: Served) -> None:
-    looked = Looked(browser, served.url, "runs")
+@pytest.mark.parametrize("width", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_find_compare_and_see_what_differs(browser: Browser, served: Served, width: ViewportSize) -> None:
+    looked = Looked(browser, served.url, "runs", width)
     page = looked.page
     expect(page.locator("#runs-table tbody tr")).to_have_count(3)
     page.get_by_placeholder("Find by name").fill("pirate")
