@@ -12,8 +12,10 @@ from fast_models import FAMILIES, build, packed_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
+from qlora_ui.engine.fast.attention import register
 from qlora_ui.engine.fast.layers import NotFusable
 from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
+from qlora_ui.engine.load import keep_plain_layout
 
 BATCH = packed_batch([17, 5, 30], 64)
 
@@ -140,6 +142,23 @@ def test_packed_logits_equal_unpacked(tmp_path: Path) -> None:
             alone = decoder(input_ids=BATCH["input_ids"][:, start : start + length], use_cache=False).last_hidden_state[0]
             assert relative(packed[start : start + length], alone) < 1e-5
             start += length
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mistral", "gemma3_text", "llama"])
+def test_packed_attention_generates_as_eager_attention_does(family: str, tmp_path: Path) -> None:
+    """Probes of a packed run generate through the registered attention: no packing, a cache, capped scores, windows of 9."""
+    model = build(family, tmp_path).eval()
+    keep_plain_layout(model)
+    ids = torch.randint(3, 160, (1, 30), generator=torch.Generator().manual_seed(4))
+    config = model.get_base_model().config
+    answers, logits = [], []
+    for kernel in ("eager", register()):
+        config._attn_implementation = kernel
+        with torch.no_grad():
+            logits.append(model(input_ids=ids, use_cache=False).logits)
+            answers.append(model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False))
+    assert relative(logits[1], logits[0]) < 1e-5
+    assert torch.equal(answers[0], answers[1])
 
 
 def test_remove_gives_the_plain_modules_back(tmp_path: Path) -> None:

@@ -129,6 +129,32 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPl
     return torch.cat(parts)
 
 
+def _masked_rows(  # noqa: PLR0917
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Causal rows (B, heads, T, dim) that no kernel of torch computes: capped scores, or a window. The last query sees the last key."""
+    groups, length = query.shape[1] // key.shape[1], key.shape[2]
+    place = torch.arange(length, device=query.device)
+    own = place[length - query.shape[2] :, None]
+    seen = place[None, :] <= own
+    if window is not None:
+        seen &= own - place[None, :] < window
+    scores = (query @ key.repeat_interleave(groups, 1).transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().masked_fill(~seen, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1).to(query.dtype)
+    return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous()
+
+
 class _Varlen(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
@@ -160,8 +186,8 @@ def varlen_attention(  # noqa: PLR0917
     """transformers' attention function for query (B, heads, T, dim): separate documents with `cu_seq_lens_q` (B is 1), else causal rows."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if cu_seq_lens_q is None or max_length_q is None:
-        if softcap is not None or (sliding_window is not None and query.shape[2] > sliding_window):
-            raise NotImplementedError("Without packing, soft-capped or windowed attention runs on transformers' own functions.")
+        if softcap is not None or (sliding_window is not None and key.shape[2] > sliding_window):
+            return _masked_rows(query, key, value, attention_mask, scale, sliding_window, softcap), None
         out = F.scaled_dot_product_attention(
             query,
             key,
