@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TICK_S = 1.0
 SHARED_S = 0.6
 """A tick shows what another page's tick drew within this time."""
-MAX_SESSIONS = 64
+MAX_TABS = 128
 
 Component = gr.components.Component
 
@@ -54,12 +54,25 @@ class FormView:
     inputs: tuple[Any, ...]
 
 
+@dataclass(slots=True)
+class _Sent:
+    """What a browser tab was sent of one set of views."""
+
+    receipt: str = ""
+    """Given with the last values that were sent; the tab gives it back once it has them."""
+    ticket: int = 0
+    marks: dict[int, int] = field(default_factory=dict)
+
+
 class Seen:
-    """What each browser tab was last sent, so that a tick sends only what is new; bounded, safe between threads."""
+    """What each browser tab has, so that a tick sends only what is new; bounded, safe between threads.
+
+    An answer may get lost on its way: the connection breaks, or the page is still being built. So each has a receipt, a hidden
+    value on the page that comes back with the next request; where it is not the one that was sent last, all is sent anew.
+    """
 
     def __init__(self) -> None:
-        self._sent: OrderedDict[str, dict[int, int]] = OrderedDict()
-        self._drawn: dict[tuple[str, int], int] = {}
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
         self._tickets = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -67,31 +80,27 @@ class Seen:
         """A number for a drawing that begins; later drawings have higher ones."""
         return next(self._tickets)
 
-    def only_new(self, session: str, values: Sequence[Any], ticket: int, key: int = 0) -> list[Any]:
-        """`values`, with gr.skip() in place of those that this session has already.
+    def only_new(self, session: str, values: Sequence[Any], ticket: int, receipt: str) -> list[Any]:
+        """The new receipt and `values`, with gr.skip() in place of what this session has already.
 
-        All are skipped where a drawing that began later was quicker: this one shows settings that are no longer so.
+        `session` names a tab and one set of its views, `receipt` is the one that the tab holds. All are skipped where a drawing
+        that began later was quicker: this one shows settings that are no longer so.
         """
         with self._lock:
-            if self._drawn.get((session, key), 0) > ticket:
-                return [gr.skip() for _ in values]
-            self._drawn[session, key] = ticket
-            sent = self._sent.setdefault(session, {})
+            sent = self._sent.setdefault(session, _Sent())
             self._sent.move_to_end(session)
-            while len(self._sent) > MAX_SESSIONS:
-                gone, _ = self._sent.popitem(last=False)
-                self._drawn = {place: drawn for place, drawn in self._drawn.items() if place[0] != gone}
-            fresh = []
-            for place, value in enumerate(values, start=key):
-                mark = hash(json.dumps(value, default=str, sort_keys=True))
-                fresh.append(gr.skip() if sent.get(place) == mark else value)
-                sent[place] = mark
-        return fresh
-
-    def forget(self, session: str) -> None:
-        """Send everything anew to this session: its page was just loaded or a handler drew over a view."""
-        with self._lock:
-            self._sent.pop(session, None)
+            while len(self._sent) > MAX_TABS:
+                self._sent.popitem(last=False)
+            if sent.ticket > ticket:
+                return [gr.skip() for _ in (None, *values)]
+            known = sent.marks if receipt == sent.receipt else {}
+            marks = {place: hash(json.dumps(value, default=str, sort_keys=True)) for place, value in enumerate(values)}
+            fresh = [gr.skip() if known.get(place) == marks[place] else value for place, value in enumerate(values)]
+            sent.ticket, sent.marks = ticket, marks
+            if known == marks:
+                return [gr.skip(), *fresh]
+            sent.receipt = str(ticket)
+            return [sent.receipt, *fresh]
 
 
 class Drawings:
@@ -150,6 +159,7 @@ class Page:
     _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
     _seen: Seen = field(default_factory=Seen)
     _drawings: Drawings = field(default_factory=Drawings)
+    _form_receipt: gr.Textbox | None = None
     _complete: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -188,10 +198,13 @@ class Page:
         """Wire timer, load and edits; ui/app.py calls it once all tabs are built."""
         for wire in self._complete:
             wire()
+        live_receipt, form_receipt = (gr.Textbox("", visible="hidden", elem_id=f"q-has-{what}", label="Has") for what in ("live", "form"))
+        self._form_receipt = form_receipt
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        outputs = [out for view in self.form_views for out in view.outputs]
+        outputs = [form_receipt, *(out for view in self.form_views for out in view.outputs)]
         others = {needed for view in self.form_views for needed in view.inputs}
-        form: dict[str, Any] = {"fn": self._form_changed, "inputs": self.form.inputs | self.pickers | others, "outputs": outputs}
+        inputs = self.form.inputs | self.pickers | others | {form_receipt}
+        form: dict[str, Any] = {"fn": self._form_changed, "inputs": inputs, "outputs": outputs}
         # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
         edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
         edits = [_edited(component) for component in edited if component is not self.preset]
@@ -199,13 +212,14 @@ class Page:
         news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
         self.live(lambda run_id: str(self.service.num_news), [news])
         news.change(**form, **quiet)
-        drawn = [out for view in self.live_views for out in view.outputs]
-        live: dict[str, Any] = {"fn": self._tick, "inputs": self._live_inputs(), "outputs": drawn}
+        drawn = [live_receipt, *(out for view in self.live_views for out in view.outputs)]
+        live: dict[str, Any] = {"fn": self._tick, "inputs": [live_receipt, *self._live_inputs()], "outputs": drawn}
         self.timer.tick(**live, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
-        loaded = blocks.load(self._forget, None, None, **quiet)
+        loaded = None
         for function, needs, gives in self._loads:
-            loaded = loaded.then(function, needs, gives, **quiet)
+            loaded = (blocks.load if loaded is None else loaded.then)(function, needs, gives, **quiet)
+        assert loaded is not None, "a tab restores something when a page opens"
         loaded.then(**live, **quiet)
         loaded.then(**form, **quiet)
         now = live | {"fn": self._draw_now}
@@ -217,7 +231,7 @@ class Page:
     def _live_inputs(self) -> list[Any]:
         return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
 
-    def _tick(self, request: gr.Request, run_id: str, *values: Any) -> Any:
+    def _tick(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
         """Draw all live views; one that fails is logged and keeps what it shows, the others go on."""
         ticket = self._seen.ticket()
         drawn: list[Any] = []
@@ -226,14 +240,14 @@ class Page:
             mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
             args = (run_id, *mine)
             drawn.extend(self._drawings.of(number, args, functools.partial(_draw, view.draw, len(view.outputs), *args)))
-        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, ticket))
+        return self._seen.only_new(f"{request.session_hash} live", drawn, ticket, receipt)
 
-    def _draw_now(self, request: gr.Request, run_id: str, *values: Any) -> Any:
+    def _draw_now(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
         """The same after an event, which may have changed what was drawn a moment ago."""
         self._drawings.forget()
-        return self._tick(request, run_id, *values)
+        return self._tick(request, receipt, run_id, *values)
 
-    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> Any:
+    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
         """Check the settings and draw every view of them."""
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
@@ -241,10 +255,7 @@ class Page:
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))
-        return _one_or_all(self._seen.only_new(str(request.session_hash), drawn, ticket, key=1_000_000))
-
-    def _forget(self, request: gr.Request) -> None:
-        self._seen.forget(str(request.session_hash))
+        return self._seen.only_new(f"{request.session_hash} form", drawn, ticket, str(data[self._form_receipt]))
 
 
 def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
@@ -258,8 +269,3 @@ def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
 def _edited(component: Any) -> Any:
     """The event of an edit. A text box raises `input` for keys only, so pasting needs `change`; drawing views writes no control."""
     return component.change if isinstance(component, gr.Textbox) else component.input
-
-
-def _one_or_all(values: list[Any]) -> Any:
-    """What Gradio wants for one output: the bare value."""
-    return values[0] if len(values) == 1 else values

@@ -76,10 +76,11 @@ class Site:
     def component(self, elem_id: str) -> dict[str, Any]:
         return next(item for item in self.config["components"] if item["props"].get("elem_id") == elem_id)
 
-    def tick_body(self, session: str) -> dict[str, Any]:
-        """The request of the timer, with every input as the page has it when it opens."""
+    def tick_body(self, session: str, receipt: str = "") -> dict[str, Any]:
+        """The request of the timer, with every input as the page has it when it opens but for the receipt of what it was sent."""
         by_id = {item["id"]: item for item in self.config["components"]}
         data = [None if by_id[i]["type"] == "state" else by_id[i]["props"].get("value") for i in self.tick["inputs"]]
+        data[self.tick["inputs"].index(self.component("q-has-live")["id"])] = receipt
         return {"data": data, "fn_index": self.tick["id"], "session_hash": session, "trigger_id": None, "event_data": None}
 
 
@@ -90,6 +91,7 @@ class OpenPage:
     site: Site
     client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
     session: str = field(default_factory=lambda: secrets.token_hex(6))
+    receipt: str = ""
     tick_s: list[float] = field(default_factory=list)
     curves_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -106,11 +108,13 @@ class OpenPage:
         """One tick of the timer, and the new points where there are some."""
         try:
             began = time.perf_counter()
-            answer = self.client.post(f"{self.site.url}/gradio_api/run/predict", json=self.site.tick_body(self.session))
+            answer = self.client.post(f"{self.site.url}/gradio_api/run/predict", json=self.site.tick_body(self.session, self.receipt))
             answer.raise_for_status()
             self.tick_s.append(time.perf_counter() - began)
-            charts = self.site.component("train-charts")["id"]
-            sent = answer.json()["data"][self.site.tick["outputs"].index(charts)]
+            charts, has = (self.site.component(name)["id"] for name in ("train-charts", "q-has-live"))
+            answered = answer.json()["data"]
+            receipt, sent = (answered[self.site.tick["outputs"].index(place)] for place in (has, charts))
+            self.receipt = receipt if isinstance(receipt, str) else self.receipt
             value = sent.get("value") if isinstance(sent, dict) else None
             if isinstance(value, dict) and value.get("runs"):
                 self._draw(charts, value["runs"])

@@ -46,8 +46,26 @@ def test_a_drawing_is_not_kept_past_its_time() -> None:
 def test_a_slower_older_drawing_never_overwrites_a_newer_one() -> None:
     seen = Seen()
     older, newer = seen.ticket(), seen.ticket()
-    assert seen.only_new("page", ["new"], newer) == ["new"]
-    assert seen.only_new("page", ["old"], older) == [gr.skip()]
+    assert seen.only_new("page", ["new"], newer, "")[1:] == ["new"]
+    assert seen.only_new("page", ["old"], older, "") == [gr.skip(), gr.skip()]
+
+
+def test_only_what_is_new_is_sent_and_what_got_lost_is_sent_again() -> None:
+    seen = Seen()
+
+    def sent(values: list[Any], receipt: str) -> list[Any]:
+        return seen.only_new("page", values, seen.ticket(), receipt)
+
+    skip = gr.skip()
+    first, *values = sent(["a", "b"], "")
+    assert values == ["a", "b"]
+    assert sent(["a", "b"], first) == [skip, skip, skip]
+    second, *values = sent(["a", "c"], first)
+    assert values == [skip, "c"]
+    # The answer with `second` never came to the page, which asks with the receipt that it has.
+    third, *values = sent(["a", "c"], first)
+    assert values == ["a", "c"] and third != second
+    assert sent(["a", "c"], third) == [skip, skip, skip]
 
 
 def test_skipped_outputs_are_left_alone_and_the_others_sent_in_their_places() -> None:

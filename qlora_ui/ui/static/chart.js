@@ -9,6 +9,7 @@
 const Q_SVG = "http://www.w3.org/2000/svg";
 const Q_STORE = "qlora-ui.chart";
 const Q_PAD = { top: 14, right: 14, bottom: 26, left: 52 };
+const Q_DIGIT_PX = 6.6; // about the width of a letter of a tick label
 
 function mountChart(element, props, server, watch) {
   const root = element.querySelector(".q-charts");
@@ -278,18 +279,25 @@ function qDraw(figure, runs, store, spec, at) {
   const scale = qScale(panel, lines, rules, runs, width, height, store, log);
   figure.scale = scale;
   const parts = [];
-  for (const tick of !lines.length ? [] : qTicks(scale.yLow, scale.yHigh, Math.max(2, Math.floor(height / 52)), log, panel.format === "bytes" ? 2 ** 20 * (scale.yHigh > 2 ** 30 ? 1024 : 1) : 1)) {
+  const ticks = !lines.length ? [] : qTicks(scale.yLow, scale.yHigh, Math.max(2, Math.floor(height / 52)), log, panel.format === "bytes" ? 2 ** 20 * (scale.yHigh > 2 ** 30 ? 1024 : 1) : 1);
+  const isTold = new Set(ticks.map(format)).size === ticks.length;
+  for (const tick of ticks) {
     const y = scale.toY(tick);
     parts.push(qSvg("line", { class: "q-gridline", x1: Q_PAD.left, x2: width - Q_PAD.right, y1: y, y2: y }));
-    parts.push(qSvg("text", { class: "q-tick", x: Q_PAD.left - 8, y: y + 4, "text-anchor": "end" }, format(tick)));
+    parts.push(qSvg("text", { class: "q-tick", x: Q_PAD.left - 8, y: y + 4, "text-anchor": "end" }, isTold ? format(tick) : Number(tick.toPrecision(5)).toString()));
   }
   if (lines.length && panel.x === "step") parts.push(qSvg("text", { class: "q-tick", x: Q_PAD.left, y: height - 8, "text-anchor": "start" }, "step"));
+  let labelled = panel.x === "step" ? Q_PAD.left + 4 * Q_DIGIT_PX : 0; // right end of the label before
   for (const tick of !lines.length ? [] : qTicks(scale.xLow, scale.xHigh, Math.max(3, Math.floor(width / 110)), false, panel.x === "time" ? qTimeUnit(scale.xHigh) : 1)) {
     if (panel.x === "step" && tick !== Math.round(tick)) continue;
     const x = scale.toX(tick);
     if (panel.x === "step" && x < Q_PAD.left + 40) continue; // the word "step" stands there
     const anchor = x > width - Q_PAD.right - 14 ? "end" : "middle";
-    parts.push(qSvg("text", { class: "q-tick", x, y: height - 8, "text-anchor": anchor }, formatX(tick)));
+    const label = panel.x === "time" ? qTimeTick(tick, scale.xHigh) : formatX(tick);
+    const left = x - label.length * Q_DIGIT_PX * (anchor === "end" ? 1 : 0.5);
+    if (left < labelled + 4) continue;
+    labelled = left + label.length * Q_DIGIT_PX;
+    parts.push(qSvg("text", { class: "q-tick", x, y: height - 8, "text-anchor": anchor }, label));
   }
   parts.push(qSvg("line", { class: "q-axis", x1: Q_PAD.left, x2: width - Q_PAD.right, y1: scale.bottom, y2: scale.bottom }));
   for (const mark of panel.marks ? runs.flatMap((run) => run.marks || []) : []) {
@@ -308,6 +316,12 @@ function qDraw(figure, runs, store, spec, at) {
 
 function qTimeUnit(high) {
   return high > 5400 ? 3600 : high > 90 ? 60 : 1;
+}
+
+/* All ticks of an axis in one unit. */
+function qTimeTick(tick, high) {
+  const unit = qTimeUnit(high);
+  return `${Number((tick / unit).toPrecision(3))} ${{ 1: "s", 60: "min", 3600: "h" }[unit]}`;
 }
 
 function qLines(panel, runs, store) {
