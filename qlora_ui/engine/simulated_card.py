@@ -158,8 +158,8 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
     from peft.tuners.lora import dora
     from peft.utils import integrations
 
-    from qlora_ui.engine.fast import loss as fast_loss
     from qlora_ui.engine.fast import layer_ops, nodes, ops, rope, weights
+    from qlora_ui.engine.fast import loss as fast_loss
 
     def no_tile(*arguments: Any, **named: Any) -> None:
         return None
@@ -178,10 +178,17 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
         (dora, "dequantize_module_weight", dense),
         (integrations, "dequantize_module_weight", dense),
     ]
+    asked = torch.is_autocast_enabled
+
+    def autocast_enabled(device_type: str | None = None) -> bool:
+        # PEFT asks for the card's autocast, and converts by itself where that is off.
+        return asked(device_type) if device_type is not None else asked("cpu")
+
     if not is_cpu:
         fast = (ops, layer_ops, rope, weights, fast_loss)
         replaced += [
             (functional, "dropout", dropout),
+            (torch, "is_autocast_enabled", autocast_enabled),
             (head, "_forward_tile", no_tile),
             (head, "_backward_tile", no_tile),
             (head, "_addmm_fp32", lambda acc, a, b: None),

@@ -5,15 +5,19 @@ Slower than the closed form (seconds instead of microseconds) and right where th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import HardwareError
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.estimate.allocator import CachingAllocator
 from qlora_ui.estimate.memory import load_reserved_bytes, padding_slack, process_overhead
 from qlora_ui.estimate.trace import Depth, Trace, extended
@@ -22,7 +26,7 @@ from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
 
-TIMEOUT_S = 120
+TIMEOUT_S, USUAL_S, LOOK_S = 120, 7.0, 0.1
 _MODULE = "qlora_ui.engine.simulate"
 
 
@@ -36,14 +40,25 @@ class CheckedMemory:
     reserved_bytes: int
     static_bytes: int
     """Weights, adapter and optimizer."""
+    seconds: float = 0.0
+    """What the check took."""
 
 
-def check_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None) -> CheckedMemory:
-    """Run the check; a few seconds on two cores. Raises HardwareError where the child process fails."""
+def check_memory(  # noqa: PLR0917
+    facts: ModelFacts,
+    config: RunConfig,
+    device: DeviceProfile,
+    data: DataShape | None = None,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+) -> CheckedMemory:
+    """Run the check; a few seconds on two cores. Raises HardwareError where the child process fails, Cancelled where it is stopped."""
+    began = time.monotonic()
     work = workload_of(facts, config, device, data)
     depth = Depth.of(facts.num_layers - work.kept_layers, work.kept_layers)
-    trace = run_simulation(request_of(facts, config, work, depth))
-    return replay(trace, depth, facts, config, device, work)
+    trace = run_simulation(request_of(facts, config, work, depth), on_progress, is_cancelled)
+    found = replay(trace, depth, facts, config, device, work)
+    return replace(found, seconds=time.monotonic() - began)
 
 
 def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Depth) -> dict[str, Any]:
@@ -108,27 +123,47 @@ def model_config(facts: ModelFacts) -> dict[str, Any]:
     return values
 
 
-def run_simulation(request: dict[str, Any]) -> Trace:
-    """The child's record; raises HardwareError with its last words where it fails."""
+def run_simulation(request: dict[str, Any], on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Trace:
+    """The child's record; raises HardwareError with its last words where it fails, Cancelled where it is stopped."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", _MODULE],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=TIMEOUT_S,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _failed(str(error)) from None
-    if child.returncode != 0:
-        words = child.stderr.strip().splitlines()
-        raise _failed(words[-1] if words else f"exit code {child.returncode}")
-    return Trace.from_dict(json.loads(child.stdout))
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", _MODULE],
+                stdin=asked,
+                stdout=answer,
+                stderr=words,
+                env=environment,
+                cwd=Path(__file__).parents[2],
+            )
+        except OSError as error:
+            raise _failed(str(error)) from None
+        try:
+            _wait(child, on_progress, is_cancelled)
+        finally:
+            child.kill()
+            child.wait()
+        answer.seek(0)
+        words.seek(0)
+        if child.returncode != 0:
+            lines = words.read().decode("utf-8", "replace").strip().splitlines()
+            raise _failed(lines[-1] if lines else f"exit code {child.returncode}")
+        return Trace.from_dict(json.loads(answer.read()))
+
+
+def _wait(child: subprocess.Popen[bytes], on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
+    """Until the child ends; how far it is, is known by the clock alone."""
+    began = time.monotonic()
+    while child.poll() is None:
+        stop_if(is_cancelled, "The check of the memory")
+        took = time.monotonic() - began
+        if took > TIMEOUT_S:
+            raise _failed(f"it took longer than {TIMEOUT_S} seconds")
+        on_progress("Running the model's own code without data", min(took / USUAL_S, 0.95))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(LOOK_S)
 
 
 def _failed(why: str) -> HardwareError:

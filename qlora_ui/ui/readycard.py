@@ -12,6 +12,7 @@ from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.views.checked import check_label, checked_html, wants_check
 from qlora_ui.ui.views.ready import ready_html, start_label, waits_html
 
 OPTIONS = ("output.name",)
@@ -24,6 +25,7 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="q-ready-more", min_width=0):
         page.device = _device_picker(page)
         page.form.place("output.name", maker=_name_box, min_width=0)
+    _check(page)
     waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
 
@@ -42,6 +44,36 @@ def build(page: Page) -> None:
     # The card is built last, so every control of the form is there.
     started = start.click(begin, page.form.inputs, [page.run_id, page.tabs], api_visibility="private")
     page.redraw_after(started)
+
+
+def _check(page: Page) -> None:
+    """The precise check of the memory: a button that begins it, and skips it while it runs."""
+    line = gr.HTML("", elem_id="q-ready-check", apply_default_css=False)
+    button = gr.Button(check_label(None), elem_id="q-check", elem_classes="q-tool", visible=False)
+    checks = page.service.checks
+
+    def draw(draft: Draft) -> tuple[str, Any]:
+        # By itself only for a card that is here: elsewhere it would keep a processor busy that may be training.
+        is_wanted = wants_check(draft) and draft.is_ready and draft.device.is_present and not draft.device.is_cpu
+        pending = checks.of(draft, is_wanted=is_wanted)
+        return checked_html(draft, pending), gr.update(value=check_label(pending), visible=draft.memory is not None)
+
+    @handler
+    def press(data: dict[Any, Any]) -> None:
+        preset, device = (str(data.get(picker) or "") for picker in (page.preset, page.device))
+        draft = page.service.draft(page.form.values(data), preset=preset, device=device)
+        pending = checks.of(draft)
+        if pending is not None and not pending.is_done:
+            checks.skip(draft)
+        else:
+            checks.begin(draft)
+
+    def wire() -> None:
+        pressed = button.click(press, page.form.inputs | page.pickers, None, api_visibility="private", show_progress="hidden")
+        page.refresh_after(pressed)
+
+    page.on_form(draw, [line, button])
+    page.when_complete(wire)
 
 
 def _name_box(option: Option) -> gr.components.Component:

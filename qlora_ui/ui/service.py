@@ -31,6 +31,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
+from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending, data_key
@@ -56,6 +57,7 @@ class Service:
         self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
         self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)
         self._peeks: Inquiry[Peek] = Inquiry("peek", self.news)
+        self.checks = Checks(self.news)
         self._may_use_engine = False
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()

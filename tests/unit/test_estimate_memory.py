@@ -146,6 +146,7 @@ def test_context_and_correction_show() -> None:
 
 
 def test_two_hundred_random_settings_in_under_50_ms_each() -> None:
+    # The thread's own time: what other programs take of the processor meanwhile is not the estimate's.
     draw = random.Random(1)
     slowest = 0.0
     for _ in range(200):
@@ -154,9 +155,9 @@ def test_two_hundred_random_settings_in_under_50_ms_each() -> None:
             "data.max_length": draw.choice([64, 512, 4096]), "lora.dropout": draw.choice([0.0, 0.1]),
             "train.checkpointing": draw.choice(["all", "none"]), "quant.double_quant": draw.random() < 0.5,
             "train.fast_path": draw.choice(["auto", "off"]), "train.packing": draw.choice(["auto", "on", "off"])})  # fmt: skip
-        began = time.perf_counter()
+        began = time.thread_time()
         estimate = estimate_memory(QWEN, config, CARD)
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.thread_time() - began)
         assert 0 < estimate.total_bytes < 1000 * GIB
     assert slowest < 0.05
 
@@ -174,3 +175,10 @@ def test_explainer_of_the_builtin_model() -> None:
     assert nf4.bits_per_weight == pytest.approx(4.5, abs=0.05)
     assert explanation.rows[0].layers_bytes == 2 * builtin_facts().num_quantized_params
     assert explanation.double_quant_saves_bytes > 0 and 0.7 < explanation.quantized_share < 0.9
+
+
+def test_what_was_not_measured_is_doubted_and_given_twice_the_range() -> None:
+    sure, unsure = estimate_memory(QWEN, PLAIN, CARD), estimate_memory(QWEN, PLAIN.changed({"lora.dora": True}), CARD)
+    assert sure.doubts == () and unsure.doubts == ("no run with DoRA",)
+    for estimate, share in ((sure, 0.05), (unsure, 0.1)):
+        assert (estimate.high_bytes - estimate.total_bytes) == pytest.approx(share * (estimate.total_bytes - CARD.context_bytes), rel=1e-3)
