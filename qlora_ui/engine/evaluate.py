@@ -179,7 +179,7 @@ class _Evaluation:
                 self._on_progress(f"Loading: {variant.title}", self._share(0))
                 with context() as model:
                     self._score(variant.name, variant.title, model, models.device)
-            elif reason := models.reason_to_skip():
+            elif reason := models.reason_to_skip(self.rows):
                 self.skipped[variant.name] = reason
             else:
                 self._score_by_layer(models, variant, adapter)

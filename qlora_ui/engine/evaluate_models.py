@@ -67,9 +67,10 @@ class WholeModels:
             needed += self.num_params * 0.6
         return needed <= self._free_bytes()
 
-    def reason_to_skip(self) -> str:
+    def reason_to_skip(self, rows: Sequence[EvalRow]) -> str:
         """Why a variant that does not fit cannot be looked at layer by layer either, in words; empty where it can."""
-        needed, free = streamed_bytes(self.folder, self.dtype) * MARGIN, self._free_bytes()
+        most_learned = max((len(row.places) for row in rows), default=0)
+        needed, free = streamed_bytes(self.folder, self.dtype, most_learned) * MARGIN, self._free_bytes()
         return "" if needed <= free else f"needs {format_bytes(needed)} of memory even layer by layer, {format_bytes(free)} are free"
 
     def _free_bytes(self) -> int:

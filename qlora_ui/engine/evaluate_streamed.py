@@ -47,9 +47,16 @@ class Recipe:
     """An output layer of its own that the base does not have."""
 
 
-def streamed_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """The most memory that the weights take at a time: all outside the layers, one layer, and the largest matrix in fp32 twice."""
-    outside, largest = 0, 0
+LOGIT_BYTES = 14
+"""Of a word at a learned token: as computed, in fp32, and the loss's own copy and sums."""
+
+
+def streamed_bytes(folder: Path, dtype: torch.dtype, most_learned: int) -> int:
+    """The most memory at a time: all weights outside the layers, one layer, the largest matrix in fp32 twice, or a row's logits.
+
+    `most_learned` is the largest number of learned tokens in a row.
+    """
+    outside, largest, num_words = 0, 0, 0
     layers: dict[str, int] = {}
     for file in weight_files(folder):
         for name, entry in read_header(file).items():
@@ -61,7 +68,8 @@ def streamed_bytes(folder: Path, dtype: torch.dtype) -> int:
                 largest = max(largest, size)
             else:
                 outside += size
-    return int(dtype.itemsize) * (outside + max(layers.values(), default=0)) + 8 * largest
+                num_words = max(num_words, entry["shape"][0])
+    return int(dtype.itemsize) * (outside + max(layers.values(), default=0)) + max(8 * largest, LOGIT_BYTES * num_words * most_learned)
 
 
 class StreamedModel:

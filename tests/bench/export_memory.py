@@ -183,7 +183,7 @@ def stream_one(run: Any, workspace: Any) -> Row:
         "rows": len(rows),
         "tokens_a_row": len(draws[0]),
         "loss": scores.loss,
-        "needed_bytes": streamed_bytes(folder, models.dtype),
+        "needed_bytes": streamed_bytes(folder, models.dtype, len(rows[0].places)),
         "total_s": round(time.monotonic() - began, 1),
         "card_peak_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
     }

@@ -200,3 +200,33 @@ def test_verdicts() -> None:
     assert verdict(losses, bootstrap([-0.4, 0.5]), None, 2)["kind"] == "unsure"
     assert verdict({**losses, "merged-dequantized": 2.0}, None, None, 2)["serve"] == "adapter-4bit"
     assert verdict({**losses, "merged-original": 1.2}, None, None, 2)["serve"] == "merged-original"
+
+
+def test_what_does_not_fit_in_one_piece_is_read_layer_by_layer(
+    run: tuple[Workspace, RunDir], receipt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_ui.engine.evaluate_models.WholeModels.fits", lambda self, variant: False)
+    seen: list[str] = []
+    result = evaluate_run(run[1].id, run[0], Card(), EvaluateOptions(num_answers=0), on_progress=lambda what, share: seen.append(what))
+    assert any("layer 1 of 2" in what for what in seen)
+    whole = {row["variant"]: row["loss"] for row in receipt["scores"]}
+    for row in result["scores"]:
+        assert row.get("by_layer", False) == (row["variant"] not in ("base-4bit", "adapter-4bit"))
+        assert row["loss"] == pytest.approx(whole[row["variant"]], abs=1e-4)
+    assert result["logit_difference"]["merged-dequantized"]["max"] < 1e-3
+
+
+def test_an_export_that_memory_is_too_short_to_check_is_kept(
+    run: tuple[Workspace, RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_ui.engine.exports import check, export
+
+    made = export.export_run(run[1], "merged-original", run[0], tmp_path / "plenty", num_prompts=2)
+    assert made.check is not None and made.check.num_prompts == 2 and made.check.mean_logit_difference <= made.check.max_logit_difference
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_run_child", lambda *arguments: check.SHORT_OF_MEMORY)
+        kept = export.export_run(run[1], "merged-original", run[0], tmp_path / "killed", num_prompts=2)
+    assert kept.check is None and "too little free memory" in kept.note and (kept.path / "model.safetensors").is_file()
+    monkeypatch.setattr(export, "plan_export", lambda *arguments: export.ExportPlan(1, 1, 1, 2**60))
+    kept = export.export_run(run[1], "merged-original", run[0], tmp_path / "short", num_prompts=2)
+    assert kept.check is None and "are free" in kept.note

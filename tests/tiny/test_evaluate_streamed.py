@@ -66,7 +66,8 @@ def test_what_it_takes_grows_with_a_layer_and_not_with_the_depth(tmp_path: Path)
     from tiny_model import make_tiny_model
 
     shallow, deep = (make_tiny_model(tmp_path / str(depth), num_layers=depth) for depth in (2, 6))
-    assert streamed_bytes(shallow, torch.float32) == streamed_bytes(deep, torch.float32) > 4 * 512 * 64
+    assert streamed_bytes(shallow, torch.float32, 20) == streamed_bytes(deep, torch.float32, 20) > 4 * 512 * 64
+    assert streamed_bytes(deep, torch.float32, 2000) > streamed_bytes(deep, torch.float32, 20)
 
 
 def test_it_can_be_stopped_between_two_layers(tiny_model_dir: Path) -> None:
