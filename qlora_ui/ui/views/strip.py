@@ -33,13 +33,14 @@ def run_chip(view: RunView | None) -> str:
     """State, percent and time left of the current run, as a link to the Train tab; empty where nothing runs or waits."""
     if view is None or not (view.status.is_live or view.status in (Status.QUEUED, Status.PAUSED)):
         return ""
-    words = [view.status.value.capitalize()]
+    words, left = [view.status.value.capitalize()], ""
     if view.progress is not None:
         words.append(format_percent(view.progress))
     if view.time_left_s is not None and view.status.is_live:
-        words.append(f"{format_duration(view.time_left_s)} left")
+        left = f'<span class="q-run-left"> · {escape(format_duration(view.time_left_s))} left</span>'
     live = " q-chip-live" if view.status.is_live else ""
-    return f'<button type="button" class="q-chip{live}" id="q-run-chip" data-go="train">{escape(" · ".join(words))}</button>'
+    said = f"<span>{escape(' · '.join(words))}{left}</span>"
+    return f'<button type="button" class="q-chip{live}" id="q-run-chip" data-go="train">{said}</button>'
 
 
 def card_memory(gpu: GpuState, predicted_bytes: int | None) -> str:
