@@ -69,7 +69,6 @@ def test_with_the_mouse(width: str, tmp_path: Path, tiny_model_dir: Path) -> Non
         expect(page.locator("#q-sources")).to_contain_text("table-")
         expect(page.locator("#q-sources")).not_to_contain_text("comes with the app")
 
-        page.locator("#q-columns > button").click()
         page.get_by_label("Meaning of ask").select_option("user")
         expect(page.get_by_label("Meaning of ask")).to_have_value("user")
         page.get_by_label("Meaning of say").select_option("assistant")
@@ -111,7 +110,6 @@ def test_with_the_keyboard_alone(viewport: ViewportSize, tmp_path: Path, tiny_mo
             press(page, "#q-upload", "Enter")
         chooser.value.set_files(table)
         expect(page.locator("#q-sources")).to_contain_text("table-")
-        press(page, "#q-columns > button", "Enter")
         expect(page.get_by_label("Meaning of ask")).to_be_visible()
         tab_to(page, "select[data-id=ask]")
         page.keyboard.type("question")

@@ -78,7 +78,6 @@ def test_columns_are_mapped_by_hand(visit: Visit, tmp_path: Path) -> None:
     page = visit("data").page
     alone(page, path)
     expect(page.locator("#q-verdict-body")).to_contain_text("Map the columns")
-    page.locator("#q-columns > button").click()
     page.get_by_label("Meaning of ask").select_option("user")
     expect(page.locator("#q-ready-problems")).to_contain_text("answer")
     page.get_by_label("Meaning of say").select_option("assistant")

@@ -39,7 +39,7 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="q-tab"):
         with gr.Row(elem_classes="q-halves"):
             with gr.Column(elem_classes="q-block", min_width=0):
-                gr.HTML(block_head("Datasets", "Several are mixed; a weight of 2 means twice the rows."), apply_default_css=False)
+                gr.HTML(block_head("Datasets", "What the model learns from. Several are mixed."), apply_default_css=False)
                 sources = live_html("", "q-sources")
                 adders = _adders()
                 build_hub_search(page, lambda data, sources: _added(page, data, sources))
@@ -53,12 +53,13 @@ def build(page: Page) -> None:
             shown = gr.HTML("", elem_id="q-row", apply_default_css=False)
         with gr.Column(elem_classes="q-block"):
             gr.HTML(block_head("Layout", "How a row of a file becomes a conversation."), apply_default_css=False)
-            with gr.Accordion("Columns", open=False, elem_classes="q-fold", elem_id="q-columns"):
+            with gr.Accordion("Columns", open=False, elem_classes="q-fold", elem_id="q-columns") as fold:
                 columns = live_html("", "q-columns-body")
             with gr.Accordion("Advanced", open=False, elem_classes="q-fold", elem_id="q-advanced-data"), gr.Row(elem_classes="q-grid"):
                 for option in page.form.unplaced("data"):
                     page.form.place(option.path, min_width=0)
     _wire_views(page, sources, verdict, columns)
+    page.on_form(_columns_fold, [fold])
     page.on_form(lambda draft, number: _row_html(page, draft, number), [shown], [row])
     _wire_adders(page, adders)
     _wire_actions(page, sources, columns)
@@ -74,6 +75,7 @@ def _adders() -> dict[str, Any]:
             "Upload files", file_count="multiple", file_types=UPLOADS, elem_id="q-upload", elem_classes="q-tool", size="md"
         )
         builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
+    gr.HTML('<p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>', apply_default_css=False)
     with gr.Row(elem_classes="q-search"):
         name = gr.Textbox(
             label="A path, or OWNER/NAME on the Hub", elem_id="q-source-name", elem_classes="q-labelled", placeholder="~/data/chats.jsonl"
@@ -110,23 +112,30 @@ def _wire_views(page: Page, sources: Any, verdict: Any, columns: Any) -> None:
     page.on_form(draw, [sources, verdict, columns])
 
 
+def _columns_fold(draft: Draft) -> Any:
+    """The fold of the columns opens by itself where only a word on the columns is missing."""
+    return gr.update(open=True) if views.needs_mapping(draft) else gr.update()
+
+
 def _row_html(page: Page, draft: Draft, number: Any) -> str:
     """The row of that number as tokens, or as turns while the tokenizer is not to be had."""
     config, report = draft.config, draft.report
     if config is None or report is None or not report.num_rows:
         return '<div class="q-empty"><h2>A row comes here</h2>once there is a dataset and every setting is right.</div>'
     position = min(max(int(number or 1) - 1, 0), report.num_rows - 1)
-    if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
-        try:
+    try:
+        if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
             return tokens.row_html(page.service.lens.preview(config, position))
-        except QloraUiError as error:
-            return f'<div class="q-note q-note-bad"><p>{escape(str(error))}</p></div>'
-    conversation = load_anyway(config.data, page.service.workspace).conversations[position]
+        conversation = load_anyway(config.data, page.service.workspace).conversations[position]
+    except QloraUiError as error:
+        return f'<div class="q-note q-note-bad"><p>{escape(str(error))}</p></div>'
     turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
     return tokens.plain_html(turns, _why_no_tokens(draft))
 
 
 def _why_no_tokens(draft: Draft) -> str:
+    if draft.look is not None and draft.look.is_stopped:
+        return "You stopped the counting of tokens, so the row is shown as text."
     if draft.look is not None and not draft.look.is_done:
         return "Counting tokens"
     if draft.look is not None:
@@ -212,6 +221,8 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
     """A finding's buttons: fix it (which can be taken back), or show its first row."""
 
     def propose(data: dict[Any, Any], action: Action) -> Change | None:
+        if action.name == "set-length" and action.id.isdigit():
+            return Change("Longest conversation as the data proposes", {"data.max_length": int(action.id)})
         if action.name != "fix":
             return None
         draft = page.service.draft(page.form.values(data))

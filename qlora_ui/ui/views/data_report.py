@@ -10,6 +10,7 @@ from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.ready import TITLES
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def verdict_html(draft: Draft) -> str:
     return (
         f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
         f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
-        f"{escape(report.why)}</p>{tokens}{_problems(draft)}{listed}</div>"
+        f"{escape(report.why)}</p>{formats_html(report)}{tokens}{lengths_html(draft, report)}{languages_html(report)}"
+        f"{_problems(draft)}{listed}</div>"
     )
 
 
@@ -71,6 +73,12 @@ def columns_html(draft: Draft, mapping: Mapping[str, str]) -> str:
     )
 
 
+def needs_mapping(draft: Draft) -> bool:
+    """Whether nothing but a word on the columns of the user's file is missing."""
+    problems = draft.problems_of("data.sources") + draft.problems_of("data.mapping")
+    return draft.report is None and draft.peek is not None and any(problem.fix.startswith("Map the columns") for problem in problems)
+
+
 def _without_report(draft: Draft) -> str:
     inspection = draft.inspection
     if inspection is not None and not inspection.is_done:
@@ -85,6 +93,8 @@ def _without_report(draft: Draft) -> str:
     problems = draft.problems_of("data.sources") or draft.problems_of("data.mapping")
     if problems:
         items = "".join(f"<p>{escape(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in problems)
+        if needs_mapping(draft):
+            items += '<p><a class="q-link" href="#q-columns">Say what the columns are</a></p>'
         pill = '<span class="q-chip q-chip-bad q-verdict-pill" role="status" id="q-verdict">Not trainable</span>'
         return f'<div class="q-verdict">{pill}<div class="q-note q-note-bad">{items}</div></div>'
     return '<div class="q-empty"><h2>The verdict comes here</h2>Choose a dataset: its rows are read and checked at once.</div>'
@@ -119,9 +129,12 @@ def _problems(draft: Draft) -> str:
 def _token_line(draft: Draft, report: DataReport) -> str:
     tokens = report.tokens
     if tokens:
-        parts = [f"{format_count(tokens['mean'])} tokens a row on average" if "mean" in tokens else ""]
-        parts.append(f"longest {format_count(tokens['longest'])}" if "longest" in tokens else "")
-        return f'<p class="q-small q-num">{escape(", ".join(part for part in parts if part))}.</p>'
+        total = f"{format_count(tokens['total'])} tokens in all, " if "total" in tokens else ""
+        return (
+            f'<p class="q-small q-num">{escape(total)}{format_count(tokens["mean"])} tokens a row on average.</p>'
+            if "mean" in tokens
+            else ""
+        )
     look = draft.look
     if look is not None and look.is_stopped:
         again = act_button("Count them", "read-again", look="link", echo="Counting")
@@ -206,6 +219,8 @@ def fix_words(finding: Finding) -> str:
     if action.get("action") == "mask-email":
         return "Mask the addresses"
     option = option_by_path().get(str(action.get("path", "")))
+    if option is not None and isinstance(action.get("value"), bool):
+        return f"Turn {'on' if action['value'] else 'off'} “{option.meta.label}”"
     if option is not None:
         return f"Set “{option.meta.label}” to {option.meta.choices.get(action.get('value', ''), action.get('value'))}"
     return "Fix it"
@@ -221,4 +236,5 @@ def _column(column: str, value: str, role: str) -> str:
 
 
 def _sentence(*parts: str) -> str:
-    return " ".join(part[:1].upper() + part[1:].rstrip(".") + "." for part in parts if part)
+    # A sentence that begins with the name of a file keeps the name as it is.
+    return " ".join((part if "." in part.split(":")[0] else part[:1].upper() + part[1:]).rstrip(".") + "." for part in parts if part)

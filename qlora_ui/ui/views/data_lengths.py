@@ -1,0 +1,118 @@
+"""The Data tab: how long the rows are in tokens, where the limit cuts, a better limit; languages, and why the format is what it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qlora_ui.base.units import format_bytes, format_count
+from qlora_ui.data.report import DataReport
+from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape
+
+if TYPE_CHECKING:
+    from qlora_ui.ui.draft import Draft
+
+_WIDTH, _HEIGHT = 300, 64
+_MAX_LENGTH = "data.max_length"
+
+
+def lengths_html(draft: Draft, report: DataReport) -> str:
+    """A histogram of the rows' lengths with the line of the limit, what it cuts, and the limit that the data proposes; empty
+    before tokens are counted."""
+    tokens = report.tokens
+    if not tokens or "histogram" not in tokens:
+        return ""
+    limit = int(tokens["max_length"])
+    words = _length_words(tokens, report.num_rows, limit)
+    return (
+        f'<figure class="q-lengths">{_histogram(tokens["histogram"], limit, words)}'
+        f'<figcaption class="q-small q-num">{escape(words)}</figcaption></figure>{_proposal(draft, tokens, limit)}'
+    )
+
+
+def _length_words(tokens: Mapping[str, Any], num_rows: int, limit: int) -> str:
+    cut = int(tokens["truncated"])
+    lengths = f"{tokens['shortest']:,} to {tokens['longest']:,} tokens a row, half of them under {tokens['median']:,}"
+    over = f"{cut:,} of {num_rows:,} rows are longer than the limit of {limit:,}" if cut else f"none is longer than the limit of {limit:,}"
+    answers = f", {tokens['answers_cut']:,} lose a part of their answer" if tokens.get("answers_cut") else ""
+    return f"{lengths}; {over}{answers}. {100 * tokens['trained_share']:.0f} % of all tokens are learned."
+
+
+def _histogram(histogram: Mapping[str, Any], limit: int, words: str) -> str:
+    """Bars of rows by length as SVG; bars beyond the limit in the colour of a warning, the limit as a dashed line."""
+    edges, counts = histogram["edges"], histogram["counts"]
+    if not counts:
+        return ""
+    right = max(edges[-1], 1)
+    most = max(counts) or 1
+    bars = []
+    for start, end, count in zip(edges, edges[1:], counts, strict=False):
+        left, width = _WIDTH * start / right, max(_WIDTH * (end - start) / right - 1, 1)
+        height = max(_HEIGHT * count / most, 2) if count else 0
+        over = ' class="q-over"' if start >= limit else ""
+        title = f"<title>{start:,} to {end:,} tokens: {count:,} rows</title>"
+        bars.append(f'<rect{over} x="{left:.1f}" y="{_HEIGHT - height:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>')
+    line = f'<line x1="{_WIDTH * limit / right:.1f}" x2="{_WIDTH * limit / right:.1f}" y1="0" y2="{_HEIGHT}"/>' if limit <= right else ""
+    name = escape(f"Lengths of the rows: {words}")
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{name}">'
+        f"{''.join(bars)}{line}</svg>"
+        f'<div class="q-lengths-axis q-small q-num" aria-hidden="true"><span>{edges[0]:,}</span><span>{edges[-1]:,} tokens</span></div>'
+    )
+
+
+def _proposal(draft: Draft, tokens: Mapping[str, Any], limit: int) -> str:
+    """The limit that holds 95 % of the rows, with what it costs or saves in memory and what it cuts; empty where it is set already."""
+    proposed = int(tokens["proposed_max_length"])
+    if proposed == limit or draft.config is None or draft.facts is None or draft.memory is None:
+        return ""
+    other = estimate_memory(draft.facts, draft.config.changed({_MAX_LENGTH: proposed}), draft.device, draft.shape)
+    change = other.total_bytes - draft.memory.total_bytes
+    cost = (
+        f"takes {format_bytes(abs(change))} {'more' if change > 0 else 'less'} memory" if abs(change) > 1 << 20 else "takes the same memory"
+    )
+    cuts = int(tokens["cut_at_proposed"])
+    cut = f"cuts {cuts:,} {'row' if cuts == 1 else 'rows'}" if cuts else "cuts no row"
+    label = option_by_path()[_MAX_LENGTH].meta.label
+    button = act_button(f"Set “{label}” to {proposed:,}", "set-length", str(proposed))
+    words = f"{proposed:,} tokens would fit this data: it {cost} and {cut}."
+    return f'<p class="q-small q-num">{words}</p><div class="q-finding-do">{button}</div>'
+
+
+def languages_html(report: DataReport) -> str:
+    """The commonest languages and scripts of all sources, by rows; empty where nothing could be told."""
+    shares: list[str] = []
+    for name, word in (("languages", "Language"), ("scripts", "Script")):
+        total: Counter[str] = Counter()
+        for source in report.sources:
+            for what, share in getattr(source, name).items():
+                total[what] += share * source.num_rows
+        rows = sum(source.num_rows for source in report.sources) or 1
+        listed = [f"{what} {100 * share / rows:.0f} %" for what, share in total.most_common(3) if share / rows >= 0.005]
+        if listed and set(total) != {"unclear"}:
+            shares.append(f"{word}: {', '.join(listed)}.")
+    return f'<p class="q-small q-num" id="q-languages">{escape(" ".join(shares))}</p>' if shares else ""
+
+
+def formats_html(report: DataReport) -> str:
+    """A fold that says why the format was taken and why the others were not, for the first source."""
+    source = next(iter(report.sources), None)
+    if source is None or not source.votes:
+        return ""
+    labels = option_by_path()["data.format"].meta.choices
+    rows = []
+    for vote in sorted(source.votes, key=lambda vote: (vote.name != source.format, -vote.fits)):
+        label = labels.get(vote.name, vote.name)
+        if vote.name == source.format:
+            rows.append(f"<li><strong>{escape(label)}</strong>: taken. It fits {format_count(vote.fits)} of the rows looked at.</li>")
+        else:
+            reason = vote.reason or f"fits {format_count(vote.fits)} rows too, but is less special"
+            rows.append(f"<li><strong>{escape(label)}</strong>: not this, {escape(reason)}.</li>")
+    return (
+        '<details class="q-fold-plain" data-key="formats"><summary>Why this format and no other</summary>'
+        f'<ul class="q-formats q-small">{"".join(rows)}</ul></details>'
+    )

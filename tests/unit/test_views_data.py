@@ -1,0 +1,88 @@
+"""What the Data tab says of lengths, languages and formats, and how a read that takes long is shown."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from qlora_ui.data.load import inspect
+from qlora_ui.data.report import DataReport
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sections import DataSection
+from qlora_ui.ui.draft import Draft, make_draft
+from qlora_ui.ui.inspection import Inquiry, Pending
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
+from qlora_ui.ui.views.data_report import verdict_html
+
+TOKENS = {
+    "total": 9000, "kept": 8800, "trained": 4400, "trained_share": 0.5, "mean": 90.0, "median": 80, "p95": 250, "p99": 500, "shortest": 20,
+    "longest": 600, "max_length": 512, "proposed_max_length": 256, "cut_at_proposed": 5, "truncated": 2, "answers_cut": 1,
+    "without_answer": 0, "histogram": {"edges": [20, 200, 400, 600], "counts": [90, 8, 2]},
+}  # fmt: skip
+
+
+def drafted(workspace: Workspace, path: Path) -> tuple[Draft, DataReport]:
+    path.write_text(
+        "\n".join(json.dumps({"prompt": f"What is the name of river {n}?", "completion": f"It is the Elbe, {n}."}) for n in range(100))
+    )
+    service = Service(workspace)
+    values = {"data.sources": [str(path)], "data.max_length": 512}
+    report = inspect(DataSection(sources=(str(path),)), workspace).with_tokens(TOKENS, ())
+    draft = make_draft(service, {**_all_values(), **values}, "", service.device("NVIDIA GeForce RTX 3060"))
+    looked: Pending[DataReport] = Pending(answer=report)
+    looked.done.set()
+    return replace(draft, look=looked), report
+
+
+def _all_values() -> dict[str, object]:
+    from qlora_ui.settings.run_config import RunConfig, option_by_path
+
+    config = RunConfig()
+    return {path: config.get(path) for path in option_by_path()}
+
+
+def test_lengths_are_drawn_with_the_limit_and_a_better_one(workspace: Workspace, tmp_path: Path) -> None:
+    draft, report = drafted(workspace, tmp_path / "rows.jsonl")
+    html = lengths_html(draft, report)
+    assert html.count("<rect") == 3 and html.count("<line") == 1
+    assert "2 of 100 rows are longer than the limit of 512" in html and "50 % of all tokens are learned" in html
+    assert "256 tokens would fit this data" in html and "less memory" in html and "cuts 5 rows" in html
+    assert 'data-act="set-length" data-id="256"' in html
+    assert lengths_html(draft, replace(report, tokens=None)) == ""
+
+
+def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:
+    draft, report = drafted(workspace, tmp_path / "rows.jsonl")
+    assert "English" in languages_html(report) and "Latin 100 %" in languages_html(report)
+    reasons = formats_html(report)
+    assert "Prompt and completion</strong>: taken" in reasons and "there is no column &#96;messages&#96;" in reasons
+    assert "q-lengths" in verdict_html(draft)
+
+
+def test_a_read_can_be_stopped_and_begun_again() -> None:
+    seen: list[int] = []
+
+    def slow(told: object, is_cancelled: object) -> str:
+        seen.append(1)
+        for step in range(500):
+            told(f"Reading {step}", step / 500)  # type: ignore[operator]
+            if is_cancelled():  # type: ignore[operator]
+                from qlora_ui.base.progress import Cancelled
+
+                raise Cancelled("stopped")
+            time.sleep(0.02)
+        return "read"
+
+    inquiry: Inquiry[str] = Inquiry("test", lambda: None)
+    pending = inquiry.ask("key", slow, 1.3)
+    left = pending.seconds_left()
+    assert not pending.is_done and pending.share is not None and left is not None and 5 < left < 30
+    inquiry.stop()
+    assert pending.is_done and pending.is_stopped and pending.answer is None
+    time.sleep(0.1)
+    assert inquiry.ask("key", slow, 0) is pending and len(seen) == 1, "a stopped question is not asked by itself"
+    inquiry.forget_stopped()
+    assert inquiry.ask("key", lambda told, stopped: "read", 5).answer == "read"
