@@ -49,12 +49,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _text(result: dict[str, Any]) -> str:
-    rows: list[list[object]] = [["", "loss", "perplexity", "token accuracy"]]
+    rows: list[list[object]] = [["", "loss", "perplexity", "token accuracy", "same as the chat", "logits differ by"]]
+    same = result["agreement"].get("adapter-4bit", {})
     for score in result["scores"]:
         if "skipped" in score:
-            rows.append([score["title"], "skipped:", score["skipped"], ""])
-        else:
-            rows.append([score["title"], f"{score['loss']:.4f}", f"{score['perplexity']:.2f}", f"{score['accuracy']:.1%}"])
+            rows.append([score["title"], "skipped:", score["skipped"], "", "", ""])
+            continue
+        difference = result["logit_difference"].get(score["variant"])
+        rows.append(
+            [
+                score["title"],
+                f"{score['loss']:.4f}",
+                f"{score['perplexity']:.2f}",
+                f"{score['accuracy']:.1%}",
+                f"{same[score['variant']]:.1%}" if score["variant"] in same else "",
+                f"{difference['mean']:.2g}, at most {difference['max']:.2g}" if difference else "",
+            ]
+        )
     lines = [table(rows), ""]
     for task in result["tasks"]:
         lines.append(f"{task['metric']}: base {task['base']['value']:.2f}, adapter {task['adapter']['value']:.2f}")
