@@ -11,6 +11,7 @@ import torch
 from fast_models import FAMILIES, build, packed_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from qlora_ui.engine.fast import recompute
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
 from qlora_ui.engine.fast.attention import register
 from qlora_ui.engine.fast.layers import NotFusable
@@ -115,6 +116,16 @@ def test_only_some_projections_adapted(tmp_path: Path) -> None:
     fast_loss, grads, _ = fast_step(model, BATCH, 30)
     assert float(loss.detach()) == pytest.approx(float(fast_loss), rel=1e-5)
     assert max(relative(grads[name], grad) for name, grad in expected.items()) < 2e-4
+
+
+def test_layers_too_large_to_hold_dequantized_give_the_same_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama", tmp_path, dropout=0.2)
+    _, held, micro = fast_step(model, BATCH, 30, dropout=0.2, kept=0)
+    micro.close()
+    remove_fast_path(model)
+    monkeypatch.setattr(recompute, "HELD_BYTES", 0)
+    _, fresh, _ = fast_step(model, BATCH, 30, dropout=0.2, kept=0)
+    assert all(torch.equal(fresh[name], grad) for name, grad in held.items())
 
 
 def test_two_micro_steps_accumulate_and_metrics_count(tmp_path: Path) -> None:
