@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -119,13 +120,14 @@ class Drawings:
             drawn_at, values = self._known.get(key, (-math.inf, []))
             events = self._events
         if time.monotonic() - drawn_at < self._kept_s:
-            return values
+            return copy.deepcopy(values)
         began = time.monotonic()
         values = draw()
         with self._lock:
             if events == self._events:
                 self._known = {known: old for known, old in self._known.items() if began - old[0] < self._kept_s}
-                self._known[key] = (began, values)
+                # Gradio takes the value out of an update while it answers: each page gets a copy of its own.
+                self._known[key] = (began, copy.deepcopy(values))
         return values
 
     def forget(self) -> None:
