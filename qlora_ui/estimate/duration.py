@@ -14,7 +14,10 @@ FAST_EFFICIENCY, PLAIN_EFFICIENCY, CPU_EFFICIENCY = 0.55, 0.45, 1.0
 """Share of the data sheet's throughput that large products reach."""
 FAST_LAUNCHES_PER_LAYER, PLAIN_LAUNCHES_PER_LAYER = 0, 310
 """Kernels of one layer, forward and backward with recomputation; a captured step launches none from Python."""
-LAUNCH_S = 7e-6
+LAUNCH_S = 4.8e-5
+"""Python's share of one operation on the plain path: two runs on an H100 whose host is a virtual machine; a fast desktop may need half."""
+FAST_ERROR, PLAIN_ERROR, CPU_ERROR, LEARNED_ERROR = 0.3, 0.6, 0.5, 0.2
+"""Shares by which a first estimate may be off: the fast path's four shapes on an H100 were within 25 % (`tests/bench/results/speed-H100.json`)."""
 CPU_STEP_S = 0.05
 
 
@@ -66,9 +69,15 @@ def estimate_duration(
         num_steps=num_steps,
         tokens_per_s=tokens_per_step / step,
         energy_j=total * power if power is not None else None,
-        error_share=0.2 if speed_factor is not None else 0.5,
+        error_share=LEARNED_ERROR if speed_factor is not None else _first_error(work),
         basis="measured" if speed_factor is not None else "estimated",
     )
+
+
+def _first_error(work: Workload) -> float:
+    if work.is_cpu:
+        return CPU_ERROR
+    return FAST_ERROR if work.is_fast else PLAIN_ERROR
 
 
 def count_steps(config: RunConfig, num_rows: int, mean_tokens: float, *, is_packed: bool) -> int:

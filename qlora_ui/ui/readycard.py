@@ -22,12 +22,12 @@ OPTIONS = ("output.name",)
 def build(page: Page) -> None:
     """Draw the card in the right column."""
     card = gr.HTML(ready_html(None), elem_id="q-ready", apply_default_css=False)
+    _check(page)
     with gr.Column(elem_classes="q-ready-more", min_width=0):
         page.device = _device_picker(page)
         page.form.place("output.name", maker=_name_box, min_width=0)
-    _check(page)
     waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
-    start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start")
+    start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start", interactive=False)
 
     def draw(draft: Draft) -> tuple[str, Any]:
         return ready_html(draft), gr.update(value=start_label(draft), interactive=draft.is_ready)

@@ -38,8 +38,11 @@ def checked_html(draft: Draft, pending: Pending[CheckedMemory] | None) -> str:
     if not pending.is_done:
         share = round(100 * (pending.share or 0))
         words = f"{pending.what or 'Beginning'}: about {USUAL_S:.0f} seconds. Start does not wait for it."
-        bar = f'<progress max="100" value="{share}" aria-label="Check of the memory"></progress>'
-        return f'<div class="q-small q-checked" role="status">{bar} {escape(words)}</div>'
+        bar = (
+            f'<div class="q-progress" role="progressbar" aria-label="Check of the memory" aria-valuemin="0" aria-valuemax="100" '
+            f'aria-valuenow="{share}"><i style="width:{share}%"></i></div>'
+        )
+        return f'<div class="q-checked">{bar}<p class="q-small" role="status">{escape(words)}</p></div>'
     if pending.answer is None:
         problem = pending.problems[0] if pending.problems else None
         words = " ".join(part for part in (problem.what, problem.why, problem.fix) if part) if problem else "The check was stopped."

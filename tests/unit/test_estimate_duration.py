@@ -1,0 +1,45 @@
+"""The time estimate against steps measured on an H100 (tests/bench/results/speed-H100.json)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_ui.estimate.duration import FAST_ERROR, PLAIN_ERROR, estimate_duration, micro_step_s
+from qlora_ui.estimate.workload import workload_of
+from qlora_ui.hardware.devices import named_device
+from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.settings.run_config import RunConfig
+
+QWEN = facts_from_config({
+    "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "tie_word_embeddings": True})  # fmt: skip
+LLAMA = facts_from_config({
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False})  # fmt: skip
+CARD = named_device("H100")
+
+
+@pytest.mark.parametrize(
+    ("facts", "rows", "tokens", "changes", "measured_s", "error"),
+    [
+        (QWEN, 4, 512, {}, 0.1861 / 4, FAST_ERROR),
+        (QWEN, 4, 512, {"train.checkpointing": "none"}, 0.1551 / 4, FAST_ERROR),
+        (LLAMA, 2, 2048, {}, 0.7011 / 2, FAST_ERROR),
+        (LLAMA, 1, 8192, {}, 0.7901, FAST_ERROR),
+        (QWEN, 4, 512, {"train.fast_path": "off"}, 2.2179 / 4, PLAIN_ERROR),
+    ],
+)
+def test_a_micro_step_is_within_the_error_that_is_declared(  # noqa: PLR0917
+    facts: Any, rows: int, tokens: int, changes: dict[str, Any], measured_s: float, error: float
+) -> None:
+    config = RunConfig().changed({"train.batch_size": rows, "data.max_length": tokens, **changes})
+    work = workload_of(facts, config, CARD)
+    assert micro_step_s(facts, config, CARD, work, work.tokens) == pytest.approx(measured_s, rel=error)
+
+
+def test_the_error_is_that_of_the_path() -> None:
+    fast, plain = RunConfig(), RunConfig().changed({"train.fast_path": "off"})
+    assert estimate_duration(QWEN, fast, CARD, 1000, 200).error_share == FAST_ERROR
+    assert estimate_duration(QWEN, plain, CARD, 1000, 200).error_share == PLAIN_ERROR
