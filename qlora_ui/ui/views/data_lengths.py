@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 300, 64
 _MAX_LENGTH = "data.max_length"
+_NOTICED_BYTES = 16 << 20
+"""A smaller difference in memory is none to a user."""
 
 
 def lengths_html(draft: Draft, report: DataReport) -> str:
@@ -72,10 +74,14 @@ def _proposal(draft: Draft, tokens: Mapping[str, Any], limit: int) -> str:
         return ""
     other = estimate_memory(draft.facts, draft.config.changed({_MAX_LENGTH: proposed}), draft.device, draft.shape)
     change = other.total_bytes - draft.memory.total_bytes
-    cost = (
-        f"takes {format_bytes(abs(change))} {'more' if change > 0 else 'less'} memory" if abs(change) > 1 << 20 else "takes the same memory"
-    )
     cuts = int(tokens["cut_at_proposed"])
+    if abs(change) <= _NOTICED_BYTES and cuts == tokens["truncated"]:
+        return ""
+    cost = (
+        f"takes {format_bytes(abs(change))} {'more' if change > 0 else 'less'} memory"
+        if abs(change) > _NOTICED_BYTES
+        else "takes the same memory"
+    )
     cut = f"cuts {cuts:,} {'row' if cuts == 1 else 'rows'}" if cuts else "cuts no row"
     label = option_by_path()[_MAX_LENGTH].meta.label
     button = act_button(f"Set “{label}” to {proposed:,}", "set-length", str(proposed))

@@ -49,8 +49,8 @@ def verdict_html(draft: Draft) -> str:
     return (
         f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
         f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
-        f"{escape(report.why)}</p>{formats_html(report)}{tokens}{lengths_html(draft, report)}{languages_html(report)}"
-        f"{_problems(draft)}{listed}</div>"
+        f"{escape(report.why)}</p>{tokens}{_problems(draft)}{listed}"
+        f"{lengths_html(draft, report)}{languages_html(report)}{formats_html(report)}</div>"
     )
 
 
