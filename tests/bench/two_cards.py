@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -143,7 +144,8 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--only", nargs="*", default=list(KINDS))
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    words = sys.argv[1:]
+    arguments = parser.parse_args(words)
     from tiny_model import make_tiny_model
 
     views: dict[str, RunView] = {}
@@ -163,7 +165,7 @@ def main() -> int:
         distance = largest_distance(views["DDP on two"], views["one card"]) if {"DDP on two", "one card"} <= set(views) else None
     result = {
         "what": "one run on one card and on two, by the app's launcher",
-        "command": f"python tests/bench/two_cards.py --device {arguments.device} --hidden {arguments.hidden} --layers {arguments.layers}",
+        "command": shlex.join(["python", "tests/bench/two_cards.py", *words]),
         "ddp_against_one_largest_relative_distance": distance,
         "runs": {name: rows[name] for name in arguments.only},
         "python": platform.python_version(),

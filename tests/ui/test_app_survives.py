@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import signal
@@ -25,13 +26,15 @@ from jobs import tiny_config, write_rows
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import list_runs
-from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
 
 pytestmark = pytest.mark.browser
 
 NUM_PRESSES = 100
 NUM_PAGES = 10
+NUM_CLOSED = 9
+"""Fifty in tests/bench/pages.py."""
 
 
 def until(holds: Callable[[], object], timeout_s: float = 90.0) -> None:
@@ -79,6 +82,35 @@ def test_a_hundred_presses_at_once_start_one_run(tmp_path: Path, tiny_model_dir:
         assert read_run(run).status is Status.RUNNING
     assert read_run(run).status is Status.STOPPED
     assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_pages_that_come_and_go_in_the_middle_of_a_run_lose_no_point(tmp_path: Path, tiny_model_dir: Path) -> None:
+    bench = open_pages()
+    workspace = with_draft(tmp_path, tiny_model_dir, train__max_steps=100_000, train__schedule="constant", eval__share=0)
+    with started_app(workspace.root) as app:
+        press_start(app.url, 1, 1)
+        until(lambda: list_runs(workspace) and read_run(list_runs(workspace)[0]).steps)
+        (run,) = list_runs(workspace)
+        site = bench.Site.at(app.url)
+        closing = bench.opened_and_closed(site, run.path, NUM_CLOSED)
+        assert closing["errors"] == 0 and closing["steps_meanwhile"] > 0
+        run.request(Request.STOP)
+        until(lambda: read_run(run).status is Status.STOPPED)
+        time.sleep(1.5)
+        result = bench.compared(closing["readers"], run.path)
+    assert len(result["points_on_each_page"]) == 3
+    assert [reader.errors for reader in closing["readers"]] == [[], [], []]
+    assert result["no_point_lost"] and result["curves_identical"], result
+
+
+def open_pages() -> Any:
+    """tests/bench/pages.py; beside it stands a module of the same name."""
+    spec = importlib.util.spec_from_file_location("open_pages", ROOT / "tests" / "bench" / "pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["open_pages"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_app_is_killed_and_its_run_is_there_when_it_comes_back(tmp_path: Path, tiny_model_dir: Path) -> None:
