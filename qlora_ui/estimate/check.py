@@ -26,7 +26,7 @@ from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
 
-TIMEOUT_S, USUAL_S, LOOK_S = 120, 7.0, 0.1
+TIMEOUT_S, USUAL_S, LOOK_S = 300, 7.0, 0.1
 _MODULE = "qlora_ui.engine.simulate"
 
 

@@ -17,7 +17,7 @@ FAST_LAUNCHES_PER_LAYER, PLAIN_LAUNCHES_PER_LAYER = 0, 310
 LAUNCH_S = 4.8e-5
 """Python's share of one operation on the plain path: two runs on an H100 whose host is a virtual machine; a fast desktop may need half."""
 FAST_ERROR, PLAIN_ERROR, CPU_ERROR, LEARNED_ERROR = 0.3, 0.6, 0.5, 0.2
-"""Shares by which a first estimate may be off: the fast path's four shapes on an H100 were within 25 % (`tests/bench/results/speed-H100.json`)."""
+"""Shares by which a first estimate may be off: the fast path's four shapes on an H100 (`speed-H100.json`) were within 25 %."""
 CPU_STEP_S = 0.05
 
 

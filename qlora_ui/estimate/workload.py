@@ -26,7 +26,7 @@ class DataShape:
     trained_share: float = 1.0
     """Share of tokens that carry a label."""
     lengths: tuple[int, ...] = ()
-    """Tokens of every row, or of a sample of them."""
+    """Tokens of every row, or of a sample of them: quantiles do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,4 +165,5 @@ def data_shape(report: DataReport | None) -> DataShape | None:
         mean_tokens=tokens.get("mean"),
         longest_tokens=tokens.get("longest"),
         trained_share=tokens.get("trained_share", 1.0),
+        lengths=tuple(tokens.get("quantiles", ())),
     )

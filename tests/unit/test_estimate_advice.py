@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import named_device
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.draft import data_shape
 
 LLAMA = facts_from_config({
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -57,3 +61,18 @@ def test_using_the_memory_keeps_the_result() -> None:
     assert advice.fits and advice.after.total_bytes > advice.before.total_bytes
     assert set(advice.changes) <= {
         "train.checkpointing", "train.kept_layers", "train.batch_size", "train.accumulation", "quant.double_quant"}  # fmt: skip
+
+
+def test_quantiles_of_the_lengths_say_what_a_shorter_limit_cuts() -> None:
+    lengths = tuple(range(0, 4020, 20))  # 201 quantiles of rows between 0 and 4,000 tokens, as many of each
+    shape = data_shape(report_with({"mean": 2000.0, "longest": 4000, "trained_share": 0.5, "quantiles": list(lengths)}))
+    assert shape is not None and shape.lengths == lengths and shape.longest_tokens == 4000
+    advice = make_it_fit(LLAMA, LARGE.changed({"lora.rank": 16}), named_device("7GB"), shape)
+    new = advice.changes["data.max_length"][1]
+    assert advice.share_of_rows_cut == pytest.approx(1 - new / 4000, abs=0.01)
+    assert any("would be cut" in sentence for sentence in advice.sentences)
+
+
+def report_with(tokens: dict[str, Any]) -> DataReport:
+    """A report of which only what was counted in tokens matters."""
+    return DataReport(sources=(), num_rows=2000, findings=(), content_hash="", tokens=tokens)
