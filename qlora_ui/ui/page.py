@@ -158,10 +158,11 @@ class Page:
     """The card that estimates are for, on a machine without one."""
     _redraw: list[Any] = field(default_factory=list)
     _refresh: list[Any] = field(default_factory=list)
-    _loads: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
+    _loads: list[tuple[Callable[[], Any], list[Any]]] = field(default_factory=list)
     _seen: Seen = field(default_factory=Seen)
     _drawings: Drawings = field(default_factory=Drawings)
     _form_receipt: gr.Textbox | None = None
+    _is_restored: gr.Textbox | None = None
     _complete: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -184,9 +185,9 @@ class Page:
         """Keep `outputs` in step with the settings on the page: `draw(draft, *inputs)`, see ui/draft.py."""
         self.form_views.append(FormView(draw, tuple(outputs), tuple(inputs)))
 
-    def on_load(self, function: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
-        """Run once when a page opens, before the views are drawn."""
-        self._loads.append((handler(function), list(inputs), list(outputs)))
+    def on_load(self, function: Callable[[], Any], outputs: Sequence[Any]) -> None:
+        """Run once when a page opens, before the settings' views are drawn; one value for each output, a bare value for a single one."""
+        self._loads.append((function, list(outputs)))
 
     def redraw_after(self, event: Any) -> None:
         """Draw the live views anew as soon as `event` (what a listener such as `button.click(...)` returns) is done."""
@@ -202,10 +203,12 @@ class Page:
             wire()
         live_receipt, form_receipt = (gr.Textbox("", visible="hidden", elem_id=f"q-has-{what}", label="Has") for what in ("live", "form"))
         self._form_receipt = form_receipt
+        # Empty until the last visit's settings are in the controls: what a page shows before is nobody's choice.
+        self._is_restored = gr.Textbox("", visible="hidden", elem_id="q-is-restored", label="Restored")
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         outputs = [form_receipt, *(out for view in self.form_views for out in view.outputs)]
         others = {needed for view in self.form_views for needed in view.inputs}
-        inputs = self.form.inputs | self.pickers | others | {form_receipt}
+        inputs = self.form.inputs | self.pickers | others | {form_receipt, self._is_restored}
         form: dict[str, Any] = {"fn": self._form_changed, "inputs": inputs, "outputs": outputs}
         # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
         edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
@@ -218,10 +221,8 @@ class Page:
         live: dict[str, Any] = {"fn": self._tick, "inputs": [live_receipt, *self._live_inputs()], "outputs": drawn}
         self.timer.tick(**live, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
-        loaded = None
-        for function, needs, gives in self._loads:
-            loaded = (blocks.load if loaded is None else loaded.then)(function, needs, gives, **quiet)
-        assert loaded is not None, "a tab restores something when a page opens"
+        restored = [*(out for _, outputs in self._loads for out in outputs), self._is_restored]
+        loaded = blocks.load(handler(self._restore), None, restored, **quiet)
         loaded.then(**live, **quiet)
         loaded.then(**form, **quiet)
         now = live | {"fn": self._draw_now}
@@ -229,6 +230,13 @@ class Page:
             event.then(**now, **quiet)
         for event in self._refresh:
             event.then(**form, **quiet)
+
+    def _restore(self) -> list[Any]:
+        values: list[Any] = []
+        for function, outputs in self._loads:
+            given = function()
+            values.extend(given if len(outputs) > 1 else [given])
+        return [*values, "yes"]
 
     def _live_inputs(self) -> list[Any]:
         return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
@@ -250,7 +258,9 @@ class Page:
         return self._tick(request, receipt, run_id, *values)
 
     def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
-        """Check the settings and draw every view of them."""
+        """Check the settings and draw every view of them; nothing before the page has them."""
+        if not data[self._is_restored]:
+            return [gr.skip() for _ in (None, *(out for view in self.form_views for out in view.outputs))]
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ from qlora_ui.ui.page import Page
 SHOWN = 6
 PRESET = "preset"
 """Key of the preset that was chosen before the change, beside the options' paths."""
+CHANGED_AT = "changed at"
+"""Key of the time of the change."""
+ECHO_S = 3.0
+"""The same change within this time is an echo: Gradio's dropdown at times tells of one choice twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,14 @@ class Undo:
                 return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), data[self._page.preset], *extras]
             moved = [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()]
             words = change_html(change.title, moved, change.about)
-            kept = {path: old[path] for path in differing} | {PRESET: data[self.preset]}
+            kept = {path: old[path] for path in differing}
+            if _is_echo(kept, data[self._old]):
+                return [gr.skip() for _ in outputs]
+            kept |= {PRESET: data[self.preset], CHANGED_AT: time.monotonic()}
             return [*form.show_values(differing), words, gr.update(visible=True), kept, data[self._page.preset], *extras]
 
         outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, *extra_outputs]
-        inputs = form.inputs | self._page.pickers | {self.preset} | set(extra_inputs)
+        inputs = form.inputs | self._page.pickers | {self.preset, self._old} | set(extra_inputs)
         event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
 
@@ -105,6 +113,12 @@ class Undo:
         event = self._back.click(back, [self._old], outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
         self._close.click(lambda: gr.update(visible=False), None, [self._bar], show_progress="hidden", api_visibility="private")
+
+
+def _is_echo(kept: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    """Whether this change is the one that was just made, by the values that it takes away."""
+    values = {path: value for path, value in last.items() if path not in (PRESET, CHANGED_AT)}
+    return kept == values and time.monotonic() - last.get(CHANGED_AT, -ECHO_S) < ECHO_S
 
 
 def changed_only(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
