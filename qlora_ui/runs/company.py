@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import MIB
+from qlora_ui.estimate.chat import cache_bytes
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.hardware.devices import current_device
 from qlora_ui.hardware.gpu import read_gpus
@@ -13,8 +14,10 @@ from qlora_ui.runs.card import Holder
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
-ROOM_BYTES = 512 * MIB
-"""Left free for what the neighbour still takes: a longer conversation, a second adapter."""
+ROOM_BYTES = 256 * MIB
+"""Left free for what the neighbour still takes: a second adapter, its step's working memory."""
+MORE_TOKENS, SIDES = 4096, 2
+"""And for so much more conversation on both sides of a comparison, on a model like the run's."""
 
 
 def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder) -> bool:
@@ -33,9 +36,11 @@ def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder) -> bool
     if facts is None:
         return False
     needed = estimate_memory(facts, config, device).high_bytes
+    tokens = min(MORE_TOKENS, facts.context_tokens)
+    room = ROOM_BYTES + cache_bytes(facts, tokens, num_rows=SIDES, element_bytes=4 if device.is_cpu else 2)
     if device.is_cpu:
-        return needed + ROOM_BYTES <= read_system().ram_available_bytes
+        return needed + room <= read_system().ram_available_bytes
     card = next((gpu for gpu in read_gpus() if gpu.uuid == device.uuid), None)
     # A thread of the app finds the chat's CUDA context there; a process of its own brings one more.
     shared = device.context_bytes if config.launch.where == "thread" else 0
-    return card is not None and needed - shared + ROOM_BYTES <= card.free_bytes
+    return card is not None and needed - shared + room <= card.free_bytes

@@ -43,7 +43,7 @@ def test_what_is_free_now_decides_and_not_what_the_app_could_free(
     card(monkeypatch, free_bytes=8 * GIB, ours_bytes=2 * GIB)
     assert fits_beside(workspace, config, CHAT)
     # The estimate alone would count the chat's 20 GiB as free.
-    card(monkeypatch, free_bytes=550 * MIB, ours_bytes=20 * GIB)
+    card(monkeypatch, free_bytes=300 * MIB, ours_bytes=20 * GIB)
     assert not fits_beside(workspace, config, CHAT)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qlora_ui.estimate.activations import layer_bytes
 from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
+from qlora_ui.estimate.chat import cache_bytes, chat_bytes
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import Workload, workload_of
 from qlora_ui.hardware.devices import named_device
@@ -113,3 +114,15 @@ def test_the_fast_path_keeps_inner_products_and_small_dense_weights() -> None:
     assert work.is_fast and layer.checkpoint == 2048 * 2 * (1536 + 7 * 16)
     dense = 2 * 1536 * (1536 + 2 * 256 + 1536 + 2 * 8960 + 8960)
     assert layer.working == dense + 2048 * 2 * (8960 + 2 * 1536)
+
+
+def test_a_chats_cache_by_hand() -> None:
+    # 1.5B: 28 layers x 2 key-value heads of 128, keys and values in 16 bits: 28 KiB a token, 128 KiB for Llama 8B.
+    assert cache_bytes(QWEN, 1) == 28 * 1024
+    llama = facts_from_config({
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False})  # fmt: skip
+    assert cache_bytes(llama, 4096, num_rows=2) == 2 * 4096 * 128 * 1024
+    empty = chat_bytes(QWEN, 0)
+    parts = estimate(QWEN).parts
+    assert empty == parts["weights_4bit"] + parts["weights_16bit"] and chat_bytes(QWEN, 512) - empty == 512 * 28 * 1024
