@@ -156,7 +156,7 @@ def _evaluate(page: Page) -> None:
     page.get_by_role("button", name="Evaluate", exact=True).click()
     expect(page.locator(".q-work")).to_be_visible()
     verdict = page.locator(".q-receipt-text")
-    expect(verdict).to_be_visible(timeout=90_000)
+    expect(verdict).to_be_visible(timeout=180_000)
     expect(verdict).to_contain_text("your adapter")
     expect(page.locator(".q-dotplot .q-dot-value")).to_have_count(5)
     expect(page.locator(".q-examples > li").first).to_be_visible()
@@ -179,7 +179,7 @@ def _export(page: Page, form: str) -> dict[str, bytes]:
     if form == "adapter":
         expect(page.locator(".q-work")).to_contain_text("Making: Adapter")
         expect(page.locator(".q-work").get_by_role("button", name="Cancel")).to_be_visible()
-    expect(save).to_be_visible(timeout=60_000)
+    expect(save).to_be_visible(timeout=180_000)
     with page.expect_download(timeout=20_000) as waiting:
         save.click()
     assert waiting.value.suggested_filename == f"tiny-pirate-{form}.zip"

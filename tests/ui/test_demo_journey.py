@@ -43,7 +43,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_compare_and_evaluate(app: Running, browser: Browser) -> None:
     looked = Looked(browser, app.url, "runs")
     page = looked.page
-    page.get_by_role("button", name="Chat").first.click(timeout=MINUTES)
+    page.locator(".q-col-name button").first.click(timeout=MINUTES)
+    page.locator("button.q-button-large", has_text="Chat with it").click(timeout=MINUTES)
     page.get_by_label("Message").fill("What is the capital of France?")
     page.get_by_label("Message").press("Enter")
     expect(page.locator(".q-answer .q-answer-foot")).to_have_count(2, timeout=3 * MINUTES)

@@ -71,11 +71,17 @@ def work_key(run_id: str, form: str) -> str:
 
 
 def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str]) -> str:
-    """All cards in their groups, with the one that is being made on top; `names` are the runs' names by id."""
+    """All cards in their groups; work in hand stands in its card, that of another run on top. `names` are the runs' names by id."""
     by_form = {card.form: card for card in cards}
+    of_run, _, working = progress.key.partition("|")
+    work = _running(by_form, run_id, progress, names)
     groups = []
     for title, forms in GROUPS:
-        own = [_card(by_form[form], run_id, is_busy=progress.is_running) for form in forms if form in by_form]
+        own = [
+            _card(by_form[form], run_id, work if form == working and of_run == run_id else "", is_busy=progress.is_running)
+            for form in forms
+            if form in by_form
+        ]
         if own:
             groups.append(f'<section><h2 class="q-h2">{title}</h2><div class="q-export-grid">{"".join(own)}</div></section>')
     share = (
@@ -85,7 +91,8 @@ def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker:
     )
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent
-    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{_running(by_form, run_id, progress, names)}{body}</div>'
+    top = work if of_run != run_id else ""
+    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{top}{body}</div>'
 
 
 def _running(by_form: Mapping[str, Card], run_id: str, progress: Progress, names: Mapping[str, str]) -> str:
@@ -102,7 +109,7 @@ def _command(command: str) -> str:
     return f'<div class="q-command"><code>{escape(command)}</code>{copy}</div>'
 
 
-def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
+def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
     facts = []
     if card.size_bytes is not None:
         facts.append(f"{format_bytes(card.size_bytes)} on the disk")
@@ -128,5 +135,6 @@ def _card(card: Card, run_id: str, *, is_busy: bool) -> str:
         )
     return (
         f'<article class="q-card q-export" id="export-{escape(card.form)}"><h3 class="q-h3">{escape(card.title)}</h3>'
-        f'<p class="q-small">{escape(card.about)}</p><p class="q-small q-num">{escape(" · ".join(facts))}</p>{command}{foot}</article>'
+        f'<p class="q-small">{escape(card.about)}</p><p class="q-small q-num">{escape(" · ".join(facts))}</p>'
+        f"{command}{work}{foot}</article>"
     )
