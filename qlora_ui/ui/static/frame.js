@@ -94,9 +94,13 @@
 
   // Gradio heads what passes by with its kind; ours says what happened. Several of a kind share a box: the newest heads it.
   function headToast(box) {
-    const titles = box.querySelectorAll(".q-toast-title");
+    for (const title of box.querySelectorAll(".q-toast-title")) {
+      if (!title.textContent) continue;
+      box.dataset.title = title.textContent;
+      title.textContent = ""; // or it would be read out twice
+    }
     const heading = box.firstElementChild?.children[1]?.firstElementChild?.firstChild;
-    const words = titles.length ? `${titles[titles.length - 1].textContent} ` : "Note ";
+    const words = `${box.dataset.title || "Note"} `;
     if (heading && heading.nodeType === Node.TEXT_NODE && heading.data !== words) heading.data = words;
   }
 

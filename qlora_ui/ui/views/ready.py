@@ -56,7 +56,7 @@ def start_label(draft: Draft) -> str:
 def waits_html(view: RunView | None) -> str:
     """What a press of Start would wait for while another run has the device; a word of welcome before the first run; else empty."""
     if view is None:
-        return '<p class="q-small q-ready-first">A first try is set up. Start trains it; then you can chat with what it has learned.</p>'
+        return '<p class="q-small q-ready-first">A first try is set up: just press Start.</p>'
     if not view.status.is_live:
         return ""
     name = escape(middle_cut(view.name, 40))
