@@ -37,7 +37,7 @@ NUM_CLOSED = 9
 """Fifty in tests/bench/pages.py."""
 
 
-def until(holds: Callable[[], object], timeout_s: float = 90.0) -> None:
+def until(holds: Callable[[], object], timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
