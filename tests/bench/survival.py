@@ -491,7 +491,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
     head = {"what": arguments.word, "command": in_words(arguments), "device": device_name(arguments.device)}
-    tail = {"load": round(os.getloadavg()[1], 1), "seconds": round(time.monotonic() - began), "python": platform.python_version(), "versions": versions()}
+    load, seconds = round(os.getloadavg()[1], 1), round(time.monotonic() - began)
+    tail = {"load": load, "seconds": seconds, "python": platform.python_version(), "versions": versions()}
     text = json.dumps({**head, **({"variants": result} if arguments.word == "resume" else result), **tail}, indent=1)
     print(text)
     if arguments.out:
