@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
@@ -60,17 +61,21 @@ class Watch:
 
 
 def limited(work: Callable[[], T]) -> T:
-    """What `work` returns, in the time and memory that a bad input may take; a busy machine gets a second chance."""
+    """What `work` returns, in the time and memory that a bad input may take; a busy machine gets a second chance.
+
+    Where more programs want the processor than there are cores, the clock says little: then processor time is what counts.
+    """
     for _ in range(2):
-        started = time.monotonic()
+        started, used = time.monotonic(), sum(os.times()[:4])
         with Watch() as watch:
             result = work()
-        took = time.monotonic() - started
+        took, cpu_s = time.monotonic() - started, sum(os.times()[:4]) - used
         if took <= LIMIT_S:
             break
-    assert took <= LIMIT_S
+    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
+    assert (cpu_s if is_busy else took) <= LIMIT_S
     assert watch.peak_bytes <= LIMIT_BYTES
-    print(f"{took:.2f} s, {watch.peak_bytes >> 20} MiB")
+    print(f"{took:.2f} s, {cpu_s:.2f} s of the processor, {watch.peak_bytes >> 20} MiB")
     return result
 
 
