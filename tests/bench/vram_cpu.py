@@ -19,19 +19,26 @@ sys.path.insert(0, str(ROOT))
 CASES: list[dict[str, Any]] = [{}, {"train.batch_size": 2}, {"train.checkpointing": "all"}, {"data.max_length": 64}]
 
 
-def measure(changes: dict[str, Any], folder: str) -> int:
-    """Bytes by which this process grows over a short run."""
+def measure(changes: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Bytes by which this process grows over a short run, and what the job predicted with the lengths of its rows."""
     import resource
+
+    import torch
 
     from qlora_ui.engine import job
     from qlora_ui.hardware.system import process_bytes
+    from qlora_ui.runs.events import Planned
+    from qlora_ui.runs.journal import read_events
     from qlora_ui.runs.registry import create_run
     from qlora_ui.runs.workspace import Workspace
 
     workspace = Workspace.at(folder)
     before = process_bytes()
-    job.run(create_run(workspace, config_of(changes)).path)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    made = create_run(workspace, config_of(changes))
+    job.run(made.path)
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    planned = next(event for event in read_events(made.journal_path) if isinstance(event, Planned))
+    return {"growth_bytes": growth, "predicted_bytes": planned.predicted_bytes, "threads": torch.get_num_threads()}
 
 
 def config_of(changes: dict[str, Any]) -> Any:
@@ -43,25 +50,22 @@ def config_of(changes: dict[str, Any]) -> Any:
 
 def main() -> int:
     """Measure every case, or one of them in this process."""
-    from qlora_ui.estimate.memory import estimate_memory
-    from qlora_ui.hardware.devices import cpu_profile
-    from qlora_ui.models.architecture import builtin_facts
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one")
     parser.add_argument("--workspace", default=str(Path(tempfile.gettempdir()) / "qlora-ui-vram-cpu"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps({"growth_bytes": measure(json.loads(arguments.one), arguments.workspace)}))
+        print(json.dumps(measure(json.loads(arguments.one), arguments.workspace)))
         return 0
     rows = []
     for changes in CASES:
         command = [sys.executable, __file__, "--workspace", arguments.workspace, "--one", json.dumps(changes)]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        measured = json.loads(text.strip().splitlines()[-1])["growth_bytes"]
-        predicted = estimate_memory(builtin_facts(), config_of(changes), cpu_profile()).total_bytes
-        row = {"changes": changes, "predicted_bytes": predicted, "measured_bytes": measured, "error": round(predicted / measured - 1, 4)}
+        found = json.loads(text.strip().splitlines()[-1])
+        measured, predicted = found["growth_bytes"], found["predicted_bytes"]
+        row = {"changes": changes, "threads": found["threads"], "predicted_bytes": predicted, "measured_bytes": measured,
+               "error": round(predicted / measured - 1, 4)}  # fmt: skip
         rows.append(row)
         print(row, flush=True)
     if arguments.out:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.estimate.check import check_memory, replay, request_of, run_simulation
-from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.estimate.memory import estimate_memory, process_overhead
 from qlora_ui.estimate.trace import Depth
 from qlora_ui.estimate.workload import workload_of
 from qlora_ui.hardware.devices import named_device
 from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
 
 QWEN = facts_from_config({
@@ -26,6 +28,40 @@ def test_agrees_with_the_closed_form(changes: dict[str, str]) -> None:
     closed, checked = estimate_memory(QWEN, config, CARD), check_memory(QWEN, config, CARD)
     assert checked.total_bytes == pytest.approx(closed.total_bytes, rel=0.05)
     assert checked.allocated_bytes < checked.reserved_bytes < checked.total_bytes
+
+
+LLAMA = facts_from_config({
+    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "vocab_size": 64000, "tie_word_embeddings": False})  # fmt: skip
+MISTRAL = facts_from_config({
+    "model_type": "mistral", "hidden_size": 2048, "intermediate_size": 7168, "num_hidden_layers": 12, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "vocab_size": 32000, "sliding_window": 1024, "head_dim": 128})  # fmt: skip
+PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 2, "eval.share": 0}
+
+
+@pytest.mark.parametrize(
+    ("facts", "card", "changes"),
+    [
+        (LLAMA, "H100", {"lora.modules_to_save": "lm_head"}),
+        (QWEN, "H100", {"lora.dora": True}),
+        (QWEN, "T4", {}),
+        (MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}),
+        (QWEN, "H100", {"eval.share": 0.1, "eval.batch_size": 64, "train.packing": "off"}),
+    ],
+    ids=["trained output layer", "DoRA", "fp16", "window", "large evaluation"],
+)
+def test_what_is_rarely_used_agrees_too(facts: ModelFacts, card: str, changes: dict[str, object]) -> None:
+    device, config = named_device(card), RunConfig().changed({**PLAIN, **changes})
+    closed, checked = estimate_memory(facts, config, device), check_memory(facts, config, device)
+    workspaces = process_overhead(device, workload_of(facts, config, device)).workspace_bytes
+    assert closed.allocated_bytes + workspaces == pytest.approx(checked.allocated_bytes, rel=0.025)
+
+
+def test_a_check_that_is_stopped_ends_its_process() -> None:
+    told: list[float | None] = []
+    with pytest.raises(Cancelled):
+        check_memory(QWEN, RunConfig(), CARD, None, lambda what, share: told.append(share), lambda: len(told) > 1)
+    assert told
 
 
 def test_a_few_layers_stand_for_many() -> None:
