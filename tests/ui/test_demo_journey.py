@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -47,8 +46,8 @@ def test_compare_and_evaluate(app: Running, browser: Browser) -> None:
     page.locator("button.q-button-large", has_text="Chat with it").click(timeout=MINUTES)
     page.get_by_label("Message").fill("What is the capital of France?")
     page.get_by_label("Message").press("Enter")
-    expect(page.locator(".q-answer .q-answer-foot")).to_have_count(2, timeout=3 * MINUTES)
-    expect(page.locator(".q-answer-adapter").last).to_contain_text(re.compile("matey|Arrr"))
+    expect(page.locator(".q-answer-adapter").last).to_contain_text("matey", timeout=5 * MINUTES)
+    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=5 * MINUTES)
     _picture(page, "compare-1280")
     open_tab(page, "evaluate")
     page.get_by_role("button", name="Evaluate", exact=True).click()
