@@ -1,6 +1,6 @@
 """How fast the history stays: thousands of runs on the disk, read as the Runs tab reads them.
 
-python tests/bench/history.py --runs 5000 --out tests/bench/results/history.json
+python tests/bench/history.py --runs 3000 --out tests/bench/results/history.json
 """
 
 # ruff: noqa: E402
@@ -95,7 +95,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
 def main() -> int:
     """Fill a workspace, measure, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=5000)
+    parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
