@@ -85,6 +85,7 @@ def test_on_a_narrow_screen_nothing_is_cut_and_buttons_are_large(visit: Visit) -
         )
         assert small == [], tab
     expect(page.locator("#q-ready .q-facts")).to_be_hidden()
+    expect(page.locator("#q-check")).to_be_hidden()
     page.get_by_role("button", name="Show what will be trained").click()
     expect(page.locator("#q-ready .q-facts")).to_be_visible()
     page.keyboard.press("Escape")
