@@ -76,7 +76,7 @@ def test_with_the_mouse(width: str, tmp_path: Path, tiny_model_dir: Path) -> Non
         expect(page.locator("#q-verdict")).to_have_text("Look at this")
 
         page.locator("#q-row-worst").click()
-        expect(page.locator("#q-row .q-token, #q-row [class*=tok]").first).to_be_visible(timeout=40_000)
+        expect(page.locator("#q-row .q-token, #q-row [class*=tok]").first).to_be_visible(timeout=90_000)
         finding = page.locator(".q-finding", has_text="empty answer")
         finding.get_by_role("button", name="Leave this row out").click()
         expect(page.locator("#q-verdict-body")).to_contain_text("23 rows", timeout=20_000)
