@@ -182,7 +182,7 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
 
     def autocast_enabled(device_type: str | None = None) -> bool:
         # PEFT asks for the card's autocast, and converts by itself where that is off.
-        return asked(device_type) if device_type is not None else asked("cpu")
+        return bool(asked(device_type) if device_type is not None else asked("cpu"))
 
     if not is_cpu:
         fast = (ops, layer_ops, rope, weights, fast_loss)
