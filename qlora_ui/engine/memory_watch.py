@@ -79,6 +79,7 @@ class MemoryWatch:
             allocated_bytes=torch.cuda.memory_allocated(self._device),
             reserved_bytes=torch.cuda.memory_reserved(self._device),
             peak_allocated_bytes=torch.cuda.max_memory_allocated(self._device),
+            peak_reserved_bytes=torch.cuda.max_memory_reserved(self._device),
             process_bytes=card.ours_bytes if card else None,
             device_used_bytes=total - free,
             device_total_bytes=total,

@@ -51,6 +51,8 @@ def write_receipt(view: RunView, data: Mapping[str, Any], base: Mapping[str, Any
                 "steps": view.step,
                 "duration_s": round(view.elapsed_s, 1),
                 "peak_bytes": view.peak_bytes,
+                "peak_reserved_bytes": max((event.peak_reserved_bytes or 0 for event in view.memory), default=0) or None,
+                "peak_process_bytes": max((event.process_bytes or 0 for event in view.memory), default=0) or None,
                 "energy_j": view.energy_j,
                 "tokens": view.steps[-1].tokens if view.steps else 0,
                 "tokens_per_s": ended.tokens_per_s if ended else None,

@@ -120,6 +120,8 @@ class MemoryMeasured(Event):
     temperature_c: float | None = None
     energy_j: float | None = None
     """Energy of the card since the start of this job."""
+    peak_reserved_bytes: int | None = None
+    """The most that torch's allocator has held of the card, used or kept for reuse."""
     at: str = "step"
     """`dry-run`, `step` or `end`: only these are compared with the prediction; `tick` is a point of the live line."""
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import gradio as gr
 
 from qlora_ui.ui.form import Form
@@ -62,7 +63,8 @@ class _Sent:
     receipt: str = ""
     """Given with the last values that were sent; the tab gives it back once it has them."""
     ticket: int = 0
-    marks: dict[int, int] = field(default_factory=dict)
+    marks: list[dict[str, int]] = field(default_factory=list)
+    """Of each value, a mark of each of its properties."""
 
 
 class Seen:
@@ -94,14 +96,33 @@ class Seen:
                 self._sent.popitem(last=False)
             if sent.ticket > ticket:
                 return [gr.skip() for _ in (None, *values)]
-            known = sent.marks if receipt == sent.receipt else {}
-            marks = {place: hash(json.dumps(value, default=str, sort_keys=True)) for place, value in enumerate(values)}
-            fresh = [gr.skip() if known.get(place) == marks[place] else value for place, value in enumerate(values)]
+            known = sent.marks if receipt == sent.receipt else []
+            marks = [_marks(value) for value in values]
+            fresh = [_news(value, mark, old) for value, mark, old in zip(values, marks, known or [{}] * len(values), strict=True)]
             sent.ticket, sent.marks = ticket, marks
             if known == marks:
                 return [gr.skip(), *fresh]
             sent.receipt = str(ticket)
             return [sent.receipt, *fresh]
+
+
+def _marks(value: Any) -> dict[str, int]:
+    """A short mark of each property of an update, of a bare value under the name `value`."""
+    properties = value if isinstance(value, dict) and value.get("__type__") == "update" else {"value": value}
+    return {name: hash(json.dumps(one, default=str, sort_keys=True)) for name, one in properties.items()}
+
+
+def _news(value: Any, marks: dict[str, int], known: dict[str, int]) -> Any:
+    """What a page lacks that knows the properties `known`.
+
+    A bare value where nothing else has changed: for an update of more, Gradio builds the component anew, 1.2 ms each.
+    """
+    changed = [name for name, mark in marks.items() if known.get(name) != mark]
+    if not changed:
+        return gr.skip()
+    if "__type__" not in marks:
+        return value
+    return value["value"] if changed == ["value"] else {"__type__": "update", **{name: value[name] for name in changed}}
 
 
 class Drawings:
@@ -115,7 +136,7 @@ class Drawings:
 
     def of(self, view: int, args: Sequence[Any], draw: Callable[[], list[Any]]) -> list[Any]:
         """What `draw` gives, or gave a moment ago to a page with the same `args`."""
-        key = f"{view} {json.dumps(args, default=str)}"
+        key = _key(view, args)
         with self._lock:
             drawn_at, values = self._known.get(key, (-math.inf, []))
             events = self._events
@@ -130,11 +151,21 @@ class Drawings:
                 self._known[key] = (began, copy.deepcopy(values))
         return values
 
+    def has_all(self, calls: Sequence[Sequence[Any]]) -> bool:
+        """Whether `of` would draw nothing anew for these arguments of all views."""
+        oldest = time.monotonic() - self._kept_s * 0.9
+        with self._lock:
+            return all(self._known.get(_key(view, args), (-math.inf,))[0] > oldest for view, args in enumerate(calls))
+
     def forget(self) -> None:
         """An event changed something: nobody is to see what was drawn before it."""
         with self._lock:
             self._events += 1
             self._known.clear()
+
+
+def _key(view: int, args: Sequence[Any]) -> str:
+    return f"{view} {json.dumps(args, default=str)}"
 
 
 @dataclass(slots=True)
@@ -218,7 +249,9 @@ class Page:
         self.live(lambda run_id: str(self.service.num_news), [news])
         news.change(**form, **quiet)
         drawn = [live_receipt, *(out for view in self.live_views for out in view.outputs)]
-        live: dict[str, Any] = {"fn": self._tick, "inputs": [live_receipt, *self._live_inputs()], "outputs": drawn}
+        # Texts in, HTML out: Gradio's conversions would only cost a change of threads each.
+        live: dict[str, Any] = {"fn": self._tick, "preprocess": False, "postprocess": False}
+        live |= {"inputs": [live_receipt, *self._live_inputs()], "outputs": drawn}
         self.timer.tick(**live, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
         restored = [*(out for _, outputs in self._loads for out in outputs), self._is_restored]
@@ -241,21 +274,36 @@ class Page:
     def _live_inputs(self) -> list[Any]:
         return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
 
-    def _tick(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
-        """Draw all live views; one that fails is logged and keeps what it shows, the others go on."""
-        ticket = self._seen.ticket()
-        drawn: list[Any] = []
-        rest = list(values)
-        for number, view in enumerate(self.live_views):
-            mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
-            args = (run_id, *mine)
-            drawn.extend(self._drawings.of(number, args, functools.partial(_draw, view.draw, len(view.outputs), *args)))
-        return self._seen.only_new(f"{request.session_hash} live", drawn, ticket, receipt)
+    async def _tick(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
+        """Draw all live views; one that fails is logged and keeps what it shows, the others go on.
+
+        In the server's own thread where another page's tick has just drawn the same: a change of threads beside a training costs
+        more than the answer.
+        """
+        calls = self._calls(run_id, values)
+        draw = functools.partial(self._draw_live, f"{request.session_hash} live", receipt, calls)
+        return draw() if self._drawings.has_all(calls) else await anyio.to_thread.run_sync(draw)
 
     def _draw_now(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
         """The same after an event, which may have changed what was drawn a moment ago."""
         self._drawings.forget()
-        return self._tick(request, receipt, run_id, *values)
+        return self._draw_live(f"{request.session_hash} live", receipt, self._calls(run_id, values))
+
+    def _calls(self, run_id: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The arguments of each live view."""
+        calls = []
+        rest = list(values)
+        for view in self.live_views:
+            mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
+            calls.append((run_id, *mine))
+        return calls
+
+    def _draw_live(self, session: str, receipt: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        ticket = self._seen.ticket()
+        drawn: list[Any] = []
+        for number, (view, args) in enumerate(zip(self.live_views, calls, strict=True)):
+            drawn.extend(self._drawings.of(number, args, functools.partial(_draw, view.draw, len(view.outputs), *args)))
+        return self._seen.only_new(session, drawn, ticket, receipt)
 
     def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
         """Check the settings and draw every view of them; nothing before the page has them."""

@@ -68,6 +68,23 @@ def test_only_what_is_new_is_sent_and_what_got_lost_is_sent_again() -> None:
     assert sent(["a", "c"], third) == [skip, skip, skip]
 
 
+def test_of_an_update_only_what_changed_is_sent_and_a_value_alone_as_a_value() -> None:
+    seen = Seen()
+
+    def sent(value: Any, receipt: str) -> list[Any]:
+        return seen.only_new("page", [value], seen.ticket(), receipt)
+
+    first, value = sent(gr.update(value="a", visible=False), "")
+    assert value == {"__type__": "update", "value": "a", "visible": False}
+    second, value = sent(gr.update(value="b", visible=False), first)
+    assert value == "b"
+    third, value = sent(gr.update(value="c", visible=True), second)
+    assert value == {"__type__": "update", "value": "c", "visible": True}
+    fourth, value = sent(gr.update(value="c", visible=False), third)
+    assert value == {"__type__": "update", "visible": False}
+    assert sent("c", fourth)[1] == gr.skip()
+
+
 def test_skipped_outputs_are_left_alone_and_the_others_sent_in_their_places() -> None:
     with Blocks() as blocks:
         state = gr.State(0)

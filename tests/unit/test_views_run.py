@@ -61,7 +61,7 @@ def test_a_failure_says_cause_and_remedy_and_folds_the_traceback(workspace: Work
     assert html.index("memory was full") < html.index("12.3 GiB were needed") < html.index("Shorten the longest conversation")
     assert html.index("Technical details") < html.index("Traceback (most recent call last)")
     assert "<details" in html and "<details open" not in html
-    assert "At once → 2" in html
+    assert "Rows at once → 2" in html
 
 
 def test_a_refused_continuation_offers_a_new_run_from_the_adapter(workspace: Workspace) -> None:
@@ -86,7 +86,7 @@ def test_nothing_of_a_user_becomes_markup(workspace: Workspace) -> None:
 
 def test_the_timeline_names_what_happened(workspace: Workspace) -> None:
     html = timeline_html(view_of(workspace, end="stopped", done=90))
-    for words in ("Held-back rows: loss", "Checkpoint saved", "Saving took 9 s.", "At once 4 → 2", "Stopped and saved", "earlier"):
+    for words in ("Held-back rows: loss", "Checkpoint saved", "Saving took 9 s.", "Rows at once 4 → 2", "Stopped and saved", "earlier"):
         assert words in html
 
 

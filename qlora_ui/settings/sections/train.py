@@ -46,7 +46,7 @@ class TrainSection(Section):
     batch_size: int = option(
         4,
         "Conversations worked on at once. More is faster and needs more memory; the result depends on the effective batch.",
-        label="At once",
+        label="Rows at once",
         term="micro-batch",
         to="sft.per_device_train_batch_size",
         affects=("memory", "time"),
@@ -55,8 +55,8 @@ class TrainSection(Section):
     )
     accumulation: int = option(
         4,
-        "Micro-batches added up before a correction. Effective batch = at once × this.",
-        label="Added up",
+        "Micro-batches added up before a correction. Effective batch = rows at once × this.",
+        label="Rounds added up",
         term="gradient accumulation",
         to="sft.gradient_accumulation_steps",
         affects=("time", "quality"),

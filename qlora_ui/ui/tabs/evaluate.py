@@ -18,6 +18,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import progress_html, run_picker
 from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
+from qlora_ui.ui.views.run import LOOKING
 
 RESULT = "evaluation.json"
 
@@ -25,7 +26,7 @@ RESULT = "evaluation.json"
 def build(page: Page) -> None:
     """Draw the tab."""
     work = Background("evaluation")
-    view = live_html(NOTHING, "evaluate-view")
+    view = live_html(LOOKING, "evaluate-view")
     page.live(lambda run_id: _draw(page.service, run_id, work.progress()), [view])
 
     @handler

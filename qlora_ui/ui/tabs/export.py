@@ -33,6 +33,7 @@ from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.evaluate import chosen_run
 from qlora_ui.ui.views.background_view import run_picker
 from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html, work_key
+from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go of the card."""
@@ -58,7 +59,7 @@ def build(page: Page) -> None:
     """Draw the tab."""
     work = Background("export")
     plans: dict[tuple[str, str], Any] = {}
-    view = live_html(NOTHING, "export-view")
+    view = live_html(LOOKING, "export-view")
     file = gr.DownloadButton("Save", visible=False, elem_id="export-file", variant="primary")
     ready = gr.Textbox(visible="hidden", elem_id="export-ready")
     packings = itertools.count(1)

@@ -17,7 +17,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.curves import new_points
 from qlora_ui.ui.views.probes import probes_html
-from qlora_ui.ui.views.run import NO_RUN, head_html
+from qlora_ui.ui.views.run import LOOKING, head_html
 from qlora_ui.ui.views.timeline import timeline_html
 from qlora_ui.ui.views.train_tiles import tiles_html
 
@@ -30,7 +30,7 @@ def build(page: Page) -> None:
     """Draw the tab."""
     service = page.service
     with gr.Column(elem_id="train-view"):
-        head = live_html(NO_RUN, "train-head")
+        head = live_html(LOOKING, "train-head")
         tiles = gr.HTML("", elem_id="train-tiles", apply_default_css=False)
         plots = charts("train-charts", PANELS, curves_of(service))
         probes = gr.HTML("", elem_id="train-probes", apply_default_css=False)

@@ -24,6 +24,8 @@ PHASES = (
 """Phases in their order; evaluate, probe and save happen inside training."""
 _INSIDE_TRAINING = {"evaluate": "checking held-back rows", "probe": "answering probe questions", "save": "saving a checkpoint"}
 
+LOOKING = '<p class="q-sub" role="status" aria-busy="true">Looking for your runs…</p>'
+"""Before the first drawing."""
 NO_RUN = (
     '<div class="q-empty"><h2>No run yet</h2><p>Press Start in the Ready card. The loss, the memory and the time left draw '
     "themselves here, and stay when you close the page.</p></div>"
