@@ -115,7 +115,7 @@ class OpenPage:
             answered = answer.json()["data"]
             receipt, sent = (answered[self.site.tick["outputs"].index(place)] for place in (has, charts))
             self.receipt = receipt if isinstance(receipt, str) else self.receipt
-            value = sent.get("value") if isinstance(sent, dict) else None
+            value = sent.get("value", sent) if isinstance(sent, dict) else None
             if isinstance(value, dict) and value.get("runs"):
                 self._draw(charts, value["runs"])
         except (httpx.HTTPError, KeyError, ValueError) as error:

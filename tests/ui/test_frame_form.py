@@ -22,16 +22,24 @@ from qlora_ui.ui.service import Service
 ROOT = Path(__file__).resolve().parents[2]
 
 ONE_LINE = """
-import importlib.util, json, sys, types, argparse
+import argparse, json, sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
-spec = importlib.util.find_spec("qlora_ui.settings.sections")
 line = '    beta: float = option(0.9, "Memory of the optimizer.", label="First beta", to="sft.adam_beta1", ge=0, lt=1)\\n'
-source = Path(spec.origin).read_text(encoding="utf-8").replace("\\n\\n\\nclass EvalSection", "\\n" + line + "\\n\\nclass EvalSection")
-module = types.ModuleType(spec.name)
-module.__file__, module.__package__ = spec.origin, "qlora_ui.settings"
-sys.modules[spec.name] = module
-exec(compile(source, spec.origin, "exec"), module.__dict__)
+
+class WithOneLineMore(SourceFileLoader):
+    def get_code(self, fullname):
+        return compile(Path(self.path).read_text(encoding="utf-8") + line, self.path, "exec")
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        file = str(Path(path[0]) / "train.py") if name == "qlora_ui.settings.sections.train" else ""
+        return spec_from_file_location(name, file, loader=WithOneLineMore(name, file)) if file else None
+
+sys.meta_path.insert(0, Finder)
 
 from qlora_ui.cli.config_flags import add_config_flags
 from qlora_ui.runs.workspace import Workspace
