@@ -29,6 +29,8 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
 
+ROUNDS = 5
+"""A toy's steps a second drift by some percent from window to window, so each number of pages has several, between windows without."""
 SERIES = ("loss", "rate", "gradient", "eval")
 
 
@@ -251,7 +253,7 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
         run = Path(app.stdout.readline().strip())
         while len(steps_of(run)) < 100:
             time.sleep(0.2)
-        windows = [with_pages(site, run, count, seconds) for count in (0, 5, 0, 20, 0)]
+        windows = [with_pages(site, run, count, seconds) for count in (*(0, 5, 0, 20) * ROUNDS, 0)]
         closing = opened_and_closed(site, run, 50)
         (run / "control").mkdir(exist_ok=True)
         (run / "control" / "stop").touch()
@@ -261,11 +263,17 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
         closing |= compared(readers, run)
         app.stdin.close()
         app.wait(60)
-    quiet = [window["steps_per_s"] for window in windows]
-    for place in (1, 3):
-        alone = (quiet[place - 1] + quiet[place + 1]) / 2
-        windows[place]["slower_pct"] = round(100 * (1 - quiet[place] / alone), 1) if alone else None
-    return {"windows": windows, "closing": closing}
+    speeds = [window["steps_per_s"] for window in windows]
+    for place in range(1, len(windows), 2):
+        alone = (speeds[place - 1] + speeds[place + 1]) / 2
+        windows[place]["slower_pct"] = round(100 * (1 - speeds[place] / alone), 1) if alone else None
+    slower = {
+        f"{count} pages": round(statistics.median(window["slower_pct"] for window in windows if window["pages"] == count), 1)
+        for count in (5, 20)
+    }
+    alone = [window["steps_per_s"] for window in windows if window["pages"] == 0]
+    spread = round(100 * statistics.pstdev(alone) / statistics.mean(alone), 1)
+    return {"median_slower_pct": slower, "spread_without_pages_pct": spread, "windows": windows, "closing": closing}
 
 
 def main() -> None:
