@@ -130,6 +130,7 @@ def _words(
 ) -> tuple[Severity, str, str, str, dict[str, Any] | None]:
     count, total = len(rows), len(table)
     of_all = f"{count:,} of {total:,} rows" if total > 1 else "The row"
+    have, lose_their, be = ("have", "lose their", "are") if total > 1 else ("has", "loses its", "is")
     share = f"{100 * count / total:.0f} %" if count == total or count / total >= 0.01 else f"{100 * count / total:.1g} %"
     needed = int(table.lengths[rows].max())
     longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
@@ -142,13 +143,19 @@ def _words(
             return severity, f"{of_all} cannot be written by the chat template: {first}.", "They are left out.", "Drop them.", drop
         case "DATA-LABEL":
             if not table.trained_counts()[rows].any():
-                return ("error" if count == total else "warning"), f"{of_all} have nothing to learn: no answer.", "", "Drop them.", drop
+                return (
+                    ("error" if count == total else "warning"),
+                    f"{of_all} {have} nothing to learn: no answer.",
+                    "",
+                    "Drop them.",
+                    drop,
+                )
             severity = "error" if count > total / 2 else "warning"
-            what = f"{of_all} ({share}) lose their whole answer at {data.max_length} tokens; the longest has {needed}."
+            what = f"{of_all} ({share}) {lose_their} whole answer at {data.max_length} tokens; the longest has {needed}."
             why = "The question alone fills the length, so nothing is left to learn; they are left out."
             return severity, what, why, f"Raise the longest conversation to {longer}, or drop the rows.", raise_to
         case "DATA-ANSWER-CUT":
-            what = f"{of_all} ({share}) lose a part of their answer and its end at {data.max_length} tokens."
+            what = f"{of_all} ({share}) {lose_their} answer's end at {data.max_length} tokens."
             return (
                 "warning",
                 what,
@@ -158,7 +165,7 @@ def _words(
             )
         case "DATA-TRUNCATED":
             dropped = data.too_long == "drop"
-            what = f"{of_all} ({share}) are longer than {data.max_length} tokens and {'are left out' if dropped else 'are cut'}."
+            what = f"{of_all} ({share}) {be} longer than {data.max_length} tokens and {be} {'left out' if dropped else 'cut'}."
             proposed = int(tokens["proposed_max_length"])
             value = proposed if proposed > data.max_length else longer
             kept = (

@@ -22,7 +22,9 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
         raise DataError("Only uploaded files can be added this way.", fix="Give the file's path instead", code="DATA-UPLOAD")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    target = workspace.datasets / f"{_safe_stem(source.stem)}-{digest}{source.suffix.lower()}"
+    # A folder for each content: the file keeps the name that its owner knows it by.
+    target = workspace.datasets / digest / f"{_safe_stem(source.stem)}{source.suffix.lower()}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         shutil.copyfile(source, target)
     return str(target)
@@ -35,7 +37,8 @@ def keep_pasted(text: str, workspace: Workspace) -> str:
         raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV", code="DATA-EMPTY")
     suffix = ".json" if body.startswith("[") else ".jsonl" if body.startswith("{") else ".csv"
     digest = hashlib.sha256(body.encode()).hexdigest()[:8]
-    target = workspace.datasets / f"pasted-{digest}{suffix}"
+    target = workspace.datasets / digest / f"pasted-rows{suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, body + "\n")
     return str(target)
 

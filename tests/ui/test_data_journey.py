@@ -57,7 +57,7 @@ def test_with_the_mouse(width: str, tmp_path: Path, tiny_model_dir: Path) -> Non
         page = looked.page
         expect(page.locator("#q-verdict")).to_have_text("Ready")
         page.locator("input[type=file]").first.set_input_files(table)
-        expect(page.locator("#q-sources")).to_contain_text("table-")
+        expect(page.locator("#q-sources")).to_contain_text("table.csv")
         expect(page.locator(".q-source")).to_have_count(1)
 
         # A preset is a recipe: the user's data stays.
@@ -66,7 +66,7 @@ def test_with_the_mouse(width: str, tmp_path: Path, tiny_model_dir: Path) -> Non
         page.get_by_role("option", name="Tiny", exact=True).click()
         expect(page.locator("#q-undo")).to_be_visible()
         open_tab(page, "data")
-        expect(page.locator("#q-sources")).to_contain_text("table-")
+        expect(page.locator("#q-sources")).to_contain_text("table.csv")
         expect(page.locator("#q-sources")).not_to_contain_text("comes with the app")
 
         page.get_by_label("Meaning of ask").select_option("user")
@@ -109,7 +109,7 @@ def test_with_the_keyboard_alone(viewport: ViewportSize, tmp_path: Path, tiny_mo
         with page.expect_file_chooser() as chooser:
             press(page, "#q-upload", "Enter")
         chooser.value.set_files(table)
-        expect(page.locator("#q-sources")).to_contain_text("table-")
+        expect(page.locator("#q-sources")).to_contain_text("table.csv")
         expect(page.get_by_label("Meaning of ask")).to_be_visible()
         tab_to(page, "select[data-id=ask]")
         page.keyboard.type("question")

@@ -104,5 +104,9 @@ def _assert_side_by_side(page: Page) -> None:
     base, adapter = (page.get_by_role("article", name=side).bounding_box() for side in ("Base model", "With your adapter"))
     assert question and base and adapter
     assert base["y"] == adapter["y"] >= question["y"] + question["height"]
+    # Its notes stand below an answer, also where a long one is scrolled to its end.
+    for answer in page.locator(".q-answer").all():
+        said, foot = answer.locator(".q-said").bounding_box(), answer.locator(".q-answer-foot").bounding_box()
+        assert said and foot and said["y"] + said["height"] <= foot["y"] + 1
     assert abs(base["width"] - adapter["width"]) < 2 and base["width"] > 300
     assert abs(question["x"] + question["width"] - adapter["x"] - adapter["width"]) < 2

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import postprocess_update_dict
 
 from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.page import Drawings, Seen
@@ -22,6 +23,18 @@ def test_pages_that_look_at_the_same_share_a_drawing() -> None:
     assert [drawings.of(0, ("run",), draw) for _ in range(3)] == [[1], [1], [1]]
     assert drawings.of(0, ("another run",), draw) == [2]
     assert drawings.of(1, ("run",), draw) == [3]
+
+
+def test_a_page_that_is_answered_takes_nothing_from_the_next_one() -> None:
+    drawings = Drawings(kept_s=60)
+    box = gr.Textbox("")
+    for _ in range(3):
+        (update,) = drawings.of(0, (), lambda: [gr.update(value="drawn", visible=True)])
+        assert update["value"] == "drawn"
+        # What Gradio does with it on the way to the page.
+        postprocess_update_dict(box, update, postprocess=True)
+        assert "value" not in update or update["value"] == "drawn"
+        update.clear()
 
 
 def test_after_an_event_nobody_sees_what_was_drawn_before_it() -> None:
