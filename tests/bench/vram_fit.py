@@ -101,7 +101,7 @@ def report(measured: list[Row]) -> Row:
 def measure(arguments: argparse.Namespace) -> None:
     """The context from one small run, then all points side by side."""
     began = time.time()
-    bench = Bench(arguments.models, arguments.out.parent / "log.txt")
+    bench = Bench(arguments.models, arguments.out.parent / "log.txt", arguments.cards)
     bench.make_models([item["model"] for _, item in POINTS])
     until = began + 60 * arguments.minutes
     context = arguments.context_mib * MIB or context_of(bench.run(GRID[:1], lambda item: GIB, workers=1, budget_bytes=GIB, until=until))
@@ -127,7 +127,8 @@ def main() -> int:
     many.add_argument("--models", type=Path, default=Path("/dev/shm/models"))
     many.add_argument("--out", type=Path, required=True)
     many.add_argument("--workers", type=int, default=10)
-    many.add_argument("--budget-gib", type=float, default=70)
+    many.add_argument("--budget-gib", type=float, default=70, help="of each card")
+    many.add_argument("--cards", type=int, default=1)
     many.add_argument("--context-mib", type=int, default=0, help="0: measured first")
     many.add_argument("--minutes", type=float, default=5)
     said = words.add_parser("report")

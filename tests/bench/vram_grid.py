@@ -184,7 +184,7 @@ def _errors(rows: list[Row]) -> Row:
 def measure(arguments: argparse.Namespace) -> None:
     """All configurations, side by side."""
     began = time.time()
-    bench = Bench(arguments.models, arguments.out.parent / "log.txt")
+    bench = Bench(arguments.models, arguments.out.parent / "log.txt", arguments.cards)
     items = all_items()[:: arguments.every]
     bench.make_models([item["model"] for item in items])
     print("models made", round(time.time() - began, 1), "s", flush=True)
@@ -204,7 +204,8 @@ def main() -> int:
     many.add_argument("--models", type=Path, default=Path("/dev/shm/models"))
     many.add_argument("--out", type=Path, required=True)
     many.add_argument("--workers", type=int, default=12)
-    many.add_argument("--budget-gib", type=float, default=70)
+    many.add_argument("--budget-gib", type=float, default=70, help="of each card")
+    many.add_argument("--cards", type=int, default=1)
     many.add_argument("--minutes", type=float, default=6)
     both = words.add_parser("compare")
     both.add_argument("rows", type=Path)

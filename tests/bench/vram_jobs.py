@@ -5,6 +5,7 @@ The processes are forked from one that has imported the libraries and not touche
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -147,24 +148,24 @@ class Watch:
 
         try:
             pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
         except pynvml.NVMLError as error:
             print("no NVML:", error, flush=True)
             return
         while not self._done.wait(0.02):
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            for process in itertools.chain.from_iterable(map(pynvml.nvmlDeviceGetComputeRunningProcesses, handles)):
                 self.peaks[process.pid] = max(self.peaks.get(process.pid, 0), process.usedGpuMemory or 0)
 
 
 class Bench:
-    """Base models and a server of warm processes on one card; `run` may be called several times."""
+    """Base models and a server of warm processes on the cards of a machine; `run` may be called several times."""
 
-    def __init__(self, models: Path, log: Path) -> None:
+    def __init__(self, models: Path, log: Path, num_cards: int = 1) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "2")
         # Python before 3.12.4 does not tell the server its path, and a preload that is not found is left out without a word.
         here = Path(__file__).parent
         os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-        self.models, self.log = models, log
+        self.models, self.log, self.num_cards = models, log, num_cards
         self.context: Any = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["vram_preload"])
 
@@ -188,51 +189,65 @@ class Bench:
     def run(
         self, items: list[Row], need_of: Callable[[Row], int], *, workers: int, budget_bytes: int, until: float, out: Path | None = None
     ) -> list[Row]:
-        """Run the cases, the largest first, as many side by side as fit the budget; those not begun by `until` are left out.
+        """Run the cases, the largest first, as many side by side as fit each card's budget; those not begun by `until` are left out.
 
         What is there is written to `out` after every case.
         """
         rows: list[Row] = []
         waiting = sorted(items, key=lambda item: (item.get("turn", 0), -need_of(item)))
-        running: list[tuple[ForkServerProcess, Connection, Row, float]] = []
+        running: list[Running] = []
         with Watch() as watch:
             while waiting or running:
-                used = sum(need_of(entry[2]) for entry in running)
-                for item in list(waiting):
-                    if len(running) >= workers or (running and used + need_of(item) > budget_bytes) or time.time() > until:
-                        continue
-                    waiting.remove(item)
-                    used += need_of(item)
-                    running.append(self._start(item))
                 if time.time() > until and not running:
                     break
-                for entry in list(running):
-                    child, answers, item, began = entry
-                    if child.is_alive() and not answers.poll():
-                        continue
-                    answer = answers.recv() if answers.poll() else {"failed": f"exit code {child.exitcode}"}
-                    child.join()
+                for item in list(waiting):
+                    used = [sum(need_of(other.item) for other in running if other.card == card) for card in range(self.num_cards)]
+                    card = used.index(min(used))
+                    fits = not used[card] or used[card] + need_of(item) <= budget_bytes
+                    if fits and len(running) < workers and time.time() <= until:
+                        waiting.remove(item)
+                        running.append(self._start(item, card))
+                for entry in [entry for entry in running if not entry.child.is_alive() or entry.answers.poll()]:
                     running.remove(entry)
-                    row = {"config": item, "nvml_bytes": watch.peaks.get(child.pid or 0), **answer, "wall_s": round(time.time() - began, 1)}
-                    rows.append(row)
+                    rows.append(entry.row(watch.peaks))
                     if out is not None:
                         out.write_text(json.dumps(rows))
-                    gib = (row["nvml_bytes"] or 0) / 2**30
-                    name = f"{item['model']} {item['batch']}x{item['tokens']} {item['changed']}"
-                    print(f"{name}: {gib:.2f} GiB {row['wall_s']} s", (row.get("failed") or "")[:200], flush=True)
                 time.sleep(0.05)
         print("not run:", len(waiting), flush=True)
         return rows
 
-    def _start(self, item: Row) -> tuple[ForkServerProcess, Connection, Row, float]:
+    def _start(self, item: Row, card: int) -> Running:
         ours, theirs = self.context.Pipe(duplex=False)
-        child = self.context.Process(target=_work, args=(item, self.models, self.log, theirs))
+        child = self.context.Process(target=_work, args=(item, card, self.models, self.log, theirs))
         child.start()
         theirs.close()
-        return child, ours, item, time.time()
+        return Running(child, ours, item, card, time.time())
 
 
-def _work(item: Row, models: Path, log: Path, answers: Connection) -> None:
+@dataclass
+class Running:
+    """A job that was started."""
+
+    child: ForkServerProcess
+    answers: Connection
+    item: Row
+    card: int
+    began: float
+
+    def row(self, peaks: dict[int, int]) -> Row:
+        """What came of it, said in a line."""
+        item, child = self.item, self.child
+        answer = self.answers.recv() if self.answers.poll() else {"failed": f"exit code {child.exitcode}"}
+        child.join()
+        row = {"config": item, "nvml_bytes": peaks.get(child.pid or 0), **answer, "wall_s": round(time.time() - self.began, 1)}
+        name = f"{item['model']} {item['batch']}x{item['tokens']} {item['changed']}"
+        print(f"{name}: {(row['nvml_bytes'] or 0) / 2**30:.2f} GiB {row['wall_s']} s", (row.get("failed") or "")[:200], flush=True)
+        return row
+
+
+def _work(item: Row, card: int, models: Path, log: Path, answers: Connection) -> None:
+    # The process has not touched a card yet.
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(card)
     _to_log(log)
     try:
         answers.send(run_one(item, models))
