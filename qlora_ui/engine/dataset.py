@@ -27,6 +27,7 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
+from qlora_ui.data.report import DataReport, SourceReport
 from qlora_ui.engine.preview import Preview, PreviewToken, preview_row
 from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids, tokenizer_state
@@ -137,23 +138,32 @@ def build_datasets(
     train_rows, eval_rows = split_rows(np.flatnonzero(kept), table, config.eval.share, config.train.seed)
     train, held_back = _arrow(table, train_rows, data.max_length), _arrow(table, eval_rows, data.max_length)
     files = {} if run is None else _write(run.data, loaded.conversations, (train_rows, train), (eval_rows, held_back))
+    receipt = _receipt(config, report, table, tokenizer, kept=kept, train_rows=train_rows, eval_rows=eval_rows, files=files)
+    if run is not None:
+        write_json(run.data / "receipt.json", receipt.as_dict())
+    return Datasets(datasets.Dataset(train), datasets.Dataset(held_back) if len(eval_rows) else None, receipt)
+
+
+def _receipt(
+    config: RunConfig,
+    report: DataReport,
+    table: TokenTable,
+    tokenizer: Any,
+    *,
+    kept: Array,
+    train_rows: Array,
+    eval_rows: Array,
+    files: dict[str, str],
+) -> Receipt:
+    """Counts and hashes of what was read, kept and split."""
+    data = config.data
     too_long = table.lengths > data.max_length
     lengths = np.minimum(table.lengths, data.max_length)
     trained = table.trained_counts(data.max_length)
     drops = too_long if data.too_long == "drop" else np.zeros(len(table), dtype=bool)
-    receipt = Receipt(
+    return Receipt(
         content_hash=report.content_hash,
-        sources=tuple(
-            {
-                "source": source.source,
-                "name": source.name,
-                "format": source.format,
-                "sha256": source.content_hash,
-                "rows_seen": source.num_seen,
-                "rows": source.num_rows,
-            }
-            for source in report.sources
-        ),
+        sources=tuple(_source_facts(source) for source in report.sources),
         template_hash=_hash(str(tokenizer.chat_template or "")),
         tokenizer_hash=_hash(tokenizer_state(tokenizer)),
         num_rows=len(table),
@@ -173,9 +183,17 @@ def build_datasets(
         seed=config.train.seed,
         files=files,
     )
-    if run is not None:
-        write_json(run.data / "receipt.json", receipt.as_dict())
-    return Datasets(datasets.Dataset(train), datasets.Dataset(held_back) if len(eval_rows) else None, receipt)
+
+
+def _source_facts(source: SourceReport) -> dict[str, Any]:
+    return {
+        "source": source.source,
+        "name": source.name,
+        "format": source.format,
+        "sha256": source.content_hash,
+        "rows_seen": source.num_seen,
+        "rows": source.num_rows,
+    }
 
 
 def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple[Array, Array]:

@@ -12,12 +12,15 @@ import numpy as np
 from qlora_ui.data.load import Conversations
 from qlora_ui.data.report import SHOWN_ROWS, Finding, Severity
 from qlora_ui.engine.token_table import TokenTable
+from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.sections import DataSection
 
 _ROUND_TO = 64
 _BARS = 30
 
 Array = np.ndarray[Any, Any]
+Words = tuple[Severity, str, str, str, dict[str, Any] | None]
+"""Severity, what, why, fix, and what a button for the fix does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,76 +128,62 @@ def _numbers(rows: Iterable[int], conversations: Conversations) -> tuple[tuple[i
     return tuple(numbers), files.pop() if len(files) == 1 else "several files"
 
 
-def _words(
-    code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, data: DataSection
-) -> tuple[Severity, str, str, str, dict[str, Any] | None]:
+def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, data: DataSection) -> Words:
     count, total = len(rows), len(table)
     of_all = f"{count:,} of {total:,} rows" if total > 1 else "The row"
-    have, lose_their, be = ("have", "lose their", "are") if total > 1 else ("has", "loses its", "is")
-    share = f"{100 * count / total:.0f} %" if count == total or count / total >= 0.01 else f"{100 * count / total:.1g} %"
-    needed = int(table.lengths[rows].max())
-    longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
-    raise_to = {"action": "set", "path": "data.max_length", "value": min(longer, 131072)}
-    drop = {"action": "drop", "code": code}
     match code:
         case "TPL-ROWS":
-            first = table.refused[int(rows[0])]
             severity: Severity = "error" if count == total else "warning"
-            return severity, f"{of_all} cannot be written by the chat template: {first}.", "They are left out.", "Drop them.", drop
-        case "DATA-LABEL":
-            if not table.trained_counts()[rows].any():
-                return (
-                    ("error" if count == total else "warning"),
-                    f"{of_all} {have} nothing to learn: no answer.",
-                    "",
-                    "Drop them.",
-                    drop,
-                )
-            severity = "error" if count > total / 2 else "warning"
-            what = f"{of_all} ({share}) {lose_their} whole answer at {data.max_length} tokens; the longest has {needed}."
-            why = "The question alone fills the length, so nothing is left to learn; they are left out."
-            return severity, what, why, f"Raise the longest conversation to {longer}, or drop the rows.", raise_to
-        case "DATA-ANSWER-CUT":
-            what = f"{of_all} ({share}) {lose_their} answer's end at {data.max_length} tokens."
-            return (
-                "warning",
-                what,
-                "The model would learn to break off.",
-                f"Raise the longest conversation to {longer}, or drop them.",
-                raise_to,
-            )
-        case "DATA-TRUNCATED":
-            dropped = data.too_long == "drop"
-            what = f"{of_all} ({share}) {be} longer than {data.max_length} tokens and {be} {'left out' if dropped else 'cut'}."
-            proposed = int(tokens["proposed_max_length"])
-            value = proposed if proposed > data.max_length else longer
-            kept = (
-                f"{100 * (1 - tokens['cut_at_proposed'] / total):.0f} % of the"
-                if value == proposed and tokens["cut_at_proposed"]
-                else "all"
-            )
-            fix = f"{value} tokens would keep {kept} rows whole, for more memory and time."
-            return (
-                "warning",
-                what,
-                "What is cut is not learned.",
-                fix,
-                {"action": "set", "path": "data.max_length", "value": min(value, 131072)},
-            )
+            what = f"{of_all} cannot be written by the chat template: {table.refused[int(rows[0])]}."
+            return severity, what, "They are left out.", "Drop them.", _drop(code)
+        case "DATA-LABEL" if not table.trained_counts()[rows].any():
+            what = f"{of_all} {'have' if total > 1 else 'has'} nothing to learn: no answer."
+            return "error" if count == total else "warning", what, "", "Drop them.", _drop(code)
+        case "DATA-LABEL" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
+            return _length_words(code, rows, tokens, table, data, of_all=of_all)
+        case "DATA-SPECIAL" if data.neutralize_special_tokens:
+            return "note", f"Control tokens in the text of {of_all} are turned into plain text.", "", "", None
         case "DATA-SPECIAL":
-            disarm = {"action": "set", "path": "data.neutralize_special_tokens", "value": True}
-            if data.neutralize_special_tokens:
-                return "note", f"Control tokens in the text of {of_all} are turned into plain text.", "", "", None
             what = f"Control tokens of this model's template stand inside the text of {of_all}."
-            return "warning", what, "The model takes them for the end of a turn.", "Disarm them, or drop the rows.", disarm
+            fix = "Disarm them, or drop the rows."
+            return "warning", what, "The model takes them for the end of a turn.", fix, _set("data.neutralize_special_tokens", True)
         case "DATA-BOS":
             return "note", f"{of_all} began with a start token of their own; the second one was removed.", "", "", None
-        case _:
-            what = f"{count:,} held-back rows are the same as rows that are trained on."
-            return (
-                "warning",
-                what,
-                "The check would look better than it is.",
-                "Drop the duplicates.",
-                {"action": "drop", "code": "DATA-DUPLICATE"},
-            )
+    what = f"{count:,} held-back rows are the same as rows that are trained on."
+    return "warning", what, "The check would look better than it is.", "Drop the duplicates.", _drop("DATA-DUPLICATE")
+
+
+def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, data: DataSection, *, of_all: str) -> Words:
+    """Of rows that are longer than a conversation may be: what is lost of them, and which length would hold them."""
+    count, total, limit = len(rows), len(table), data.max_length
+    share = f"{100 * count / total:.0f} %" if count == total or count / total >= 0.01 else f"{100 * count / total:.1g} %"
+    lose_their, be = ("lose their", "are") if total > 1 else ("loses its", "is")
+    needed = int(table.lengths[rows].max())
+    longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
+    if code == "DATA-LABEL":
+        severity: Severity = "error" if count > total / 2 else "warning"
+        what = f"{of_all} ({share}) {lose_their} whole answer at {limit} tokens; the longest has {needed}."
+        why = "The question alone fills the length, so nothing is left to learn; they are left out."
+        return severity, what, why, f"Raise the longest conversation to {longer}, or drop the rows.", _set_length(longer)
+    if code == "DATA-ANSWER-CUT":
+        what = f"{of_all} ({share}) {lose_their} answer's end at {limit} tokens."
+        fix = f"Raise the longest conversation to {longer}, or drop them."
+        return "warning", what, "The model would learn to break off.", fix, _set_length(longer)
+    what = f"{of_all} ({share}) {be} longer than {limit} tokens and {be} {'left out' if data.too_long == 'drop' else 'cut'}."
+    proposed, cut_at_proposed = int(tokens["proposed_max_length"]), int(tokens["cut_at_proposed"])
+    value = proposed if proposed > limit else longer
+    kept = f"{100 * (1 - cut_at_proposed / total):.0f} % of the" if value == proposed and cut_at_proposed else "all"
+    fix = f"{value} tokens would keep {kept} rows whole, for more memory and time."
+    return "warning", what, "What is cut is not learned.", fix, _set_length(value)
+
+
+def _drop(code: str) -> dict[str, Any]:
+    return {"action": "drop", "code": code}
+
+
+def _set(path: str, value: Any) -> dict[str, Any]:
+    return {"action": "set", "path": path, "value": value}
+
+
+def _set_length(num_tokens: int) -> dict[str, Any]:
+    return _set("data.max_length", min(num_tokens, int(option_by_path()["data.max_length"].maximum or num_tokens)))
