@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import sha256_of, write_json
 from qlora_ui.engine.checkpoints import Checkpoint, replace_folder
 from qlora_ui.settings.run_config import RunConfig
@@ -15,13 +19,29 @@ WEIGHTS, CONFIG, SIDECAR = "adapter_model.safetensors", "adapter_config.json", "
 _FILES = (WEIGHTS, CONFIG)
 
 
-def write_adapter(model: Any, folder: Path, config: RunConfig, state_dict: dict[str, Any] | None = None) -> None:
-    """Write the adapter's weights and settings into `folder`, naming the base by its id."""
-    model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+def write_adapter(model: Any, folder: Path, config: RunConfig, tensors: dict[str, Any] | None = None) -> None:
+    """Write the adapter's weights and settings into `folder`, naming the base by its id.
+
+    `tensors` are those of a split model, gathered and named as in the file. Raises RunError where there would be none.
+    """
+    if tensors is None:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        model.peft_config["default"].save_pretrained(str(folder))
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        if not file.keys():
+            raise RunError(
+                "The adapter to be saved has no weights.",
+                why="None were found in the model; the run would have ended with an empty file",
+                fix="Continue from the last checkpoint, and report this: it should not happen",
+                code="empty-adapter",
+            )
     # peft leaves an empty model card with absolute paths.
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
+    values["inference_mode"] = True
     values["base_model_name_or_path"] = config.model.id
     values["revision"] = config.model.revision
     # Sets become lists in an order that changes from process to process; equal runs shall give equal files.

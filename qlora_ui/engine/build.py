@@ -81,7 +81,7 @@ def prepare_rows(train: Dataset, evaluation: Dataset | None, config: RunConfig, 
 def load_model(ground: Ground, config: RunConfig) -> Any:
     """The base for training; packed rows need an attention that keeps conversations apart."""
     kernel = attention.register() if ground.rows.is_packed else None
-    model = load_quantized(ground.folder, config, ground.device, attention=kernel)
+    model = load_quantized(ground.folder, config, ground.device, attention=kernel, to_split=config.launch.sharding == "fsdp")
     if ground.device.type == "cuda":
         # Between the packed weights lie the holes of their 16-bit originals, too small for much of what training allocates.
         torch.cuda.empty_cache()

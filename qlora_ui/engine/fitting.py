@@ -38,8 +38,8 @@ class Fitting:
         return build.enable_fast(self._trainer, self._rows, self._config, self._capture_lock, self._note)
 
     def try_longest(self, watch: MemoryWatch) -> MemoryMeasured:
-        """Try the heaviest batch, healing until it fits; returns the memory that it took."""
-        while True:
+        """Try the heaviest batch, healing until it fits; returns the memory that it took. A base still to be split is not tried."""
+        while not self._trainer.is_fsdp_enabled:
             watch.reset_peak()
             try:
                 build.dry_run(self._trainer, self._rows)

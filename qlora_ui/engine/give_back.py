@@ -10,6 +10,12 @@ from collections.abc import Callable
 
 import torch
 
+MAX_WORKSPACES = 24
+"""Blocks of the card that may be left for all of them to be cuBLAS's working memory (32 to 64 MiB for each thread and stream).
+
+Any model, one that a chat computes with now as well, holds more blocks; its products and graphs use that memory, so it stays.
+"""
+
 
 def give_back_memory() -> None:
     """Collect reference cycles, empty the card's allocator cache, and let the C library return its free pages.
@@ -20,6 +26,8 @@ def give_back_memory() -> None:
     gc.collect()
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.memory_stats().get("active.all.current", 0) <= MAX_WORKSPACES:
+            torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
     _trim()()
 

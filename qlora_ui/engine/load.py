@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_ui.base.errors import HardwareError
+from qlora_ui.engine.split import move_scales
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import bnb_arguments
@@ -64,23 +65,36 @@ def compute_dtype(config: RunConfig, device: torch.device) -> str:
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
 
 
-def load_quantized(model_folder: Path, config: RunConfig, device: torch.device, *, attention: str | None = None) -> Any:
+def load_quantized(
+    model_folder: Path, config: RunConfig, device: torch.device, *, attention: str | None = None, to_split: bool = False
+) -> Any:
     """The base model in 4 bits on `device`, frozen by whoever attaches an adapter.
 
-    `attention` overrides the choice of the settings (packed training brings its own).
+    `attention` overrides the choice of the settings (packed training brings its own). A base `to_split` may be larger than one card: it
+    stays in main memory, from which FSDP takes it a layer at a time.
     """
+    if to_split and device.type == "cpu":
+        raise HardwareError(
+            "There are no graphics cards to split the base over.",
+            why="Each process of such a run drives one NVIDIA card and holds its part of the base; torch sees none",
+            fix="Switch the splitting off, or start the run on a machine with two or more cards",
+            where="launch.sharding",
+            code="no-card",
+        )
     dtype = compute_dtype(config, device)
     model = AutoModelForCausalLM.from_pretrained(
         model_folder,
         quantization_config=BitsAndBytesConfig(**bnb_arguments(config, dtype)),
         dtype=getattr(torch, dtype),
         attn_implementation=attention or attention_kernel(model_folder, config),
-        device_map=None if config.launch.sharding == "fsdp" else {"": device.index or 0 if device.type == "cuda" else "cpu"},
+        device_map={"": device.index or 0 if device.type == "cuda" and not to_split else "cpu"},
         trust_remote_code=False,
         local_files_only=True,
         use_safetensors=True,
     )
     keep_plain_layout(model)
+    if to_split:
+        move_scales(model, device)
     model.config.use_cache = False
     return model
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer
@@ -29,6 +30,7 @@ from qlora_ui.engine.failures import NonFinite, StopRun, forget, is_disk_full, i
 from qlora_ui.engine.fast.captured_step import FastStepMixin
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.randomness import RandomState, read_random_state, restore_random_state
+from qlora_ui.engine.split import adapter_names, gather_adapter, scatter_adapter
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import CheckpointSaved, Event, Healed, Noticed
 from qlora_ui.settings.intervals import Intervals
@@ -36,6 +38,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
 SKIPPED_SCALES = 12
+SCHEDULER = "scheduler.pt"
 """Steps in a row that fp16's loss scaling may throw away before it counts as not a number."""
 
 
@@ -105,6 +108,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         """Random state at the last point from which the run can be continued exactly."""
         self._boundary_tokens = 0
         self._owes_check = False
+        self._adapter_names: dict[str, str] = {}
         super().__init__(*arguments, **named)
         self.remove_callback(PrinterCallback)
 
@@ -134,20 +138,25 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 
         peft's own loading makes a bf16 adapter fp32: other numbers, twice the memory, and not what the fast step has fused.
         """
+        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        target = self.model if model is None else model
         if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        target = self.accelerator.unwrap_model(self.model if model is None else model)
-        result = set_peft_model_state_dict(target, load_file(Path(resume_from_checkpoint) / WEIGHTS))
-        if result.unexpected_keys:
+            unknown = sorted(set(tensors) ^ set(self._adapter_names.values()))
+            if not unknown:
+                scatter_adapter(target, self._adapter_names, tensors)
+        else:
+            unknown = set_peft_model_state_dict(self.accelerator.unwrap_model(target), tensors).unexpected_keys
+        if unknown:
             raise RunError(
                 "The checkpoint does not fit the adapter of this run.",
-                why=f"It has weights for {result.unexpected_keys[0]}",
+                why=f"They differ in {unknown[0]}",
                 fix="Start a new run",
                 code="resume-changed",
             )
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        if self.is_fsdp_enabled:
+            self._adapter_names = adapter_names(self.accelerator.unwrap_model(self.model))
         prepared = super()._prepare_for_training(*arguments, **named)
         if self._session.config.train.checkpointing == "partly":
             # train() has just switched recomputation on for all layers.
@@ -234,6 +243,22 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staged) if self._staged is not None else str(super()._get_output_dir(trial))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter; of a split model every process has to call it."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, gather_adapter(self.model, self._adapter_names))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # Without the model's whole state, which transformers would gather and pickle beside the adapter.
+        save_fsdp_optimizer(self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # No tokenizer (the base has it), no pickled arguments (they hold paths and are never read).

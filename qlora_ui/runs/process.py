@@ -50,7 +50,7 @@ def fsdp_words() -> list[str]:
         "--fsdp_use_orig_params",
         "false",
         "--fsdp_cpu_ram_efficient_loading",
-        "true",
+        "false",
         "--fsdp_sync_module_states",
         "true",
         "--fsdp_state_dict_type",

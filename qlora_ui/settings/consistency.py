@@ -93,6 +93,13 @@ def _launch_rules(config: RunConfig) -> list[Rule]:
             "Give a number below the number of machines",
         ),
         (
+            launch.sharding == "fsdp" and (launch.device == "cpu" or launch.num_processes * launch.num_machines < 2),
+            "launch.sharding",
+            "the base can only be split over two or more graphics cards",
+            "Each process drives one card and holds its part of the base",
+            "Choose two or more processes on a machine with as many cards, or switch the splitting off",
+        ),
+        (
             launch.sharding == "fsdp" and config.quant.storage != "bfloat16",
             "quant.storage",
             "a split base needs 4-bit weights stored as bf16",

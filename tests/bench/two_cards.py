@@ -36,8 +36,8 @@ from qlora_ui.settings.run_config import RunConfig
 
 IN_PROCESSES: dict[str, Any] = {"launch.where": "process", "launch.num_processes": 2}
 PLAIN: dict[str, Any] = {"quant.compute_dtype": "float32", "train.packing": "off", "train.fast_path": "off", "lora.dropout": 0.0}
-SPLIT: dict[str, Any] = {"quant.compute_dtype": "bfloat16", "quant.storage": "bfloat16", "launch.sharding": "fsdp", "train.packing": "off"}
-TIMEOUT_S = 120
+SPLIT: dict[str, Any] = {**PLAIN, "quant.compute_dtype": "bfloat16", "quant.storage": "bfloat16", "launch.sharding": "fsdp"}
+TIMEOUT_S = 180
 
 
 def settings_of(folder: Path, model_dir: Path, device: str) -> RunConfig:
@@ -49,6 +49,12 @@ def settings_of(folder: Path, model_dir: Path, device: str) -> RunConfig:
 def on_one(folder: Path, config: RunConfig) -> RunView:
     """One process, each step in two accumulated halves."""
     return _ended(launcher_of(Workspace.at(folder)), config.changed({**PLAIN, "launch.where": "process"}))
+
+
+def on_one_in_bf16(folder: Path, config: RunConfig) -> RunView:
+    """One process with the arithmetic and storage of the split base."""
+    changes = {**PLAIN, "quant.compute_dtype": "bfloat16", "quant.storage": "bfloat16", "launch.where": "process"}
+    return _ended(launcher_of(Workspace.at(folder)), config.changed(changes))
 
 
 def data_parallel(folder: Path, config: RunConfig) -> RunView:
@@ -66,11 +72,18 @@ def split(folder: Path, config: RunConfig) -> RunView:
     return _ended(launcher_of(Workspace.at(folder)), config.changed({**SPLIT, **IN_PROCESSES, "train.accumulation": 1}))
 
 
+LONG: dict[str, Any] = {**SPLIT, **IN_PROCESSES, "train.accumulation": 1, "train.max_steps": 60, "output.save_every": 30}
+
+
+def split_for_long(folder: Path, config: RunConfig) -> RunView:
+    """Two processes that hold half of the base each, for as many steps as the one that is stopped."""
+    return _ended(launcher_of(Workspace.at(folder)), config.changed(LONG))
+
+
 def split_stopped_and_continued(folder: Path, config: RunConfig) -> RunView:
     """The same, stopped on the way and taken up again."""
     launcher = launcher_of(Workspace.at(folder))
-    changed = config.changed({**SPLIT, **IN_PROCESSES, "train.accumulation": 1, "train.max_steps": 60, "output.save_every": 30})
-    run = launcher.start(changed)
+    run = launcher.start(config.changed(LONG))
     when(run, at_step(3), lambda: launcher.request(run, Request.STOP), launcher)
     left = read_run(run)
     if left.status is Status.STOPPED:
@@ -82,11 +95,18 @@ def split_stopped_and_continued(folder: Path, config: RunConfig) -> RunView:
 
 KINDS = {
     "one card": on_one,
+    "one card in bf16": on_one_in_bf16,
     "DDP on two": data_parallel,
     "DDP on two, default settings": data_parallel_as_chosen_by_default,
     "FSDP on two": split,
+    "FSDP on two, 60 steps": split_for_long,
     "FSDP on two, stopped and continued": split_stopped_and_continued,
 }
+PAIRS = (
+    ("DDP on two", "one card"),
+    ("FSDP on two", "one card in bf16"),
+    ("FSDP on two, stopped and continued", "FSDP on two, 60 steps"),
+)
 
 
 def _ended(launcher: Launcher, config: RunConfig) -> RunView:
@@ -162,11 +182,13 @@ def main() -> int:
         # Most of a run's time is the start of its processes: on a card they share the wait. Numbers are compared, not times.
         with ThreadPoolExecutor(len(KINDS) if arguments.device == "cuda" else 1) as pool:
             list(pool.map(work, arguments.only))
-        distance = largest_distance(views["DDP on two"], views["one card"]) if {"DDP on two", "one card"} <= set(views) else None
+        distances = {
+            f"{name} - {other}": largest_distance(views[name], views[other]) for name, other in PAIRS if {name, other} <= set(views)
+        }
     result = {
         "what": "one run on one card and on two, by the app's launcher",
         "command": shlex.join(["python", "tests/bench/two_cards.py", *words]),
-        "ddp_against_one_largest_relative_distance": distance,
+        "largest_relative_distances": distances,
         "runs": {name: rows[name] for name in arguments.only},
         "python": platform.python_version(),
         "versions": versions(),
