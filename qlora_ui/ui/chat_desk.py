@@ -82,6 +82,8 @@ class ChatDesk:
         self.history: Any = self._restored()
         self.notes: list[TurnNotes] = [TurnNotes() for _ in self.history.turns]
         self.who: Who | None = None
+        self.is_chosen = False
+        """Whether somebody chose who is talked to, or talks to an adapter already; else the newest run is proposed."""
         self.mode = "both"
         self.asked = Asked()
         self.busy = ""
@@ -117,9 +119,14 @@ class ChatDesk:
         with self._changed:
             if self.busy:
                 self.stop()
-            self.who, self.problems, self.note = who, (), ""
-            self._next_row = 0
-            self._touch()
+            self.is_chosen = True
+            self._turn_to(who)
+
+    def propose(self, who: Who) -> None:
+        """Talk to this one as long as nobody chooses and no answer is being given."""
+        with self._changed:
+            if not self.is_chosen and not self.busy and who != self.who:
+                self._turn_to(who)
 
     def switch(self, mode: str) -> None:
         """Base, adapter or both."""
@@ -233,6 +240,7 @@ class ChatDesk:
 
     def _begin(self) -> None:
         with self._changed:
+            self.is_chosen = self.is_chosen or bool(self.who and self.who.run_id)
             self.busy, self.problems, self._wants_stop, self.note = "loading", (), False, ""
             self.doing = ("Getting ready", None)
             self._touch()
@@ -298,6 +306,11 @@ class ChatDesk:
             self._touch()
 
     # Small things ----------------------------------------------------------------------------------------------------
+
+    def _turn_to(self, who: Who) -> None:
+        self.who, self.problems, self.note = who, (), ""
+        self._next_row = 0
+        self._touch()
 
     def _check_free(self) -> None:
         if self.busy:

@@ -49,8 +49,12 @@ def build(page: Page) -> None:
 
 def choose_run(service: Service, run_id: str) -> None:
     """Talk to a run's adapter from now on; with its base beside it."""
+    service.desk.choose(_of_run(service, run_id))
+
+
+def _of_run(service: Service, run_id: str, checkpoint: str | None = None) -> Who:
     config = find_run(service.workspace, run_id).config()
-    service.desk.choose(Who(config.model.id, config.model.revision, run_id))
+    return Who(config.model.id, config.model.revision, run_id, checkpoint)
 
 
 def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +78,8 @@ def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
     """The whole conversation; turns are compared by the page, which replaces those that changed."""
-    if desk.who is None:
-        _choose_newest(service, desk)
+    if not desk.is_chosen:
+        _propose_newest(service, desk)
     loaded = service.chat.loaded() if service.has_chat else None
     with desk.locked():
         last = len(desk.history.turns) - 1
@@ -144,16 +148,15 @@ def _checkpoints(service: Service, run_id: str) -> list[str]:
     return sorted(names, key=lambda name: int(name.rsplit("-", 1)[-1]) if name.rsplit("-", 1)[-1].isdigit() else 0, reverse=True)
 
 
-def _choose_newest(service: Service, desk: ChatDesk) -> None:
-    """On the first look: the newest run that has learned something, else the built-in model."""
+def _propose_newest(service: Service, desk: ChatDesk) -> None:
+    """Until somebody chooses: the newest run that has learned something, else the built-in model."""
     newest = next((row for row in service.run_lists.rows() if row.has_adapter), None)
+    if newest is not None and desk.who is not None and desk.who.run_id == newest.id:
+        return
     try:
-        if newest is not None:
-            choose_run(service, newest.id)
-            return
+        desk.propose(_of_run(service, newest.id) if newest is not None else Who())
     except QloraUiError:
-        pass  # unreadable settings: its base cannot be known
-    desk.choose(Who())
+        desk.propose(Who())  # unreadable settings: its base cannot be known
 
 
 def _suggestions(service: Service, who: Who) -> list[str]:
@@ -182,8 +185,7 @@ Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]
 def _choose(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     kind, name, checkpoint = [*str(asked.get("key", "")).split("|"), "", ""][:3]
     if kind == "run":
-        config = find_run(service.workspace, name).config()
-        desk.choose(Who(config.model.id, config.model.revision, name, checkpoint or None))
+        desk.choose(_of_run(service, name, checkpoint or None))
     else:
         desk.choose(Who(name or BUILTIN_MODEL))
 

@@ -1,0 +1,36 @@
+"""Who the Chat tab talks to before anybody has chosen."""
+
+from __future__ import annotations
+
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.chat import _talk, choose_run
+from tests.journals import write_run
+
+
+def looked(service: Service) -> tuple[str, str]:
+    """Who is talked to and on which side of the switch, as a page that looks at the tab is told."""
+    service.run_lists.forget()
+    drawn = _talk(service, {})
+    assert not drawn["failure"] and drawn["canCompare"] == drawn["who"].startswith("run|")
+    return drawn["who"], drawn["mode"]
+
+
+def test_a_tab_that_was_opened_before_the_first_run_talks_to_its_adapter_afterwards(workspace: Workspace) -> None:
+    service = Service(workspace)
+    assert looked(service)[0].startswith("model|builtin:")
+    run = write_run(workspace, end="done")
+    assert looked(service) == (f"run|{run.id}|", "both")
+    newer = write_run(workspace, end="done")
+    assert looked(service)[0] == f"run|{newer.id}|"
+
+
+def test_what_was_chosen_stays(workspace: Workspace) -> None:
+    service = Service(workspace)
+    first = write_run(workspace, end="done")
+    choose_run(service, first.id)
+    write_run(workspace, end="done")
+    assert looked(service)[0] == f"run|{first.id}|"
+    assert _talk(service, {"do": "choose", "key": "model|builtin:smollm2-135m-instruct|"})["mode"] == "base"
+    write_run(workspace, end="done")
+    assert looked(service)[0].startswith("model|builtin:")
