@@ -21,7 +21,7 @@ from qlora_ui.base.files import free_bytes, read_json, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
-from qlora_ui.models.hub import TIMEOUT_S, endpoint, hub_errors
+from qlora_ui.models.hub import TIMEOUT_S, ask_once, endpoint, hub_errors
 from qlora_ui.models.hub_cache import cache_folder
 
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
@@ -79,6 +79,7 @@ def search(text: str, limit: int = 20) -> list[HubDataset]:
     from huggingface_hub import HfApi
 
     with _hub_errors(text):
+        ask_once()
         found = HfApi(endpoint=endpoint()).list_datasets(search=text.strip() or None, sort="downloads", limit=limit)
         return [HubDataset(info.id, info.downloads or 0, bool(info.gated), _licence(info.tags)) for info in found]
 

@@ -74,6 +74,7 @@ def search(text: str, limit: int = 20) -> list[HubModel]:
     from huggingface_hub import HfApi
 
     with hub_errors(text):
+        ask_once()
         found = HfApi(endpoint=endpoint()).list_models(
             search=text.strip() or None,
             pipeline_tag="text-generation",
@@ -110,6 +111,13 @@ def describe(model_id: str, revision: str | None = None) -> HubDetails:
         is_gated=bool(info.gated),
         licence=_licence(info.tags),
     )
+
+
+def ask_once() -> None:
+    """Raise at once where the Hub does not answer: a search of its library tries again for 24 s before it gives up."""
+    from huggingface_hub import constants, get_session
+
+    get_session().head(endpoint() or constants.ENDPOINT, timeout=TIMEOUT_S)
 
 
 def endpoint() -> str | None:

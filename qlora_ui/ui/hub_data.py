@@ -15,6 +15,7 @@ from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import hub_data as views
+from qlora_ui.ui.views.words import ASKING
 
 Adds = Callable[[dict[Any, Any], Sequence[DataSource]], list[Any]]
 """The form's updates that put datasets into the list of sources."""
@@ -57,8 +58,10 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, outputs: tuple
         return views.found_html(datasets, words), "", NOTHING_CHOSEN
 
     def wire() -> None:
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for listener in (button.click, text.submit):
-            listener(find, [text], list(outputs), api_visibility="private", show_progress="minimal")
+            asking = listener(lambda: ASKING, None, [outputs[0]], queue=False, **quiet)
+            asking.then(find, [text], list(outputs), **quiet)
 
     page.when_complete(wire)
 

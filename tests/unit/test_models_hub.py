@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def test_offline_mode_is_told_apart_from_nothing(hub: HubStub, monkeypatch: pyte
         with pytest.raises(ModelError) as caught:
             action()
         assert caught.value.code == "hub-offline"
+
+
+def test_a_search_without_a_network_is_refused_at_once(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Left alone, the Hub's library asks six times within 24 s.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        search("x")
+    assert caught.value.code == "hub-offline" and time.monotonic() - began < 8
 
 
 def test_a_refusal_halfway_comes_back_from_the_child(hub: HubStub) -> None:

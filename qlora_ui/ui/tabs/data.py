@@ -19,9 +19,8 @@ from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.controls import make_hidden
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
-from qlora_ui.ui.markup import escape
 from qlora_ui.ui.new_data import keep_pasted, keep_upload, named_source
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
@@ -128,7 +127,7 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
             return tokens.row_html(page.service.lens.preview(config, position))
         conversation = load_anyway(config.data, page.service.workspace).conversations[position]
     except QloraUiError as error:
-        return f'<div class="q-note q-note-bad"><p>{escape(str(error))}</p></div>'
+        return problems_html(error.problems)
     turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
     return tokens.plain_html(turns, _why_no_tokens(draft))
 

@@ -18,6 +18,7 @@ from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import model_card as views
 from qlora_ui.ui.views.recipe import block_head
+from qlora_ui.ui.views.words import ASKING
 
 
 def build(page: Page) -> None:
@@ -34,7 +35,7 @@ def build(page: Page) -> None:
                 for option in page.form.unplaced("model"):
                     page.form.place(option.path, min_width=0)
         with gr.Column(elem_classes="q-block"):
-            about = "It keeps the model in a quarter of the memory, so that it can be trained on a smaller card."
+            about = "It keeps the model in a quarter of the memory, so that it can be trained on a smaller graphics card."
             gr.HTML(block_head("What does 4-bit do?", about), apply_default_css=False)
             with gr.Accordion("The numbers of the chosen model", open=False, elem_classes="q-fold", elem_id="q-quantization"):
                 explainer = gr.HTML("", elem_id="q-quantization-body", apply_default_css=False)
@@ -81,8 +82,10 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) ->
             return views.not_found_html(error)
 
     def wire() -> None:
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for listener in (button.click, text.submit):
-            listener(look, {text}, [found], api_visibility="private", show_progress="minimal")
+            asking = listener(lambda: ASKING, None, [found], queue=False, **quiet)
+            asking.then(look, {text}, [found], **quiet)
 
     page.when_complete(wire)
 

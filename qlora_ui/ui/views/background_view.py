@@ -31,7 +31,7 @@ def progress_html(progress: Progress, title: str) -> str:
             f'<div class="q-progress"><i style="width:{done}"></i></div><p class="q-small q-num">{escape(" · ".join(parts))}</p></section>'
         )
     if progress.problems:
-        return f'<div class="q-note q-note-bad" role="alert">{problems_html(progress.problems)}</div>'
+        return f'<div role="alert">{problems_html(progress.problems)}</div>'
     return ""
 
 

@@ -11,6 +11,7 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.base.units import format_bytes, format_count
 from qlora_ui.data.hub import HubDataset, HubSplits
 from qlora_ui.ui.action import act_button
+from qlora_ui.ui.handler import problems_html
 from qlora_ui.ui.markup import escape, middle_cut
 
 SHOWN_ROWS = 5
@@ -48,7 +49,7 @@ def found_html(datasets: Sequence[HubDataset], text: str) -> str:
 
 def refused_html(error: DataError) -> str:
     """Why the Hub gave no answer, and what to do."""
-    return f'<div class="q-note q-note-bad" role="alert"><p>{escape(error)}</p></div>'
+    return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
 def look_html(look: HubLook) -> str:

@@ -15,6 +15,7 @@ from qlora_ui.models.hub import HubModel
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.downloads import Download
+from qlora_ui.ui.handler import problems_html
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.theme import part_colour
 from qlora_ui.ui.views.memory_bar import Segment, bar_html, fit_word
@@ -42,8 +43,8 @@ def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
         for model_id, facts in models
     )
     head = (
-        '<h3 class="q-h3">Well-known models</h3><p class="q-small">Judged for training with the recipe as it is, on the device of the '
-        "card at the side. Pick one to see what it needs.</p>"
+        '<h3 class="q-h3">Well-known models</h3><p class="q-small">Whether they fit: for training with the recipe as it is, on what '
+        "“Predict for” names. Pick one to see what it needs.</p>"
     )
     return f'{head}<ul class="q-rows">{rows}</ul>' if rows else ""
 
@@ -66,7 +67,7 @@ def found_html(models: Sequence[HubModel], text: str) -> str:
 
 def not_found_html(error: ModelError) -> str:
     """Why the Hub gave no answer, and what to do."""
-    return f'<div class="q-note q-note-bad" role="alert"><p>{escape(error)}</p></div>'
+    return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
 def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None) -> str:
@@ -87,8 +88,7 @@ def download_html(download: Download | None) -> str:
     if download is None:
         return ""
     if download.state == "failed":
-        text = " ".join(problem.sentence() for problem in download.problems)
-        return f'<div class="q-note q-note-bad" role="alert"><p>{escape(text)}</p></div>'
+        return f'<div role="alert">{problems_html(download.problems)}</div>'
     if download.state != "running":
         return f'<p class="q-small" role="status">{escape(download.what)}</p>'
     width = f"{100 * download.share:.0f}%" if download.share is not None else "100%"

@@ -19,6 +19,8 @@ STATUS_WORDS = {
     Status.FAILED: "failed",
     Status.CRASHED: "interrupted",
 }
+ASKING = '<p class="q-small" role="status" aria-busy="true">Asking the Hub …</p>'
+"""Stands where its answer will be."""
 _LOOKS = {
     Status.STARTING: ("accent q-chip-live", ""),
     Status.RUNNING: ("accent q-chip-live", ""),
