@@ -10,17 +10,25 @@ import webbrowser
 from qlora_ui.cli.window import open_window
 from qlora_ui.runs.workspace import Ownership, Workspace
 
+LAST_PORT = 65535
 HELP = "open the page (what happens without a word, too)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to serve, and what to open."""
-    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument("--port", type=port_number, help="port (default: the first free one from 7860)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this computer's own needs --auth")
     parser.add_argument("--auth", default="", metavar="NAME[:PASSWORD]", help="ask for a login; without a password one is made")
     parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
     parser.add_argument("--no-warm-up", action="store_true", help="load torch only when it is needed, not in idle time after the start")
     parser.add_argument("--window", action="store_true", help="open a window of its own (by Chrome, Edge, Chromium or pywebview)")
+
+
+def port_number(text: str) -> int:
+    """A port that can be asked for; argparse puts the refusal into its own sentence."""
+    if text.isdecimal() and 1 <= int(text) <= LAST_PORT:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"“{text}” is no port, give a number from 1 to {LAST_PORT}")
 
 
 def run(arguments: argparse.Namespace) -> int:

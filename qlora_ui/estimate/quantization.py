@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlora_ui.base.units import format_percent
 from qlora_ui.estimate.memory import quantized_bytes
 from qlora_ui.models.facts import ModelFacts
 
@@ -52,7 +53,7 @@ def explain(facts: ModelFacts) -> Explanation:
     )
     share = weights / facts.num_params
     sentences = (
-        f"{share:.0%} of the weights become 4-bit; embeddings{'' if facts.is_tied else ', the output layer'} and norms stay in 16 bits.",
+        f"{format_percent(share)} of the weights become 4-bit; embeddings{'' if facts.is_tied else ', the output layer'} and norms stay in 16 bits.",
         "The 4-bit weights are never changed: they are turned back into 16 bits for each product, and the adapter learns beside them.",
     )
     return Explanation(rows, share, plain - double, sentences)

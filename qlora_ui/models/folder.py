@@ -168,7 +168,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{path.parent.name} holds no {path.name}.",
+            f"The folder {path.parent.name} holds no {path.name}.",
             why="Every model that transformers reads has one.",
             fix="Choose the folder that the model's files are in; GGUF files alone cannot be trained.",
             where=str(path.parent),
@@ -245,7 +245,7 @@ def _refuse_without_safetensors(folder: Path) -> None:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES and file.name != "training_args.bin")
     if pickles:
         raise ModelError(
-            f"{folder.name} has its weights as {pickles[0]} only.",
+            f"The folder {folder.name} has its weights as {pickles[0]} only.",
             why="That format (pickle) can run code when it is opened, so the app does not open it.",
             fix="Choose a version of the model with .safetensors files.",
             where="model.id",
@@ -253,7 +253,7 @@ def _refuse_without_safetensors(folder: Path) -> None:
         )
     is_adapter = (folder / "adapter_config.json").is_file()
     raise ModelError(
-        f"{folder.name} holds no weights.",
+        f"The folder {folder.name} holds no weights.",
         why="It is an adapter; the base model that it belongs to is needed." if is_adapter else "There is no .safetensors file in it.",
         fix="Choose the base model." if is_adapter else "Download or copy the model again.",
         where="model.id",
@@ -303,7 +303,7 @@ def _refuse_tokenizer(folder: Path) -> None:
     present = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
     if not present:
         raise ModelError(
-            f"{folder.name} holds no tokenizer.",
+            f"The folder {folder.name} holds no tokenizer.",
             why="Without tokenizer.json or tokenizer.model no text can be turned into tokens.",
             fix="Copy the tokenizer's files of the same model into the folder.",
             where="model.id",

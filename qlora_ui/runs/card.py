@@ -34,8 +34,8 @@ class Holder:
     """Whether `Card.free` can ask it to let go."""
 
     def sentence(self) -> str:
-        """`The chat holds the card (SmolLM2-135M).`"""
-        return f"{NAMES.get(self.who, self.who)} holds the card ({self.what})."
+        """`The chat has a model in memory (SmolLM2-135M).`"""
+        return f"{NAMES.get(self.who, self.who)} has a model in memory ({self.what})."
 
 
 class Turns:
@@ -130,7 +130,7 @@ class Card:
                 if left <= 0 or is_cancelled():
                     raise RunError(
                         blocker.sentence(),
-                        why="The card's memory has room for one of them at a time",
+                        why="There is room for one of them at a time",
                         fix="Free it or wait until it is done" if blocker.can_free else "Wait until it is done",
                         code="card-busy",
                     )

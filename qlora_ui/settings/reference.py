@@ -29,7 +29,9 @@ def render_reference() -> str:
                 "| --- | --- | --- | --- | --- |",
             ]
         row = option.as_dict()
-        values = ", ".join(map(str, row["choices"])) or (f"{row['minimum']:g} to {row['maximum']:g}" if row["minimum"] is not None else "")
+        values = ", ".join(map(str, row["choices"])) or (
+            f"{row['minimum']:,.10g} to {row['maximum']:,.10g}" if row["minimum"] is not None else ""
+        )
         name = f"**{option.meta.label}**{f' ({option.meta.term})' if option.meta.term else ''}"
         source = f" ({option.meta.source})" if option.meta.source else ""
         cells = [

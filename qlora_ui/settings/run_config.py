@@ -165,6 +165,12 @@ def _bounds(option: Option) -> str:
     if option.literal_values:
         return "Choose one of " + ", ".join(str(value) for value in option.literal_values)
     kind = "a whole number" if option.inner_type is int else "a number"
-    low = f"{'above' if option.exclusive_minimum else 'from'} {option.minimum:g}" if option.minimum is not None else ""
-    high = f"{'below' if option.exclusive_maximum else 'to'} {option.maximum:g}" if option.maximum is not None else ""
-    return f"Give {kind} {low} {high}".replace("  ", " ").strip() if low or high else ""
+    low = f"{'above' if option.exclusive_minimum else 'from'} {_number(option.minimum)}" if option.minimum is not None else ""
+    joint = "below" if option.exclusive_maximum else "to" if low.startswith("from") else "and at most" if low else "of at most"
+    high = f"{joint} {_number(option.maximum)}" if option.maximum is not None else ""
+    return f"Give {' '.join(part for part in (kind, low, high) if part)}" if low or high else ""
+
+
+def _number(value: float) -> str:
+    """A bound as it is said: `131,072`, `0.1`."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"

@@ -131,8 +131,8 @@ def from_component(option: Option, value: Any) -> Any:
 def _bounds_hint(option: Option) -> str:
     if option.minimum is None or option.maximum is None or option.inner_type not in (int, float) or option.maximum > MAX_SHOWN_BOUND:
         return ""
-    low = f"above {option.minimum:g}" if option.exclusive_minimum else f"{option.minimum:g}"
-    return f' <span class="q-bounds q-num">{low} to {option.maximum:g}.</span>'
+    low = f"Above {option.minimum:g}, at most" if option.exclusive_minimum else f"{option.minimum:g} to"
+    return f' <span class="q-bounds q-num">{low} {option.maximum:,g}.</span>'
 
 
 def _float_step(option: Option) -> float:

@@ -91,7 +91,7 @@ def _device_picker(page: Page) -> gr.Dropdown:
         [("This computer", ""), *((card.label, card.name) for card in cards)],
         value="",
         label="Predict for",
-        info="See how this run would do on a card.",
+        info="See how this run would do on a graphics card.",
         elem_id="q-device",
         elem_classes="q-select q-labelled",
         filterable=True,

@@ -190,7 +190,7 @@ def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage:
     run = launcher.start(RunConfig())
     until(lambda: launcher.waiting_for() is not None)
     holder = launcher.waiting_for()
-    assert holder is not None and holder.sentence() == "The chat holds the card (SmolLM2)."
+    assert holder is not None and holder.sentence() == "The chat has a model in memory (SmolLM2)."
     assert read_run(run).status is Status.QUEUED
     assert card.free("chat") and asked == [True]
     stage.go.set()

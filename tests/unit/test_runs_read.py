@@ -259,7 +259,7 @@ def test_turns_come_in_the_order_of_asking() -> None:
 def test_the_card_has_one_holder_unless_both_fit() -> None:
     card = Card()
     with card.hold("training", "run-1"):
-        with pytest.raises(Exception, match="A training run holds the card"):
+        with pytest.raises(Exception, match="A training run has a model in memory"):
             card.hold("chat", "model")
         with card.hold("chat", "model", beside=("training",)):
             assert [holder.who for holder in card.holders()] == ["training", "chat"]

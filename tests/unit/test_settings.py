@@ -30,6 +30,8 @@ def test_every_wrong_setting_is_named_at_once_with_what_to_do() -> None:
     found = problems({"lora.rank": "0", "train.learning_rate": "fast", "quant.type": "nf5", "lora.ranc": 8, "data.max_length": "1.5"})
     assert set(found) == {"lora.rank", "train.learning_rate", "quant.type", "lora.ranc", "data.max_length"}
     assert "from 1 to 512" in found["lora.rank"]
+    assert "a number above 0 and at most 0.1" in found["train.learning_rate"]
+    assert "from 16 to 131,072" in found["data.max_length"]
     assert "nf4, fp4" in found["quant.type"]
     assert "Did you mean lora.rank?" in found["lora.ranc"]
 

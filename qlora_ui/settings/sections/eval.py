@@ -11,7 +11,7 @@ class EvalSection(Section):
 
     share: float = option(
         0.05,
-        "Share of the rows that is kept from training, to see whether the model learned or memorised.",
+        "Share of the rows that is kept from training, to see whether the model learned or memorised; 0.05 is 5 %.",
         label="Held back for checking",
         term="eval share",
         tier="basic",

@@ -12,21 +12,21 @@ class LaunchSection(Section):
 
     where: Literal["thread", "process"] = option(
         "thread",
-        "Thread: inside the app, shares the card with chat. Process: on its own, outlives the app, uses several cards.",
+        "Thread: inside the app, shares the graphics card with chat. Process: on its own, outlives the app, uses several cards.",
         label="Run in",
         term="launcher",
         choices={"thread": "This app", "process": "Its own process (accelerate launch)"},
     )
     device: Literal["auto", "cuda", "cpu"] = option(
         "auto",
-        "Automatic takes the card if there is one.",
+        "Automatic takes the graphics card if there is one.",
         label="Device",
         choices={"auto": "Automatic", "cuda": "Graphics card", "cpu": "CPU"},
         affects=("memory", "time"),
     )
     num_processes: int = option(
         1,
-        "Cards of this machine that share the work; needs its own process.",
+        "Graphics cards of this machine that share the work; needs its own process.",
         label="Cards",
         term="num processes",
         affects=("memory", "time"),

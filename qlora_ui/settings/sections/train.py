@@ -34,7 +34,7 @@ class TrainSection(Section):
     )
     learning_rate: float = option(
         2e-4,
-        "Size of each correction. 2e-4 suits LoRA; 1e-3 is bold, 1e-5 hardly moves.",
+        "Size of each correction. 0.0002 suits LoRA; 0.001 is bold, 0.00001 hardly moves.",
         label="Learning rate",
         tier="basic",
         to="sft.learning_rate",
@@ -90,7 +90,13 @@ class TrainSection(Section):
         le=100_000,
     )
     weight_decay: float = option(
-        0.0, "Pulls the adapter towards zero; 0 to 0.1.", label="Weight decay", to="sft.weight_decay", affects=("quality",), ge=0, le=1
+        0.0,
+        "Pulls the adapter towards zero; 0.1 is much, 0 is off.",
+        label="Weight decay",
+        to="sft.weight_decay",
+        affects=("quality",),
+        ge=0,
+        le=1,
     )
     max_grad_norm: float = option(
         1.0,

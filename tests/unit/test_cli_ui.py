@@ -1,0 +1,14 @@
+"""What `app.py ui` refuses before it starts anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_ui.cli import main
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_a_port_that_is_none_is_refused_in_words(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ui", "--no-browser", f"--port={port}"]) == 2
+    said = capsys.readouterr().err
+    assert f"“{port}” is no port" in said and "1 to 65535" in said
