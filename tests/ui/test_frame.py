@@ -92,6 +92,14 @@ def test_on_a_narrow_screen_nothing_is_cut_and_buttons_are_large(visit: Visit) -
     expect(page.locator("#q-ready .q-facts")).to_be_hidden()
 
 
+def test_on_a_narrow_screen_start_is_in_sight_where_the_words_send_to_it(visit: Visit) -> None:
+    page = visit("train", narrow=True).page
+    expect(page.locator("#train-head")).to_contain_text("Press Start under “Next run”")
+    expect(page.locator("#q-start")).to_be_in_viewport()
+    open_tab(page, "chat")
+    expect(page.locator("#q-start")).to_be_hidden()
+
+
 def test_every_control_has_a_name(visit: Visit) -> None:
     page = visit("recipe").page
     for fold in page.locator(".q-fold > button:visible").all():

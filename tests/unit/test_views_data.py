@@ -52,6 +52,8 @@ def test_lengths_are_drawn_with_the_limit_and_a_better_one(workspace: Workspace,
     assert "256 tokens would fit this data" in html and "less memory" in html and "cuts 5 rows" in html
     assert 'data-act="set-length" data-id="256"' in html
     assert lengths_html(draft, replace(report, tokens=None)) == ""
+    alike = TOKENS | {"shortest": 34, "longest": 34, "median": 34, "truncated": 0}
+    assert ">34 tokens in every row; none is longer" in lengths_html(draft, replace(report, tokens=alike))
 
 
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:

@@ -92,13 +92,15 @@
     }
   });
 
-  // Gradio heads what passes by with its kind; ours says what happened. Several of a kind share a box: the newest heads it.
+  // Gradio heads what passes by with its kind; ours says what happened. Several of a kind share a box: each keeps its own words.
   function headToast(box) {
-    for (const title of box.querySelectorAll(".q-toast-title")) {
-      if (!title.textContent) continue;
-      box.dataset.title = title.textContent;
-      title.textContent = ""; // or it would be read out twice
+    const titles = [...box.querySelectorAll(".q-toast-title")];
+    for (const title of titles) {
+      if (!title.dataset.words) title.dataset.words = title.textContent;
+      const words = titles.length > 1 ? title.dataset.words : ""; // alone it would be read out twice
+      if (title.textContent !== words) title.textContent = words;
     }
+    if (titles.length) box.dataset.title = titles.length > 1 ? "What to look at" : titles[0].dataset.words;
     const heading = box.firstElementChild?.children[1]?.firstElementChild?.firstChild;
     const words = `${box.dataset.title || "Note"} `;
     if (heading && heading.nodeType === Node.TEXT_NODE && heading.data !== words) heading.data = words;

@@ -27,7 +27,7 @@ _INSIDE_TRAINING = {"evaluate": "checking held-back rows", "probe": "answering p
 LOOKING = '<p class="q-sub" role="status" aria-busy="true">Looking for your runs…</p>'
 """Before the first drawing."""
 NO_RUN = (
-    '<div class="q-empty"><h2>No run yet</h2><p>Press Start in the Ready card. The loss, the memory and the time left draw '
+    '<div class="q-empty"><h2>No run yet</h2><p>Press Start under “Next run”. The loss, the memory and the time left draw '
     "themselves here, and stay when you close the page.</p></div>"
 )
 
@@ -163,9 +163,13 @@ def _ending(view: RunView) -> str:
 
 
 def _end(view: RunView, ended: Ended) -> str:
-    took = f"in {format_duration(view.elapsed_s)}" if view.elapsed_s else ""
+    took = f" in {format_duration(view.elapsed_s)}" if view.elapsed_s else ""
     first, last = (view.steps[0].loss, view.steps[-1].loss) if view.steps else (None, None)
-    fell = f"The loss went from {first:.3g} to {last:.3g} {took}." if first is not None and last is not None and len(view.steps) > 1 else ""
+    fell = ""
+    if first is not None and last is not None and len(view.steps) > 1:
+        fell = f"The loss, how far its words are from those of the rows, went from {first:.3g} to {last:.3g}{took}."
+    if fell and view.best_eval:
+        fell += f" On held-back rows, which it never saw, it is {view.best_eval.loss:.3g}."
     if isinstance(ended, Paused):
         held = ended.held_bytes
         free = " The card is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
