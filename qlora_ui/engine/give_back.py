@@ -8,6 +8,7 @@ import gc
 import sys
 from collections.abc import Callable
 
+import bitsandbytes as bnb
 import torch
 
 MAX_WORKSPACES = 24
@@ -28,6 +29,8 @@ def give_back_memory() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         if torch.cuda.memory_stats().get("active.all.current", 0) <= MAX_WORKSPACES:
             torch._C._cuda_clearCublasWorkspaces()
+            # bitsandbytes keeps the table of its 8-bit numbers there and makes it again where it is missing.
+            bnb.functional.name2qmap.clear()
         torch.cuda.empty_cache()
     _trim()()
 

@@ -56,6 +56,9 @@ def scatter_adapter(model: Any, names: dict[str, str], tensors: dict[str, torch.
 
 def _trained_units(model: Any) -> Iterator[tuple[str, Any]]:
     """The FSDP modules whose own parameters are trained, with their names; the auto-wrap policy makes one of each LoRA matrix."""
+    # The first to be gathered takes itself for the outermost: before the first forward pass that must be the model.
+    with FSDP.summon_full_params(model, recurse=False, writeback=False):
+        pass
     for name, module in model.named_modules():
         if isinstance(module, FSDP) and any(parameter.requires_grad for parameter in module.module.parameters(recurse=False)):
             yield name, module
