@@ -64,7 +64,16 @@ class Renderer:
         self._knows_thinking = any(word in everything for word in ("reasoning_content", ".thinking", "'thinking'", '"thinking"'))
         self._knows_tools = "tool_calls" in everything or "'tool'" in everything or '"tool"' in everything
         self.knows_tool_list = "tools" in everything
-        self._probe()
+        try:
+            self._probe()
+        except RowRefused as error:
+            raise ModelError(
+                "This model's chat template cannot write a question with its answer.",
+                why=str(error),
+                fix="Choose another chat template; ChatML is a good standard.",
+                where="model.template",
+                code="TPL-REFUSES",
+            ) from None
 
     def _probe(self) -> None:
         ask = {"role": "user", "content": _ASK}

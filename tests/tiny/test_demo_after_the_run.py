@@ -24,7 +24,7 @@ from exported import files_of, private_parts
 
 from qlora_ui.cli import main
 from qlora_ui.engine.exports.export import export_run
-from qlora_ui.engine.exports.ollama import sample_conversations, turn_texts
+from qlora_ui.engine.exports.turns import sample_conversations, turn_texts
 from qlora_ui.runs.events import StepLogged
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.registry import list_runs
@@ -79,14 +79,13 @@ def test_other_forms_hold_nothing_private(demo: Demo, tmp_path: Path, form: str)
 def test_the_modelfile_writes_what_the_tokenizer_writes(demo: Demo) -> None:
     from qlora_ui.engine.base_model import ensure_model
     from qlora_ui.engine.tokenizer import load_tokenizer
-    from tests.tiny.test_exports_ollama import GoTemplate
 
     tokenizer: Any = load_tokenizer(ensure_model(demo[1].config().model, demo[0]), "auto")
     texts = turn_texts(tokenizer)
-    conversations = sample_conversations(texts.has_system)
-    template = GoTemplate(texts.go_template())
-    expected = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in conversations]
-    assert len(conversations) == 20 and [template.render(messages) for messages in conversations] == expected
+    conversations = sample_conversations(can_greet=texts.greeting is not None)
+    turns = [[message.as_dict() for message in messages] for messages in conversations]
+    expected = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in turns]
+    assert len(conversations) == 20 and [texts.render(messages) for messages in conversations] == expected
 
 
 def test_the_program_trains_in_an_environment_of_its_own(demo: Demo, tmp_path: Path) -> None:

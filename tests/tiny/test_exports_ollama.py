@@ -1,132 +1,52 @@
-"""Ollama's template against the tokenizer's, on twenty conversations; the Go template is run by a small reader of its own."""
+"""Ollama's Modelfile, read and filled in by Go's own text/template, against the tokenizer, on twenty conversations a family."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from template_families import FAMILIES
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.engine.exports.ollama import sample_conversations, turn_texts, write_modelfile
+from qlora_ui.catalog.templates import TEMPLATES
+from qlora_ui.data.rows import Message
+from qlora_ui.engine.exports.ollama import write_modelfile
+from qlora_ui.engine.exports.turns import sample_conversations, turn_texts
+
+Go = Callable[[Path, Sequence[Sequence[Message]]], dict[str, Any]]
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
 
 
-class GoTemplate:
-    """As much of Go's text/template as the Modelfile uses: texts, fields, range, if/else if/else, eq, ne, and, len, slice, index."""
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Go:
+    """What Ollama reads in a Modelfile and makes of conversations: {"commands": {name: [value]}, "texts": [...]}."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed (apt-get install golang-go): nothing here fills in its templates")
+    folder = tmp_path_factory.mktemp("go")
+    program = folder / f"render{'.exe' if os.name == 'nt' else ''}"
+    environment = {**os.environ, "GO111MODULE": "off", "GOCACHE": str(folder / "cache"), "GOFLAGS": "", "GOTOOLCHAIN": "local"}
+    source = Path(__file__).with_name("modelfile_render.go")
+    subprocess.run(["go", "build", "-o", str(program), str(source)], env=environment, check=True)
 
-    def __init__(self, source: str) -> None:
-        self.parts = self._split(source)
+    def run(folder: Path, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
+        asked = json.dumps([[message.as_dict() for message in messages] for messages in conversations])
+        done = subprocess.run([str(program), "Modelfile"], cwd=folder, input=asked.encode(), capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
-    @staticmethod
-    def _split(source: str) -> list[tuple[str, str]]:
-        parts, at = [], 0
-        while (start := source.find("{{", at)) >= 0:
-            parts.append(("text", source[at:start]))
-            stop, quoted = start + 2, False
-            while quoted or source[stop : stop + 2] != "}}":
-                if source[stop] == '"':
-                    quoted = not quoted
-                stop += 2 if quoted and source[stop] == "\\" else 1
-            parts.append(("code", source[start + 2 : stop].strip()))
-            at = stop + 2
-        return [*parts, ("text", source[at:])]
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        self.messages = [{"Role": m["role"], "Content": m["content"]} for m in messages]
-        self.names: dict[str, Any] = {}
-        return self._block(0, len(self.parts), None)
-
-    def _end(self, at: int) -> list[int]:
-        """Places of the else branches and the end that belong to the block that opens at `at`."""
-        depth, marks = 0, []
-        for place in range(at, len(self.parts)):
-            kind, code = self.parts[place]
-            word = code.split(" ")[0] if kind == "code" else ""
-            depth += word in ("if", "range")
-            if word == "end":
-                depth -= 1
-            if depth == (0 if word == "end" else 1) and word in ("else", "end") and place > at:
-                marks.append(place)
-                if word == "end":
-                    return marks
-        raise AssertionError("no end")
-
-    def _block(self, start: int, stop: int, dot: Any) -> str:
-        out, at = "", start
-        while at < stop:
-            kind, code = self.parts[at]
-            if kind == "text":
-                out += code
-            elif code.startswith("range "):
-                marks = self._end(at)
-                for number, message in enumerate(self.messages):
-                    self.names["$i"] = number
-                    out += self._block(at + 1, marks[-1], message)
-                at = marks[-1]
-            elif code.startswith("if "):
-                marks = self._end(at)
-                places = [at, *marks]
-                for here, following in itertools.pairwise(places):
-                    condition = self.parts[here][1].removeprefix("else").strip().removeprefix("if").strip()
-                    if not condition or self._value(condition, dot):
-                        out += self._block(here + 1, following, dot)
-                        break
-                at = marks[-1]
-            elif ":=" in code:
-                name, expression = code.split(":=")
-                self.names[name.strip()] = self._value(expression.strip(), dot)
-            else:
-                out += str(self._value(code, dot))
-            at += 1
-        return out
-
-    @staticmethod
-    def _words(text: str) -> list[str]:
-        """Split at blanks outside of quotes and brackets."""
-        words, depth, quoted, escaped, word = [], 0, False, False, ""
-        for letter in text:
-            if quoted:
-                quoted, escaped = letter != '"' or escaped, letter == "\\" and not escaped
-            elif letter == " " and depth == 0:
-                words.append(word)
-                word = ""
-                continue
-            else:
-                quoted = letter == '"'
-                depth += (letter == "(") - (letter == ")")
-            word += letter
-        return [word for word in [*words, word] if word]
-
-    def _value(self, text: str, dot: Any) -> Any:
-        words = self._words(text)
-        if len(words) > 1:
-            name, values = words[0], [self._value(word, dot) for word in words[1:]]
-            return {
-                "eq": lambda: values[0] == values[1],
-                "ne": lambda: values[0] != values[1],
-                "and": lambda: all(values),
-                "len": lambda: len(values[0]),
-                "slice": lambda: values[0][values[1] :],
-                "index": lambda: values[0][values[1]],
-            }[name]()
-        word = words[0]
-        if word.startswith('"'):
-            return json.loads(word)
-        if word.startswith("("):
-            inner, _, key = word.rpartition(")")
-            found = self._value(inner[1:], dot)
-            return found[key[1:]] if key else found
-        if word in ("$.Messages", ".Messages"):
-            return self.messages
-        if word.startswith("$"):
-            return self.names[word]
-        return int(word) if word.isdigit() else dot[word[1:]]
+    return run
 
 
-def _tokenizer(template: str, special: tuple[str, ...], bos: str | None, eos: str) -> Any:
+def _tokenizer(template: str, special: tuple[str, ...] = (), bos: str | None = None, eos: str = "</s>") -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -138,45 +58,84 @@ def _tokenizer(template: str, special: tuple[str, ...], bos: str | None, eos: st
     return tokenizer
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_go_template_writes_what_the_tokenizer_writes(family: Any) -> None:
-    tokenizer = _tokenizer(family.template, family.special, family.bos, family.eos)
+def _expected(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The tokenizer's text; where its template refuses system prompts, with the prompt in the first question, as in training."""
+    turns = [message.as_dict() for message in messages]
     try:
-        texts = turn_texts(tokenizer)
-    except ModelError as error:
-        assert error.code == "export-template" and error.problems[0].fix
-        pytest.skip(f"refused: {error}")
-    template = GoTemplate(texts.go_template())
-    conversations = sample_conversations(texts.has_system)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError:
+        system, question, *rest = turns
+        turns = [{**question, "content": f"{system['content']}\n\n{question['content']}"}, *rest]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+KINDS = {
+    **{family.name: (family.template, family.special, family.bos, family.eos) for family in FAMILIES},
+    **{f"own-{template.name}": (template.jinja, (), "<s>", template.end) for template in TEMPLATES},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_go_writes_what_the_tokenizer_writes(kind: str, go: Go, tmp_path: Path) -> None:
+    tokenizer = _tokenizer(*KINDS[kind])
+    texts = turn_texts(tokenizer)
+    write_modelfile(tmp_path, "model.gguf", tokenizer, ["</s>"], "mit")
+    conversations = sample_conversations(can_greet=texts.greeting is not None)
     assert len(conversations) == 20
-    for messages in conversations:
-        expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert template.render(messages) == texts.render(messages) == expected
+    assert go(tmp_path, conversations)["texts"] == [_expected(tokenizer, messages) for messages in conversations]
 
 
-def test_most_families_have_an_ollama_template() -> None:
-    refused = []
-    for family in FAMILIES:
-        try:
-            turn_texts(_tokenizer(family.template, family.special, family.bos, family.eos))
-        except ModelError:
-            refused.append(family.name)
-    assert len(FAMILIES) - len(refused) >= 6, refused
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ollama_cuts_down_stays_a_conversation(kind: str, go: Go, tmp_path: Path) -> None:
+    """A long talk loses its first turns and keeps its system prompt; a prompt may also be set in the middle."""
+    tokenizer = _tokenizer(*KINDS[kind])
+    write_modelfile(tmp_path, "model.gguf", tokenizer, [], "")
+    talk = [Message("user", "Q1"), Message("assistant", "A1"), Message("user", "Q2")]
+    system, late = Message("system", "S"), [*talk[:2], Message("system", "S"), talk[2]]
+    cut, told, set_late = go(tmp_path, [[system, *talk[1:]], [system, *talk], late])["texts"]
+    assert told == set_late == _expected(tokenizer, [system, *talk])
+    assert cut == _expected(tokenizer, [system, *talk[1:]] if turn_texts(tokenizer).greeting else [system, talk[2]])
 
 
-def test_a_template_that_changes_the_text_is_refused() -> None:
-    shouting = "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}<assistant>"
-    with pytest.raises(ModelError):
-        turn_texts(_tokenizer(shouting, (), None, "</s>"))
-    counting = "{% for m in messages %}<{{ loop.index }}>{{ m.content }}{% endfor %}<a>"
-    with pytest.raises(ModelError):
-        turn_texts(_tokenizer(counting, (), None, "</s>"))
-    with pytest.raises(ModelError, match="no chat template"):
-        turn_texts(_tokenizer("", (), None, "</s>"))
+def test_nothing_is_lost_between_file_and_reader(go: Go, tmp_path: Path) -> None:
+    odd = '<"a\\b">\u200b\x0b\u2028\ufeff{{ .Content }}"""'
+    quoted = odd.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    template = f'{{% for m in messages %}}{{{{ "{quoted}" }}}}{{{{ m.role }}}} {{{{ m.content }}}}\r\n{{% endfor %}}\tanswer:'
+    tokenizer = _tokenizer(template)
+    stops = ["<|im_end|>", 'a"b', "back\\slash", "<｜end▁of▁sentence｜>"]
+    write_modelfile(tmp_path, "m-q8_0.gguf", tokenizer, stops, "apache-2.0")
+    found = go(tmp_path, [[Message("user", "Hi")]])
+    assert found["texts"] == [_expected(tokenizer, [Message("user", "Hi")])]
+    assert odd in found["texts"][0]
+    template = found["commands"].pop("TEMPLATE")
+    assert found["commands"] == {"FROM": ["./m-q8_0.gguf"], "stop": stops, "LICENSE": ["apache-2.0"]}
 
 
-def test_the_modelfile_names_the_file_and_the_stop_words(tmp_path: Path) -> None:
-    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
-    write_modelfile(tmp_path, "model-q8_0.gguf", _tokenizer(chatml, ("<|im_start|>",), None, "<|im_end|>"), ["<|im_end|>"], "mit")
-    text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
-    assert "FROM ./model-q8_0.gguf\n" in text and 'PARAMETER stop "<|im_end|>"\n' in text and 'LICENSE """mit"""' in text
+def test_what_the_template_does_beyond_is_said(tmp_path: Path) -> None:
+    assert write_modelfile(tmp_path, "m.gguf", _tokenizer(CHATML), [], "") == ()
+    trims = CHATML.replace("m.content", "m.content | trim")
+    drops = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    dates = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    tools = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    for template, word in ((trims, "Blanks"), (drops, "Thoughts"), (dates, "date"), (tools, "tools")):
+        remarks = write_modelfile(tmp_path, "m.gguf", _tokenizer(template), [], "")
+        assert any(word in remark for remark in remarks)
+        text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+        assert all(f"# {remark}\n" in text for remark in remarks)
+    assert f"{datetime.now():%d %b %Y}" in turn_texts(_tokenizer(dates)).before_user
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("", "no chat template"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}{% endfor %}<assistant>", "changes or reorders"),
+        ("{% for m in messages %}<{{ loop.index }}>{{ m.content }}{% endfor %}<a>", "more than join"),
+        ("{{ tools | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "cannot write a question"),
+    ],
+)
+def test_a_template_that_is_more_than_texts_is_refused(template: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=word) as caught:
+        write_modelfile(tmp_path, "m.gguf", _tokenizer(template), [], "")
+    assert caught.value.problems[0].fix and not list(tmp_path.iterdir())

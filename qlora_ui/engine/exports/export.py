@@ -81,7 +81,7 @@ def export_run(
     try:
         making = staged / "export"
         making.mkdir()
-        _Maker(run, config, base, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
+        remarks = _Maker(run, config, base, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
         refuse_leaks(making, workspace, str(base), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
         check, note = _check(
@@ -94,6 +94,7 @@ def export_run(
             on_progress=on_progress,
             is_cancelled=is_cancelled,
         )
+        note = " ".join((note, *remarks))
         on_progress("Putting it in place", None)
         shutil.rmtree(target, ignore_errors=True)
         making.rename(target)
@@ -123,7 +124,8 @@ class _Maker:
         """A name for the file inside, from the base's."""
         return f"{Path(public_name(self.config.model.id)).name}-tuned"
 
-    def make(self, form: str) -> None:
+    def make(self, form: str) -> tuple[str, ...]:
+        """Make it; returns what its user should know, in sentences."""
         if form == "adapter":
             copy_adapter(self.run, self.out)
             write_card(self.out, self.run, self.base, form)
@@ -134,7 +136,8 @@ class _Maker:
         else:
             self.gguf("q8_0" if form == "ollama" else form.removeprefix("gguf-"))
             if form == "ollama":
-                self.modelfile()
+                return self.modelfile()
+        return ()
 
     def merged(self, folder: Path, form: str, *, for_gguf: bool = False) -> None:
         import torch
@@ -182,7 +185,7 @@ class _Maker:
         convert_lora(tool, self.work, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
         shutil.rmtree(self.work)
 
-    def modelfile(self) -> None:
+    def modelfile(self) -> tuple[str, ...]:
         from qlora_ui.engine.exports.ollama import write_modelfile
         from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
         from qlora_ui.models.folder import read_licence
@@ -190,7 +193,7 @@ class _Maker:
         tokenizer = load_tokenizer(self.base, self.config.model.template)
         stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_token_ids(tokenizer)]
         gguf = next(self.out.glob("*.gguf"))
-        write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
+        return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
 
 
 def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
