@@ -40,8 +40,8 @@ class Variant:
 BASE_FULL = Variant("base-full", "Base, 16-bit", "The original weights.")
 BASE_4BIT = Variant("base-4bit", "Base, 4-bit", "What the adapter was trained on.")
 ADAPTER = Variant("adapter-4bit", "Adapter on 4-bit", "What the chat answers with.")
-MERGED_ORIGINAL = Variant("merged-original", "Merged into the original", "The adapter added to weights that it never saw in training.")
-MERGED_DEQUANTIZED = Variant("merged-dequantized", "Merged into the 4-bit weights", "The very weights of training, written out in 16 bits.")
+MERGED_ORIGINAL = Variant("merged-original", "Whole, original weights", "The adapter added to weights that it never saw in training.")
+MERGED_DEQUANTIZED = Variant("merged-dequantized", "Whole, as trained", "The very weights of training, written out in 16 bits.")
 VARIANTS = (BASE_FULL, BASE_4BIT, ADAPTER, MERGED_ORIGINAL, MERGED_DEQUANTIZED)
 
 

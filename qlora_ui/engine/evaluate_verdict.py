@@ -37,9 +37,9 @@ def verdict(losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: E
 
 
 _ADVICE = {
-    "merged-dequantized": "merge it into the 4-bit weights written out: closest to what you trained",
-    "merged-original": "merge it into the original weights: it does better there",
-    "adapter-4bit": "keep base and adapter apart: both merges lose",
+    "merged-dequantized": "to take it away in one piece, choose the whole model as trained: closest to what you trained",
+    "merged-original": "to take it away in one piece, choose the whole model on the original weights: it does better there",
+    "adapter-4bit": "keep base and adapter apart: both whole models are worse",
 }
 
 

@@ -12,7 +12,12 @@ from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.dotplot import dotplot_html
 from qlora_ui.ui.views.words import ago, fold
 
-_TITLES = {metric.name: metric.title for metric in METRICS}
+_METRICS = {metric.name: metric for metric in METRICS}
+_HEADLINES = {
+    "better": "Better: your adapter has learned what holds for rows it has never seen",
+    "worse": "Worse than the base on rows it has never seen",
+    "unsure": "Not clear yet",
+}
 NOTHING = (
     '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the '
     "adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
@@ -44,7 +49,8 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
     when = f"{ago(float(result.get('time', 0)))}, took {format_duration(float(result.get('duration_s', 0)))}"
     return (
         f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
-        f'<div><p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
+        f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
+        f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
         f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
         f"{_dots(result)}{_tasks(result.get('tasks') or [])}{_answers(result.get('answers') or [])}"
@@ -58,7 +64,7 @@ def _dots(result: Mapping[str, Any]) -> str:
     note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if result.get("gain") or result.get("four_bit_cost") else ""
     return (
         '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
-        f'<p class="q-small">Nats a token; lower is better. {note}</p>{plot}'
+        f'<p class="q-small">How surprised each form is by the words of the rows, in nats a token; lower is better. {note}</p>{plot}'
         f"{fold('All numbers', _numbers(result), 'all-numbers')}</section>"
     )
 
@@ -92,7 +98,7 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(_TITLES.get(task["metric"], task["metric"]))}</th>'
+        f'<tr><th scope="row">{_metric(str(task["metric"]))}</th>'
         f"<td>{_estimate(task['base'])}</td><td>{_estimate(task['adapter'])}</td></tr>"
         for task in tasks
         if "base" in task and "adapter" in task
@@ -102,6 +108,12 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
         '<section class="q-card"><h2 class="q-h2">The answers, measured</h2>'
         f'<table class="q-table">{head}<tbody>{rows}</tbody></table></section>'
     )
+
+
+def _metric(name: str) -> str:
+    """A measure's name with what it says in small."""
+    known = _METRICS.get(name)
+    return f"{escape(known.title)}<br><small>{escape(known.help)}</small>" if known else escape(name)
 
 
 def _estimate(value: Mapping[str, float]) -> str:
