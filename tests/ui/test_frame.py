@@ -100,6 +100,21 @@ def test_on_a_narrow_screen_start_is_in_sight_where_the_words_send_to_it(visit: 
     expect(page.locator("#q-start")).to_be_hidden()
 
 
+def test_copy_works_where_the_browser_keeps_the_clipboard_away(visit: Visit) -> None:
+    # A page of another computer without TLS has no navigator.clipboard.
+    page = visit("recipe").page
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.locator("#q-recipe-text > button").click()
+    button = page.locator("#q-recipe-yaml .q-copy").last
+    copied = button.get_attribute("data-copy")
+    button.click()
+    expect(button).to_have_text("Copied")
+    box = page.locator("#q-preset-name").locator("input, textarea")
+    box.focus()
+    page.keyboard.press("Control+v")
+    expect(box).to_have_value(str(copied))
+
+
 def test_every_control_has_a_name(visit: Visit) -> None:
     page = visit("recipe").page
     for fold in page.locator(".q-fold > button:visible").all():

@@ -69,6 +69,24 @@
     }).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
   }
 
+  // Browsers keep the clipboard from pages of other hosts that come without TLS, as ours does with --host.
+  async function copyText(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      const box = document.body.appendChild(document.createElement("textarea"));
+      box.value = text;
+      box.style.cssText = "position: fixed; opacity: 0";
+      const before = document.activeElement;
+      box.select();
+      const isCopied = document.execCommand("copy");
+      box.remove();
+      before?.focus();
+      return isCopied;
+    }
+  }
+
   document.addEventListener("click", (event) => {
     const to = event.target.closest("[data-go]");
     if (to) { event.preventDefault(); go(to.dataset.go, to.dataset.focus); return; }
@@ -84,10 +102,10 @@
     }
     const copy = event.target.closest("[data-copy]");
     if (copy) {
-      navigator.clipboard.writeText(copy.dataset.copy).then(() => {
-        const words = copy.textContent;
-        copy.textContent = "Copied";
-        setTimeout(() => { copy.textContent = words; }, 1200);
+      copyText(copy.dataset.copy).then((isCopied) => {
+        const words = copy.dataset.words || (copy.dataset.words = copy.textContent);
+        copy.textContent = isCopied ? "Copied" : "Select and copy it by hand";
+        setTimeout(() => { copy.textContent = words; }, isCopied ? 1200 : 4000);
       });
     }
   });

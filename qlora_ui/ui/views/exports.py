@@ -105,7 +105,7 @@ def _running(by_form: Mapping[str, Card], run_id: str, progress: Progress, names
 
 
 def _command(command: str) -> str:
-    copy = f'<button type="button" class="q-link" data-copy="{escape(command)}">Copy</button>'
+    copy = f'<button type="button" class="q-link" data-copy="{escape(command)}" aria-label="Copy: {escape(command)}">Copy</button>'
     return f'<div class="q-command"><code>{escape(command)}</code>{copy}</div>'
 
 
@@ -115,7 +115,7 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
         facts.append(f"{format_bytes(card.size_bytes)} on the disk")
     if card.memory_bytes is not None:
         facts.append(f"{format_bytes(card.memory_bytes)} of memory to make")
-    command = _command(card.command)
+    command, make = _command(card.command), f"Make it: {card.title}"
     if card.problem:
         foot = f'<p class="q-small">{escape(card.problem)}</p>'
     elif card.path:
@@ -129,7 +129,7 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
         )
     else:
         foot = (
-            f'<div class="q-buttons">{act_button("Make it", "export-now", run_id, form=card.form, echo="Starting …")}</div>'
+            f'<div class="q-buttons">{act_button("Make it", "export-now", run_id, form=card.form, echo="Starting …", title=make)}</div>'
             if not is_busy
             else ""
         )
