@@ -64,6 +64,8 @@ class Panel:
     """Whether checkpoints are marked on the axis."""
     empty: str = ""
     """What stands here before the first point."""
+    note: str = ""
+    """What the curve is, in a few plain words beside the title."""
 
 
 LOSS = Panel(
@@ -75,6 +77,7 @@ LOSS = Panel(
     log=True,
     marks=True,
     empty="The loss draws itself here from the first step on. It should fall.",
+    note="how far its words are from those of the rows; should fall",
 )
 LOSS_COMPARED = replace(LOSS, size="wide", marks=False, empty="Choose two runs that have learned something.")
 MEMORY = Panel(
@@ -88,8 +91,23 @@ MEMORY = Panel(
     zero=True,
     empty="Measured memory against the predicted line.",
 )
-LEARNING_RATE = Panel("rate", "Learning rate", (Series("rate", "Learning rate"),), format="rate", zero=True, empty="Planned steps.")
-GRADIENT = Panel("gradient", "Gradient norm", (Series("gradient", "Gradient norm", smooth=True),), log=True, empty="Size of each step.")
+LEARNING_RATE = Panel(
+    "rate",
+    "Learning rate",
+    (Series("rate", "Learning rate"),),
+    format="rate",
+    zero=True,
+    empty="Planned steps.",
+    note="size of each correction",
+)
+GRADIENT = Panel(
+    "gradient",
+    "Gradient norm",
+    (Series("gradient", "Gradient norm", smooth=True),),
+    log=True,
+    empty="Measured at each step.",
+    note="how hard the rows pull",
+)
 SPEED = Panel("speed", "Tokens per second", (Series("speed", "Tokens/s", smooth=True),), zero=True, empty="Measured speed.")
 
 

@@ -139,6 +139,7 @@ function qFigure(panel, spec) {
   const node = qNode("figure", { class: `q-chart q-chart-${panel.size || "small"}`, id });
   const head = node.appendChild(qNode("figcaption", { class: "q-chart-head" }));
   head.appendChild(qNode("span", { class: "q-chart-title" }, panel.title));
+  if (panel.note) head.appendChild(qNode("span", { class: "q-chart-note q-small" }, panel.note));
   const legend = head.appendChild(qNode("span", { class: "q-legend" }));
   const plot = node.appendChild(qNode("div", { class: "q-plot" }));
   const svg = plot.appendChild(qSvg("svg", { role: "img", "aria-labelledby": `${id}-title ${id}-desc` }));
@@ -180,7 +181,7 @@ function qTools(store, changed) {
 const Q_FORMATS = {
   loss: (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 || Math.abs(v) < 0.001 ? v.toExponential(1) : Number(v.toPrecision(3)).toString()),
   number: (v) => (Math.abs(v) >= 1000 ? `${Number((v / 1000).toPrecision(3))}k` : Number(v.toPrecision(3)).toString()),
-  rate: (v) => (v === 0 ? "0" : v.toExponential(1).replace("e+", "e").replace(".0e", "e")),
+  rate: (v) => (v === 0 ? "0" : v >= 1e-4 ? Number(v.toPrecision(2)).toFixed(7).replace(/0+$/, "") : v.toExponential(1).replace(".0e", "e")),
   bytes: (v) => (v === 0 ? "0" : v >= 0.995 * 2 ** 30 ? `${(v / 2 ** 30).toFixed(1)} GiB` : `${Math.round(v / 2 ** 20)} MiB`),
   step: (v) => Math.round(v).toLocaleString("en-US"),
   time: (v) => (v < 90 ? `${Math.round(v)} s` : v < 5400 ? `${Number((v / 60).toPrecision(2))} min` : `${Number((v / 3600).toPrecision(2))} h`),
