@@ -226,5 +226,5 @@ def _sentences(  # noqa: PLR0917
     if cut is not None:
         words.append(f"{format_percent(cut)} of the conversations would be cut." if cut else "No conversation would be cut.")
     if not fits:
-        words.append("Even so it does not fit: choose a smaller model, or close what else uses the card.")
+        words.append("Even so it does not fit: choose a smaller model, or close other programs that use the memory.")
     return tuple(words)

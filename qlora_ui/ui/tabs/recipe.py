@@ -143,7 +143,8 @@ def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
         heading = "Nothing to change" if advice.fits else "It cannot be made to fit"
         gr.Info(toast_html(heading, f"<p>{escape(words or 'The settings are right as they are.')}</p>"), duration=10)
         return None
-    title = "Made to fit" if kind == "fit" else "The free memory is put to use"
+    made = "Made to fit" if advice.fits else "As small as it gets, and still too large"
+    title = made if kind == "fit" else "The free memory is put to use"
     return Change(title, {path: new for path, (_, new) in advice.changes.items()}, words)
 
 

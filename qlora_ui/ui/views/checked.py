@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
     from qlora_ui.ui.inspection import Pending
 
-TIGHT_SHARE = 0.9
+CLOSE_SHARES = (0.9, 1.2)
+"""Of the free memory: outside of these a more exact number would not change the verdict."""
 
 
 def wants_check(draft: Draft) -> bool:
-    """Whether the estimate alone is a weak ground: settings that nobody has measured, or hardly anything left free."""
-    memory = draft.memory
-    return memory is not None and (bool(memory.doubts) or TIGHT_SHARE * draft.device.free_bytes < memory.total_bytes)
+    """Whether the estimate alone is a weak ground: settings that nobody has measured, or about as much as there is free."""
+    memory, (least, most) = draft.memory, CLOSE_SHARES
+    free = draft.device.free_bytes
+    return memory is not None and (bool(memory.doubts) or least * free < memory.total_bytes < most * free)
 
 
 def check_label(pending: Pending[CheckedMemory] | None) -> str:
@@ -63,7 +65,7 @@ def _found(draft: Draft, found: CheckedMemory) -> str:
     assert draft.memory is not None
     verdict, kind = fit_word(found.total_bytes, draft.device)
     apart = found.total_bytes / draft.memory.total_bytes - 1
-    words = f"the prediction says {format_bytes(draft.memory.total_bytes)} ({apart:+.0%}). Took {found.seconds:.0f} s."
+    words = f"the prediction says {format_bytes(draft.memory.total_bytes)} ({100 * apart:+.0f} %). Took {found.seconds:.0f} s."
     return (
         f'<p class="q-small q-checked" role="status">Checked: <strong class="q-num">{escape(format_bytes(found.total_bytes))}</strong> '
         f'<span class="q-chip q-chip-{kind}">{escape(verdict)}</span> {escape(words)}</p>'

@@ -1,0 +1,26 @@
+"""When the page offers a precise check of the memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.draft import make_draft
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.checked import checked_html, wants_check
+
+
+@pytest.mark.parametrize(("share", "is_wanted"), [(0.5, False), (0.95, True), (1.1, True), (2.7, False)])
+def test_only_where_a_more_exact_number_could_change_the_verdict(workspace: Workspace, share: float, is_wanted: bool) -> None:
+    service = Service(workspace)
+    values = {path: RunConfig().get(path) for path in option_by_path()}
+    draft = make_draft(service, values, "", service.device("NVIDIA GeForce RTX 3060"))
+    assert draft.memory is not None
+    memory = replace(draft.memory, doubts=())
+    device = replace(draft.device, free_bytes=round(memory.total_bytes / share))
+    draft = replace(draft, memory=memory, device=device)
+    assert wants_check(draft) is is_wanted
+    assert ("It is close" in checked_html(draft, None)) is is_wanted
