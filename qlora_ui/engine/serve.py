@@ -6,45 +6,28 @@ that it is JSON, which no page of another site may do unasked.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
+import logging
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.data.rows import Message
-from qlora_ui.engine.chat import ChatService, Sampling
+from qlora_ui.engine.chat import ChatService
+from qlora_ui.engine.chat_request import BadRequest, ChatRequest, error_body, read_request, side_named
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+_log = logging.getLogger(__name__)
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _REASONS = {"end": "stop", "length": "length", "context": "length", "stop": "stop"}
-
-
-class BadRequest(QloraUiError):
-    """A request that cannot be answered; `status` is HTTP's."""
-
-    code = "invalid_request_error"
-
-    def __init__(self, what: str, status: int = 400, code: str | None = None) -> None:
-        self.status = status
-        super().__init__(what, code=code)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A request for an answer, checked."""
-
-    side: str
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    stops: tuple[str, ...]
-    is_streamed: bool
-    wants_usage: bool
 
 
 class ChatServer:
@@ -56,6 +39,7 @@ class ChatServer:
         self.service = service
         self.key = key
         self.turn = threading.Lock()
+        self.since = int(time.time())
         handler = type("Handler", (_Handler,), {"owner": self})
         try:
             self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -87,8 +71,13 @@ class ChatServer:
     def models(self) -> dict[str, Any]:
         """The sides of what is loaded, as OpenAI lists models."""
         loaded = self.service.loaded()
-        owners = [{"id": side, "object": "model", "owned_by": loaded.name} for side in loaded.sides] if loaded else []
-        return {"object": "list", "data": owners}
+        return {"object": "list", "data": [self.model(side) for side in (loaded.sides if loaded else ())]}
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One side, as OpenAI describes a model; raises BadRequest where there is none of that name."""
+        loaded = self.service.loaded()
+        side = side_named(name, loaded.sides if loaded else (), loaded.name if loaded else "")
+        return {"id": side, "object": "model", "created": self.since, "owned_by": loaded.name if loaded else ""}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -98,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        self._guarded(lambda: self._json(200, self.owner.models()) if self._path() == "/v1/models" else self._unknown())
+        self._guarded(self._models)
 
     def do_POST(self) -> None:
         self._guarded(lambda: self._chat() if self._path() == "/v1/chat/completions" else self._unknown())
@@ -116,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(400, error)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        except Exception:
+            # One of two boundaries of this server (the other is a stream that has begun): the client gets an answer, the log the bug.
+            _log.exception("A request to the chat server failed")
+            self._error(500, QloraUiError("The server failed; its log says more.", code="internal"))
 
     def _check_sender(self) -> None:
         host = (self.headers.get("Host") or "").rsplit(":", maxsplit=1)[0]
@@ -131,6 +124,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _path(self) -> str:
         return self.path.split("?", maxsplit=1)[0].rstrip("/")
 
+    def _models(self) -> None:
+        path = self._path()
+        if path == "/v1/models":
+            self._json(200, self.owner.models())
+        elif path.startswith("/v1/models/"):
+            self._json(200, self.owner.model(unquote(path.removeprefix("/v1/models/"))))
+        else:
+            self._unknown()
+
     def _unknown(self) -> None:
         raise BadRequest("There are only /v1/models and /v1/chat/completions.", 404, "not_found")
 
@@ -138,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (self.headers.get("Content-Type") or "").split(";")[0].strip().lower() != "application/json":
             raise BadRequest("The body must be application/json.", 415)
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not length.isdecimal():
             raise BadRequest("The length of the body is missing.", 411)
         if int(length) > MAX_BODY_BYTES:
             self.close_connection = True
@@ -155,8 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         loaded = self.owner.service.loaded()
         request = read_request(self._body(), loaded.sides if loaded else (), loaded.name if loaded else "")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": request.side}
-        with self.owner.turn:
-            pieces = _pieces(self.owner.service, request)
+        with self.owner.turn, contextlib.closing(_pieces(self.owner.service, request)) as pieces:
             if request.is_streamed:
                 self._stream(head, pieces, request)
             else:
@@ -166,21 +167,45 @@ class _Handler(BaseHTTPRequestHandler):
         text, last = "", _Piece("")
         for last in pieces:
             text += last.text
+            self._check_client()
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": last.finish_reason}
         usage = self._usage(request, last.num_tokens)
         self._json(200, {**head, "object": "chat.completion", "choices": [choice], "usage": usage})
 
+    def _check_client(self) -> None:
+        """Raise BrokenPipeError where the client has hung up, so that nobody waits behind an answer that nobody reads."""
+        self.connection.setblocking(False)
+        try:
+            gone = self.connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            gone = False
+        finally:
+            self.connection.setblocking(True)
+        if gone:
+            raise BrokenPipeError
+
     def _stream(self, head: Mapping[str, Any], pieces: Iterator[_Piece], request: ChatRequest) -> None:
-        first = next(pieces, None)
         # Errors of the first piece (a conversation that is too long) still get a status of their own.
+        first = next(pieces, None)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-cache")
         self.send_header("Connection", "close")
         self.close_connection = True
         self.end_headers()
+        try:
+            self._chunks(head, first, pieces, request)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except QloraUiError as error:
+            self._event(error_body(error))
+        except Exception:
+            _log.exception("A streamed answer failed")
+            self._event(error_body(QloraUiError("The server failed; its log says more.", code="internal")))
+        self.wfile.write(b"data: [DONE]\n\n")
 
+    def _chunks(self, head: Mapping[str, Any], first: _Piece | None, pieces: Iterator[_Piece], request: ChatRequest) -> None:
         def send(delta: dict[str, str], reason: str | None = None) -> None:
             self._event({**head, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
@@ -195,7 +220,6 @@ class _Handler(BaseHTTPRequestHandler):
                     usage = self._usage(request, last.num_tokens)
                     self._event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
             last = next(pieces, None)
-        self.wfile.write(b"data: [DONE]\n\n")
 
     def _usage(self, request: ChatRequest, num_tokens: int) -> dict[str, int]:
         prompt = self.owner.service.count_tokens(request.messages)[0]
@@ -210,13 +234,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(data)
 
     def _error(self, status: int, error: QloraUiError) -> None:
         # A body that was not read would be taken for the next request.
         self.close_connection = True
-        self._json(status, {"error": {"message": str(error), "type": "invalid_request_error", "code": error.code}})
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._json(status, error_body(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,66 +255,7 @@ class _Piece:
     num_tokens: int = 0
 
 
-def read_request(body: Mapping[str, Any], sides: Sequence[str], name: str) -> ChatRequest:
-    """A checked request; the model is a side (`base`, `adapter`), or the loaded run's name for its adapter. Raises BadRequest."""
-    if not sides:
-        raise BadRequest("No model is loaded.", 503, "not_loaded")
-    model = body.get("model") or sides[-1]
-    side = sides[-1] if model == name else model
-    if side not in sides:
-        raise BadRequest(f"There is no model “{str(model)[:80]}” here, only {', '.join(sides)}.", 404, "model_not_found")
-    if body.get("n") not in (None, 1):
-        raise BadRequest("Only one answer at a time (n = 1).")
-    raw = body.get("messages")
-    if not isinstance(raw, list) or not raw:
-        raise BadRequest("There are no messages.")
-    stop = body.get("stop") or ()
-    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else ()
-    if not all(isinstance(text, str) and text for text in stops):
-        raise BadRequest("“stop” must be a text or a list of texts.")
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or 1024
-    options = body.get("stream_options") or {}
-    sampling = Sampling(
-        _number(body, "temperature", 1.0), _number(body, "top_p", 1.0), int(_number({"max_tokens": most}, "max_tokens", 1024)), _seed(body)
-    )
-    usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
-    return ChatRequest(side, tuple(_message(item) for item in raw), sampling, stops, body.get("stream") is True, usage)
-
-
-def _message(item: Any) -> Message:
-    if not isinstance(item, dict):
-        raise BadRequest("A message must be an object with role and content.")
-    role, content = item.get("role"), item.get("content")
-    if role == "developer":
-        role = "system"
-    if role not in ("system", "user", "assistant", "tool"):
-        raise BadRequest("The role of a message must be system, user, assistant or tool.")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
-            raise BadRequest("Only text can be sent, no pictures or sound.")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise BadRequest("The content of a message must be text.")
-    return Message(role, content)
-
-
-def _number(body: Mapping[str, Any], name: str, default: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"“{name}” must be a number.")
-    return float(value)
-
-
-def _seed(body: Mapping[str, Any]) -> int | None:
-    value = body.get("seed")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise BadRequest("“seed” must be a whole number.")
-    return value % 2**63 if isinstance(value, int) else None
-
-
-def _pieces(service: ChatService, request: ChatRequest) -> Iterator[_Piece]:
+def _pieces(service: ChatService, request: ChatRequest) -> Generator[_Piece]:
     """The answer's text, up to the first stop text; what could be the beginning of one is held back."""
     held = ""
     longest = max(map(len, request.stops), default=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+from qlora_ui.engine.chat import ChatService, ChatTarget, Delta, Sampling
 from qlora_ui.engine.serve import ChatServer
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import create_run
@@ -86,6 +89,15 @@ def test_streaming_and_stop_texts(server: ChatServer) -> None:
         ({**GREEDY, "temperature": "hot"}, 400),
         ({**GREEDY, "temperature": -3}, 400),
         ({"messages": [{"role": "user", "content": "hello " * 5000}]}, 400),
+        ({**GREEDY, "max_tokens": 0}, 400),
+        ({**GREEDY, "max_completion_tokens": 1.5}, 400),
+        ({**GREEDY, "max_tokens": 10**400}, 400),
+        ({**GREEDY, "stop": 5}, 400),
+        ({**GREEDY, "stop": ["a", ""]}, 400),
+        ({**GREEDY, "tools": [{"type": "function", "function": {"name": "f"}}]}, 400),
+        ({**GREEDY, "response_format": {"type": "json_object"}}, 400),
+        ({**GREEDY, "logprobs": True}, 400),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400),
         (b"{", 400),
         (b"[]", 400),
     ],
@@ -95,6 +107,69 @@ def test_wrong_requests_get_words(body: Any, status: int, server: ChatServer) ->
     assert got == status and json.loads(text)["error"]["message"]
     streamed = {**body, "stream": True} if isinstance(body, dict) else body
     assert ask(server, "/chat/completions", streamed)[0] == status
+
+
+def test_what_clients_send_by_themselves_is_taken(server: ChatServer) -> None:
+    more = {"n": 1, "stop": None, "tools": [], "response_format": {"type": "text"}, "presence_penalty": 0, "logprobs": False, "user": "x"}
+    said = [json.loads(ask(server, "/chat/completions", {**GREEDY, **extra})[1])["choices"][0]["message"] for extra in ({}, more)]
+    assert said[0] == said[1]
+
+
+def test_one_model_by_its_name(server: ChatServer) -> None:
+    listed = json.loads(ask(server, "/models")[1])["data"]
+    assert json.loads(ask(server, "/models/adapter")[1]) == listed[1] and listed[1]["created"] > 1_700_000_000
+    assert ask(server, "/models/gpt-4")[0] == 404
+
+
+def _connection(server: ChatServer) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", int(server.url.split(":")[2].split("/")[0]), timeout=60)
+
+
+def test_a_refused_request_says_that_the_line_is_closed(server: ChatServer) -> None:
+    connection = _connection(server)
+    for path, is_closed in (("/v1/models", False), ("/v1/nothing", True)):
+        connection.request("GET", path, headers={"Authorization": "Bearer secret"})
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.getheader("Connection") == "close") is is_closed
+    connection.close()
+
+
+def test_a_bug_is_an_answer_too(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> tuple[int, int]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(server.service, "count_tokens", broken)
+    status, text = ask(server, "/chat/completions", GREEDY)
+    assert status == 500 and json.loads(text)["error"]["type"] == "server_error"
+    status, text = ask(server, "/chat/completions", {**GREEDY, "stream": True, "stream_options": {"include_usage": True}})
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert status == 200 and json.loads(lines[-2])["error"]["type"] == "server_error" and lines[-1] == "[DONE]"
+
+
+def test_nobody_waits_behind_a_client_that_hung_up(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, stopped = threading.Event(), threading.Event()
+    real = server.service.stream
+
+    def endless(*_: Any) -> Iterator[Delta]:
+        try:
+            while True:
+                given.set()
+                yield Delta("adapter", "x")
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(server.service, "stream", endless)
+    connection = _connection(server)
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(GREEDY), {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    )
+    assert given.wait(30)
+    connection.close()
+    assert stopped.wait(30)
+    monkeypatch.setattr(server.service, "stream", real)
+    assert ask(server, "/chat/completions", GREEDY)[0] == 200
 
 
 def test_strangers_are_not_served(server: ChatServer) -> None:
