@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from qlora_ui.base.errors import SettingsError
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.hardware.devices import sized_profile
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.settings import presets
 from qlora_ui.settings.presets import SHIPPED, list_presets, read_preset, read_yaml
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -80,3 +82,19 @@ def test_every_preset_but_the_demo_keeps_the_effective_batch() -> None:
     for path in PATHS:
         if path.stem != "demo":
             assert read_preset(path).config.effective_batch == RunConfig().effective_batch
+
+
+@pytest.mark.parametrize("text", [*(path.read_text(encoding="utf-8") for path in PATHS), RunConfig().to_yaml(), "a: {b: 2e-4, c: [1, ~]}"])
+def test_both_parsers_read_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = read_yaml(text, "settings")
+    monkeypatch.setattr(presets, "_QuickLoader", presets._Loader)
+    assert quick == read_yaml(text, "settings")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x [1]\nb: *x", "a: &x [1]\nb: [2, *x]", "a: 1\nb: [", "a: !!python/object:os.system x", "a: " + 100_000 * "["]
+)
+def test_what_is_refused_is_refused_by_either_parser(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_yaml(text, "settings")
+    assert caught.value.problems[0].where.startswith("settings")
