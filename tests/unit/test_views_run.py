@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_ui.runs.events import Failed
+from qlora_ui.runs.events import Failed, PhaseChanged
+from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.run_dir import Request
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.views.probes import probes_html
 from qlora_ui.ui.views.run import NO_RUN, head_html
+from qlora_ui.ui.views.strip import run_chip
 from qlora_ui.ui.views.timeline import timeline_html
 from qlora_ui.ui.views.train_tiles import tiles_html
 from tests.journals import write_run
@@ -104,3 +106,14 @@ def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
 
 def test_without_a_run_it_says_how_to_get_one() -> None:
     assert head_html(None) == NO_RUN and tiles_html(None) == timeline_html(None) == probes_html(None) == ""
+
+
+def test_the_strip_says_that_it_finishes_once_the_last_step_is_taken(workspace: Workspace) -> None:
+    chip = run_chip(view_of(workspace, end="live", num_steps=40, done=30))
+    assert "Running" in chip and "75 %" in chip and "left" in chip
+    last = run_chip(view_of(workspace, end="live", num_steps=40, done=40))
+    assert "Finishing" in last and "Running" not in last and "100 %" not in last and "left" not in last
+    run = write_run(workspace, end="live", num_steps=40, done=20)
+    JournalWriter(run.journal_path).write(PhaseChanged(phase="finish"))
+    assert "Finishing" in run_chip(read_run(run))
+    assert run_chip(view_of(workspace, end="done", num_steps=40)) == ""

@@ -29,14 +29,22 @@ def frame_html(chip: str, memory: str) -> str:
     )
 
 
+def _has_last_step(view: RunView) -> bool:
+    return view.progress == 1.0 or (view.phase is not None and view.phase.phase == "finish")
+
+
 def run_chip(view: RunView | None) -> str:
     """State, percent and time left of the current run, as a link to the Train tab; empty where nothing runs or waits."""
     if view is None or not (view.status.is_live or view.status in (Status.QUEUED, Status.PAUSED)):
         return ""
     words, left = [view.status.value.capitalize()], ""
-    if view.progress is not None:
+    is_finishing = view.status is Status.RUNNING and _has_last_step(view)
+    if is_finishing:
+        # The last step is taken, the result is being saved: “Running, 100 %” would look as if it hung.
+        words = ["Finishing"]
+    elif view.progress is not None:
         words.append(format_percent(view.progress))
-    if view.time_left_s is not None and view.status.is_live:
+    if view.time_left_s is not None and view.status.is_live and not is_finishing:
         left = f'<span class="q-run-left"> · {escape(format_duration(view.time_left_s))} left</span>'
     live = " q-chip-live" if view.status.is_live else ""
     said = f"<span>{escape(' · '.join(words))}{left}</span>"
