@@ -6,9 +6,12 @@ and any number of pages can share it. `RunReaders` keeps one reader for each run
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,6 +202,11 @@ class RunReader:
         self._view: RunView | None = None
         self._reset()
 
+    @property
+    def latest(self) -> RunView | None:
+        """What `view` gave last."""
+        return self._view
+
     def view(self) -> RunView:
         """The run now; the very same object as last time where nothing changed."""
         with self._lock:
@@ -268,6 +276,9 @@ class RunReader:
         )
 
 
+_MOMENT: ContextVar[dict[str, RunView] | None] = ContextVar("moment", default=None)
+
+
 class RunReaders:
     """One reader for each run of a workspace that was looked at lately; what all pages of an app share."""
 
@@ -277,8 +288,30 @@ class RunReaders:
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, RunReader] = OrderedDict()
 
+    @contextlib.contextmanager
+    def in_one_moment(self, pictures: dict[str, RunView]) -> Iterator[None]:
+        """Within the block a run looks the same however often it is looked at; `pictures` keeps how, for further blocks."""
+        before = _MOMENT.set(pictures)
+        try:
+            yield
+        finally:
+            _MOMENT.reset(before)
+
+    def latest(self, run_id: str) -> RunView | None:
+        """How the run was when somebody last looked, without a look at the disk; None where nobody did lately."""
+        with self._lock:
+            reader = self._readers.get(run_id)
+        return reader.latest if reader is not None else None
+
     def view(self, run: RunDir) -> RunView:
         """The run now."""
+        pictures = _MOMENT.get()
+        if pictures is None:
+            return self._view_of_now(run)
+        known = pictures.get(run.id)
+        return known if known is not None else pictures.setdefault(run.id, self._view_of_now(run))
+
+    def _view_of_now(self, run: RunDir) -> RunView:
         with self._lock:
             reader = self._readers.get(run.id)
             if reader is None:

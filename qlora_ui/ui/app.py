@@ -9,7 +9,8 @@ import gradio as gr
 from qlora_ui.ui import heads, readycard, topstrip
 from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.form import Form
-from qlora_ui.ui.page import TICK_S, Page
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.pulse import make_pulse
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import chat, data, evaluate, export, model, recipe, runs, train
 from qlora_ui.ui.undo import Undo
@@ -28,18 +29,19 @@ TABS: tuple[tuple[str, str, Callable[[Page], None]], ...] = (
 """Id, words and builder of each tab. The DOM id of a tab's panel is `tab-ID`, of its button `tab-ID-button`."""
 
 
-def build(service: Service) -> gr.Blocks:
+def build(service: Service) -> Blocks:
     """The whole page over a service."""
-    with Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 86400), analytics_enabled=False) as blocks:
+    blocks = Blocks(title=TITLE, fill_width=True, delete_cache=(3600, 86400), analytics_enabled=False)
+    with blocks:
         run_id = gr.State("")
-        timer = gr.Timer(TICK_S)
+        pulse = make_pulse()
         strip = topstrip.place()
         with gr.Row(elem_id="q-main"):
             with gr.Column(elem_id="q-work", scale=1, min_width=0):
                 undo_place = gr.Column(elem_id="q-undo-place", min_width=0)
                 tabs = gr.Tabs(elem_id="q-tabs", selected="model", overflow_behavior="wrap")
                 form = Form((*readycard.OPTIONS, *recipe.ELSEWHERE), initial=service.last_draft()[1])
-                page = Page(service, form, run_id, tabs, timer)
+                page = Page(service, form, run_id, tabs, pulse)
                 with undo_place:
                     page.undo = Undo(page)
                 with tabs:

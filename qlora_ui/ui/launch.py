@@ -25,8 +25,10 @@ from starlette.middleware import Middleware
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
+from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.guard import Guard
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.shortcut import Shortcut
 from qlora_ui.ui.theme import STATIC, build_theme, stylesheet
 
 FIRST_PORT = 7860
@@ -110,13 +112,13 @@ def serve(workspace: Workspace, address: Address) -> Served:
     return Served(f"http://{host}:{port}", app, blocks, service, password)
 
 
-def _launch(blocks: gr.Blocks, address: Address, login: Login | None) -> tuple[Any, int]:
+def _launch(blocks: Blocks, address: Address, login: Login | None) -> tuple[Any, int]:
     """Serve on the first free port and return the app with it; one that is taken between the look and the bind is passed over."""
     first = FIRST_PORT
     while True:
         port = find_port(address, first)
         try:
-            app, _, _ = blocks.launch(**launch_arguments(address, port, login))
+            app, _, _ = blocks.launch(**launch_arguments(blocks, address, port, login))
         except OSError:
             if address.port is not None:
                 raise _taken(address.port) from None
@@ -125,7 +127,7 @@ def _launch(blocks: gr.Blocks, address: Address, login: Login | None) -> tuple[A
             return app, port
 
 
-def launch_arguments(address: Address, port: int, login: Callable[[str, str], bool] | None) -> dict[str, Any]:
+def launch_arguments(blocks: Blocks, address: Address, port: int, login: Callable[[str, str], bool] | None) -> dict[str, Any]:
     """Every argument of launch() that Gradio would else take from a GRADIO_* variable, and the few that differ from its defaults."""
     return {
         "server_name": address.host,
@@ -162,7 +164,7 @@ def launch_arguments(address: Address, port: int, login: Callable[[str, str], bo
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Guard, hosts=host_names(address.host))],
+            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Shortcut, blocks=blocks)],
         },
     }
 

@@ -10,6 +10,7 @@ import pytest
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve
 
 
@@ -58,7 +59,7 @@ def test_variables_of_gradio_and_proxies_change_nothing(workspace: Workspace, mo
 
 def test_every_launch_argument_with_a_variable_is_given() -> None:
     """Gradio's own source says which arguments it would else take from the environment."""
-    arguments = launch_arguments(Address(), 7860, None)
+    arguments = launch_arguments(Blocks(), Address(), 7860, None)
     expected = {"share", "mcp_server", "ssr_mode", "pwa", "run_history", "enable_monitoring", "root_path", "server_name", "server_port"}
     expected |= {"allowed_paths", "blocked_paths", "num_workers", "debug", "inline", "share_server_address", "share_server_protocol"}
     assert expected <= set(arguments)

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.blocks import postprocess_update_dict
 
 from qlora_ui.ui.blocks import Blocks
-from qlora_ui.ui.page import Drawings, Seen
+from qlora_ui.ui.drawings import Drawings, Drawn, Seen
 
 
 def test_pages_that_look_at_the_same_share_a_drawing() -> None:
@@ -20,20 +20,26 @@ def test_pages_that_look_at_the_same_share_a_drawing() -> None:
         calls.append("drawn")
         return [len(calls)]
 
-    assert [drawings.of(0, ("run",), draw) for _ in range(3)] == [[1], [1], [1]]
-    assert drawings.of(0, ("another run",), draw) == [2]
-    assert drawings.of(1, ("run",), draw) == [3]
+    moment, _ = drawings.moment()
+    assert drawings.at_hand([("run",)]) is None
+    assert [drawings.of(moment, 0, ("run",), draw).values for _ in range(3)] == [[1], [1], [1]]
+    assert drawings.of(moment, 0, ("another run",), draw).values == [2]
+    assert drawings.of(moment, 1, ("run",), draw).values == [3]
+    at_hand = drawings.at_hand([("run",), ("run",)])
+    assert at_hand is not None and at_hand.values == [1, 3]
+    assert drawings.at_hand([("run",), ("another run",)]) is None
 
 
 def test_a_page_that_is_answered_takes_nothing_from_the_next_one() -> None:
-    drawings = Drawings(kept_s=60)
+    drawings, seen = Drawings(kept_s=60), Seen()
     box = gr.Textbox("")
-    for _ in range(3):
-        (update,) = drawings.of(0, (), lambda: [gr.update(value="drawn", visible=True)])
+    moment, _ = drawings.moment()
+    for session in ("one", "two", "three"):
+        drawn = drawings.of(moment, 0, (), lambda: [gr.update(value="drawn", visible=True)])
+        _, update = seen.only_new(session, drawn, seen.ticket(), "")
         assert update["value"] == "drawn"
         # What Gradio does with it on the way to the page.
         postprocess_update_dict(box, update, postprocess=True)
-        assert "value" not in update or update["value"] == "drawn"
         update.clear()
 
 
@@ -47,27 +53,38 @@ def test_after_an_event_nobody_sees_what_was_drawn_before_it() -> None:
         drawings.forget()
         return seen
 
-    assert drawings.of(0, (), drawn_across_an_event) == ["before"]
-    assert drawings.of(0, (), lambda: list(state)) == ["after"]
+    moment, pictures = drawings.moment()
+    pictures["run"] = "before"
+    assert drawings.of(moment, 0, (), drawn_across_an_event).values == ["before"]
+    later, pictures = drawings.moment()
+    assert later > moment and pictures == {}
+    assert drawings.at_hand([()]) is None
+    assert drawings.of(later, 0, (), lambda: list(state)).values == ["after"]
 
 
-def test_a_drawing_is_not_kept_past_its_time() -> None:
+def test_a_moment_ends_with_all_that_was_drawn_in_it() -> None:
     drawings = Drawings(kept_s=0)
-    assert [drawings.of(0, (), lambda: [1]), drawings.of(0, (), lambda: [2])] == [[1], [2]]
+    numbers = []
+    for value in (1, 2):
+        moment, _ = drawings.moment()
+        numbers.append(moment)
+        assert drawings.of(moment, 0, (), lambda value=value: [value]).values == [value]
+        assert drawings.at_hand([()]) is None
+    assert numbers[0] != numbers[1]
 
 
 def test_a_slower_older_drawing_never_overwrites_a_newer_one() -> None:
     seen = Seen()
     older, newer = seen.ticket(), seen.ticket()
-    assert seen.only_new("page", ["new"], newer, "")[1:] == ["new"]
-    assert seen.only_new("page", ["old"], older, "") == [gr.skip(), gr.skip()]
+    assert seen.only_new("page", Drawn.of(["new"]), newer, "")[1:] == ["new"]
+    assert seen.only_new("page", Drawn.of(["old"]), older, "") == [gr.skip(), gr.skip()]
 
 
 def test_only_what_is_new_is_sent_and_what_got_lost_is_sent_again() -> None:
     seen = Seen()
 
     def sent(values: list[Any], receipt: str) -> list[Any]:
-        return seen.only_new("page", values, seen.ticket(), receipt)
+        return seen.only_new("page", Drawn.of(values), seen.ticket(), receipt)
 
     skip = gr.skip()
     first, *values = sent(["a", "b"], "")
@@ -85,7 +102,7 @@ def test_of_an_update_only_what_changed_is_sent_and_a_value_alone_as_a_value() -
     seen = Seen()
 
     def sent(value: Any, receipt: str) -> list[Any]:
-        return seen.only_new("page", [value], seen.ticket(), receipt)
+        return seen.only_new("page", Drawn.of([value]), seen.ticket(), receipt)
 
     first, value = sent(gr.update(value="a", visible=False), "")
     assert value == {"__type__": "update", "value": "a", "visible": False}
@@ -96,6 +113,15 @@ def test_of_an_update_only_what_changed_is_sent_and_a_value_alone_as_a_value() -
     fourth, value = sent(gr.update(value="c", visible=False), third)
     assert value == {"__type__": "update", "visible": False}
     assert sent("c", fourth)[1] == gr.skip()
+
+
+def test_the_queue_looks_for_work_a_few_times_a_second_not_a_thousand_times() -> None:
+    with Blocks() as blocks:
+        gr.Textbox()
+    stock, ours = gr.Blocks().queue()._queue, blocks.queue()._queue
+    # Were Gradio to call them otherwise, setting them would do nothing.
+    assert {"sleep_when_free", "progress_update_sleep_when_free"} <= set(vars(stock))
+    assert ours.sleep_when_free >= 0.05 and ours.progress_update_sleep_when_free >= 0.1
 
 
 def test_skipped_outputs_are_left_alone_and_the_others_sent_in_their_places() -> None:

@@ -24,12 +24,13 @@ from qlora_ui.runs.events import (
 )
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
-from qlora_ui.runs.read import RunReader, RunReaders, ended_values, read_run
+from qlora_ui.runs.read import RunReader, RunReaders, RunView, ended_values, read_run
 from qlora_ui.runs.registry import create_run, delete_run, list_runs
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from tests.journals import write_run
 
 PLAN = Planned(
     num_steps=10,
@@ -264,3 +265,19 @@ def test_the_card_has_one_holder_unless_both_fit() -> None:
         with card.hold("chat", "model", beside=("training",)):
             assert [holder.who for holder in card.holders()] == ["training", "chat"]
     assert card.holder() is None
+
+
+def test_in_one_moment_a_run_looks_the_same_however_often_it_is_looked_at(workspace: Workspace) -> None:
+    run = write_run(workspace, end="live", num_steps=40, done=30)
+    readers = RunReaders(workspace)
+    assert readers.latest(run.id) is None
+    pictures: dict[str, RunView] = {}
+    with readers.in_one_moment(pictures):
+        before = readers.view(run)
+        JournalWriter(run.journal_path).write(Finished(step=40))
+        assert readers.view(run) is before and before.status is Status.RUNNING
+    assert readers.view(run).status is Status.DONE
+    with readers.in_one_moment(pictures):
+        assert readers.view(run) is before
+    latest = readers.latest(run.id)
+    assert latest is not None and latest.status is Status.DONE

@@ -22,6 +22,7 @@ function mountChart(element, props, server, watch) {
   let at = null;
   let busy = false;
   let again = false;
+  let missed = false; // points came while the charts were out of sight
   let frame = 0;
 
   const figures = spec.panels.map((panel) => qFigure(panel, spec));
@@ -31,7 +32,7 @@ function mountChart(element, props, server, watch) {
   const status = root.appendChild(qNode("p", { class: "q-sr", "aria-live": "polite" }));
 
   figures.forEach((figure) => {
-    new ResizeObserver(schedule).observe(figure.plot);
+    new ResizeObserver(() => { if (missed) load(); schedule(); }).observe(figure.plot);
     figure.cover.addEventListener("pointermove", (event) => point(figure, event));
     figure.cover.addEventListener("pointerleave", () => { at = null; schedule(); });
     figure.cover.addEventListener("keydown", (event) => step(figure, event));
@@ -40,6 +41,9 @@ function mountChart(element, props, server, watch) {
 
   async function load() {
     if (busy) { again = true; return; }
+    // On another tab: asked for when this one is opened, all that came meanwhile at once.
+    missed = !root.offsetParent;
+    if (missed) return;
     busy = true;
     try {
       const wanted = (props.value && props.value.runs) || [];

@@ -11,11 +11,11 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.chart import LOSS_COMPARED, chart_value, charts
+from qlora_ui.ui.curves import Curves
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.train import curves_of
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, table_html
 
@@ -31,6 +31,7 @@ def build(page: Page) -> None:
     """Draw the tab."""
     lists = page.service.run_lists
     choice = gr.State(START)
+    curves = Curves(page.service)
     with gr.Column(elem_id="runs-view"):
         gr.HTML('<h1 class="q-h1">Runs</h1><p class="q-sub">Tick two to lay them side by side.</p>', apply_default_css=False)
         with gr.Row(elem_id="runs-tools"):
@@ -47,7 +48,7 @@ def build(page: Page) -> None:
                 list(STATES), value="", label="State", show_label=False, container=False, elem_id="runs-state", elem_classes="q-select"
             )
         compared = live_html("", "runs-compare", visible=False)
-        plot = charts("runs-charts", (LOSS_COMPARED,), curves_of(page.service))
+        plot = charts("runs-charts", (LOSS_COMPARED,), curves.ask)
         details = live_html("", "runs-details", visible=False)
         table = live_html("", "runs-table")
 
@@ -55,6 +56,7 @@ def build(page: Page) -> None:
         return _draw(lists, page.service, text, wanted, chosen)
 
     page.live(draw, [table, compared, plot, details], [query, state, choice])
+    page.answer_quickly(plot, "curves", curves.ask_quickly)
 
     @handler
     def choose(chosen: Choice, event: gr.EventData) -> Choice:

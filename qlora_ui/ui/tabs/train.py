@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.read import RunView
-from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.chart import GRADIENT, LEARNING_RATE, LOSS, MEMORY, SPEED, chart_value, charts
+from qlora_ui.ui.curves import Curves
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.curves import new_points
 from qlora_ui.ui.views.probes import probes_html
 from qlora_ui.ui.views.run import LOOKING, head_html
 from qlora_ui.ui.views.timeline import timeline_html
 from qlora_ui.ui.views.train_tiles import tiles_html
 
 PANELS = (LOSS, MEMORY, LEARNING_RATE, GRADIENT, SPEED)
-MOST_CURVES = 8
-"""Runs whose curves one page may ask for at once."""
 
 
 def build(page: Page) -> None:
     """Draw the tab."""
     service = page.service
+    curves = Curves(service)
     with gr.Column(elem_id="train-view"):
         head = live_html(LOOKING, "train-head")
         tiles = gr.HTML("", elem_id="train-tiles", apply_default_css=False)
-        plots = charts("train-charts", PANELS, curves_of(service))
+        plots = charts("train-charts", PANELS, curves.ask)
         probes = gr.HTML("", elem_id="train-probes", apply_default_css=False)
         timeline = live_html("", "train-timeline")
 
@@ -48,24 +44,8 @@ def build(page: Page) -> None:
         )
 
     page.live(draw, [head, tiles, plots, probes, timeline])
+    page.answer_quickly(plots, "curves", curves.ask_quickly)
     run_actions.wire(page, head)
-
-
-def curves_of(service: Service) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
-    """What charts ask for new points (see ui/chart.py)."""
-
-    def curves(asked: dict[str, Any]) -> list[dict[str, Any]]:
-        runs, cursors = list(asked.get("runs", []))[:MOST_CURVES], list(asked.get("cursors", []))
-        answer = []
-        for place, run_id in enumerate(runs):
-            try:
-                view = service.readers.view(find_run(service.workspace, str(run_id)))
-            except QloraUiError:
-                continue  # deleted on another page
-            answer.append(new_points(view, cursors[place] if place < len(cursors) else None))
-        return answer
-
-    return curves
 
 
 def _head(service: Service, view: RunView | None) -> str:

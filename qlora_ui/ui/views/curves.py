@@ -50,6 +50,11 @@ def new_points(view: RunView, cursor: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def goes_on(view: RunView, cursor: Any) -> bool:
+    """Whether `new_points` would give only what was added since the cursor."""
+    return not _checked(view, cursor)["is_new"]
+
+
 def curve_texts(view: RunView) -> dict[str, str]:
     """Every chart in a sentence: where it starts, where it is, where it was best."""
     texts = {}
