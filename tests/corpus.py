@@ -199,6 +199,7 @@ DATASETS: tuple[Bad, ...] = (
     Bad(63, "dupcol.csv", raw(b"prompt,text,text\na,b,c\n"), "DATA-CSV", "“text” is there twice"),
     Bad(64, "formula.csv", raw(b"prompt,completion\n=1+1,=cmd|' /C calc'!A0\n"), "DATA-TINY", "1 row", is_error=False, verdict="look"),
     Bad(65, "folder", _folder, "DATA-TYPE", "folder"),
+    Bad(72, "words.jsonl", text("Dear diary,", "today it rained."), "DATA-JSON", "plain text belongs into a .txt file"),
 )  # fmt: skip
 
 _YAML_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import threading
+from functools import partial
 
+from qlora_ui.cli.ui import port_number
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
@@ -20,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--run", metavar="RUN", help="run whose adapter answers; “latest” is the newest")
     who.add_argument("--model", metavar="ID", help="a base model: built-in, a folder, or an id on the Hub")
     parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N of the run instead of its finished adapter")
-    parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1; 0 takes a free one (default 8000)")
+    parser.add_argument(
+        "--port", type=partial(port_number, least=0), default=8000, help="port on 127.0.0.1; 0 takes a free one (default 8000)"
+    )
     parser.add_argument("--key", default="", help="clients must send this key")
 
 

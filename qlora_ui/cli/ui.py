@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", action="store_true", help="open a window of its own (by Chrome, Edge, Chromium or pywebview)")
 
 
-def port_number(text: str) -> int:
+def port_number(text: str, *, least: int = 1) -> int:
     """A port that can be asked for; argparse puts the refusal into its own sentence."""
-    if text.isdecimal() and 1 <= int(text) <= LAST_PORT:
+    if text.isdecimal() and least <= int(text) <= LAST_PORT:
         return int(text)
-    raise argparse.ArgumentTypeError(f"“{text}” is no port, give a number from 1 to {LAST_PORT}")
+    raise argparse.ArgumentTypeError(f"“{text}” is no port, give a number from {least} to {LAST_PORT}")
 
 
 def run(arguments: argparse.Namespace) -> int:

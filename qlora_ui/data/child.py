@@ -307,7 +307,8 @@ class _Parse:
 
     def _all_problems(self) -> Iterator[Problem]:
         for code, (rows, problem) in self.problems.items():
-            why = _sentence(f"{_rows(len(rows))} of {self.num_seen} cannot be used") if self.num_seen > 1 else ""
+            of_all = "none of the {} rows can be used" if len(rows) == self.num_seen else f"{len(rows):,} of {{}} rows cannot be used"
+            why = _sentence(of_all.format(f"{self.num_seen:,}")) if self.num_seen > 1 else ""
             yield Problem(f"{self.name} {self._place(rows[0])}", _sentence(problem.what), why, problem.fix, code)
 
     def _nothing(self, file_type: str) -> DataError:

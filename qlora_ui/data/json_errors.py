@@ -127,4 +127,7 @@ def explain(text: str, message: str, position: int) -> tuple[str, int]:
         return "a backslash that starts no known escape; write it as \\\\", at
     if re.match(r"True|False|None|undefined", text[at : at + 9]):
         return f"“{re.match('[A-Za-z]+', text[at:])[0]}” is Python, not JSON; write true, false or null", at  # type: ignore[index]
+    if not before and message.startswith("Expecting value"):
+        start = text[at : at + 24].strip()
+        return f"“{start}” begins no JSON: a row is an object in curly brackets; plain text belongs into a .txt file", at
     return f"{message[:1].lower()}{message[1:]}, found “{text[at : at + 12].strip()}”", at

@@ -12,3 +12,8 @@ def test_a_port_that_is_none_is_refused_in_words(port: str, capsys: pytest.Captu
     assert main(["ui", "--no-browser", f"--port={port}"]) == 2
     said = capsys.readouterr().err
     assert f"“{port}” is no port" in said and "1 to 65535" in said
+
+
+def test_so_does_serve_which_takes_any_free_one_for_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port=99999"]) == 2
+    assert "“99999” is no port, give a number from 0 to 65535" in capsys.readouterr().err
