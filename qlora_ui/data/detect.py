@@ -51,9 +51,10 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
                 fix="Choose “Detect”, another format, or map the columns.",
                 code="DATA-COLS",
             )
-        return Detection(asked, f"{asked.label}, as you chose.", votes, _mapping_for(asked, rows[0], mapping))
+        why = "The columns are what you said they are." if wanted == "columns" else "You chose it."
+        return Detection(asked, why, votes, _mapping_for(asked, rows[0], mapping))
     if mapping and (columns := format_named("columns")) and not columns.mismatch(rows[0], mapping):
-        return Detection(columns, "Columns as you mapped them.", _votes(rows, mapping), mapping)
+        return Detection(columns, "The columns are what you said they are.", _votes(rows, mapping), mapping)
     votes = _votes(rows, mapping)
     form = _best(votes)
     if form is None:
@@ -95,7 +96,7 @@ def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> 
         guess = guess_mapping(rows[0])
         pairs = ", ".join(f"`{column}` as the {_ROLE_WORDS[role]}" for role, column in guess.items())
         return f"{share[:1].upper()}{share[1:]} has columns with usual names: {pairs}."
-    return f"{share[:1].upper()}{share[1:]} is {form.label}: {form.about[:1].lower()}{form.about[1:]}"
+    return f"{share[:1].upper()}{share[1:]} is of this format: {form.about[:1].lower()}{form.about[1:]}"
 
 
 _ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt", "thinking": "thinking before the answer"}
