@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(report: DataReport, *, has_model: bool) -> None:
     names = ", ".join(Path(source.name).name for source in report.sources)
-    print(f"{names}: {report.num_rows:,} rows in the format “{report.format}”. {report.why}")
+    form = "several formats" if report.format == "mixed" else f"the format “{report.format}”"
+    print(f"{names}: {report.num_rows:,} rows in {form}. {report.why}")
     if report.tokens:
         tokens = report.tokens
         print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import importlib
 import logging
@@ -32,6 +33,8 @@ from qlora_ui.ui.shortcut import Shortcut
 from qlora_ui.ui.theme import STATIC, build_theme, stylesheet
 
 FIRST_PORT = 7860
+FIRST_FREE_PORT = 1024
+"""Most systems keep the ports below it for the administrator."""
 NUM_PORTS = 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHUTDOWN_S = 30
@@ -209,10 +212,21 @@ def find_port(address: Address, first: int = FIRST_PORT) -> int:
     raise QloraUiError(f"Ports {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} are all taken.", fix="Give a free one with --port", code="port")
 
 
+def _nowhere(host: str) -> QloraUiError:
+    return QloraUiError(
+        f"{host} is no address of this computer.",
+        why="A page can only be served on an address that this computer has",
+        fix="Leave --host out for this computer alone, or give 0.0.0.0 for all of its addresses",
+        where="--host",
+        code="host",
+    )
+
+
 def _taken(port: int) -> QloraUiError:
+    listens = "Another program, maybe another QLoRA UI, listens there"
     return QloraUiError(
         f"Port {port} is taken.",
-        why="Another program, maybe another QLoRA UI, listens there",
+        why=listens if port >= FIRST_FREE_PORT else f"{listens}, or only an administrator may use ports below {FIRST_FREE_PORT}",
         fix="Leave --port out to take the next free one",
         where="--port",
         code="port",
@@ -288,6 +302,8 @@ def _is_free(host: str, port: int) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise _nowhere(host) from None
             return False
     return True

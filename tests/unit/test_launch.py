@@ -36,6 +36,13 @@ def test_a_taken_port_is_refused_in_words_and_skipped_by_default() -> None:
     assert find_port(Address()) >= 7860
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_a_host_that_is_not_this_computer_is_named(host: str) -> None:
+    with pytest.raises(QloraUiError, match=f"{host} is no address of this computer") as caught:
+        find_port(Address(host))
+    assert "0.0.0.0" in caught.value.problems[0].fix
+
+
 def test_logins_are_limited_for_everybody_together() -> None:
     now = [0.0]
     login = Login("me", "a long password", clock=lambda: now[0])

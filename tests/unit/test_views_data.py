@@ -32,9 +32,13 @@ def drafted(workspace: Workspace, path: Path) -> tuple[Draft, DataReport]:
     values = {"data.sources": [str(path)], "data.max_length": 512}
     report = inspect(DataSection(sources=(str(path),)), workspace).with_tokens(TOKENS, ())
     draft = make_draft(service, {**_all_values(), **values}, "", service.device("NVIDIA GeForce RTX 3060"))
+    return replace(draft, look=done(report)), report
+
+
+def done(report: DataReport) -> Pending[DataReport]:
     looked: Pending[DataReport] = Pending(answer=report)
     looked.done.set()
-    return replace(draft, look=looked), report
+    return looked
 
 
 def _all_values() -> dict[str, object]:
@@ -54,6 +58,14 @@ def test_lengths_are_drawn_with_the_limit_and_a_better_one(workspace: Workspace,
     assert lengths_html(draft, replace(report, tokens=None)) == ""
     alike = TOKENS | {"shortest": 34, "longest": 34, "median": 34, "truncated": 0}
     assert ">34 tokens in every row; none is longer" in lengths_html(draft, replace(report, tokens=alike))
+
+
+def test_a_verdict_names_the_format_or_that_there_are_several(workspace: Workspace, tmp_path: Path) -> None:
+    draft, report = drafted(workspace, tmp_path / "rows.jsonl")
+    assert "100 rows in the format “Prompt and completion”." in verdict_html(replace(draft, look=done(report)))
+    (source,) = report.sources
+    mixed = replace(report, sources=(source, replace(source, format="alpaca")))
+    assert "100 rows in several formats." in verdict_html(replace(draft, look=done(mixed)))
 
 
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:

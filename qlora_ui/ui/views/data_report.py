@@ -44,8 +44,9 @@ def verdict_html(draft: Draft) -> str:
     tokens = _token_line(draft, report)
     findings = "".join(_finding(finding) for finding in report.findings)
     listed = f'<ul class="q-findings">{findings}</ul>' if findings else ""
-    label = option_by_path()["data.format"].meta.choices.get(report.format, report.format)
-    counted = f"{format_count(report.num_rows)} {'row' if report.num_rows == 1 else 'rows'} in the format “{label}”."
+    label = option_by_path()["data.format"].meta.choices.get(report.format)
+    form = f"in the format “{label}”" if label else "in several formats"
+    counted = f"{format_count(report.num_rows)} {'row' if report.num_rows == 1 else 'rows'} {form}."
     return (
         f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
         f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
