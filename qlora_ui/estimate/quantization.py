@@ -52,8 +52,9 @@ def explain(facts: ModelFacts) -> Explanation:
         QuantizationRow("FP4, scales compressed too", 8 * double / weights, double, rest, "As small as the NF4 one, less exact."),
     )
     share = weights / facts.num_params
+    kept = "embeddings and norms" if facts.is_tied else "embeddings, the output layer and norms"
     sentences = (
-        f"{format_percent(share)} of the weights become 4-bit; embeddings{'' if facts.is_tied else ', the output layer'} and norms stay in 16 bits.",
+        f"{format_percent(share)} of the weights become 4-bit; {kept} stay in 16 bits.",
         "The 4-bit weights are never changed: they are turned back into 16 bits for each product, and the adapter learns beside them.",
     )
     return Explanation(rows, share, plain - double, sentences)

@@ -315,7 +315,7 @@ def ask(run: RunDir, request: Request) -> str:
     return {
         Request.STOP: f"Stopping {when}; what was learned is saved.",
         Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
-        Request.PAUSE: f"Pausing {when}; the card is freed and you can continue later.",
+        Request.PAUSE: f"Pausing {when}; the memory is freed and you can continue later.",
         Request.SAVE_NOW: f"Saving a checkpoint {when}; the run goes on.",
     }[request]
 

@@ -108,15 +108,7 @@ def gated_backward_(  # noqa: PLR0917
     if not uses_triton(gu):
         if down is not None and down_grad is not None:
             add_input_gradient_(dh, down_grad, [down], dropout)
-        whole = _with_lora(gu, inner, adapters)
-        with torch.enable_grad():
-            g = whole[:, :width].to(torch.float32, copy=True).requires_grad_()
-            activated = _activation(g, gelu)
-            (slope,) = torch.autograd.grad(activated.sum(), g)
-        up, d = whole[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
-        dh.copy_(activated.detach() * up)
-        gu[:, :width] = d * up * slope
-        gu[:, width:] = d * activated.detach()
+        _gated_backward_plain_(gu, _with_lora(gu, inner, adapters), dh, gelu=gelu)
         return
     told = _gate_up(gu, adapters)
     down_rank, down_padded = (down.a.shape[0], padded_rank([down])) if down else (16, 16)
@@ -152,6 +144,19 @@ def gated_backward_(  # noqa: PLR0917
         BM=rows,
         num_warps=warps,
     )
+
+
+def _gated_backward_plain_(gu: torch.Tensor, whole: torch.Tensor, dh: torch.Tensor, *, gelu: bool) -> None:
+    """What the kernel does, by autograd: `whole` (N, 2F) is `gu` with the adapters' part."""
+    width = dh.shape[1]
+    with torch.enable_grad():
+        g = whole[:, :width].to(torch.float32, copy=True).requires_grad_()
+        activated = _activation(g, gelu)
+        (slope,) = torch.autograd.grad(activated.sum(), g)
+    up, d = whole[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
+    dh.copy_(activated.detach() * up)
+    gu[:, :width] = d * up * slope
+    gu[:, width:] = d * activated.detach()
 
 
 def norm(

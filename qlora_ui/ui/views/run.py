@@ -172,7 +172,7 @@ def _end(view: RunView, ended: Ended) -> str:
         fell += f" On held-back rows, which it never saw, it is {view.best_eval.loss:.3g}."
     if isinstance(ended, Paused):
         held = ended.held_bytes
-        free = " The card is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
+        free = " The memory is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
         return f'<div class="q-note" role="status"><strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(fell)}</div>'
     if isinstance(ended, Stopped) and not ended.adapter:
         what = "Taken out of the queue before it began." if not view.steps else f"Stopped after step {view.step:,}. {_kept(view)}"
@@ -247,7 +247,7 @@ def _live_buttons(view: RunView) -> list[str]:
                 no="Go on training",
             )
         )
-        buttons.append(act_button("Pause", "pause", run, echo="Pausing …", title="Pause: save, free the card, continue later"))
+        buttons.append(act_button("Pause", "pause", run, echo="Pausing …", title="Pause: save, free the memory, continue later"))
         buttons.append(act_button("Checkpoint now", "save_now", run, echo="Saving …"))
     buttons.append(
         act_button(
@@ -288,7 +288,7 @@ def _queue(waiting: Sequence[RunView], is_held: bool, blocked_by: str) -> str:
         if is_held
         else ""
     )
-    block = f'<p class="q-small">{escape(blocked_by)} {act_button("Free the card", "free", look="link")}</p>' if blocked_by else ""
+    block = f'<p class="q-small">{escape(blocked_by)} {act_button("Free the memory", "free", look="link")}</p>' if blocked_by else ""
     return f'<div class="q-queue"><h2 class="q-h3">Waiting</h2>{held}{block}{bullet_list(rows, "q-queue-rows")}</div>'
 
 

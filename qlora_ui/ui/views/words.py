@@ -34,7 +34,7 @@ _LOOKS = {
 REQUEST_WORDS = {
     Request.STOP: "Stopping after this step; what was learned is saved.",
     Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
-    Request.PAUSE: "Pausing after this step; the card is freed and you can continue later.",
+    Request.PAUSE: "Pausing after this step; the memory is freed and you can continue later.",
     Request.SAVE_NOW: "Saving a checkpoint after this step; the run goes on.",
 }
 
