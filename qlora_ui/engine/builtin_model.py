@@ -9,9 +9,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.files import free_bytes, sha256_of, sync_directory, write_json, write_text
@@ -19,6 +21,8 @@ from qlora_ui.base.progress import Folders, IsCancelled, OnProgress, never, sile
 from qlora_ui.base.units import format_bytes
 from qlora_ui.models import builtin
 
+LOOK_S = 0.5
+"""Between two looks of one who waits for another's conversion."""
 _CARD = f"""---
 license: {builtin.LICENCE}
 base_model: {builtin.HUB_ID}
@@ -36,7 +40,7 @@ def convert(workspace: Folders, on_progress: OnProgress = silent, is_cancelled: 
     folder = builtin.converted_folder(workspace)
     if builtin.is_converted(workspace):
         return folder
-    with FileLock(workspace.models / ".smollm2.lock"):
+    with _locked(workspace, on_progress, is_cancelled):
         if builtin.is_converted(workspace):
             return folder
         gguf = _checked_gguf(workspace, on_progress)
@@ -53,6 +57,23 @@ def convert(workspace: Folders, on_progress: OnProgress = silent, is_cancelled: 
     return folder
 
 
+@contextmanager
+def _locked(workspace: Folders, on_progress: OnProgress, is_cancelled: IsCancelled) -> Iterator[None]:
+    """One converts, the others wait and say so: a run that is started while the page counts tokens has nothing else to show."""
+    lock = FileLock(workspace.models / ".smollm2.lock")
+    while True:
+        try:
+            lock.acquire(timeout=LOOK_S)
+            break
+        except Timeout:
+            stop_if(is_cancelled, "Preparing the built-in model")
+            on_progress("Unpacking the built-in model, which another part of the app has begun", None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _checked_gguf(workspace: Folders, on_progress: OnProgress) -> Path:
     gguf = builtin.gguf_path()
     if gguf is None:
@@ -63,10 +84,11 @@ def _checked_gguf(workspace: Folders, on_progress: OnProgress) -> Path:
             where="model.id",
             code="builtin-absent",
         )
-    if free_bytes(workspace.models) < 2 * builtin.CONVERTED_BYTES:
+    needed = 2 * builtin.CONVERTED_BYTES  # beside what a first run saves
+    if free_bytes(workspace.models) < needed:
         raise ModelError(
             f"Not enough space for the built-in model in {workspace.models}.",
-            why=f"It takes {format_bytes(builtin.CONVERTED_BYTES)}; {format_bytes(free_bytes(workspace.models))} are free.",
+            why=f"With a first run it takes {format_bytes(needed)}; {format_bytes(free_bytes(workspace.models))} are free.",
             fix="Free some space, or give another folder with --workspace DIR.",
             where="model.id",
             code="disk",
