@@ -71,10 +71,15 @@ def test_it_answers_as_the_chat_does(demo: Demo, tmp_path: Path, form: str, leas
     _assert_nothing_private(tmp_path / "out", demo[0])
 
 
-@pytest.mark.parametrize("form", ["merged-original", "gguf-lora"])
+@pytest.mark.parametrize("form", ["merged-original", "gguf-lora", "script", "trl-yaml"])
 def test_other_forms_hold_nothing_private(demo: Demo, tmp_path: Path, form: str) -> None:
-    export_run(demo[1], form, demo[0], tmp_path / "out", num_prompts=0)
-    _assert_nothing_private(tmp_path / "out", demo[0])
+    workspace, run = demo
+    if form in ("script", "trl-yaml"):
+        words = ["--run", run.id, "--format", form, "--out", str(tmp_path / "out"), "--workspace", str(workspace.root), "--json"]
+        assert main(["script", *words]) == 0
+    else:
+        export_run(run, form, workspace, tmp_path / "out", num_prompts=0)
+    _assert_nothing_private(tmp_path / "out", workspace)
 
 
 def test_the_modelfile_writes_what_the_tokenizer_writes(demo: Demo) -> None:
@@ -110,3 +115,16 @@ def _assert_nothing_private(folder: Path, workspace: Workspace) -> None:
     canaries = [str(workspace.root), str(folder.parent), str(Path.home()) + "/", f"/{getpass.getuser()}/"]
     canaries += [host] if len(host := socket.gethostname()) > 7 else []  # a short name stands in weights by chance
     assert private_parts(files_of(folder), canaries) == []
+    for file in folder.glob("*.gguf"):
+        _assert_named_after_the_model(file)
+
+
+def _assert_named_after_the_model(file: Path) -> None:
+    """llama.cpp's converter makes up names from folders: those in the file must be the base's."""
+    from gguf import GGUFReader
+
+    found = {name: field.contents() for name, field in GGUFReader(file).fields.items() if name.startswith("general.")}
+    assert str(found["general.name"]).replace(" ", "-").lower() == "smollm2-135m-instruct-tuned"
+    assert found["general.base_model.0.repo_url"] == "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
+    texts = {name.rpartition(".")[2] for name, value in found.items() if isinstance(value, str)}
+    assert texts <= {"architecture", "type", "name", "finetune", "basename", "size_label", "license", "organization", "repo_url"}

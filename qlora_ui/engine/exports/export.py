@@ -180,9 +180,12 @@ class _Maker:
         from qlora_ui.engine.exports.llama_cpp import convert_lora, converter
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
-        copy_adapter(self.run, self.work)
+        # The converter writes the folder's name and what the card says of the base into the file.
+        folder = self.work / self.name
+        copy_adapter(self.run, folder)
+        write_card(folder, self.run, self.base, "adapter")
         target = self.out / f"{self.name}-lora-f16.gguf"
-        convert_lora(tool, self.work, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
+        convert_lora(tool, folder, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
         shutil.rmtree(self.work)
 
     def modelfile(self) -> tuple[str, ...]:
