@@ -1,7 +1,7 @@
 """Charts of runs: our own SVG inside gr.HTML, fed with what is new since the browser last asked.
 
-Gradio's own plots redraw everything at every point and freeze a page with a few thousand of them. Here a tick sends a version;
-the browser then asks `curves` for what was added (see static/chart.js).
+Gradio's own plots redraw everything at every point and freeze a page with a few thousand of them. Here a tick sends a version and
+may send the end of the curves; a browser that it does not reach asks `curves` for what was added (see static/chart.js).
 """
 
 from __future__ import annotations
@@ -134,6 +134,6 @@ def charts(
     )
 
 
-def chart_value(run_ids: Sequence[str], version: str, names: Sequence[str] = ()) -> Any:
-    """Which runs to draw; `version` changes when there is something new in one of them."""
-    return {"runs": list(run_ids), "names": list(names), "version": version}
+def chart_value(run_ids: Sequence[str], version: str, names: Sequence[str] = (), tails: Sequence[dict[str, Any]] = ()) -> Any:
+    """Which runs to draw; `version` changes when there is something new in one of them, `tails` are the ends of curves."""
+    return {"runs": list(run_ids), "names": list(names), "version": version, "tails": list(tails)}

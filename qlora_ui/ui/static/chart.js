@@ -1,8 +1,8 @@
 /* Line charts in SVG. `mountChart(element, props, server, watch)` is called by gr.HTML (see ui/chart.py).
  *
- * The page's timer only says "there is something new" (`value.version`). The points themselves come through
- * `server.curves({runs, cursors})`, which answers with what was added since the cursor, so that a tick of a run with
- * ten thousand points moves a few bytes. What is drawn is thinned to two points a pixel column (least and greatest).
+ * The page's pulse says "there is something new" (`value.version`) and may bring the last few points (`value.tails`). A chart
+ * that they do not reach asks `server.curves({runs, cursors})`, which answers with what was added since the cursor, so that a
+ * tick of a run with ten thousand points moves a few bytes. What is drawn is thinned to two points a pixel column (least and greatest).
  */
 "use strict";
 
@@ -41,6 +41,7 @@ function mountChart(element, props, server, watch) {
 
   async function load() {
     if (busy) { again = true; return; }
+    if (follow()) { schedule(); return; }
     // On another tab: asked for when this one is opened, all that came meanwhile at once.
     missed = !root.offsetParent;
     if (missed) return;
@@ -60,6 +61,15 @@ function mountChart(element, props, server, watch) {
       busy = false;
       if (again) { again = false; load(); }
     }
+  }
+
+  /* Whether the points that came with the value were all that was new. */
+  function follow() {
+    const { runs: wanted = [], names: words = [], tails = [] } = props.value || {};
+    if (!wanted.length || wanted.length !== order.length || wanted.some((id, place) => order[place] !== id)) return false;
+    const reached = wanted.every((id) => qFollow(runs, id, tails.find((tail) => tail.id === id)));
+    if (reached) { names = words; missed = false; }
+    return reached;
   }
 
   function schedule() {
@@ -114,6 +124,17 @@ function qAppend(runs, piece) {
   }
   Object.assign(run, { cursor: piece.cursor, rules: piece.rules, end: piece.end, text: piece.text, marks: piece.marks });
   runs.set(piece.id, run);
+}
+
+/* The pieces of a tail that go on from where the run is; whether it is at the tail's end then. */
+function qFollow(runs, id, tail) {
+  const run = runs.get(id);
+  if (!run || !run.cursor || !tail) return false;
+  const at = () => JSON.stringify(run.cursor);
+  for (const piece of tail.pieces) if (JSON.stringify(piece.since) === at()) qAppend(runs, { ...tail, ...piece });
+  if (at() !== JSON.stringify(tail.cursor)) return false;
+  Object.assign(run, { rules: tail.rules, end: tail.end, text: tail.text, marks: tail.marks });
+  return true;
 }
 
 /* ---- Nodes --------------------------------------------------------------------------------------------------- */

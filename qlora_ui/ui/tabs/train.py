@@ -38,7 +38,7 @@ def build(page: Page) -> None:
         return (
             _head(service, view),
             gr.update(value=tiles_html(view, service.gpus()), visible=begun),
-            gr.update(value=chart_value([view.id], view.version) if view else chart_value([], ""), visible=begun),
+            gr.update(value=_drawn(curves, view), visible=begun),
             gr.update(value=probes_html(view), visible=bool(view and view.probes)),
             gr.update(value=timeline_html(view), visible=begun),
         )
@@ -46,6 +46,13 @@ def build(page: Page) -> None:
     page.live(draw, [head, tiles, plots, probes, timeline])
     page.answer_quickly(plots, "curves", curves.ask_quickly)
     run_actions.wire(page, head)
+
+
+def _drawn(curves: Curves, view: RunView | None) -> Any:
+    if view is None:
+        return chart_value([], "")
+    tail = curves.tail(view)
+    return chart_value([view.id], view.version, tails=[tail] if tail else [])
 
 
 def _head(service: Service, view: RunView | None) -> str:
