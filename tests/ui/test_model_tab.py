@@ -35,7 +35,7 @@ def test_what_four_bits_do_has_the_numbers_of_this_model(visit: Visit) -> None:
     page = visit("model").page
     page.locator("#q-quantization > button").click()
     body = page.locator("#q-quantization-body")
-    expect(body).to_contain_text("79%")
+    expect(body).to_contain_text("79 %")
     expect(body).to_contain_text("NF4, scales compressed too")
     expect(body.get_by_role("img").first).to_have_attribute("aria-label", "Linear layers 202 MiB, Embeddings, norms 54 MiB")
 
