@@ -18,9 +18,14 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+
+if __name__ == "__main__":
+    # bitsandbytes compiles a few functions at its import, which brings in all of torch's compiler: a third of the imports, for nothing.
+    torch.compile = lambda model=None, **named: model if model is not None else lambda function: function
+
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from qlora_ui.engine.fast import attention as packed_attention
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.simulated_card import SimulatedLinear4bit, card_attention, card_kernels
 from qlora_ui.estimate.trace import Segment, Trace
@@ -75,8 +81,7 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
     dtype = DTYPES[request["dtype"]]
     model_config = AutoConfig.for_model(**{**request["model"], "num_hidden_layers": num_layers})
     torch.set_default_dtype(dtype)
-    attention = "eager" if request["is_eager"] else "sdpa"
-    base = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
+    base = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=_attention_name(request))
     for name, module in list(base.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
             base.set_submodule(name, SimulatedLinear4bit(module, config.quant.double_quant, dtype, on_card=not request["is_cpu"]))
@@ -87,9 +92,7 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
         parameter.requires_grad_(False)
     with _modules_that_stay():
         model = get_peft_model(base, LoraConfig(**lora_arguments(config)))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.empty_like(parameter, dtype=torch.bfloat16 if request["adapter_bytes"] == 2 else torch.float32)
+    _set_adapter_dtype(model, torch.bfloat16 if request["adapter_bytes"] == 2 else torch.float32)
     model.train()
     if config.train.checkpointing != "none" and not request["is_fast"]:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -97,6 +100,21 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
         if config.train.checkpointing == "partly":
             keep_layers(model, request["kept_layers"])
     return model, base
+
+
+def _set_adapter_dtype(model: Any, dtype: torch.dtype) -> None:
+    """New parameters instead of new `.data`: a tensor without data would go on showing the storage that it had first."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype)))
+
+
+def _attention_name(request: dict[str, Any]) -> str:
+    """As the engine chooses it: packed rows bring their own attention."""
+    if request["is_packed"]:
+        return packed_attention.register()
+    return "eager" if request["is_eager"] else "sdpa"
 
 
 @contextlib.contextmanager
@@ -126,9 +144,6 @@ def mark_layers(base: Any, trace: Trace) -> Callable[[str], None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             if not state["forward"]:
                 return
-            if index == len(layers) - 1:
-                trace.segment = Segment(str(state["pass"]), "loss", None)
-                state["forward"] = False
             tensor = output[0] if isinstance(output, tuple) else output
             if tensor.requires_grad:
                 name = state["pass"]
@@ -140,6 +155,13 @@ def mark_layers(base: Any, trace: Trace) -> Callable[[str], None]:
 
         return hook
 
+    def end(module: Any, inputs: Any) -> None:
+        # Not at the end of the last layer: what went into it is given up after that, as with every other layer.
+        if state["forward"]:
+            trace.segment = Segment(str(state["pass"]), "loss", None)
+            state["forward"] = False
+
+    base.model.norm.register_forward_pre_hook(end)
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(before(index))
         layer.register_forward_hook(after(index))
@@ -166,10 +188,9 @@ def plain_step(model: Any, base: Any, request: dict[str, Any], rows: int, row_to
     softcap = getattr(base.config, "final_logit_softcapping", None)
     with cast, torch.set_grad_enabled(not is_eval):
         decoder = base.model
-        masks = _causal(mask, row_tokens, rows, request)
-        # Packed rows run on a kernel of our own, for which transformers makes no mask.
-        with _no_mask() if packed else contextlib.nullcontext():
-            hidden = decoder(input_ids=ids, attention_mask=masks, use_cache=False).last_hidden_state
+        masks = _causal(mask, row_tokens, rows, request, base.config)
+        documents = _documents(rows, row_tokens) if packed else {}
+        hidden = decoder(input_ids=ids, attention_mask=masks, use_cache=False, **documents).last_hidden_state
         count = ids.numel() - ids.shape[0] if request["is_cpu"] else max(1, round((ids.numel() - ids.shape[0]) * request["trained_share"]))
         if request["is_cpu"]:
             chosen = hidden[:, :-1].reshape(-1, hidden.shape[-1])
@@ -185,25 +206,29 @@ def plain_step(model: Any, base: Any, request: dict[str, Any], rows: int, row_to
         loss.backward()
 
 
-def _causal(mask: torch.Tensor | None, row_tokens: int, rows: int, request: dict[str, Any]) -> Any:
-    """The mask that transformers makes of padding: built here, since its own code looks at the values."""
+def _causal(mask: torch.Tensor | None, row_tokens: int, rows: int, request: dict[str, Any], config: Any) -> Any:
+    """The masks that transformers makes of padding: built here, since its own code looks at the values."""
     if mask is None:
         return None
-    if request["is_eager"]:
-        return torch.zeros(rows, 1, row_tokens, row_tokens, dtype=DTYPES[request["dtype"]])
-    return torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
+    dtype = DTYPES[request["dtype"]] if request["is_eager"] else torch.bool
+    shape = (rows, 1, row_tokens, row_tokens)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if len(kinds) < 2:
+        return torch.ones(shape, dtype=dtype)
+    # Models that mix windowed layers with others have one for each kind.
+    return {kind: torch.ones(shape, dtype=dtype) for kind in sorted(kinds)}
 
 
-@contextlib.contextmanager
-def _no_mask() -> Iterator[None]:
-    import transformers.masking_utils as masking
-
-    original = masking._ignore_causal_mask_sdpa
-    masking._ignore_causal_mask_sdpa = lambda *arguments, **named: True
-    try:
-        yield
-    finally:
-        masking._ignore_causal_mask_sdpa = original
+def _documents(rows: int, row_tokens: int) -> dict[str, Any]:
+    """What the collator of packed rows says of them."""
+    bounds = torch.zeros(rows + 1, dtype=torch.int32)
+    return {
+        "position_ids": torch.zeros(1, rows * row_tokens, dtype=torch.int64),
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": row_tokens,
+        "max_length_k": row_tokens,
+    }
 
 
 def fast_step(model: Any, request: dict[str, Any], trace: Trace) -> Callable[[], None]:
@@ -235,7 +260,7 @@ def simulate(request: dict[str, Any]) -> Trace:
     trace.segment = Segment("setup", "start", None)
     recorder = Recorder(trace)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with card_kernels(is_cpu=request["is_cpu"]), card_attention(request["attention"]):
+    with card_kernels(is_cpu=request["is_cpu"], has_flash=request["has_flash"]), card_attention(request["attention"]):
         with fake:
             model, base = build(request, config, request["num_layers"])
         with fake, recorder:
@@ -299,7 +324,7 @@ def _evaluate(model: Any, base: Any, request: dict[str, Any], trace: Trace, begi
     trace.segment = Segment("evaluation", "end", None)
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Answer one request."""
     warnings.simplefilter("ignore")
     request = json.loads(sys.stdin.read())
@@ -308,8 +333,10 @@ def main() -> int:
         os.dup2(2, 1)
         trace = simulate(request)
         json.dump(trace.as_dict(), answer)
-    return 0
+    # The answer is out: taking the interpreter down would take time, and pyarrow's clean-up has aborted on busy machines.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

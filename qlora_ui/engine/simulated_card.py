@@ -104,12 +104,15 @@ def _sdpa(kind: str) -> Any:
     def attend(  # noqa: PLR0917
         query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
                enable_gqa: bool = False) -> Any:  # fmt: skip
-        if kind == "math":
+        if kind == "math" and enable_gqa:
             # CUDA's autocast ends at the call: inside, scores are fp32.
             with torch.autocast("cpu", enabled=False):
                 return torch.ops.aten._scaled_dot_product_attention_math(
                     query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
                 )[0]
+        # On a card autocast takes attention's inputs to 16 bits; what stands for it here has to do so itself.
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         bias = None
         if attn_mask is not None:
             length = attn_mask.shape[-1]
@@ -151,14 +154,14 @@ class _NoKernel:
 
 
 @contextlib.contextmanager
-def card_kernels(*, is_cpu: bool) -> Iterator[None]:
-    """Replace what looks at values or runs on a card only; everything is put back."""
+def card_kernels(*, is_cpu: bool, has_flash: bool = True) -> Iterator[None]:
+    """Replace what looks at values or runs on a card only; everything is put back. Cards before Ampere have no flash attention."""
     import transformers.masking_utils as masking
     import trl.kernels.chunked_logprob as head
     from peft.tuners.lora import dora
     from peft.utils import integrations
 
-    from qlora_ui.engine.fast import layer_ops, nodes, ops, rope, weights
+    from qlora_ui.engine.fast import attention, layer_ops, nodes, ops, rope, weights
     from qlora_ui.engine.fast import loss as fast_loss
 
     def no_tile(*arguments: Any, **named: Any) -> None:
@@ -195,8 +198,8 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
             *((module, "uses_triton", lambda x: True) for module in fast),
             *((module, name, _NoKernels()) for module in fast for name in ("triton_layers", "triton_lora", "triton_loss")),
             (weights, "dequantize_into", no_tile),
-            (nodes, "varlen_forward", _varlen_forward),
-            (nodes, "varlen_backward", _varlen_backward),
+            *((module, "varlen_forward", _varlen_forward) for module in (nodes, attention) if has_flash),
+            *((module, "varlen_backward", _varlen_backward) for module in (nodes, attention) if has_flash),
         ]
     # Where Triton is not installed its kernels' names do not exist, and must not afterwards.
     originals = [(owner, name, getattr(owner, name, _MISSING)) for owner, name, _ in replaced]
@@ -213,12 +216,20 @@ def card_kernels(*, is_cpu: bool) -> Iterator[None]:
 
 
 def _varlen_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    from qlora_ui.engine.fast import attention
+
+    if not attention.has_kernel(q, plan):
+        return attention._reference(q, k, v, plan), q.new_empty(0)
     return torch.empty(q.shape, dtype=q.dtype), torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 def _varlen_backward(  # noqa: PLR0917
-    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
-                     plan: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, plan: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from qlora_ui.engine.fast import attention
+
+    if not attention.has_kernel(q, plan):
+        return attention._reference_backward(grad, q, k, v, plan)
     rows = q.shape[0] + 128 * (plan.cumulative.shape[0] - 1)
     wide = torch.empty(rows, q.shape[1], q.shape[2], dtype=torch.float32)
     sums = torch.empty(q.shape[1], rows, dtype=torch.float32)

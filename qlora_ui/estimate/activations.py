@@ -35,7 +35,7 @@ class LayerBytes:
 
 def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload, *, rows: int, row_tokens: int) -> LayerBytes:
     """Memory of a decoder layer on the path that the workload takes."""
-    tokens, e = rows * row_tokens, work.element_bytes
+    tokens, e, stream = rows * row_tokens, work.element_bytes, work.stream_bytes
     largest = max(linear.num_weights for linear in facts.linears) * e
     quadratic_saved, quadratic_working = _quadratic(facts, work, rows, row_tokens)
     hidden, mlp = facts.hidden_size, facts.intermediate_size
@@ -45,25 +45,27 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
         at_down, at_gate = _dense_weights(facts, e, is_recomputed=work.kept_layers < facts.num_layers)
         working = max(tokens * e * mlp + at_down, tokens * e * hidden + at_gate) + 2 * tokens * e * hidden + quadratic_working
     else:
-        attention, rest = _saved_plain(facts, adapter, lora, work)
-        saved = int(tokens * (attention + rest)) + quadratic_saved
-        in_mlp = 2 * tokens * e * mlp + largest + (_dora_working(adapter, e) if lora.dora else 0)
+        attention, rest = _saved_plain(facts, adapter, lora, work, work.masked_share(rows, row_tokens))
+        saved = int(tokens * (attention + rest)) + quadratic_saved + _dora_saved(adapter, lora, e)
+        in_mlp = 2 * tokens * stream * mlp + largest + (_dora_working(adapter, e, stream) if lora.dora else 0)
+        # Where a norm follows the MLP, its backward pass comes first, with six tensors in fp32.
+        in_norm = 6 * 4 * tokens * hidden if facts.norms_per_layer > 2 else 0
         # Backward comes to attention last, when what the MLP had kept is gone.
-        working = max(in_mlp, quadratic_working + 3 * tokens * e * hidden - int(tokens * rest))
+        working = max(in_mlp, in_norm, quadratic_working + 3 * tokens * stream * hidden - int(tokens * rest))
     # Gate, its activation, up and their product; or the product with the weight that it is multiplied by.
-    forward_mlp = tokens * e * (4 * mlp + 3 * hidden)
-    forward_down = tokens * e * (mlp + 3 * hidden) + largest
+    forward_mlp = tokens * stream * (4 * mlp + 3 * hidden)
+    forward_down = tokens * stream * (mlp + 3 * hidden) + largest
     return LayerBytes(
         saved=saved,
-        checkpoint=tokens * e * (hidden + (_inner_width(adapter, lora) if work.is_fast else 0)),
+        checkpoint=tokens * (stream * hidden + (e * _inner_width(adapter, lora) if work.is_fast else 0)),
         working=working,
-        forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * e * 4 * hidden),
+        forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * stream * 4 * hidden),
     )
 
 
-def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload) -> tuple[float, float]:
+def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload, masked: float) -> tuple[float, float]:
     """Bytes a token, of attention with the norm before it and of the rest: transformers' layer with PEFT's LoRA on bitsandbytes' layers."""
-    e, hidden, mlp = work.element_bytes, facts.hidden_size, facts.intermediate_size
+    e, stream, hidden, mlp = work.element_bytes, work.stream_bytes, facts.hidden_size, facts.intermediate_size
     q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
     norms = facts.norms_per_layer * (4 * hidden + 4) / 2  # fp32 input of each norm, and its 1/rms
     inputs = {"qkv": hidden, "o": q, "mlp": hidden, "down": mlp}
@@ -72,25 +74,28 @@ def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: W
     for linear in adapter.linears:
         source = _input_of(linear.name)
         counts[source] += 1
-        kept[source] += lora.rank * e + (2 * e * linear.num_out if lora.dora else 0)
+        # DoRA scales the base's product and the update: both are kept.
+        base = e if lora.dropout > 0 else stream
+        kept[source] += lora.rank * e + ((base + e) * linear.num_out if lora.dora else 0)
     for name, width in inputs.items():
         if lora.dropout > 0:
             kept[name] += counts[name] * width * (e + 1)  # each target drops for itself: its output and its mask
         elif counts[name] and name != "o":  # attention keeps its output anyway
-            kept[name] += width * e
-    attention = norms + _attention_plain(facts, work, q, kv) + kept["qkv"] + kept["o"]
-    return attention, norms + 3 * mlp * e + kept["mlp"] + kept["down"]  # gate, act(gate), up
+            kept[name] += width * e * (counts[name] if stream > e else 1)  # each target takes it to 16 bits for itself
+    attention = norms + _attention_plain(facts, work, q, kv, masked) + kept["qkv"] + kept["o"]
+    return attention, norms + 3 * mlp * stream + kept["mlp"] + kept["down"]  # gate, act(gate), up
 
 
-def _attention_plain(facts: ModelFacts, work: Workload, q: int, kv: int) -> float:
+def _attention_plain(facts: ModelFacts, work: Workload, q: int, kv: int, masked: float) -> float:
     e = work.element_bytes
     total = 0.0
     if facts.has_qk_norm:
         total += 4 * (q + kv)
-    is_repeated = (work.num_masks > 0 or work.is_eager or work.is_math) and kv < q
-    keys = 2 * q * e if is_repeated else 2 * kv * e
-    if not is_repeated and any(linear.name == "qkv_proj" for linear in facts.linears):
-        keys += (q + kv) * e  # the values are a view that holds the whole qkv buffer
+    # transformers repeats grouped heads where there is a mask, eager and unfused attention always.
+    repeated = (1.0 if work.attention in ("eager", "math") else masked) if kv < q else 0.0
+    keys = 2 * q * e * repeated + 2 * kv * e * (1 - repeated)
+    if any(linear.name == "qkv_proj" for linear in facts.linears):
+        keys += (q + kv) * e * (1 - repeated)  # the values are a view that holds the whole qkv buffer
     return total + 2 * q * e + keys + 4 * facts.num_heads
 
 
@@ -143,22 +148,34 @@ def _quadratic(facts: ModelFacts, work: Workload, rows: int, row_tokens: int) ->
     square = rows * row_tokens * row_tokens
     e = work.element_bytes
     scores = square * facts.num_heads
-    if work.is_capped and (work.is_fast or work.is_packed):
-        # Written out for one row at a time, and again in its backward pass.
-        return 0, (3 * 4 + 2 * e) * scores // rows
-    if work.is_eager:
-        return (4 + e) * scores, 2 * 4 * scores  # softmax in fp32 and its copy in e
-    if work.is_math:
+    if work.attention == "rows":
+        # Of one row: what capping and softmax have saved, and softmax's two gradients in fp32.
+        return 0, (3 * 4 + e) * scores // rows
+    if work.attention == "eager":
+        # Softmax in fp32 and its copy in e; capping keeps its own result too.
+        return (4 + e + (e if work.is_capped else 0)) * scores, 2 * 4 * scores
+    if work.attention == "math" and not work.masked_share(rows, row_tokens):
         return 4 * scores, 2 * 4 * scores
-    if work.num_masks:
-        return e * square, 0  # the mask as a bias, made anew by every layer
-    return 0, 0
+    # The mask as a bias, made anew by every layer that has one.
+    return round(e * square * work.masked_share(rows, row_tokens)), 0
 
 
-def _dora_working(adapter: Adapter, e: int) -> int:
-    """DoRA measures the whole weight of a layer: base and update in full, and an identity matrix to make the update."""
-    return (
-        max((2 * linear.num_weights + linear.num_in**2) * e + 4 * linear.num_weights for linear in adapter.linears)
-        if adapter.linears
-        else 0
+def _dora_saved(adapter: Adapter, lora: LoraSection, e: int) -> int:
+    """With dropout DoRA multiplies the dropped input by the dense weight, which is kept for the gradient of that input."""
+    return sum(linear.num_weights for linear in adapter.linears) * e if lora.dora and lora.dropout > 0 else 0
+
+
+def _dora_working(adapter: Adapter, e: int, stream: int) -> int:
+    """DoRA measures the whole weight of a layer: base, update, its multiple and the sum in full, and an identity matrix for the update.
+
+    Where trained numbers are fp32 the identity is, too, until it is taken to 16 bits for the product.
+    """
+    widened = stream > e
+    each = 4 * stream + (e if widened else 0)
+    return max(
+        (
+            max(each * linear.num_weights + e * linear.num_in**2, (stream + e if widened else 0) * linear.num_in**2)
+            for linear in adapter.linears
+        ),
+        default=0,
     )

@@ -26,6 +26,8 @@ class _Block:
     size: int
     is_free: bool
     pool: int
+    place: int
+    """Where it begins: of equal blocks the one at the lowest address is taken."""
     before: _Block | None = None
     after: _Block | None = None
 
@@ -36,6 +38,7 @@ class CachingAllocator:
 
     is_expandable: bool = False
     reserved_bytes: int = 0
+    next_segment: int = 0
     allocated_bytes: int = 0
     peak_reserved_bytes: int = 0
     peak_allocated_bytes: int = 0
@@ -52,7 +55,7 @@ class CachingAllocator:
         block = self._best_fit(pool, size) or self._new_segment(pool, size)
         left = block.size - size
         if left >= _STEP if pool == 0 or self.is_expandable else left > _SMALL:
-            rest = _Block(left, True, pool, block, block.after)
+            rest = _Block(left, True, pool, block.place + size, block, block.after)
             if block.after is not None:
                 block.after.before = rest
             elif self._tails[pool] is block:
@@ -102,7 +105,7 @@ class CachingAllocator:
         else:
             segment = _LARGE_SEGMENT if size < _OWN_SEGMENT_FROM else -(-size // _ROUND_SEGMENT) * _ROUND_SEGMENT
         self._reserve(segment)
-        return _Block(segment, True, pool)
+        return _Block(segment, True, pool, self._place(segment))
 
     def _grow(self, pool: int, size: int) -> _Block:
         page = _SMALL_SEGMENT if pool == 0 else _LARGE_SEGMENT
@@ -114,11 +117,17 @@ class CachingAllocator:
             self._take(tail)
             tail.size += added
             return tail
-        block = _Block(added, True, pool, tail)
+        # Each pool grows in an address range of its own.
+        place = tail.place + tail.size if tail is not None else pool << 50
+        block = _Block(added, True, pool, place, tail)
         if tail is not None:
             tail.after = block
         self._tails[pool] = block
         return block
+
+    def _place(self, segment: int) -> int:
+        self.next_segment += segment
+        return self.next_segment - segment
 
     def _reserve(self, num_bytes: int) -> None:
         self.reserved_bytes += num_bytes
@@ -137,8 +146,8 @@ class CachingAllocator:
         return first
 
     def _put(self, block: _Block) -> None:
-        insort(self._free[block.pool], (block.size, id(block), block))
+        insort(self._free[block.pool], (block.size, block.place, block))
 
     def _take(self, block: _Block) -> None:
         blocks = self._free[block.pool]
-        del blocks[bisect_left(blocks, (block.size, id(block), block))]
+        del blocks[bisect_left(blocks, (block.size, block.place, block))]

@@ -81,7 +81,8 @@ def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Dept
         "is_packed": work.is_packed,
         "is_fast": work.is_fast,
         "is_eager": work.is_eager,
-        "attention": "cpu" if work.is_cpu else "math" if work.is_math else "fused",
+        "has_flash": work.has_flash,
+        "attention": "cpu" if work.is_cpu else "math" if work.attention == "math" else "fused",
         "accumulates": config.train.accumulation > 1,
         "optimizer": "adamw" if work.is_cpu else config.train.optimizer,
     }

@@ -76,7 +76,7 @@ class MemoryEstimate:
     trainable_params: int
     is_fast: bool
     moment: str
-    """`loss`, `backward`, `evaluation` or `loading`: when the peak comes."""
+    """`loss`, `backward`, `end of backward`, `embedding`, `evaluation` or `loading`: when the peak comes."""
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     """What of these settings nobody has measured yet; with one of them the range is twice as wide and the precise check worth its time."""
@@ -155,32 +155,41 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
     """(activations, loss head, gradients) at each candidate for the peak."""
     layer = layer_bytes(facts, adapter, config.lora, work, rows=work.num_rows, row_tokens=work.row_tokens)
     gradients = adapter.num_params * work.adapter_bytes
+    matrix = facts.vocab_size * facts.hidden_size * work.adapter_bytes
+    of_head, of_embedding = matrix * adapter.trains_head, matrix * adapter.trains_embedding
     # From the second micro-batch on, and in a captured step always, the gradients of the first are there.
     kept_gradients = gradients if config.train.accumulation > 1 or work.is_fast else 0
     kept, recomputed = work.kept_layers, facts.num_layers - work.kept_layers
     stored = kept * layer.saved + recomputed * layer.checkpoint
-    mask = work.num_masks * work.tokens * work.row_tokens * (work.element_bytes if work.is_eager else 1)
+    mask = _mask_bytes(work, work.num_rows, work.row_tokens)
     moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens), kept_gradients)}
     if recomputed:
         # Kept layers are the last ones: they are gone when the first recomputation begins.
         at_start = recomputed * layer.checkpoint + layer.saved + layer.working
-        moments["backward"] = (at_start + mask, 0, kept_gradients)
-        # The last layer to be differentiated has the least stored but every gradient beside it.
-        moments["end of backward"] = (layer.checkpoint + layer.saved + layer.working + mask, 0, gradients)
-    else:
-        moments["end of backward"] = (layer.saved + layer.working + mask, 0, gradients)
+        moments["backward"] = (at_start + mask, 0, kept_gradients or of_head)
+    # The last layer to be differentiated has the least stored but every gradient beside it, except the embedding's, which comes after it.
+    at_end = layer.saved + layer.working + mask + (layer.checkpoint if recomputed else 0)
+    moments["end of backward"] = (at_end, 0, gradients if kept_gradients else gradients - of_embedding)
+    if of_embedding:
+        moments["embedding"] = (work.tokens * facts.hidden_size * work.stream_bytes, 0, gradients + (of_embedding if kept_gradients else 0))
     if work.eval_tokens and not work.is_fast:
         evaluated = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
         moments["evaluation"] = _evaluation(facts, adapter, work, evaluated, kept_gradients)
     return moments
 
 
+def _mask_bytes(work: Workload, rows: int, row_tokens: int) -> int:
+    """A truth value for each pair of positions; eager attention adds a number."""
+    masks = 0 if work.is_fast else work.num_masks(rows, row_tokens)
+    return masks * rows * row_tokens * row_tokens * (work.element_bytes if work.is_eager else 1)
+
+
 def _evaluation(facts: ModelFacts, adapter: Adapter, work: Workload, layer: LayerBytes, gradients: int) -> tuple[int, int, int]:
     # Between optimizer steps only a captured step keeps gradients.
     kept = gradients if work.is_fast else 0
-    mask = work.eval_tokens * work.eval_row_tokens if work.eval_rows > 1 and not work.is_packed and not work.is_fast else 0
-    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.element_bytes + mask, 0, kept)
-    at_loss = (work.eval_tokens * facts.hidden_size * work.element_bytes, _plain_loss_bytes(facts, adapter, work, work.eval_tokens), kept)
+    mask = _mask_bytes(work, work.eval_rows, work.eval_row_tokens)
+    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.stream_bytes + mask, 0, kept)
+    at_loss = (work.eval_tokens * facts.hidden_size * work.stream_bytes, _plain_loss_bytes(facts, adapter, work, work.eval_tokens), kept)
     return max(in_layer, at_loss, key=sum)
 
 
@@ -195,13 +204,16 @@ def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int
 def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:
     """TRL's fused head: a tile of at most 4,096 tokens x 32,768 words, hidden states of the graded tokens, their gradient in fp32."""
     graded = tokens if work.is_cpu else round(tokens * work.trained_share)
-    hidden, e = facts.hidden_size, work.element_bytes
+    hidden, e, stream = facts.hidden_size, work.element_bytes, work.stream_bytes
     tile = min(graded, PLAIN_TILE_TOKENS) * min(PLAIN_TILE_WORDS, facts.vocab_size) * e
     if work.is_cpu:
         tile *= 4  # without Triton the tile's softmax is torch operations, in fp32
-    # In fp32 while it is added up, then in the weight's own dtype, and that once more while it is added to the last micro-batch's.
-    weight_gradient = (4 + 2 * e) * facts.vocab_size * hidden if adapter.trains_head else 0
-    return tile + graded * hidden * (4 + e) + tokens * hidden * (4 + e) + weight_gradient
+    # In fp32 while it is added up, then in the weight's own dtype.
+    weight_gradient = (4 + (work.adapter_bytes if work.adapter_bytes < 4 else 0)) * facts.vocab_size * hidden if adapter.trains_head else 0
+    if adapter.trains_head and work.adapter_bytes > e:
+        weight_gradient += min(PLAIN_TILE_WORDS, facts.vocab_size) * hidden * e  # a tile's part of the weight in 16 bits
+    # What is graded, its gradient in fp32; the final norm's input in fp32 and its output.
+    return tile + graded * hidden * (4 + stream) + tokens * hidden * (4 + stream) + weight_gradient
 
 
 def process_overhead(device: DeviceProfile, work: Workload) -> Overhead:
@@ -265,8 +277,8 @@ def _doubts(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter
         (facts.model_type not in MEASURED_FAMILIES, f"no model of the family {facts.model_type}"),
         (config.lora.dora, "no run with DoRA"),
         (adapter.num_saved_params > 0, "no run with layers trained in full"),
-        (work.is_eager or work.is_math or work.is_capped, "no run whose attention keeps its scores"),
-        (work.window is not None, "no run with rows longer than the model's window"),
+        (work.attention != "fused", "no run whose attention keeps its scores"),
+        (work.window is not None and work.row_tokens >= work.window, "no run with rows longer than the model's window"),
         (not device.is_cpu and work.dtype != "bfloat16", f"no run in {work.dtype}"),
         (work.num_devices > 1, "no run on several cards"),
     )
@@ -278,7 +290,7 @@ def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter:
     candidates = (
         (config.train.fast_path == "auto" and obstacle and not device.is_cpu, f"The fast path will be off: {obstacle}."),
         (bool(adapter.unknown), f"The model has no layer named {', '.join(adapter.unknown)}."),
-        (work.is_math, "On this card attention needs memory with the square of the length."),
+        (work.attention == "math", "On this card attention needs memory with the square of the length."),
         (work.is_eager, "Attention keeps its scores: memory grows with the square of the length."),
         (config.data.max_length > facts.context_tokens, f"The model was made for at most {facts.context_tokens} tokens."),
         (device.context_source == "assumed", "The share of CUDA itself is assumed; the first run measures it."),

@@ -22,10 +22,12 @@ START = Segment("setup", "start", None)
 
 
 class Name(NamedTuple):
-    """An allocation: the segment in which it appeared and its number there."""
+    """An allocation: the segment in which it appeared, and its number there, among those of the same use once that is known."""
 
     segment: Segment
     number: int
+    use: str = ""
+    """Where it is freed, relative to its layer."""
 
 
 @dataclass(slots=True)
@@ -72,11 +74,34 @@ class Trace:
     def blocks(self) -> list[tuple[Segment, list[tuple[Name, int | None]]]]:
         """The events grouped by runs of one segment, in order."""
         groups: list[tuple[Segment, list[tuple[Name, int | None]]]] = []
-        for segment, name, size in self.events:
+        for segment, name, size in self._events_by_use():
             if not groups or groups[-1][0] != segment:
                 groups.append((segment, []))
             groups[-1][1].append((name, size))
         return groups
+
+    def _events_by_use(self) -> Iterator[tuple[Segment, Name, int | None]]:
+        """The events under names that count by use.
+
+        Layers of two kinds (with a window or a rotation and without) differ in what they allocate, but not in what they hand on: the first
+        tensor that goes to the next layer is the same thing in both, whatever its number.
+        """
+        freed = {name: segment for segment, name, size in self.events if size is None}
+        counts: dict[tuple[Segment, str], int] = {}
+        names: dict[Name, Name] = {}
+        for segment, name, size in self.events:
+            if size is not None:
+                use = _use(name.segment, freed.get(name))
+                counts[name.segment, use] = number = counts.get((name.segment, use), -1) + 1
+                names[name] = Name(name.segment, number, use)
+            yield segment, names.get(name, name), size
+
+
+def _use(owner: Segment, freed: Segment | None) -> str:
+    if freed is None:
+        return "kept"
+    away = "" if owner.layer is None or freed.layer is None else freed.layer - owner.layer
+    return f"{freed.step} {freed.kind} {away}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +181,7 @@ def _key(name: Name, layer: int, template: int, depth: Depth) -> Any:
     if owner is None:
         return name
     wanted = layer + owner - template
-    return Name(name.segment._replace(layer=min(max(wanted, 0), len(depth.templates) - 1)), name.number)
+    return Name(name.segment._replace(layer=min(max(wanted, 0), len(depth.templates) - 1)), name.number, name.use)
 
 
 def _outside(events: Sequence[tuple[Name, int | None]], layers_of: dict[int, list[int]]) -> Iterator[tuple[Any, int | None]]:
@@ -166,4 +191,4 @@ def _outside(events: Sequence[tuple[Name, int | None]], layers_of: dict[int, lis
             yield name, size
         else:
             for layer in layers_of.get(owner, ()):
-                yield Name(name.segment._replace(layer=layer), name.number), size
+                yield Name(name.segment._replace(layer=layer), name.number, name.use), size

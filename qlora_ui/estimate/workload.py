@@ -43,17 +43,22 @@ class Workload:
     """Of a hidden state and of a weight that is not quantized."""
     adapter_bytes: int
     """Of a trained number."""
+    stream_bytes: int
+    """Of a number of the residual stream: in fp16, where what is trained is fp32, a trained embedding or DoRA's magnitudes make it fp32."""
     is_cpu: bool
     is_packed: bool
     is_fast: bool
-    is_eager: bool
-    """Attention scores exist as a matrix (eager attention, soft-capped scores)."""
+    attention: str
+    """`fused`; `eager`: every layer keeps its scores as a matrix; `math`: torch's unfused one, in fp32, where no mask is given; `rows`: the
+    packed one where no kernel serves, its scores written out a row at a time."""
     is_capped: bool
     """The model caps its scores, which no fused kernel does."""
+    has_flash: bool
+    """Whether the card has a flash kernel: Ampere and later."""
     window: int | None
-    """Positions that a windowed layer's attention sees, where rows are longer."""
-    is_math: bool
-    """torch falls back to its unfused attention, in fp32."""
+    """Positions that a windowed layer's attention sees."""
+    windowed_share: float
+    """Of the layers."""
     kept_layers: int
     """Layers that are not recomputed."""
     num_devices: int
@@ -74,11 +79,25 @@ class Workload:
         return self.num_rows > 1 and not self.is_packed and not self.is_fast
 
     @property
-    def num_masks(self) -> int:
-        """Masks of a batch on the plain path: one of the padding, and one of the window where rows are longer than that."""
-        if self.is_packed or self.is_fast:
-            return 0
-        return int(self.has_mask) + int(self.window is not None)
+    def is_eager(self) -> bool:
+        """Whether every layer keeps its scores."""
+        return self.attention == "eager"
+
+    def num_masks(self, rows: int, row_tokens: int) -> int:
+        """Masks of a padded batch on the plain path: transformers makes one for each kind of layer that needs one."""
+        return sum(self._masks(rows, row_tokens))
+
+    def masked_share(self, rows: int, row_tokens: int) -> float:
+        """Share of the layers that get a mask."""
+        full, windowed = self._masks(rows, row_tokens)
+        return (1 - self.windowed_share) * full + self.windowed_share * windowed
+
+    def _masks(self, rows: int, row_tokens: int) -> tuple[bool, bool]:
+        if self.is_packed:
+            return False, False
+        always = rows > 1 or self.is_eager
+        beyond = self.window is not None and row_tokens >= self.window
+        return self.windowed_share < 1 and always, self.windowed_share > 0 and (always or beyond)
 
 
 def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, data: DataShape | None = None) -> Workload:
@@ -95,10 +114,7 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
     row = longest if is_packed else min(longest, data.longest_tokens or longest)
     eval_row = longest if is_packed else min(longest, data.longest_eval_tokens or data.longest_tokens or longest)
     has_eval = config.eval.share > 0
-    old_card = device.capability is not None and device.capability < (8, 0)
-    is_grouped = facts.num_kv_heads < facts.num_heads
-    plain = not is_fast and not device.is_cpu
-    is_eager = config.model.attention == "eager" or (facts.attention_softcap is not None)
+    is_windowed = bool(facts.num_windowed_layers and facts.sliding_window)
     return Workload(
         num_rows=config.train.batch_size,
         row_tokens=row,
@@ -109,17 +125,39 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
         dtype=dtype,
         element_bytes=ELEMENT_BYTES[dtype],
         adapter_bytes=adapter_bytes(dtype),
+        stream_bytes=adapter_bytes(dtype) if _promotes_stream(config, adapter) else ELEMENT_BYTES[dtype],
         is_cpu=device.is_cpu,
         is_packed=is_packed,
         is_fast=is_fast,
-        is_eager=is_eager,
+        attention=_attention(facts, config, device, dtype, is_packed=is_packed, is_fast=is_fast),
         is_capped=facts.attention_softcap is not None,
-        window=facts.sliding_window if facts.num_windowed_layers and facts.sliding_window and row > facts.sliding_window else None,
-        # torch's flash kernel wants 16 bits and Ampere; its memory-efficient one takes no grouped heads.
-        is_math=plain and not is_eager and is_grouped and (old_card or dtype == "float32"),
+        has_flash=_has_flash(device),
+        window=facts.sliding_window if is_windowed else None,
+        windowed_share=facts.num_windowed_layers / facts.num_layers if is_windowed else 0.0,
         kept_layers=num_kept_layers(facts, config),
         num_devices=config.launch.num_processes * config.launch.num_machines,
     )
+
+
+def _promotes_stream(config: RunConfig, adapter: Adapter) -> bool:
+    """Whether what is added to the residual stream has the trained numbers' dtype; plain LoRA's products are autocast to 16 bits."""
+    return adapter.trains_embedding or (config.lora.dora and any(linear.name in ("o_proj", "down_proj") for linear in adapter.linears))
+
+
+def _has_flash(device: DeviceProfile) -> bool:
+    return device.capability is None or device.capability >= (8, 0)
+
+
+def _attention(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dtype: str, *, is_packed: bool, is_fast: bool) -> str:
+    """Which code computes the attention."""
+    has_kernel = not device.is_cpu and _has_flash(device) and dtype != "float32"
+    if is_fast or is_packed:
+        return "fused" if has_kernel and facts.attention_softcap is None else "rows"
+    if config.model.attention == "eager" or facts.attention_softcap is not None:
+        return "eager"
+    # torch's memory-efficient kernel takes no grouped heads, and serves only where heads are repeated for a mask's sake.
+    is_grouped = facts.num_kv_heads < facts.num_heads
+    return "math" if is_grouped and not has_kernel and not device.is_cpu else "fused"
 
 
 def num_kept_layers(facts: ModelFacts, config: RunConfig) -> int:

@@ -36,6 +36,12 @@ LLAMA = facts_from_config({
 MISTRAL = facts_from_config({
     "model_type": "mistral", "hidden_size": 2048, "intermediate_size": 7168, "num_hidden_layers": 12, "num_attention_heads": 16,
     "num_key_value_heads": 4, "vocab_size": 32000, "sliding_window": 1024, "head_dim": 128})  # fmt: skip
+SMOLLM3 = facts_from_config({
+    "model_type": "smollm3", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 128256})  # fmt: skip
+GEMMA2 = facts_from_config({
+    "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 10, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000, "sliding_window": 128})  # fmt: skip
 PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 2, "eval.share": 0}
 
 
@@ -47,8 +53,11 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
         (QWEN, "T4", {}),
         (MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}),
         (QWEN, "H100", {"eval.share": 0.1, "eval.batch_size": 64, "train.packing": "off"}),
+        (GEMMA2, "H100", {"train.batch_size": 4, "data.max_length": 2048}),
+        (GEMMA2, "H100", {"train.packing": "off"}),
+        (QWEN, "T4", {"lora.dora": True}),
     ],
-    ids=["trained output layer", "DoRA", "fp16", "window", "large evaluation"],
+    ids=["trained output layer", "DoRA", "fp16", "window", "large evaluation", "capped, packed", "capped, padded", "DoRA in fp16"],
 )
 def test_what_is_rarely_used_agrees_too(facts: ModelFacts, card: str, changes: dict[str, object]) -> None:
     device, config = named_device(card), RunConfig().changed({**PLAIN, **changes})
@@ -64,8 +73,8 @@ def test_a_check_that_is_stopped_ends_its_process() -> None:
     assert told
 
 
-def test_a_few_layers_stand_for_many() -> None:
-    facts = replace(QWEN, num_layers=10)
+@pytest.mark.parametrize("facts", [replace(QWEN, num_layers=10), SMOLLM3, GEMMA2], ids=["alike", "every fourth unrotated", "two kinds"])
+def test_a_few_layers_stand_for_many(facts: ModelFacts) -> None:
     config = RunConfig().changed(
         {"train.fast_path": "off", "data.max_length": 256, "train.batch_size": 1, "train.checkpointing": "partly", "train.kept_layers": 5}
     )

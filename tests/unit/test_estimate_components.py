@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,11 +40,9 @@ def work_of(facts: ModelFacts, **changes: Any) -> Workload:
 
 def test_a_window_shorter_than_the_row_brings_a_mask_and_its_bias() -> None:
     # One byte a pair of positions for the mask, two for the bias that the layer at work makes of it.
-    inside = work_of(MISTRAL, data__max_length=1024)
-    beyond = work_of(MISTRAL)
-    assert (inside.num_masks, beyond.num_masks) == (0, 1)
-    assert work_of(MISTRAL, train__batch_size=2).num_masks == 2
-    assert work_of(MISTRAL, train__packing="on").num_masks == 0  # packed rows run on a kernel that knows windows
+    inside, beyond = work_of(MISTRAL, data__max_length=1023), work_of(MISTRAL)
+    assert (inside.num_masks(1, 1023), inside.num_masks(2, 1023), beyond.num_masks(1, 1024)) == (0, 1, 1)
+    assert work_of(MISTRAL, train__packing="on").num_masks(2, 2048) == 0  # packed rows run on a kernel that knows windows
     whole = facts_from_config({**MISTRAL_CONFIG, "sliding_window": None})
     with_window, without = estimate(MISTRAL).parts["activations"], estimate(whole).parts["activations"]
     # With a mask keys and values are repeated for every query head.
@@ -56,8 +55,75 @@ def test_a_trained_output_layer_by_hand() -> None:
     assert trained.parts["weights_16bit"] == frozen.parts["weights_16bit"]  # the frozen original stays beside the copy
     assert trained.parts["adapter"] - frozen.parts["adapter"] == 2 * matrix
     assert trained.parts["optimizer"] - frozen.parts["optimizer"] == 4 * matrix
-    # The gradient in fp32, in bf16, and in bf16 again while it is added to that of the micro-batch before.
-    assert trained.moment == "loss" and trained.parts["loss_head"] > (4 + 2 + 2) * matrix
+    # The gradient in fp32 and in bf16, beside that of the micro-batch before.
+    assert trained.moment == "loss" and trained.parts["loss_head"] - frozen_loss(QWEN) == (4 + 2) * matrix
+    assert trained.parts["gradients"] == 2 * (matrix + adapter_of(QWEN, PLAIN.lora).num_params)
+
+
+def frozen_loss(facts: ModelFacts) -> int:
+    """A tile of logits, what is graded with its gradient in fp32, the final norm's input in fp32 and its output: 2,048 tokens."""
+    return 2048 * 32768 * 2 + 2 * 2048 * facts.hidden_size * (4 + 2)
+
+
+def test_a_trained_embedding_by_hand() -> None:
+    # Its gradient comes last, beside that of the micro-batch before; with one micro-batch there is only the one.
+    matrix = 151936 * 1536
+    changes = {"lora__modules_to_save": "embed_tokens", "data__max_length": 256}
+    twice, once = estimate(QWEN, **changes), estimate(QWEN, **changes, train__accumulation=1)
+    params = matrix + adapter_of(QWEN, PLAIN.lora).num_params
+    assert (twice.moment, twice.parts["gradients"]) == ("embedding", 2 * (params + matrix))
+    assert once.parts["gradients"] == 2 * (params if once.moment == "embedding" else params - matrix)
+
+
+GEMMA2 = facts_from_config({
+    "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000})  # fmt: skip
+GEMMA3 = facts_from_config({
+    "model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "sliding_window": 512})  # fmt: skip
+
+
+def test_capped_scores_of_packed_rows_exist_for_one_row_at_a_time() -> None:
+    # Of 8 heads: what capping has saved in bf16, what softmax has saved and its two gradients in fp32. Two rows need no more than one.
+    config = PLAIN.changed({"train.packing": "on", "data.max_length": 8192})
+    work, adapter = workload_of(GEMMA2, config, CARD), adapter_of(GEMMA2, config.lora)
+    one, two = (layer_bytes(GEMMA2, adapter, config.lora, work, rows=rows, row_tokens=8192).working for rows in (1, 2))
+    assert work.attention == "rows" and 2 * one - two == (2 + 3 * 4) * 8 * 8192**2
+
+
+def test_capped_scores_of_padded_rows_are_kept_thrice() -> None:
+    eager, plain = (
+        workload_of(facts, PLAIN.changed({"model.attention": "eager"}), CARD) for facts in (GEMMA2, replace(GEMMA2, attention_softcap=None))
+    )
+    square, adapter = 8 * 2048**2, adapter_of(GEMMA2, PLAIN.lora)
+    saved = [layer_bytes(GEMMA2, adapter, PLAIN.lora, work, rows=1, row_tokens=2048).saved for work in (eager, plain)]
+    assert saved[0] - saved[1] == 2 * square  # the hyperbolic tangent, beside softmax in fp32 and its copy
+    # Both kinds of layers have a mask, of one number for each pair of positions, even where nothing is padded.
+    assert eager.num_masks(1, 100) == 2
+
+
+def test_only_the_layers_that_have_a_window_get_its_mask() -> None:
+    work = work_of(GEMMA3)
+    assert (work.num_masks(1, 511), work.num_masks(1, 512), work.num_masks(2, 100)) == (0, 1, 2)
+    assert work.masked_share(1, 2048) == pytest.approx(22 / 26) and work.masked_share(2, 100) == 1
+
+
+def test_fp32_magnitudes_make_the_stream_fp32() -> None:
+    # In fp16 what is trained is fp32; DoRA's magnitudes scale what goes into the residual stream, plain LoRA's products are autocast.
+    lora, dora = PLAIN, PLAIN.changed({"lora.dora": True})
+    assert [workload_of(QWEN, config, OLD_CARD).stream_bytes for config in (lora, dora)] == [2, 4]
+    assert workload_of(QWEN, PLAIN.changed({"lora.modules_to_save": "embed_tokens"}), OLD_CARD).stream_bytes == 4
+    assert workload_of(QWEN, PLAIN.changed({"lora.dora": True, "lora.targets": "q_proj,v_proj"}), OLD_CARD).stream_bytes == 2
+    assert workload_of(QWEN, dora, CARD).stream_bytes == 2
+    work = workload_of(QWEN, dora, OLD_CARD)
+    assert layer_bytes(QWEN, adapter_of(QWEN, dora.lora), dora.lora, work, rows=1, row_tokens=512).checkpoint == 512 * 4 * 1536
+
+
+def test_dora_with_dropout_keeps_the_dense_weights() -> None:
+    config = PLAIN.changed({"lora.dora": True, "lora.dropout": 0.05})
+    work, adapter = workload_of(QWEN, config, CARD), adapter_of(QWEN, config.lora)
+    one, two = (layer_bytes(QWEN, adapter, config.lora, work, rows=1, row_tokens=length).saved for length in (512, 1024))
+    assert 2 * one - two == 2 * sum(linear.num_weights for linear in QWEN.linears)
 
 
 def test_fp16_keeps_adapters_gradients_and_states_in_fp32() -> None:

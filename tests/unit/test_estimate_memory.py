@@ -132,7 +132,7 @@ def test_rows_shorter_than_the_limit_need_less() -> None:
 
 def test_old_cards_compute_in_fp16_with_fp32_adapters_and_unfused_attention() -> None:
     work = workload_of(QWEN, RunConfig(), named_device("T4"))
-    assert (work.dtype, work.adapter_bytes, work.is_math, work.is_fast) == ("float16", 4, True, False)
+    assert (work.dtype, work.adapter_bytes, work.attention, work.is_fast) == ("float16", 4, "math", False)
     assert compute_dtype(RunConfig().quant, is_cpu=True, supports_bf16=True) == "float32" and adapter_bytes("bfloat16") == 2
 
 

@@ -35,9 +35,16 @@ def is_dense(tokens: int, plan: VarlenPlan) -> bool:
 
 
 def supports_flash(q: torch.Tensor, plan: VarlenPlan) -> bool:
-    """Return whether torch's variable-length kernel computes this."""
+    """Return whether torch's variable-length kernel computes this: on Ampere and later."""
+    if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (8, 0):
+        return False
+    return has_kernel(q, plan)
+
+
+def has_kernel(q: torch.Tensor, plan: VarlenPlan) -> bool:
+    """Return whether the kernel could compute this on a card that has it."""
     fits = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
-    return bool(q.is_cuda and plan.softcap is None and fits)
+    return bool(plan.softcap is None and fits)
 
 
 def prefers_cudnn(q: torch.Tensor, plan: VarlenPlan) -> bool:
@@ -84,11 +91,7 @@ def varlen_backward(  # noqa: PLR0917
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q, k and v."""
     if not supports_flash(q, plan):
-        with torch.enable_grad():
-            inputs = [t.detach().requires_grad_() for t in (q, k, v)]
-            again = _reference(inputs[0], inputs[1], inputs[2], plan)
-        dq, dk, dv = torch.autograd.grad(again, inputs, grad)
-        return dq, dk, dv
+        return _reference_backward(grad, q, k, v, plan)
     longest, documents = plan.max_length, plan.cumulative
     # with dropout 0 the random state is not read; any values of the right type do
     if prefers_cudnn(q, plan):
@@ -109,24 +112,49 @@ def varlen_backward(  # noqa: PLR0917
 
 def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
     """Rows of `max_length` tokens, each with a mask of its documents: documents never cross rows in our batches, or there is one row."""
-    num_tokens, groups = q.shape[0], q.shape[1] // k.shape[1]
-    length = plan.max_length if num_tokens % plan.max_length == 0 else num_tokens
-    index = torch.arange(num_tokens, device=q.device)
-    document = torch.searchsorted(plan.cumulative[1:].to(index.dtype), index, right=True)
+    document = _documents(q, plan)
+    return torch.cat([_reference_row(q[span], k[span], v[span], document[span], plan) for span in _spans(q, plan)])
+
+
+def _reference_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: VarlenPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Row after row, so that the scores of one row are all that exists of the square."""
+    document = _documents(q, plan)
     parts = []
-    for start in range(0, num_tokens, length):
-        span = slice(start, start + length)
-        here, place = document[span], index[span]
-        seen = (here[:, None] == here[None, :]) & (place[:, None] >= place[None, :])
-        if plan.window is not None:
-            seen &= place[:, None] - place[None, :] < plan.window
-        keys, values = (t[span].repeat_interleave(groups, 1).transpose(0, 1) for t in (k, v))
-        scores = (q[span].transpose(0, 1) @ keys.transpose(1, 2)) * plan.scale
-        if plan.softcap is not None:
-            scores = torch.tanh(scores / plan.softcap) * plan.softcap
-        weights = scores.float().masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
-        parts.append((weights @ values).transpose(0, 1))
-    return torch.cat(parts)
+    for span in _spans(q, plan):
+        with torch.enable_grad():
+            inputs = [t[span].detach().requires_grad_() for t in (q, k, v)]
+            again = _reference_row(inputs[0], inputs[1], inputs[2], document[span], plan)
+        parts.append(torch.autograd.grad(again, inputs, grad[span]))
+        del again, inputs
+    dq, dk, dv = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    return dq, dk, dv
+
+
+def _spans(q: torch.Tensor, plan: VarlenPlan) -> list[slice]:
+    length = plan.max_length if q.shape[0] % plan.max_length == 0 else q.shape[0]
+    return [slice(start, start + length) for start in range(0, q.shape[0], length)]
+
+
+def _documents(q: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+    """The number of the document that each token belongs to."""
+    index = torch.arange(q.shape[0], device=q.device)
+    return torch.searchsorted(plan.cumulative[1:].to(index.dtype), index, right=True)
+
+
+def _reference_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: torch.Tensor, plan: VarlenPlan) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    place = torch.arange(q.shape[0], device=q.device)
+    seen = (document[:, None] == document[None, :]) & (place[:, None] >= place[None, :])
+    if plan.window is not None:
+        seen &= place[:, None] - place[None, :] < plan.window
+    keys, values = (t.repeat_interleave(groups, 1).transpose(0, 1) for t in (k, v))
+    scores = (q.transpose(0, 1) @ keys.transpose(1, 2)) * plan.scale
+    if plan.softcap is not None:
+        scores = torch.tanh(scores / plan.softcap) * plan.softcap
+    weights = scores.float().masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
+    return (weights @ values).transpose(0, 1)
 
 
 def _masked_rows(  # noqa: PLR0917
