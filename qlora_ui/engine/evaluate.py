@@ -154,7 +154,8 @@ class _Evaluation:
         self._pass_on = pass_on
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
-        self._num_steps = max(len(options.variants), 1)
+        self._num_steps = max(len(options.variants) + bool(options.num_answers), 1)
+        self._answered = False
 
     def score_quantized(self, model: ChatModel) -> None:
         """Base and adapter on the one 4-bit model."""
@@ -204,6 +205,7 @@ class _Evaluation:
         sides = [keys] if model.switch.can_share(list(keys)) else [{"base": "base"}, {"adapter": "adapter"}]
         answers = []
         for index, (messages, reference) in enumerate(asked):
+            self._between(f"Answering question {index + 1} of {len(asked)}", self._share(index / len(asked)))
             ids = model.prompt_ids(messages)
             if len(ids) + 1 >= model.context_tokens:
                 continue
@@ -217,7 +219,7 @@ class _Evaluation:
                     greedy = Sampling(temperature=0, max_tokens=self.options.max_tokens)
                     answering.answer(dict.fromkeys(group, ids), group, greedy, take, self._is_cancelled, known=list(keys))
             answers.append(Answered(messages[-1].content, reference, said["base"], said["adapter"]))
-            self._between(f"Answering question {index + 1} of {len(asked)}", None)
+        self._answered = bool(self.options.num_answers)
         return answers
 
     def result(self, answers: Sequence[Answered]) -> dict[str, Any]:
@@ -269,7 +271,7 @@ class _Evaluation:
         self._pass_on()
 
     def _share(self, part: float) -> float:
-        return min((len(self.scores) + len(self.skipped) + part) / self._num_steps, 1.0)
+        return min((len(self.scores) + len(self.skipped) + self._answered + part) / self._num_steps, 1.0)
 
 
 def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversation]]:

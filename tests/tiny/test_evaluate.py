@@ -45,6 +45,10 @@ def receipt(run: tuple[Workspace, RunDir]) -> dict[str, Any]:
     options = EvaluateOptions(num_answers=3, max_tokens=8)
     result = evaluate_run(run[1].id, run[0], Card(), options, on_progress=lambda what, share: seen.append((what, share)))
     assert any("row 1 of" in what for what, _ in seen) and max(share or 0 for _, share in seen) == 1.0
+    # The bar goes on while answers are given, which takes longest on a processor, and never back.
+    shares = [share for what, share in seen if ": row " in what or what.startswith("Answering")]
+    assert None not in shares and shares == sorted(share or 0 for share in shares)
+    assert next(what for what, _ in seen if what.startswith("Answering")).startswith("Answering question 1 of")
     return result
 
 
