@@ -73,19 +73,7 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
         assert read_run(run).status is Status.STOPPED and (run.adapter / "adapter_model.safetensors").is_file()
         small.assert_clean()
 
-        page.get_by_role("button", name="Chat with it").click()
-        expect(page.get_by_role("radio", name="Side by side")).to_have_attribute("aria-checked", "true")
-        page.get_by_text("System prompt and sampling").click()
-        page.get_by_label("Longest answer").fill("24")
-        page.get_by_label("Longest answer").press("Tab")
-        page.get_by_label("Message").fill("How do I boil an egg?")
-        page.get_by_label("Message").press("Enter")
-        answers = page.locator(".q-answer .q-answer-foot")
-        expect(answers).to_have_count(2, timeout=60_000)
-        for side in ("Base model", "With your adapter"):
-            expect(page.get_by_role("article", name=side)).to_contain_text("tokens", timeout=60_000)
-        expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30_000)
-
+        _ask_both(page)
         _assert_side_by_side(page)
 
         # The conversation is the app's, not the page's: it is there after a reload and on the other page.
@@ -96,6 +84,22 @@ def test_select_change_start_reload_stop_chat(tmp_path: Path, tiny_model_dir: Pa
         expect(small.page.locator(".q-bubble")).to_have_text("How do I boil an egg?")
         small.assert_clean()
         wide.assert_clean()
+
+
+def _ask_both(page: Page) -> None:
+    """From the finished run to a question that base and adapter have answered."""
+    page.get_by_role("button", name="Chat with it").click()
+    expect(page.get_by_role("radio", name="Side by side")).to_have_attribute("aria-checked", "true")
+    page.get_by_text("System prompt and sampling").click()
+    page.get_by_label("Longest answer").fill("24")
+    page.get_by_label("Longest answer").press("Tab")
+    page.get_by_label("Message").fill("How do I boil an egg?")
+    page.get_by_label("Message").press("Enter")
+    answers = page.locator(".q-answer .q-answer-foot")
+    expect(answers).to_have_count(2, timeout=60_000)
+    for side in ("Base model", "With your adapter"):
+        expect(page.get_by_role("article", name=side)).to_contain_text("tokens", timeout=60_000)
+    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30_000)
 
 
 def _assert_side_by_side(page: Page) -> None:
