@@ -155,7 +155,7 @@ def forget_dataloaders(trainer: QloraTrainer) -> None:
 
 
 def dry_run(trainer: QloraTrainer, rows: Rows) -> None:
-    """One forward and backward pass on the longest rows, and a forward pass on the longest held-back ones; leaves no trace.
+    """One forward and backward pass on the longest rows; leaves no trace.
 
     Raises what the heaviest batch would have raised hours later.
     """
@@ -174,12 +174,23 @@ def dry_run(trainer: QloraTrainer, rows: Rows) -> None:
         with trainer.accelerator.autocast():
             trainer.training_step(model, batch, counted)
         model.zero_grad()
-        if rows.eval is not None:
-            model.eval()
-            batch = trainer.data_collator(_longest(rows.eval, trainer.args.per_device_eval_batch_size))
-            with trainer.accelerator.autocast():
-                trainer.prediction_step(model, batch, prediction_loss_only=True)
-            model.train()
+    _forget_the_try(trainer)
+
+
+def dry_check(trainer: QloraTrainer, rows: Rows) -> None:
+    """One forward pass on the longest held-back rows; leaves no trace, raises as `dry_run` does."""
+    if rows.eval is None:
+        return
+    with untouched_randomness():
+        trainer.model.eval()
+        batch = trainer.eval_collator(_longest(rows.eval, trainer.args.per_device_eval_batch_size))
+        with trainer.accelerator.autocast():
+            trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+        trainer.model.train()
+    _forget_the_try(trainer)
+
+
+def _forget_the_try(trainer: QloraTrainer) -> None:
     for metrics in trainer._metrics.values():
         metrics.clear()
     trainer._total_train_tokens = 0

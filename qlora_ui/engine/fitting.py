@@ -38,8 +38,8 @@ class Fitting:
         return build.enable_fast(self._trainer, self._rows, self._config, self._capture_lock, self._note)
 
     def try_longest(self, watch: MemoryWatch) -> MemoryMeasured:
-        """Try the heaviest batch, healing until it fits; returns the memory that it took. A base still to be split is not tried."""
-        while not self._trainer.is_fsdp_enabled:
+        """Try the heaviest batches, of the training and of its checks, healing until they fit; returns the memory that they took."""
+        while True:
             watch.reset_peak()
             try:
                 build.dry_run(self._trainer, self._rows)
@@ -49,6 +49,16 @@ class Fitting:
                     raise
                 forget(error)
             self._heal()
+        while True:
+            try:
+                build.dry_check(self._trainer, self._rows)
+                break
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error) or self._trainer.args.per_device_eval_batch_size == 1:
+                    raise
+                forget(error)
+            # The training's own batch fits, as has been seen.
+            self._trainer.halve_evaluation()
         measured = watch.measure("dry-run")
         watch.reset_peak()
         return measured
@@ -80,7 +90,6 @@ class Fitting:
         trainer.set_geometry(size // 2, accumulation * 2)
         if self._rows.is_packed:
             trainer.data_collator = build.halved(trainer.data_collator)
-            trainer.args.per_device_eval_batch_size = size // 2
         build.forget_dataloaders(trainer)
         gc.collect()
         if torch.cuda.is_available():

@@ -34,6 +34,8 @@ class MemoryWatch:
         self._started = time.monotonic()
         self._first_energy_j: float | None = None
         self._peak_process_bytes = 0
+        # The page and the libraries were there before; what is predicted, and what has to fit what is free, comes on top of them.
+        self._held_before_bytes = process_bytes() if device.type == "cpu" else 0
         self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
 
     def __enter__(self) -> MemoryWatch:
@@ -60,13 +62,13 @@ class MemoryWatch:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def _measure_cpu(self, at: str) -> MemoryMeasured:
-        system, resident = read_system(), process_bytes()
-        self._peak_process_bytes = max(self._peak_process_bytes, resident)
+        system, grown = read_system(), max(0, process_bytes() - self._held_before_bytes)
+        self._peak_process_bytes = max(self._peak_process_bytes, grown)
         return MemoryMeasured(
             allocated_bytes=None,
             reserved_bytes=None,
             peak_allocated_bytes=None,
-            process_bytes=resident if at == "tick" else self._peak_process_bytes,
+            process_bytes=grown if at in ("tick", "returned") else self._peak_process_bytes,
             device_used_bytes=system.ram_total_bytes - system.ram_available_bytes,
             device_total_bytes=system.ram_total_bytes,
             at=at,

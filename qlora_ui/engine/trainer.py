@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qlora_ui.engine.callbacks import Best, EvaluationStopped
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.failures import NonFinite, StopRun, forget, is_disk_full, is_out_of_memory
 from qlora_ui.engine.fast.captured_step import FastStepMixin
+from qlora_ui.engine.fast.packing import PackedCollator
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.randomness import RandomState, read_random_state, restore_random_state
 from qlora_ui.engine.split import adapter_names, gather_adapter, scatter_adapter
@@ -99,6 +100,8 @@ class Session:
 
 class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
     """The trainer of every run."""
+
+    data_collator: Any
 
     def __init__(self, *arguments: Any, session: Session, **named: Any) -> None:
         self._session = session
@@ -221,23 +224,46 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
     def evaluate(self, *arguments: Any, **named: Any) -> Any:
         """Evaluate; where memory does not suffice, again with half as many rows at once."""
         self.args.eval_on_start = False
+        state = self.accelerator.gradient_state
+        loaders = list(state.dataloader_references)
         while True:
             try:
                 return super().evaluate(*arguments, **named)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                old = self.args.per_device_eval_batch_size
-                if not is_out_of_memory(error) or old == 1:
+                if not is_out_of_memory(error) or self.args.per_device_eval_batch_size == 1:
                     raise
                 forget(error)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.args.per_device_eval_batch_size = max(old // 2, 1)
-            self._session.write(
-                Healed(
-                    what="A check ran out of memory; it goes on with fewer rows at once.",
-                    changes={"eval.batch_size": [old, self.args.per_device_eval_batch_size]},
-                )
+            # What broke off has left its loader there, and training would take it for its own.
+            state.dataloader_references = loaders
+            self.halve_evaluation()
+
+    def halve_evaluation(self) -> None:
+        """Half as many rows at once in checks, from now on; the training's micro-batch stays."""
+        old = self.args.per_device_eval_batch_size
+        self.args.per_device_eval_batch_size = max(old // 2, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._session.write(
+            Healed(
+                what="A check ran out of memory; it goes on with fewer rows at once.",
+                changes={"eval.batch_size": [old, self.args.per_device_eval_batch_size]},
             )
+        )
+
+    @property
+    def eval_collator(self) -> Any:
+        """The collator of checks: packed batches have as many rows as are checked at once, not as are trained on."""
+        if isinstance(self.data_collator, PackedCollator):
+            return replace(self.data_collator, batch_rows=self.args.per_device_eval_batch_size)
+        return self.data_collator
+
+    def get_eval_dataloader(self, *arguments: Any, **named: Any) -> Any:
+        """The loader of checks, with their own collator."""
+        of_training, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(*arguments, **named)
+        finally:
+            self.data_collator = of_training
 
     # Saving
 

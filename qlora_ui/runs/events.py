@@ -112,7 +112,7 @@ class MemoryMeasured(Event):
     reserved_bytes: int | None
     peak_allocated_bytes: int | None
     process_bytes: int | None
-    """NVML's figure for this process; resident memory on a CPU."""
+    """NVML's figure for this process; on a CPU by how much its resident memory has grown since the run began."""
     device_used_bytes: int | None
     device_total_bytes: int | None
     power_w: float | None = None

@@ -123,19 +123,31 @@ def test_what_cannot_be_healed_comes_with_three_ways_out(config: RunConfig, work
         config.changed(suggestion["values"])
 
 
-def test_a_check_that_runs_out_of_memory_goes_on_with_fewer_rows(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("packing", ["off", "on"])
+@pytest.mark.parametrize("is_training", [True, False], ids=["in a step", "in the try before"])
+def test_a_check_that_runs_out_of_memory_halves_the_check_alone(  # noqa: PLR0917
+    is_training: bool, packing: str, config: RunConfig, workspace: Workspace, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = config.changed({"train.packing": packing, "eval.batch_size": 2})
+    whole = train(Workspace.at(tmp_path / "whole"), config)
     original = QloraTrainer.prediction_step
+    rows: list[int] = []
 
     def prediction_step(self: Any, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
-        if self.is_in_train and inputs["input_ids"].shape[0] > 1:
+        rows.append(inputs["input_ids"].numel() // config.data.max_length if packing == "on" else inputs["input_ids"].shape[0])
+        if self.is_in_train is is_training and rows[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(self, model, inputs, *arguments, **named)
 
     monkeypatch.setattr(QloraTrainer, "prediction_step", prediction_step)
     view = train(workspace, config)
     assert view.status is Status.DONE, view.ended
-    assert [event.step for event in view.evals] == [4, 6]
-    assert any(isinstance(event, Healed) and "eval.batch_size" in event.changes for event in view.notices)
+    assert 2 in rows and rows[-1] == 1
+    assert [event.changes for event in view.notices if isinstance(event, Healed)] == [{"eval.batch_size": [2, 1]}]
+    assert [event.step for event in view.evals] == [event.step for event in whole.evals]
+    # transformers averages over batches, so that their size shows in the third digit.
+    assert [event.loss for event in view.evals] == pytest.approx([event.loss for event in whole.evals], rel=2**-8)
+    assert [point[1] for point in curve(view)] == [point[1] for point in curve(whole)]
 
 
 WRITE_POINTS = {

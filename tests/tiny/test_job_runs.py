@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jobs import curve, tiny_config, train, write_rows
 
+from qlora_ui.base.units import MIB
 from qlora_ui.runs.events import CheckpointSaved, MemoryMeasured, PhaseChanged
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.read import RunView
@@ -51,8 +52,26 @@ def test_phases_come_in_order(finished: RunView) -> None:
 def test_memory_is_measured_where_it_is_compared(finished: RunView) -> None:
     at = {event.at for event in finished.memory}
     assert {"dry-run", "step", "end"} <= at
-    assert all(event.process_bytes for event in finished.memory)
+    assert all(event.process_bytes is not None for event in finished.memory)
+    assert next(event for event in finished.memory if event.at == "end").process_bytes
     assert isinstance(finished.memory[0], MemoryMeasured)
+
+
+def test_on_a_cpu_memory_is_what_the_run_adds_to_the_app() -> None:
+    import torch
+
+    from qlora_ui.engine.memory_watch import MemoryWatch
+
+    def measured(at: str) -> int:
+        return watch.measure(at).process_bytes or 0
+
+    watch = MemoryWatch(torch.device("cpu"), lambda event: None, lambda: None)
+    assert measured("tick") < 16 * MIB  # the page, torch and what else was there before do not count
+    held = torch.ones(64 * MIB, dtype=torch.uint8)
+    assert measured("tick") == pytest.approx(64 * MIB, abs=16 * MIB)
+    del held
+    assert measured("end") >= 48 * MIB  # the peak
+    assert measured("returned") < 16 * MIB
 
 
 def test_the_adapter_is_whole_and_names_no_path(finished: RunView) -> None:

@@ -5,6 +5,7 @@ Legend: T tokens of the micro-batch in one row, M documents.
 
 import functools
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,13 +155,20 @@ class MicroStep:
             with self._lock, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._compute(static)
         except RuntimeError as failure:
-            self._capture = False
-            _release_generator(self._device, random_state)
-            self.note(f"The training step could not be captured and runs uncaptured, which is slower: {str(failure).splitlines()[0]}")
-            self._eager(batch)
+            reason = _capture_obstacle(failure)
+            # Its frames hold the activations of the pass that was broken off.
+            traceback.clear_frames(failure.__traceback__)
+        else:
+            self._graphs[static.shape] = graph, static
+            graph.replay()
             return
-        self._graphs[static.shape] = graph, static
-        graph.replay()
+        self._capture = False
+        _release_generator(self._device, random_state)
+        del graph, static
+        torch.cuda.empty_cache()
+        # Where memory does not suffice for that either, this raises, and the micro-batch is to blame and not the capture.
+        self._eager(batch)
+        self.note(reason)
 
     def _compute(self, batch: Batch) -> None:
         """Forward, loss and backward; gradients, loss and metrics are added in place."""
@@ -203,6 +211,12 @@ def _targets(batch: Batch) -> torch.Tensor:
     targets = torch.full_like(batch.labels, -100)
     targets[:-1] = batch.labels[1:].masked_fill(batch.positions[1:] == 0, -100)
     return targets
+
+
+def _capture_obstacle(failure: RuntimeError) -> str:
+    if isinstance(failure, torch.OutOfMemoryError):
+        return "There is too little memory to capture the training step; it runs uncaptured, which is slower. Fewer rows at once fit."
+    return f"The training step could not be captured and runs uncaptured, which is slower: {str(failure).splitlines()[0]}"
 
 
 def _release_generator(device: torch.device, state: torch.Tensor) -> None:
