@@ -1,13 +1,17 @@
 """All runs of a workspace as rows of a table, fast with thousands of them.
 
 A row is read from a run's journal once and kept, in memory and in the workspace's cache folder, until the journal or the
-user's notes change. What depends on now (is a running one's owner alive?) is never kept.
+user's notes change. What depends on now (is a running one's owner alive?) is never kept. Runs that ended long ago are looked at
+every few seconds only: a page asks for the list each second, beside a training.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +25,9 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 SPARK_POINTS = 32
+LOOK_AT_ALL_S = 5.0
+NEWEST = 40
+"""Of so many runs every change is seen at once, as of all that have not ended."""
 _CACHE = "run-rows.json"
 
 
@@ -61,6 +68,14 @@ class RunList:
         self._view = view
         self._lock = threading.Lock()
         self._rows: dict[str, tuple[str, RunRow]] | None = None
+        self._order: list[RunDir] = []
+        self._folder = -1
+        self._all_seen_at = -math.inf
+
+    def forget(self) -> None:
+        """Look at every run at the next call."""
+        with self._lock:
+            self._all_seen_at = -math.inf
 
     def rows(self) -> list[RunRow]:
         """All runs, newest first."""
@@ -68,23 +83,35 @@ class RunList:
             if self._rows is None:
                 self._rows = self._load()
             known, changed, rows = self._rows, False, []
-            for run in list_runs(self._workspace):
-                version = f"{run.journal_size()}.{run.about_version()}"
+            is_all = self._look_at_folder()
+            for place, run in enumerate(self._order):
                 kept = known.get(run.id)
-                if kept is None or kept[0] != version:
-                    kept = known[run.id] = (version, row_of(self._view(run)))
-                    # A live run changes every second; it is written down when it has ended.
-                    changed = changed or not kept[1].status.is_live
+                if is_all or kept is None or place < NEWEST or not _is_over(kept[1].status):
+                    version = _version(run)
+                    if kept is None or kept[0] != version:
+                        kept = known[run.id] = (version, row_of(self._view(run)))
+                        # A live run changes every second; it is written down when it has ended.
+                        changed = changed or not kept[1].status.is_live
                 row = kept[1]
                 if row.status.is_live or row.status is Status.CRASHED:
                     row = replace(row, status=_live_status(run, row))
                 rows.append(row)
-            gone = known.keys() - {row.id for row in rows}
+            gone = known.keys() - {row.id for row in rows} if is_all else set()
             for run_id in gone:
                 del known[run_id]
             if changed or gone:
                 self._save()
             return rows
+
+    def _look_at_folder(self) -> bool:
+        """Whether every run is to be looked at: some came or went, or it was long ago."""
+        folder = self._workspace.runs.stat().st_mtime_ns
+        if folder == self._folder and time.monotonic() - self._all_seen_at < LOOK_AT_ALL_S:
+            return False
+        self._folder, self._all_seen_at = folder, time.monotonic()
+        known = {run.id: run for run in self._order}
+        self._order = [known.get(run.id, run) for run in list_runs(self._workspace)]
+        return True
 
     def _load(self) -> dict[str, tuple[str, RunRow]]:
         stored = read_json(self._workspace.cache / _CACHE)
@@ -147,6 +174,24 @@ def rename(run: RunDir, name: str) -> None:
     if not cleaned:
         raise RunError("A run needs a name.", fix="Write a word or two", where="name", code="run-name")
     run.write_about(name=cleaned)
+
+
+def _is_over(status: Status) -> bool:
+    return status in (Status.DONE, Status.STOPPED, Status.FAILED)
+
+
+def _version(run: RunDir) -> str:
+    """`{run.journal_size()}.{run.about_version()}`, for thousands of them."""
+    folder = str(run.path)
+    return f"{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _live_status(run: RunDir, row: RunRow) -> Status:

@@ -297,6 +297,11 @@ class RunReaders:
         finally:
             _MOMENT.reset(before)
 
+    @property
+    def moment(self) -> dict[str, RunView] | None:
+        """The pictures of the block that this is called in; None outside of any."""
+        return _MOMENT.get()
+
     def latest(self, run_id: str) -> RunView | None:
         """How the run was when somebody last looked, without a look at the disk; None where nobody did lately."""
         with self._lock:

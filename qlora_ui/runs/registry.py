@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -33,9 +34,9 @@ def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
 def find_run(workspace: Workspace, run_id: str) -> RunDir:
     """The run of that id, or the newest for `latest`; raises RunError where there is none."""
     if run_id == "latest":
-        runs = list_runs(workspace)
-        if runs:
-            return runs[0]
+        newest = newest_run(workspace)
+        if newest is not None:
+            return newest
         raise RunError("There is no run yet.", fix="Start one with “python app.py train --preset demo”.", code="run-missing")
     path = resolve_inside(workspace.runs, run_id)
     if not RunDir(path).config_path.is_file():
@@ -47,8 +48,15 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
 
 def list_runs(workspace: Workspace) -> list[RunDir]:
     """All runs, newest first; folders that are no runs are left out."""
-    names = sorted((entry.name for entry in workspace.runs.iterdir() if _ID.match(entry.name)), reverse=True)
-    return [RunDir(workspace.runs / name) for name in names]
+    folder = workspace.runs
+    return [RunDir(folder / name) for name in sorted(filter(_ID.match, os.listdir(folder)), reverse=True)]
+
+
+def newest_run(workspace: Workspace) -> RunDir | None:
+    """The first of `list_runs`, without making the others; None where there is none."""
+    folder = workspace.runs
+    name = max(filter(_ID.match, os.listdir(folder)), default="")
+    return RunDir(folder / name) if name else None
 
 
 def delete_run(workspace: Workspace, run: RunDir) -> Path:

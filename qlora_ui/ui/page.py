@@ -196,6 +196,7 @@ class Page:
     def _draw_now(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
         """The same after an event, which may have changed what was drawn a moment ago."""
         self._drawings.forget()
+        self.service.run_lists.forget()
         ticket = self._seen.ticket()
         drawn = self._draw_live(self._calls(run_id, values))
         return self._seen.only_new(f"{request.session_hash} live", drawn, ticket, receipt)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.listing import RunList, RunRow
-from qlora_ui.runs.read import RunReaders
+from qlora_ui.runs.read import RunReaders, RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -23,24 +23,30 @@ class RunLists:
 
     def __init__(self, workspace: Workspace, readers: RunReaders) -> None:
         self._workspace = workspace
+        self._readers = readers
         self._list = RunList(workspace, readers.view)
         self._lock = threading.Lock()
         self._rows: tuple[float, list[RunRow]] = (0.0, [])
+        self._moment: dict[str, RunView] | None = None
         self._configs: OrderedDict[str, RunConfig | None] = OrderedDict()
 
     def rows(self) -> list[RunRow]:
         """All runs, newest first."""
+        moment = self._readers.moment
         with self._lock:
             read_at, rows = self._rows
-            if time.monotonic() - read_at > FRESH_S:
+            # Where a page is drawn, the list is of the same moment as everything else on it.
+            is_fresh = moment is self._moment if moment is not None else time.monotonic() - read_at <= FRESH_S
+            if not is_fresh or not read_at:
                 rows = self._list.rows()
-                self._rows = (time.monotonic(), rows)
+                self._rows, self._moment = (time.monotonic(), rows), moment
             return rows
 
     def forget(self) -> None:
         """Look at the folder anew at the next call."""
         with self._lock:
             self._rows = (0.0, self._rows[1])
+            self._list.forget()
 
     def config(self, run_id: str) -> RunConfig | None:
         """The settings of a run, which never change; None where they cannot be read."""

@@ -25,7 +25,7 @@ from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.launcher import Launcher
 from qlora_ui.runs.read import RunReaders, RunView
-from qlora_ui.runs.registry import find_run, list_runs
+from qlora_ui.runs.registry import find_run, newest_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
@@ -44,6 +44,8 @@ FIRST_PRESET = "demo"
 MODELS_READ_S = 15.0
 GPU_READ_S = 0.8
 """Cards are asked at most this often, however many pages are open."""
+SETTLED_NS = 3_000_000_000
+"""Disks keep the time of a change in steps of up to 2 s."""
 
 
 class Service:
@@ -66,6 +68,7 @@ class Service:
         self._news = 0
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
+        self._newest: tuple[int, RunDir | None] = (-1, None)
 
     @cached_property
     def chat(self) -> Any:
@@ -150,8 +153,18 @@ class Service:
         current = self.launcher.current()
         if current is not None:
             return current
-        runs = list_runs(self.workspace)
-        return runs[0] if runs else None
+        return self._newest_run()
+
+    def _newest_run(self) -> RunDir | None:
+        """Looked for where a run came or went: a page asks several times a second, and there may be thousands."""
+        changed = self.workspace.runs.stat().st_mtime_ns
+        seen, newest = self._newest
+        if changed != seen:
+            newest = newest_run(self.workspace)
+            # Another run within the same tick of the disk's clock would leave no trace: look again until that has passed.
+            is_settled = time.time_ns() - changed > SETTLED_NS
+            self._newest = (changed if is_settled else -1, newest)
+        return newest
 
     def view(self, run_id: str) -> RunView | None:
         """What is known now of the run that a page looks at (`run_for`); incremental, cheap for polling."""

@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
+from qlora_ui.runs.listing import RunList
 from qlora_ui.runs.read import RunReaders
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.run_lists import RunLists
@@ -65,6 +66,9 @@ def measure(workspace: Workspace) -> dict[str, Any]:
         lists.forget()
         lists.rows()
 
+    every_second = RunList(workspace)
+    every_second.rows()
+
     def draw() -> str:
         shown = found(lists.rows(), "copy", "done")[:PAGE_ROWS]
         return table_html(shown, {row.id: lists.config(row.id) for row in shown}, [], page=0, num_found=len(rows), num_all=len(rows))
@@ -86,6 +90,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
         "first_list_s": round(first_s, 2),
         "list_of_the_next_start_s": round(time.perf_counter() - restarted, 2),
         "list_again": in_ms(look, 10),
+        "list_each_second_of_a_page": in_ms(every_second.rows, 30),
         "find_and_draw_a_page_of_the_table": in_ms(draw, 10),
         "compare_two": in_ms(compare, 10),
         "differences": "Adapter size" in compare(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
     CheckpointSaved,
@@ -25,11 +28,13 @@ from qlora_ui.runs.events import (
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
 from qlora_ui.runs.read import RunReader, RunReaders, RunView, ended_values, read_run
-from qlora_ui.runs.registry import create_run, delete_run, list_runs
+from qlora_ui.runs.registry import create_run, delete_run, list_runs, newest_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.run_lists import RunLists
+from qlora_ui.ui.service import Service
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -281,3 +286,52 @@ def test_in_one_moment_a_run_looks_the_same_however_often_it_is_looked_at(worksp
         assert readers.view(run) is before
     latest = readers.latest(run.id)
     assert latest is not None and latest.status is Status.DONE
+
+
+def test_the_list_of_many_runs_sees_what_matters_at_once_and_the_rest_soon(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "NEWEST", 2)
+    first = write_run(workspace, end="done", num_steps=20)
+    for number in range(4):
+        shutil.copytree(first.path, workspace.runs / f"20250101-00000{number}-copy-{number:04x}")
+    live = RunDir(workspace.runs / "20240101-000000-old-0000")
+    shutil.copytree(write_run(workspace, end="live", num_steps=40, done=20).path, live.path)
+    runs = RunList(workspace)
+    assert {row.id: row.step for row in runs.rows()}[live.id] == 20
+    # A run that goes on, however old, and one that goes: at once.
+    JournalWriter(live.journal_path).write(StepLogged(step=21, loss=1.0, learning_rate=1e-4, tokens_per_s=9.0))
+    gone = RunDir(workspace.runs / "20250101-000003-copy-0003")
+    delete_run(workspace, gone)
+    seen = {row.id: row for row in runs.rows()}
+    assert seen[live.id].step == 21 and gone.id not in seen
+    # Another name of an old one that ended: once it is asked for, or after some seconds.
+    old = RunDir(workspace.runs / "20250101-000000-copy-0000")
+    old.write_about(name="Renamed")
+    runs.forget()
+    assert {row.id: row.name for row in runs.rows()}[old.id] == "Renamed"
+    old.write_about(name="Renamed again")
+    monkeypatch.setattr(listing, "LOOK_AT_ALL_S", 0.0)
+    assert {row.id: row.name for row in runs.rows()}[old.id] == "Renamed again"
+
+
+def test_the_list_is_of_the_moment_that_a_page_is_drawn_in(workspace: Workspace) -> None:
+    run = write_run(workspace, end="live", num_steps=40, done=40)
+    readers = RunReaders(workspace)
+    lists = RunLists(workspace, readers)
+    assert lists.rows()[0].status is Status.RUNNING
+    JournalWriter(run.journal_path).write(Finished(step=40))
+    with readers.in_one_moment({}):
+        assert readers.view(run).status is lists.rows()[0].status is Status.DONE
+
+
+def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Workspace) -> None:
+    service = Service(workspace)
+    assert service.run_for("") is None
+    for _ in range(5):
+        run = write_run(workspace, num_steps=20)
+        newest = service.run_for("")
+        assert newest is not None and newest == newest_run(workspace) == list_runs(workspace)[0]
+    # As if all that had been long ago: the folder's own time tells.
+    os.utime(workspace.runs, ns=(10**18, 10**18))
+    assert service.run_for("") == service.run_for("")
+    shutil.move(run.path, workspace.trash / run.id)
+    assert service.run_for("") == list_runs(workspace)[0]
