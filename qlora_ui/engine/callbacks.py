@@ -25,6 +25,11 @@ class EvaluationStopped(Exception):
     """A stop was asked during a check; the step before it is complete."""
 
 
+WISHES = (None, Request.SAVE_NOW, Request.PAUSE, Request.STOP, Request.STOP_NOW)
+"""From the weakest to the strongest: of several processes the strongest counts, and all end in the same way."""
+_SAVE, _END, _NOW = 1, 2, 4
+
+
 class RequestDesk:
     """Takes requests out of the run's control folder and remembers them; echoes each on the journal at once."""
 
@@ -48,6 +53,18 @@ class RequestDesk:
     def has(self, request: Request) -> bool:
         """Whether this was asked."""
         return request in self._asked
+
+    def wish(self) -> int:
+        """The strongest request as a number that processes can compare: its place in WISHES, 0 for none."""
+        return max((place for place, request in enumerate(WISHES) if request in self._asked), default=0)
+
+    def adopt(self, wish: int) -> None:
+        """Take over what another process of the run was asked."""
+        request = WISHES[wish]
+        if request is not None and request not in self._asked:
+            with self._lock:
+                self._asked[request] = time.monotonic()
+            self._write(RequestSeen(request=request.value, detail=self._echo(request)))
 
     def done(self, request: Request) -> None:
         """It was done; it can be asked again."""
@@ -93,23 +110,23 @@ class Control(TrainerCallback):  # type: ignore[misc]
         """A stop that came before the first step: the Trainer's flags were reset since then."""
         self._enter("train")
         self._desk.look()
-        if self._agree(self._desk.has(Request.STOP_NOW) or (self._desk.wants_end and state.global_step == 0)):
+        if self._agreed(_NOW if state.global_step else _END):
             raise StopRun
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Inside an accumulated step nothing can be saved exactly: only an end at once, or one that waited too long."""
         self._desk.look()
         late = self._desk.wants_end and self._desk.waited_s() > STEP_GRACE_S
-        if self._agree(self._desk.has(Request.STOP_NOW) or late):
+        if self._agreed(_END if late else _NOW):
             raise StopRun
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """The boundary: here everything can be saved and continued bit for bit."""
         self._desk.look()
-        wish = self._agree(4 * self._desk.has(Request.STOP_NOW) or 2 * self._desk.wants_end or int(self._desk.has(Request.SAVE_NOW)))
-        if wish >= 4:
+        wish = self._agreed(_SAVE)
+        if wish >= _NOW:
             raise StopRun
-        if wish >= 2:
+        if wish >= _END:
             control.should_training_stop = control.should_save = True
         elif wish:
             control.should_save = True
@@ -120,11 +137,18 @@ class Control(TrainerCallback):  # type: ignore[misc]
         """The Trainer ignores its flags while it evaluates."""
         self._enter("evaluate")
         self._desk.look()
-        wish = self._agree(2 * self._desk.has(Request.STOP_NOW) or int(self._desk.wants_end))
-        if wish >= 2:
+        wish = self._agreed(_END)
+        if wish >= _NOW:
             raise StopRun
         if wish:
             raise EvaluationStopped
+
+    def _agreed(self, least: int) -> int:
+        """The strongest wish of all processes, of those that count `least` or more; each takes it for its own."""
+        mine = self._desk.wish()
+        wish = self._agree(mine if mine >= least else 0)
+        self._desk.adopt(wish)
+        return wish
 
 
 class Best:

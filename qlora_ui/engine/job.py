@@ -32,16 +32,15 @@ from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, started
 from qlora_ui.engine.probes import answer_probes
-from qlora_ui.engine.processes import SilentJournal, first_process_first, is_first_process, num_processes
+from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
-from qlora_ui.engine.resume import check_same, find_checkpoint, take_up
+from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoint, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import Ended, Failed, Finished, Noticed, Paused, PhaseChanged, Stopped
-from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -58,25 +57,25 @@ def run(run_dir: Path, *, turns: Turns | None = None) -> None:
     `turns` lets others compute on the same card between two steps.
     """
     target = RunDir(Path(run_dir))
-    is_main = is_first_process()
-    if is_main:
+    is_owner = is_first_process() or is_first_of_further_machine()
+    if is_owner:
         target.claim()
     try:
-        Job(target, turns or Turns(), is_main=is_main).work()
+        Job(target, turns or Turns(), is_main=is_first_process(), is_owner=is_owner).work()
     finally:
-        if is_main:
+        if is_owner:
             target.release()
 
 
 class Job:
     """The state of a run while it is worked on."""
 
-    def __init__(self, target: RunDir, turns: Turns, *, is_main: bool) -> None:
+    def __init__(self, target: RunDir, turns: Turns, *, is_main: bool, is_owner: bool) -> None:
         self.run = target
         self.turns = turns
         self.is_main = is_main
-        self.journal = JournalWriter(target.journal_path) if is_main else SilentJournal()
-        self.desk = RequestDesk(target if is_main else RunDir(target.path / "other-process"), self.journal.write)
+        self.journal = journal_of(target.journal_path)
+        self.desk = RequestDesk(target if is_owner else RunDir(target.path / "other-process"), self.journal.write)
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
         self._phase_name = ""
@@ -214,6 +213,7 @@ class Job:
             initial.check_shapes(model)
         self._raise_if_ending()
         agree = agreement(num_processes(), ground.device)
+        check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
         self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
         session = Session(
             config=config,
@@ -329,8 +329,9 @@ class Job:
             end = self.watch.measure("end")
             self.watch.stop()
             self.journal.write(end)
-            if isinstance(ending, Finished) and self.config is not None and self.trainer is not None and end.reserved_bytes is not None:
-                learn_from(self.workspace, self.config, self.prediction, end, is_fast=self.trainer.fast_step_active)
+            if isinstance(ending, Finished) and self.config is not None and self.trainer is not None and self.is_main:
+                times = [event.step_s for event in read_run(self.run).steps if event.step > self._first_step]
+                learn_from(self.workspace, self.config, self.prediction, end, times, is_fast=self.trainer.fast_step_active)
             ending = replace(ending, peak_bytes=end.peak_allocated_bytes or end.process_bytes)
         trainer, self.trainer, self.recorder = self.trainer, None, None
         held = release(trainer)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
-from qlora_ui.runs.events import Event
+from qlora_ui.runs.events import Ended, Event, Finished, Started
 from qlora_ui.runs.journal import JournalWriter
 
 T = TypeVar("T")
@@ -20,6 +22,11 @@ def num_processes() -> int:
 def is_first_process() -> bool:
     """Whether this process writes the run's files."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_of_further_machine() -> bool:
+    """Whether this process speaks for its machine in a run of several machines, and is not the one that writes the run."""
+    return not is_first_process() and os.environ.get("LOCAL_RANK") == "0"
 
 
 def launcher_name() -> str:
@@ -45,3 +52,21 @@ class SilentJournal(JournalWriter):
 
     def write(self, event: Event, *, durable: bool = False) -> None:
         """Nothing."""
+
+
+class PartJournal(JournalWriter):
+    """The journal of a further machine: that its part began and how it ended. The numbers and the result are on the first."""
+
+    def write(self, event: Event, *, durable: bool = False) -> None:
+        """Beginning and end."""
+        if isinstance(event, Finished):
+            event = replace(event, reason="this machine's part is done; curve and result are on the first machine")
+        if isinstance(event, Started | Ended):
+            super().write(event, durable=durable)
+
+
+def journal_of(path: Path) -> JournalWriter:
+    """What this process writes of the run: all, its machine's beginning and end, or nothing."""
+    if is_first_process():
+        return JournalWriter(path)
+    return PartJournal(path) if is_first_of_further_machine() else SilentJournal()

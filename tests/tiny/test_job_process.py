@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,20 +11,25 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import curve, launcher_of, tiny_config, train, write_rows
+from jobs import at_step, curve, launcher_of, tiny_config, train, when, write_rows
 
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.process import free_port
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import list_runs
-from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 STARTING = """
 import sys, time
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.process import free_port
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
@@ -85,3 +91,52 @@ def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: P
     view = read_run(run)
     assert view.status is Status.DONE
     assert [event.step for event in view.steps] == list(range(1, 61))
+
+
+def test_two_machines_equal_one_and_stop_together(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Two launchers with workspaces of their own that meet on this computer's loopback, as two machines would."""
+    config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 25), lora__dropout=0.0, train__max_steps=40)
+    one = train(Workspace.at(tmp_path / "one"), config)
+    launchers, runs = on_two_machines(config, tmp_path)
+    # Asked on the second machine.
+    when(runs[0], at_step(3), lambda: launchers[1].request(runs[1], Request.STOP), launchers[0])
+    assert all(launcher.wait_until_idle(150) for launcher in launchers)
+    first, second = map(read_run, runs)
+    assert first.status is second.status is Status.STOPPED, [run.log_path.read_text(encoding="utf-8")[-2000:] for run in runs]
+    losses = [loss for _, loss, _ in curve(first)]
+    assert 3 <= len(losses) < 40 and losses == pytest.approx([loss for _, loss, _ in curve(one)][: len(losses)], rel=1e-5)
+    assert (runs[0].adapter / "adapter_model.safetensors").is_file() and not runs[1].adapter.exists()
+    for launcher in launchers:
+        launcher.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("QLORA_UI_LONG"), reason="minutes: set QLORA_UI_LONG=1")
+def test_two_machines_continue_from_the_same_step_or_not_at_all(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 25), lora__dropout=0.0, train__max_steps=40)
+    one = train(Workspace.at(tmp_path / "one"), config)
+    launchers, runs = on_two_machines(config, tmp_path)
+    when(runs[0], at_step(3), lambda: launchers[0].request(runs[0], Request.PAUSE), launchers[0])
+    assert all(launcher.wait_until_idle(150) for launcher in launchers)
+    assert [read_run(run).status for run in runs] == [Status.PAUSED, Status.PAUSED]
+    # The checkpoints are on the first machine alone: going on would leave the two waiting for each other.
+    for launcher, run in zip(launchers, runs, strict=True):
+        launcher.resume(run)
+    assert all(launcher.wait_until_idle(150) for launcher in launchers)
+    for ended in (read_run(run).ended for run in runs):
+        assert isinstance(ended, Failed) and ended.code == "resume-machines", ended
+    shutil.copytree(runs[0].checkpoints, runs[1].checkpoints, dirs_exist_ok=True)
+    for launcher, run in zip(launchers, runs, strict=True):
+        launcher.resume(run)
+    assert all(launcher.wait_until_idle(150) for launcher in launchers)
+    assert read_run(runs[0]).status is read_run(runs[1]).status is Status.DONE
+    assert curve(read_run(runs[0]))[-1][1] == pytest.approx(curve(one)[-1][1], rel=1e-4)
+    for launcher in launchers:
+        launcher.shutdown()
+
+
+def on_two_machines(config: RunConfig, folder: Path) -> tuple[list[Launcher], list[RunDir]]:
+    """One run in two workspaces, each a machine of its own to the other."""
+    changes = {"train.accumulation": 1, "launch.where": "process", "launch.num_machines": 2, "launch.main_port": free_port()}
+    launchers = [launcher_of(Workspace.at(folder / name)) for name in ("first", "second")]
+    return launchers, [launcher.start(config.changed({**changes, "launch.machine_rank": rank})) for rank, launcher in enumerate(launchers)]
