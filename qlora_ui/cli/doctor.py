@@ -12,7 +12,7 @@ from qlora_ui.base.files import free_bytes
 from qlora_ui.base.units import GIB, format_bytes
 from qlora_ui.cli.config_flags import table
 from qlora_ui.data.no_network import can_refuse_network
-from qlora_ui.hardware.devices import card_profile, cpu_profile, forget_correction
+from qlora_ui.hardware.devices import FAST, PLAIN, card_profile, cpu_profile, forget_learned
 from qlora_ui.hardware.gpu import driver_version, read_gpus
 from qlora_ui.hardware.system import read_system, versions
 from qlora_ui.models.builtin import gguf_path
@@ -25,14 +25,14 @@ LITTLE_DISK_BYTES = 5 * GIB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What was learned can be forgotten."""
-    parser.add_argument("--forget", action="store_true", help="forget the correction that earlier runs taught the estimate")
+    parser.add_argument("--forget", action="store_true", help="forget what earlier runs taught the estimates of memory and time")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 where something keeps runs from working."""
     workspace = Workspace.at(arguments.workspace)
     if arguments.forget:
-        forget_correction(workspace)
+        forget_learned(workspace)
     values = _look(workspace)
     if arguments.json:
         print(json.dumps(values, ensure_ascii=False))
@@ -50,7 +50,7 @@ def _look(workspace: Workspace) -> dict[str, Any]:
         "driver": driver_version(),
         "cards": cards,
         "system": asdict(system),
-        "device": asdict(cpu_profile()) if not cards else cards[0],
+        "device": asdict(cpu_profile(workspace)) if not cards else cards[0],
         "workspace": str(workspace.root),
         "workspace_free_bytes": free_bytes(workspace.root),
         "has_builtin_model": gguf_path() is not None,
@@ -68,8 +68,15 @@ def _card(gpu: Any, workspace: Workspace) -> dict[str, Any]:
         "context_source": profile.context_source,
         "correction": profile.correction,
         "num_learned": profile.num_learned,
+        "speeds": {way: asdict(speed) for way, speed in profile.speeds.items()},
         "supports_bf16": profile.supports_bf16,
     }
+
+
+def _speeds(speeds: dict[str, Any]) -> str:
+    """`, time × 1.130 after 3 runs (fast path)`, for each way to train that runs have timed."""
+    names = {FAST: "fast path", PLAIN: "plain path"}
+    return "".join(f", time × {speed['factor']:.3f} after {speed['num_runs']} runs ({names[way]})" for way, speed in speeds.items())
 
 
 def _problems(workspace: Workspace, found: dict[str, str], has_card: bool) -> list[dict[str, Any]]:
@@ -100,8 +107,10 @@ def _say(values: dict[str, Any]) -> None:
     print(f"{system['cpu']}, {system['num_cpus']} cores, {format_bytes(system['ram_available_bytes'])} of memory free")
     for card in values["cards"]:
         words = f"context {format_bytes(card['context_bytes'])} ({card['context_source']})"
-        learned = f"estimates × {card['correction']:.3f} after {card['num_learned']} runs"
+        learned = f"memory × {card['correction']:.3f} after {card['num_learned']} runs{_speeds(card['speeds'])}"
         print(f"{card['name']}: {format_bytes(card['free_bytes'])} of {format_bytes(card['total_bytes'])} free, {words}, {learned}")
+    if not values["cards"] and values["device"]["speeds"]:
+        print(f"CPU: learned from earlier runs{_speeds(values['device']['speeds'])}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
     refuser = "the kernel" if values["files_read_without_network_by"] == "kernel" else "only Python itself (an audit hook)"
     print(f"Datasets are read in a process to which {refuser} refuses the network")

@@ -118,6 +118,7 @@ def as_values(
             "tokens_per_s": round(duration.tokens_per_s, 1),
             "energy_j": duration.energy_j,
             "duration_error_share": duration.error_share,
+            "duration_basis": duration.basis,
         }
     return values
 

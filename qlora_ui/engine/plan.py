@@ -7,7 +7,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.processes import launcher_name, num_processes
 from qlora_ui.estimate.duration import estimate_duration
-from qlora_ui.estimate.learned import learn
+from qlora_ui.estimate.learned import learn, learn_speed
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import current_device
@@ -38,6 +38,10 @@ class Prediction:
     num_bytes: int | None
     seconds: float | None
     energy_j: float | None = None
+    unlearned_step_s: float | None = None
+    """Of one step, as a machine without earlier runs would have it."""
+    is_fast: bool = False
+    """Whether it was made for the fast path."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the receipt."""
@@ -57,7 +61,8 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     shape = DataShape(num_rows=num_rows, mean_tokens=mean, longest_tokens=max(lengths, default=None))
     memory = estimate_memory(facts, config, device, shape)
     duration = estimate_duration(facts, config, device, num_rows, mean)
-    return Prediction(memory.total_bytes, duration.total_s, duration.energy_j)
+    unlearned = estimate_duration(facts, config, replace(device, speeds={}), num_rows, mean)
+    return Prediction(memory.total_bytes, duration.total_s, duration.energy_j, unlearned.step_s, memory.is_fast)
 
 
 def started(device: torch.device, resumed_from: int | None) -> Started:
@@ -94,8 +99,10 @@ def planned(config: RunConfig, train: Any, plan: Intervals, parameters: tuple[in
     )
 
 
-def learn_from(workspace: Workspace, config: RunConfig, prediction: Prediction, end: MemoryMeasured, *, is_fast: bool) -> None:
-    """Let the finished run teach the estimate about this machine."""
+def learn_from(
+    workspace: Workspace, config: RunConfig, prediction: Prediction, end: MemoryMeasured, step_times_s: Sequence[float], *, is_fast: bool
+) -> None:
+    """Let the finished run teach the estimates about this machine."""
     # A full disk or a lost driver must not change how the run ends.
     with contextlib.suppress(OSError, QloraUiError):
         device = current_device(workspace, config.launch.device)
@@ -107,6 +114,9 @@ def learn_from(workspace: Workspace, config: RunConfig, prediction: Prediction, 
             reserved_bytes=end.reserved_bytes,
             is_fast=is_fast,
         )
+        # Where the run took another way than was foreseen, the two times have nothing to do with each other.
+        if is_fast == prediction.is_fast:
+            learn_speed(workspace, device, prediction.unlearned_step_s, step_times_s, is_fast=is_fast)
 
 
 def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:

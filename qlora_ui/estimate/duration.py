@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
-from qlora_ui.hardware.devices import DeviceProfile
+from qlora_ui.hardware.devices import FAST, PLAIN, DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
 
@@ -17,7 +17,9 @@ FAST_LAUNCHES_PER_LAYER, PLAIN_LAUNCHES_PER_LAYER = 0, 310
 LAUNCH_S = 4.8e-5
 """Python's share of one operation on the plain path: two runs on an H100 whose host is a virtual machine; a fast desktop may need half."""
 FAST_ERROR, PLAIN_ERROR, CPU_ERROR, LEARNED_ERROR = 0.3, 0.6, 0.5, 0.2
-"""Shares by which a first estimate may be off: the fast path's four shapes on an H100 (`speed-H100.json`) were within 25 %."""
+"""Shares by which a first estimate may be off: the fast path's four shapes on an H100 (`speed-H100.json`) were within 25 %.
+
+The last is the least that is claimed after three runs; a wider spread of theirs counts instead."""
 CPU_STEP_S = 0.05
 
 
@@ -43,12 +45,10 @@ def estimate_duration(
     device: DeviceProfile,
     num_rows: int | None,
     mean_tokens: float | None,
-    *,
-    speed_factor: float | None = None,
 ) -> DurationEstimate:
     """Time of a whole run on `num_rows` conversations of `mean_tokens` tokens (unknown: 1,000 rows of half the longest length).
 
-    `speed_factor` is measured over estimated time of earlier runs on this machine. Checks and saves are counted as a share.
+    What earlier runs on the device have shown of its speed counts. Checks and saves are counted as a share.
     """
     mean = min(mean_tokens or config.data.max_length / 2, config.data.max_length)
     rows = num_rows if num_rows is not None else 1000
@@ -56,10 +56,12 @@ def estimate_duration(
     work = workload_of(facts, config, device, DataShape(num_rows=rows, mean_tokens=mean))
     num_steps, tokens_per_step, positions = _steps(config, work, train_rows, mean)
     micro = micro_step_s(facts, config, device, work, positions)
-    step = micro * config.train.accumulation * (speed_factor or 1.0)
+    learned = device.speeds.get(FAST if work.is_fast else PLAIN)
+    factor = learned.factor if learned else 1.0
+    step = micro * config.train.accumulation * factor
     eval_positions = rows * config.eval.share * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
     evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if config.eval.share else 0
-    evaluation = evaluations * eval_positions * _flop_per_token(facts, 2) / _throughput(device, work)
+    evaluation = evaluations * eval_positions * _flop_per_token(facts, 2) / _throughput(device, work) * factor
     starting = _starting_s(facts, device)
     total = starting + num_steps * step * 1.03 + evaluation
     power = device.watts * 0.8 if device.watts is not None else None
@@ -69,8 +71,8 @@ def estimate_duration(
         num_steps=num_steps,
         tokens_per_s=tokens_per_step / step,
         energy_j=total * power if power is not None else None,
-        error_share=LEARNED_ERROR if speed_factor is not None else _first_error(work),
-        basis="measured" if speed_factor is not None else "estimated",
+        error_share=max(LEARNED_ERROR, learned.spread) if learned and learned.spread is not None else _first_error(work),
+        basis="measured" if learned else "estimated",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,24 @@ _DEVICES_FILE = "devices.json"
 _RUNS_NEEDED, _RUNS_KEPT, _LARGEST_CORRECTION = 3, 20, 0.15
 
 
+CPU_KEY = "cpu"
+"""Under which this machine's processor stands among the devices that runs have taught something of."""
+FAST, PLAIN = "fast", "plain"
+"""Ways to train whose speed is learned apart."""
+_STEP_RATIOS = {FAST: "step_ratios_fast", PLAIN: "step_ratios_plain"}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Measured over estimated time of a step in earlier runs on a device."""
+
+    factor: float
+    """Their median."""
+    num_runs: int
+    spread: float | None
+    """The largest distance of a run from the median, as a share of it; None before the third run."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
     """What an estimate needs to know of a device."""
@@ -129,6 +148,8 @@ class DeviceProfile:
     """Measured over predicted memory of earlier runs on this machine, without the context."""
     num_learned: int = 0
     """Runs behind the correction."""
+    speeds: Mapping[str, Speed] = field(default_factory=dict, hash=False)
+    """By way to train."""
     grows_segments: bool = field(default_factory=grows_segments)
     """Whether torch's allocator grows its segments there, instead of adding new ones beside those that do not fit."""
 
@@ -153,7 +174,7 @@ def current_device(workspace: HasCache | None = None, wanted: str = "auto") -> D
             where="launch.device",
             code="no-gpu",
         )
-    return cpu_profile()
+    return cpu_profile(workspace)
 
 
 def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProfile:
@@ -181,10 +202,11 @@ def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProf
         capability=capability,
         correction=stored_correction(workspace, gpu.uuid)[0],
         num_learned=stored_correction(workspace, gpu.uuid)[1],
+        speeds=stored_speeds(workspace, gpu.uuid),
     )
 
 
-def cpu_profile() -> DeviceProfile:
+def cpu_profile(workspace: HasCache | None = None) -> DeviceProfile:
     """This machine's processor and memory. Speed: 2 FLOP x 16 lanes x 1.2 GHz a core, a deliberately modest figure."""
     system = read_system()
     return DeviceProfile(
@@ -199,6 +221,8 @@ def cpu_profile() -> DeviceProfile:
         tflops=0.04 * system.num_cpus,
         bandwidth_bytes_per_s=10e9,
         speed_source="assumed",
+        uuid=CPU_KEY,
+        speeds=stored_speeds(workspace, CPU_KEY),
     )
 
 
@@ -211,7 +235,7 @@ def named_device(words: str, workspace: HasCache | None = None) -> DeviceProfile
     if text.lower() in ("auto", "current", ""):
         return current_device(workspace)
     if text.lower() == "cpu":
-        return cpu_profile()
+        return cpu_profile(workspace)
     size = _parse_size(text)
     if size is not None:
         return sized_profile(size, f"A card with {size / GIB:.3g} GiB")
@@ -314,16 +338,39 @@ def store_ratio(workspace: HasCache, uuid: str, name: str, ratio: float) -> None
         _store(workspace, uuid, name=name, ratios=[*_ratios(workspace, uuid), ratio][-_RUNS_KEPT:])
 
 
-def forget_correction(workspace: HasCache, uuid: str | None = None) -> None:
-    """Forget what was learned of a card, or of all of them; the measured context stays."""
+def stored_speeds(workspace: HasCache | None, uuid: str) -> dict[str, Speed]:
+    """What earlier runs say of a device's speed, by way to train."""
+    found = {}
+    for way in (FAST, PLAIN):
+        ratios = _numbers(workspace, uuid, _STEP_RATIOS[way])
+        if ratios:
+            middle = statistics.median(ratios)
+            spread = max(abs(ratio / middle - 1) for ratio in ratios) if len(ratios) >= _RUNS_NEEDED else None
+            found[way] = Speed(middle, len(ratios), spread)
+    return found
+
+
+def store_step_ratio(workspace: HasCache, uuid: str, name: str, way: str, ratio: float) -> None:
+    """Remember measured over estimated time of a run's steps (what was learned before left out of the estimate)."""
+    if uuid and 0.02 < ratio < 50:
+        key = _STEP_RATIOS[way]
+        _store(workspace, uuid, name=name, **{key: [*_numbers(workspace, uuid, key), ratio][-_RUNS_KEPT:]})
+
+
+def forget_learned(workspace: HasCache, uuid: str | None = None) -> None:
+    """Forget what runs have taught of a device's memory and speed, or of all of them; the measured context stays."""
     for known in [uuid] if uuid is not None else list(_stored(workspace)):
-        _store(workspace, known, ratios=[])
+        _store(workspace, known, ratios=[], **{key: [] for key in _STEP_RATIOS.values()})
 
 
 def _ratios(workspace: HasCache | None, uuid: str) -> list[float]:
+    return _numbers(workspace, uuid, "ratios")
+
+
+def _numbers(workspace: HasCache | None, uuid: str, key: str) -> list[float]:
     value = _stored(workspace).get(uuid)
-    ratios = value.get("ratios") if isinstance(value, dict) else None
-    return [ratio for ratio in ratios if isinstance(ratio, float | int)] if isinstance(ratios, list) else []
+    numbers = value.get(key) if isinstance(value, dict) else None
+    return [number for number in numbers if isinstance(number, float | int)] if isinstance(numbers, list) else []
 
 
 def _store(workspace: HasCache, uuid: str, **values: Any) -> None:

@@ -57,6 +57,13 @@ def test_memory_is_measured_where_it_is_compared(finished: RunView) -> None:
     assert isinstance(finished.memory[0], MemoryMeasured)
 
 
+def test_a_finished_run_teaches_the_estimate_of_time(finished: RunView) -> None:
+    from qlora_ui.hardware.devices import CPU_KEY, stored_speeds
+
+    speed = stored_speeds(Workspace.at(finished.run.path.parent.parent), CPU_KEY)["plain"]
+    assert speed.num_runs == 1 and speed.factor > 0
+
+
 def test_on_a_cpu_memory_is_what_the_run_adds_to_the_app() -> None:
     import torch
 

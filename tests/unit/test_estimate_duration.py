@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from qlora_ui.estimate.duration import FAST_ERROR, PLAIN_ERROR, estimate_duration, micro_step_s
+from qlora_ui.estimate.duration import CPU_ERROR, FAST_ERROR, PLAIN_ERROR, estimate_duration, micro_step_s
+from qlora_ui.estimate.learned import learn_speed
 from qlora_ui.estimate.workload import workload_of
-from qlora_ui.hardware.devices import named_device
+from qlora_ui.hardware.devices import cpu_profile, forget_learned, named_device, stored_speeds
 from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 QWEN = facts_from_config({
@@ -43,3 +46,33 @@ def test_the_error_is_that_of_the_path() -> None:
     fast, plain = RunConfig(), RunConfig().changed({"train.fast_path": "off"})
     assert estimate_duration(QWEN, fast, CARD, 1000, 200).error_share == FAST_ERROR
     assert estimate_duration(QWEN, plain, CARD, 1000, 200).error_share == PLAIN_ERROR
+
+
+def test_earlier_runs_on_a_machine_set_the_pace(workspace: Workspace) -> None:
+    # 1.5B, plain: steps took half as long again as was estimated, the first two longer still.
+    config = RunConfig().changed({"train.fast_path": "off", "eval.share": 0})
+    card = replace(CARD, uuid="GPU-1")
+    first = estimate_duration(QWEN, config, card, 1000, 200)
+    for share in (1.5, 1.4, 1.8):
+        times = [9.0, 9.0, *[first.step_s * share] * 6]
+        learn_speed(workspace, card, first.step_s, times, is_fast=False)
+    learn_speed(workspace, card, first.step_s, [first.step_s] * 4, is_fast=False)  # too short to teach anything
+    speed = stored_speeds(workspace, "GPU-1")["plain"]
+    assert (speed.factor, speed.num_runs) == (pytest.approx(1.5), 3) and speed.spread == pytest.approx(0.2)
+    learned = estimate_duration(QWEN, config, replace(card, speeds=stored_speeds(workspace, "GPU-1")), 1000, 200)
+    assert learned.step_s == pytest.approx(1.5 * first.step_s) and learned.total_s > first.total_s
+    assert (learned.basis, learned.error_share) == ("measured", pytest.approx(0.2))
+    fast = config.changed({"train.fast_path": "auto"})
+    assert estimate_duration(QWEN, fast, replace(card, speeds=stored_speeds(workspace, "GPU-1")), 1000, 200).basis == "estimated"
+    forget_learned(workspace)
+    assert stored_speeds(workspace, "GPU-1") == {}
+
+
+def test_one_run_sets_the_pace_and_not_the_error(workspace: Workspace) -> None:
+    cpu = cpu_profile(workspace)
+    config = RunConfig()
+    first = estimate_duration(QWEN, config, cpu, 100, 200)
+    learn_speed(workspace, cpu, first.step_s, [first.step_s * 3] * 5, is_fast=False)
+    learned = estimate_duration(QWEN, config, cpu_profile(workspace), 100, 200)
+    assert learned.step_s == pytest.approx(3 * first.step_s) and learned.basis == "measured"
+    assert learned.error_share == first.error_share == CPU_ERROR

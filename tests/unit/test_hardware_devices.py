@@ -12,7 +12,7 @@ from qlora_ui.hardware.devices import (
     card_profile,
     cpu_profile,
     find_card,
-    forget_correction,
+    forget_learned,
     named_device,
     store_context,
     store_ratio,
@@ -103,6 +103,6 @@ def test_a_correction_counts_from_the_third_run_and_can_be_forgotten(workspace: 
     store_ratio(workspace, "GPU-1", gpu.name, 9.0)  # implausible, not kept
     profile = card_profile(gpu, workspace)
     assert (profile.correction, profile.num_learned) == (1.06, 3)
-    forget_correction(workspace)
+    forget_learned(workspace)
     assert card_profile(gpu, workspace).correction == 1.0
     assert stored_context(workspace, "GPU-1") == 412 * MIB
