@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 from qlora_ui.base.units import format_bytes, format_duration, format_percent
@@ -15,6 +16,8 @@ from qlora_ui.ui.views.words import ago, describe_model, fold, setting_words, st
 PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
+MOST_ROWS = 200
+_rows: OrderedDict[tuple[RunRow, bool, str, bool, bool], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "output.name", "output.notes", "output.tags"}
 
 EMPTY = (
@@ -50,7 +53,8 @@ def table_html(
         return EMPTY
     if not rows:
         return '<div class="q-empty"><h2>Nothing found</h2><p>No run has these words and this state.</p></div>'
-    body = "".join(_row(row, configs.get(row.id), row.id in picked, can_pick=len(picked) < MOST_PICKED) for row in rows)
+    can_pick = len(picked) < MOST_PICKED
+    body = "".join(_row(row, configs.get(row.id), ago(row.created), row.id in picked, can_pick) for row in rows)
     head = "".join(
         f'<th scope="col"{f" class={css}" if css else ""}>{label}</th>'
         for label, css in (
@@ -68,11 +72,22 @@ def table_html(
     return f'<table class="q-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_pages(page, num_found)}'
 
 
-def _row(row: RunRow, config: RunConfig | None, is_picked: bool, *, can_pick: bool) -> str:
+def _row(row: RunRow, config: RunConfig | None, when: str, is_picked: bool, can_pick: bool) -> str:
+    """Kept, since a page asks for the same rows each second, beside a training. The settings of an id never change."""
+    key = (row, config is None, when, is_picked, can_pick)
+    html = _rows.get(key)
+    if html is None:
+        html = _rows[key] = _row_html(row, config, when, is_picked, can_pick)
+        if len(_rows) > MOST_ROWS:
+            _rows.popitem(last=False)
+    return html
+
+
+def _row_html(row: RunRow, config: RunConfig | None, when: str, is_picked: bool, can_pick: bool) -> str:
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
     state = " checked" if is_picked else "" if can_pick else " disabled"
     pick = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{state}>'
-    where = f"{describe_model(row.model, 30).removesuffix(' (built in)')} · {ago(row.created)}"
+    where = f"{describe_model(row.model, 30).removesuffix(' (built in)')} · {when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
     progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""
