@@ -16,8 +16,9 @@ def escape(value: object) -> str:
 
 def sentence_case(text: str) -> str:
     """`text` with a capital in front, unless it begins with a name: of a file, a folder, an option."""
-    first = text.split(" ", 1)[0].rstrip(":;,.")
-    return text if any(sign in first for sign in "./\\_-`0123456789") else text[:1].upper() + text[1:]
+    first = text.split(" ", 1)[0]
+    is_name = first.endswith(":") or any(sign in first.rstrip(";,.") for sign in "./\\_-`0123456789")
+    return text if is_name else text[:1].upper() + text[1:]
 
 
 def go_link(text: str, tab: str, focus: str = "") -> str:

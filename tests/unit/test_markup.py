@@ -1,0 +1,20 @@
+"""Text on its way into HTML."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_ui.ui.markup import sentence_case
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("the line ends too early", "The line ends too early"),
+        ("rows.jsonl line 2 ends too early", "rows.jsonl line 2 ends too early"),
+        ("myData: This is a folder", "myData: This is a folder"),
+        ("lora.rank is wrong", "lora.rank is wrong"),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_a_name_stays_as_it_is(text: str, said: str) -> None:
+    assert sentence_case(text) == said
