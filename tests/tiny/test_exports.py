@@ -17,7 +17,8 @@ from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine.exports import llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
-from qlora_ui.engine.exports.export import export_run, plan
+from qlora_ui.engine.exports.check import CheckResult
+from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import merge
 from qlora_ui.engine.load import load_quantized
@@ -170,6 +171,13 @@ def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_m
     assert {"README.md", "tokenizer.json"} <= names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     assert "[More Information Needed]" not in (result.path / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".making")] == []
+
+
+def test_it_is_said_why_answers_differ() -> None:
+    result = CheckResult(20, 11, 0.8, 0.0933, 0.5885, "llama.cpp", 1.0)
+    assert "0.09 on average" in why_answers_differ("gguf-q8_0", result) == why_answers_differ("ollama", result)
+    assert "4-bit weights" in why_answers_differ("merged-original", result)
+    assert why_answers_differ("gguf-f16", result) == why_answers_differ("merged-dequantized", result) == ""
 
 
 def test_a_stopped_export_leaves_nothing(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
