@@ -47,7 +47,7 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     else:
         attention, rest = _saved_plain(facts, adapter, lora, work, work.masked_share(rows, row_tokens))
         saved = int(tokens * (attention + rest)) + quadratic_saved + _dora_saved(adapter, lora, e)
-        in_mlp = 2 * tokens * stream * mlp + largest + (_dora_working(adapter, e, stream) if lora.dora else 0)
+        in_mlp = _mlp_working(adapter, tokens * stream * mlp, largest) + (_dora_working(adapter, e, stream) if lora.dora else 0)
         # Where a norm follows the MLP, its backward pass comes first, with six tensors in fp32.
         in_norm = 6 * 4 * tokens * hidden if facts.norms_per_layer > 2 else 0
         # Backward comes to attention last, when what the MLP had kept is gone.
@@ -158,6 +158,16 @@ def _quadratic(facts: ModelFacts, work: Workload, rows: int, row_tokens: int) ->
         return 4 * scores, 2 * 4 * scores
     # The mask as a bias, made anew by every layer that has one.
     return round(e * square * work.masked_share(rows, row_tokens)), 0
+
+
+def _mlp_working(adapter: Adapter, product: int, largest: int) -> int:
+    """The gradient of the MLP's product, through the weight and through the adapter; or with those of both of its factors.
+
+    A trained down projection keeps the product, whose place the second factor's gradient then takes.
+    """
+    if any(linear.name == "down_proj" for linear in adapter.linears):
+        return 2 * product + largest
+    return max(product + largest, 3 * product)
 
 
 def _dora_saved(adapter: Adapter, lora: LoraSection, e: int) -> int:

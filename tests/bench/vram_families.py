@@ -133,6 +133,21 @@ def compare(item: Row) -> Row:
     }
 
 
+def forked(item: Row) -> Row | None:
+    """`compare` in a process of its own; None where that process died."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: theirs.send(compare(item)))
+    child.start()
+    theirs.close()
+    try:
+        row: Row | None = ours.recv()
+    except EOFError:
+        row = None
+    child.join()
+    return row
+
+
 def show(row: Row) -> None:
     """A line for the eye."""
     path = ("fast" if row["is_fast"] else "plain") + (" packed" if row["is_packed"] else " padded")
@@ -160,10 +175,13 @@ def main() -> int:
     items = [drawn(draw, arguments.family) for _ in range(arguments.count)]
     import qlora_ui.engine.simulate  # noqa: F401
 
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(compare, items, chunksize=1):
-            rows.append(row)
-            show(row)
+    for item in items:
+        row = forked(item)
+        if row is None:
+            print("the process died:", item, flush=True)
+            continue
+        rows.append(row)
+        show(row)
     errors = sorted(abs(row["error"]) for row in rows)
     summary = {
         "rows": len(rows),

@@ -192,3 +192,10 @@ def test_a_chats_cache_by_hand() -> None:
     empty = chat_bytes(QWEN, 0)
     parts = estimate(QWEN).parts
     assert empty == parts["weights_4bit"] + parts["weights_16bit"] and chat_bytes(QWEN, 512) - empty == 512 * 28 * 1024
+
+
+def test_without_an_adapter_on_the_down_projection_three_gradients_of_the_mlp_stand_together() -> None:
+    # The product's and those of its two factors; a trained down projection has kept the product, whose place the third takes.
+    config = PLAIN.changed({"lora.targets": "q_proj,v_proj", "data.max_length": 8192})
+    layer = layer_bytes(QWEN, adapter_of(QWEN, config.lora), config.lora, workload_of(QWEN, config, CARD), rows=1, row_tokens=8192)
+    assert layer.working == 3 * 8192 * 2 * 8960
