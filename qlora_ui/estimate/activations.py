@@ -39,10 +39,12 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     largest = max(linear.num_weights for linear in facts.linears) * e
     quadratic_saved, quadratic_working = _quadratic(facts, work, rows, row_tokens)
     hidden, mlp = facts.hidden_size, facts.intermediate_size
+    # Gemma 2 and 3, whose norms follow too, are recomputed from nothing but a layer's input (engine/fast/apply.py).
+    keeps_tape = facts.norms_per_layer == 2
     if work.is_fast:
         saved = int(tokens * _saved_fast(facts, adapter, lora, work))
         # First the down projection's weight with the MLP's product, then gate's and up's side by side with the gradient of their input.
-        at_down, at_gate = _dense_weights(facts, e, is_recomputed=work.kept_layers < facts.num_layers)
+        at_down, at_gate = _dense_weights(facts, e, is_recomputed=keeps_tape and work.kept_layers < facts.num_layers)
         working = max(tokens * e * mlp + at_down, tokens * e * hidden + at_gate) + 2 * tokens * e * hidden + quadratic_working
     else:
         attention, rest = _saved_plain(facts, adapter, lora, work, work.masked_share(rows, row_tokens))
@@ -57,7 +59,7 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     forward_down = tokens * stream * (mlp + 3 * hidden) + largest
     return LayerBytes(
         saved=saved,
-        checkpoint=tokens * (stream * hidden + (e * _inner_width(adapter, lora) if work.is_fast else 0)),
+        checkpoint=tokens * (stream * hidden + (e * _inner_width(adapter, lora) if work.is_fast and keeps_tape else 0)),
         working=working,
         forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * stream * 4 * hidden),
     )

@@ -199,3 +199,10 @@ def test_without_an_adapter_on_the_down_projection_three_gradients_of_the_mlp_st
     config = PLAIN.changed({"lora.targets": "q_proj,v_proj", "data.max_length": 8192})
     layer = layer_bytes(QWEN, adapter_of(QWEN, config.lora), config.lora, workload_of(QWEN, config, CARD), rows=1, row_tokens=8192)
     assert layer.working == 3 * 8192 * 2 * 8960
+
+
+def test_layers_with_norms_behind_are_recomputed_from_their_input_alone() -> None:
+    config = RunConfig().changed({"data.max_length": 2048, "train.batch_size": 1, "eval.share": 0})
+    work = workload_of(GEMMA3, config, CARD)
+    layer = layer_bytes(GEMMA3, adapter_of(GEMMA3, config.lora), config.lora, work, rows=1, row_tokens=2048)
+    assert work.is_fast and layer.checkpoint == 2048 * 2 * 1152
