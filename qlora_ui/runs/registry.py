@@ -21,14 +21,30 @@ _ID = re.compile(r"^\d{8}-\d{6}-[a-z0-9-]{1,40}-[0-9a-f]{4}$")
 
 
 def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
-    """Make the directory of a new run with its settings; the id holds the time, the name and four random digits."""
+    """Make the directory of a new run with its settings; the id holds the time and the name.
+
+    Its last four digits count 65,536ths of the second, so that runs of one second keep their order.
+    """
     stem = config.output.name or config.model.id.rsplit("/", maxsplit=1)[-1].rsplit(":", maxsplit=1)[-1]
     word = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "run"
-    run = RunDir(workspace.runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{word}-{secrets.token_hex(2)}")
-    (run.path / "control").mkdir(parents=True)
+    run = RunDir(_free_path(workspace.runs, word))
+    (run.path / "control").mkdir()
     run.write_config(config)
     JournalWriter(run.journal_path).write(Queued(), durable=True)
     return run
+
+
+def _free_path(runs: Path, word: str) -> Path:
+    runs.mkdir(parents=True, exist_ok=True)
+    while True:
+        now = time.time()
+        path = runs / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{word}-{int(now % 1 * 65536):04x}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            time.sleep(2**-16)
+        else:
+            return path
 
 
 def find_run(workspace: Workspace, run_id: str) -> RunDir:

@@ -51,9 +51,10 @@ class Watch:
         while not self._ended.wait(0.005):
             for child in psutil.Process().children():
                 try:
+                    # First what it runs: until then it is a copy of this process, with its memory.
+                    is_reader = "-I" in child.cmdline()
                     status = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii", errors="replace")
                     mark = re.search(r"VmHWM:\s+(\d+) kB", status)
-                    is_reader = "-I" in child.cmdline()
                 except (OSError, psutil.Error):
                     continue
                 if mark and is_reader:

@@ -53,7 +53,7 @@ def test_memory_is_measured_where_it_is_compared(finished: RunView) -> None:
     at = {event.at for event in finished.memory}
     assert {"dry-run", "step", "end"} <= at
     assert all(event.process_bytes is not None for event in finished.memory)
-    assert next(event for event in finished.memory if event.at == "end").process_bytes
+    # What it adds to a process that has trained before can be nothing; the next test but one measures it.
     assert isinstance(finished.memory[0], MemoryMeasured)
 
 
