@@ -18,6 +18,14 @@ from tiny_model import make_tiny_model
 from qlora_ui.runs.workspace import Workspace
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long forms are run by QLORA_UI_LONG=1; all others fit 20 minutes of two cores."""
+    if not os.environ.get("QLORA_UI_LONG"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="minutes: set QLORA_UI_LONG=1"))
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """An empty workspace."""

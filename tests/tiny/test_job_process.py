@@ -93,6 +93,7 @@ def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: P
     assert [event.step for event in view.steps] == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_two_machines_equal_one_and_stop_together(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Two launchers with workspaces of their own that meet on this computer's loopback, as two machines would."""
     config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 25), lora__dropout=0.0, train__max_steps=40)
@@ -111,7 +112,6 @@ def test_two_machines_equal_one_and_stop_together(tiny_model_dir: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("QLORA_UI_LONG"), reason="minutes: set QLORA_UI_LONG=1")
 def test_two_machines_continue_from_the_same_step_or_not_at_all(tiny_model_dir: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 25), lora__dropout=0.0, train__max_steps=40)
     one = train(Workspace.at(tmp_path / "one"), config)

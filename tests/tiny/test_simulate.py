@@ -54,8 +54,8 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
         (MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}),
         (QWEN, "H100", {"eval.share": 0.1, "eval.batch_size": 64, "train.packing": "off"}),
         (GEMMA2, "H100", {"train.batch_size": 4, "data.max_length": 2048}),
-        (GEMMA2, "H100", {"train.packing": "off"}),
-        (QWEN, "T4", {"lora.dora": True}),
+        pytest.param(GEMMA2, "H100", {"train.packing": "off"}, marks=pytest.mark.slow),
+        pytest.param(QWEN, "T4", {"lora.dora": True}, marks=pytest.mark.slow),
     ],
     ids=["trained output layer", "DoRA", "fp16", "window", "large evaluation", "capped, packed", "capped, padded", "DoRA in fp16"],
 )
@@ -73,7 +73,15 @@ def test_a_check_that_is_stopped_ends_its_process() -> None:
     assert told
 
 
-@pytest.mark.parametrize("facts", [replace(QWEN, num_layers=10), SMOLLM3, GEMMA2], ids=["alike", "every fourth unrotated", "two kinds"])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param(replace(QWEN, num_layers=10), marks=pytest.mark.slow),
+        pytest.param(SMOLLM3, marks=pytest.mark.slow),
+        GEMMA2,
+    ],
+    ids=["alike", "every fourth unrotated", "two kinds"],
+)
 def test_a_few_layers_stand_for_many(facts: ModelFacts) -> None:
     config = RunConfig().changed(
         {"train.fast_path": "off", "data.max_length": 256, "train.batch_size": 1, "train.checkpointing": "partly", "train.kept_layers": 5}
