@@ -59,7 +59,7 @@ def test_a_run_that_fails_says_why(words: list[str], tmp_path: Path, capfd: pyte
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupt_stops_and_saves_and_the_run_continues(words: list[str], tmp_path: Path, number: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "app.py", *words, "--train.max_steps", "2000", "--output.save_every", "2000"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from jobs import tiny_config, write_rows
 from test_job_stops import ask_when_called
 
@@ -29,6 +30,7 @@ def models_alive() -> int:
     return sum(isinstance(item, LlamaForCausalLM) for item in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_cycles_leave_nothing_behind(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: Any) -> None:
     config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), train__max_steps=4, output__save_every=4, eval__every=4)
     me = psutil.Process()

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCH = Path(__file__).parents[1] / "bench" / "survival.py"
 
 
@@ -27,6 +29,7 @@ def test_training_stopping_failing_and_chatting_leave_the_process_as_it_was(tmp_
     assert result["threads_added"] <= 0 and result["files_added"] <= 0, result["rows"]
 
 
+@pytest.mark.slow
 def test_a_stop_in_any_phase_costs_a_step_and_a_save_at_most(tmp_path: Path) -> None:
     result = measured(tmp_path, "stops", "--trials", "9")
     assert result["problems"] == []

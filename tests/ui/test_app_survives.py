@@ -84,6 +84,7 @@ def test_a_hundred_presses_at_once_start_one_run(tmp_path: Path, tiny_model_dir:
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_pages_that_come_and_go_in_the_middle_of_a_run_lose_no_point(tmp_path: Path, tiny_model_dir: Path) -> None:
     bench = open_pages()
     workspace = with_draft(tmp_path, tiny_model_dir, train__max_steps=100_000, train__schedule="constant", eval__share=0)

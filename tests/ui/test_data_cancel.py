@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import started_app
 from pages import NARROW, WIDE, Looked
 from playwright.sync_api import Browser, expect
@@ -15,6 +16,8 @@ from playwright.sync_api import Browser, expect
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "unit")]
 from corpus import big
 from dataset_hub_stub import DatasetHub, serve
+
+pytestmark = pytest.mark.slow
 
 REPO = "some-owner/chats"
 

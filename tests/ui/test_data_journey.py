@@ -18,6 +18,8 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import save_preset
 from qlora_ui.settings.run_config import RunConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = {"data.max_length": 96, "train.max_steps": 3, "train.batch_size": 2, "train.accumulation": 1, "output.name": "Own table"}
 WIDTHS = {"wide": WIDE, "narrow": NARROW}
 

@@ -134,6 +134,7 @@ def test_a_failure_offers_its_remedy(browser: Browser, served: Served) -> None:
     looked.assert_clean()
 
 
+@pytest.mark.slow
 def test_ten_thousand_points_without_a_long_task(browser: Browser, served: Served) -> None:
     run = write_run(served.service.workspace, num_steps=2 * MANY_POINTS, done=MANY_POINTS, end="live", step_s=0.05)
     journal = JournalWriter(run.journal_path)
