@@ -231,7 +231,9 @@ class ChatService:
         if self._pass is not None:
             self._pass.forget_graphs()
         capture = self._model.device.type == "cuda"
-        self._pass = ForwardPass(self._model.base, self._cache, self._model.switch, self._model.device, capture=capture)
+        self._pass = ForwardPass(
+            self._model.base, self._cache, self._model.switch, self._model.device, capture=capture, tokens=self._model.tokens
+        )
 
     def _warm_up(self) -> None:
         assert self._cache is not None and self._pass is not None and self._model is not None

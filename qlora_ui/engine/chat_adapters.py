@@ -184,6 +184,10 @@ class RowSwitch:
         self._active = ""
         self._activate(None)
 
+    def is_plain(self) -> bool:
+        """Whether the adapters in use are nothing but LoRA."""
+        return self._plain.issuperset(self._names)
+
     def can_share(self, keys: Sequence[str]) -> bool:
         """Whether rows of these keys can go through one batch."""
         return len(keys) <= 1 or all(key == BASE or key in self._plain for key in keys)
@@ -200,6 +204,11 @@ class RowSwitch:
         self._names = names
         if self._model is not None:
             self._activate(next((name for name in names if name not in self._plain), None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters in use as they are now; the base is none of them."""
+        return self._names
 
     @property
     def factors(self) -> tuple[torch.Tensor | None, ...]:
@@ -227,7 +236,7 @@ class RowSwitch:
         )
 
     def _forward(self, layer: Any, x_BTI: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if any(name not in self._plain for name in self._names):
+        if not self.is_plain():
             done: torch.Tensor = type(layer).forward(layer, x_BTI, *args, **kwargs)
             return done
         result_BTO: torch.Tensor = layer.base_layer(x_BTI, *args, **kwargs)

@@ -110,6 +110,10 @@ class ChatCache:
         """L, the padding's slot included."""
         return self._length
 
+    def layer(self, index: int) -> SlotLayer:
+        """The keys and values of one layer."""
+        return self._layers[index]
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all buffers."""

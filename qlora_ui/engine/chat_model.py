@@ -23,6 +23,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.chat_adapters import RowSwitch, check_adapter, layer_shapes
+from qlora_ui.engine.chat_layers import TokenLayers
 from qlora_ui.engine.chat_norms import fuse_norms
 from qlora_ui.engine.give_back import give_back_memory
 from qlora_ui.engine.load import load_quantized, training_device
@@ -53,8 +54,11 @@ class ChatModel:
         # Chats generate in evaluation mode for ever: dropout would be noise.
         model.eval()
         model.config.use_cache = True
+        self.tokens: TokenLayers | None = None
+        """The layers as they compute a decode step; None on a CPU."""
         if device.type == "cuda":
             fuse_norms(model)
+            self.tokens = TokenLayers(model)
 
     @classmethod
     def load(
@@ -112,7 +116,7 @@ class ChatModel:
                 parameter.requires_grad_(False)
         self._peft.eval()
         self.adapters[key] = folder
-        self.switch.install(self._peft)
+        self._install()
 
     def remove_adapter(self, key: str) -> None:
         """Unload an adapter; nothing happens where it is not loaded."""
@@ -120,12 +124,20 @@ class ChatModel:
             return
         if self.adapters:
             self._peft.delete_adapter(key)
-            self.switch.install(self._peft)
-        else:
-            # The last one takes PEFT's layers with it.
-            self.base = self._peft.unload()
-            self._peft = None
-            self.switch = RowSwitch()
+            self._install()
+            return
+        # The last one takes PEFT's layers with it.
+        self.base = self._peft.unload()
+        self._peft = None
+        self.switch = RowSwitch()
+        if self.tokens is not None:
+            self.tokens.forget_adapters()
+
+    def _install(self) -> None:
+        """Adapters have come or gone."""
+        self.switch.install(self._peft)
+        if self.tokens is not None:
+            self.tokens.install(self._peft)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation up to where the answer begins; plain text where the model has no template."""
@@ -151,6 +163,7 @@ class ChatModel:
         self._peft = None
         self.base = None
         self.switch = RowSwitch()
+        self.tokens = None
         self.adapters.clear()
         give_back_memory()
 

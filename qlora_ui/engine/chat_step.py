@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from qlora_ui.engine.chat_adapters import BASE, RowSwitch
 from qlora_ui.engine.chat_cache import ChatCache, cache_argument
+from qlora_ui.engine.chat_layers import TokenLayers
 
 PASS_LENGTHS = (1, 32, 128, 512)
 """Tokens of a captured pass: one graph each, made when first needed."""
@@ -36,12 +38,15 @@ class CapturedPass:
 class ForwardPass:
     """Runs the model on rows of a cache; on CUDA through graphs, and plainly where a model cannot be captured."""
 
-    def __init__(self, model: Any, cache: ChatCache, switch: RowSwitch, device: torch.device, *, capture: bool) -> None:
-        """`capture` is for CUDA; there, passes have the lengths of PASS_LENGTHS, captured or not."""
+    def __init__(
+        self, model: Any, cache: ChatCache, switch: RowSwitch, device: torch.device, *, capture: bool, tokens: TokenLayers | None = None
+    ) -> None:
+        """`capture` is for CUDA; there, passes have the lengths of PASS_LENGTHS, captured or not. `tokens` are the model's own layers."""
         self.model = model
         self.cache = cache
         self.switch = switch
         self.device = device
+        self.tokens = tokens
         self.reason = "" if capture else "not on a CUDA card"
         """Why passes are not captured; empty where they are."""
         self.capture_s = 0.0
@@ -110,17 +115,23 @@ class ForwardPass:
         ids_BT, positions_BT = (part.view(num_rows, -1) for part in inputs[: 2 * num_tokens].split(num_tokens))
         last_B = inputs[2 * num_tokens :]
         self.cache.slots.positions_BT = positions_BT
-        logits_BBV = self.model(
-            input_ids=ids_BT,
-            attention_mask=self._masks(positions_BT),
-            position_ids=positions_BT,
-            use_cache=True,
-            logits_to_keep=last_B,
-            **{self._argument: self.cache.states},
-        ).logits
+        with self._layers_for(ids_BT):
+            logits_BBV = self.model(
+                input_ids=ids_BT,
+                attention_mask=self._masks(positions_BT),
+                position_ids=positions_BT,
+                use_cache=True,
+                logits_to_keep=last_B,
+                **{self._argument: self.cache.states},
+            ).logits
         # The model keeps the same places for every row; a row's own is on the diagonal.
         logits_BV: torch.Tensor = logits_BBV.diagonal(dim1=0, dim2=1).T
         return logits_BV
+
+    def _layers_for(self, ids_BT: torch.Tensor) -> AbstractContextManager[None]:
+        if self.tokens is None or not self.switch.is_plain():
+            return nullcontext()
+        return self.tokens.aimed(self.cache, self.switch.names, self.switch.factors, ids_BT.shape)
 
     def _masks(self, positions_BT: torch.Tensor) -> Any:
         """Which slots each token sees: those up to its own, and for sliding layers only the window's."""

@@ -199,7 +199,7 @@ class _Evaluation:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
         asked = [item for item in (_question(one) for one in conversations) if item][: self.options.num_answers]
         cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
-        forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda")
+        forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda", tokens=model.tokens)
         answering = Answering(model, cache, forward, self._pass_on)
         keys = {"base": "base", "adapter": "adapter"}
         sides = [keys] if model.switch.can_share(list(keys)) else [{"base": "base"}, {"adapter": "adapter"}]

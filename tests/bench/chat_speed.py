@@ -75,7 +75,7 @@ def ours_row(chat: ChatModel, ids: list[int], num_new: int, *, capture: bool, si
     """Our passes; the second turn adds 16 tokens."""
     chat.stop_ids = frozenset()
     cache = ChatCache(chat.num_layers, chat.context_tokens, BUCKET_TOKENS[chat.device.type])
-    forward = ForwardPass(chat.base, cache, chat.switch, chat.device, capture=capture)
+    forward = ForwardPass(chat.base, cache, chat.switch, chat.device, capture=capture, tokens=chat.tokens)
     answering = Answering(chat, cache, forward)
     known = ("base", "adapter")
     sampling = Sampling(temperature=0, max_tokens=num_new)

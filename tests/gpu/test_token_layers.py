@@ -1,0 +1,75 @@
+# ruff: noqa: E402
+"""The decode step's own layers say what the model's layers say, for every family, on one row and on two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from qlora_ui.engine.fast.ops import uses_triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Without a card it runs where Triton's interpreter does: TRITON_INTERPRET=1.
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not uses_triton(torch.zeros(1, device=DEVICE)), reason="Triton does not work here")]
+
+from qlora_ui.engine.chat_adapters import RowSwitch
+from qlora_ui.engine.chat_cache import ChatCache
+from qlora_ui.engine.chat_layers import TokenLayers
+from qlora_ui.engine.chat_step import ForwardPass
+from qlora_ui.engine.load import keep_plain_layout
+from tests.tiny.fast_models import FAMILIES, build
+
+KEYS = ["base", "default"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Path) -> None:
+    peft_model = build(family, tmp_path)
+    keep_plain_layout(peft_model)
+    peft_model.to(DEVICE).eval()
+    base = peft_model.get_base_model()
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(False)
+        if "lora_B" in name:
+            parameter.normal_(std=0.05, generator=torch.Generator(DEVICE).manual_seed(1))
+    if family == "gemma2":
+        base.config._attn_implementation = "eager"
+    layers = TokenLayers(base)
+    assert layers.reason == ""
+    switch = RowSwitch()
+    switch.install(peft_model)
+    layers.install(peft_model)
+    cache = ChatCache(2, context=256, bucket=80)
+    cache.reserve(KEYS, 70)
+    plain = ForwardPass(base, cache, switch, DEVICE, capture=False)
+    fused = ForwardPass(base, cache, switch, DEVICE, capture=False, tokens=layers)
+    ids = torch.randint(3, 150, (2, 70), generator=torch.Generator().manual_seed(0)).tolist()
+    plain.run(KEYS, [row[:60] for row in ids], [0, 0], [0, 1])
+    for at in range(60, 66):
+        tokens, starts = [row[at : at + 1] for row in ids], [at, at]
+        want = plain.run(KEYS, tokens, starts, [0, 1]).clone()
+        _forget(cache, at)
+        got = fused.run(KEYS, tokens, starts, [0, 1]).clone()
+        _assert_close(got, want)
+        # One row alone, of the second side, over the same slots.
+        _assert_close(fused.run(KEYS[1:], tokens[1:], starts[1:], [1]), want[1:])
+    assert (want[0] - want[1]).abs().max() > 0.01
+    # What it wrote into the cache is what the model itself goes on with.
+    _assert_close(plain.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]), fused.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]))
+
+
+def _forget(cache: ChatCache, at: int) -> None:
+    for index in range(2):
+        cache.layer(index).keys[:, :, at] = 7.0
+        cache.layer(index).values[:, :, at] = 7.0
+
+
+def _assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    if want.dtype == torch.float32:
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+    else:
+        assert (got - want).float().abs().mean() < 0.02 * want.float().abs().mean()
