@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from qlora_ui.ui.markup import escape
-
-_SCRIPT = Path(__file__).with_name("static") / "act.js"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +31,20 @@ class Action:
         return cls(texts.get("act", ""), texts.get("id", ""), texts.get("text", ""), bool(data.get("on")), texts)
 
 
+WHEN_TOLD = "q-when-told"
+"""Class of what is not seen before `Page.live` makes it visible. It is on the page all the time, so that its script hears of it."""
+
+
 def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = True) -> Any:
-    """A gr.HTML whose buttons raise its event `act`; listen with `component.act(handler, …)`, a handler that takes a gr.EventData."""
+    """A gr.HTML that shows what `Page.live` draws and whose buttons raise its event `act`.
+
+    Listen with `component.act(handler, …)`, a handler that takes a gr.EventData.
+    """
     return gr.HTML(
         value,
-        js_on_load=f"{_SCRIPT.read_text(encoding='utf-8')}\nmountActions(element, trigger, watch); // raises 'act'",
+        js_on_load=f"mountActions({json.dumps(elem_id)}, element, trigger, watch); // raises 'act'",
         elem_id=elem_id,
-        elem_classes=css_class or None,
-        visible=visible,
+        elem_classes=[name for name in (css_class, "" if visible else WHEN_TOLD) if name],
         apply_default_css=False,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -13,19 +14,28 @@ LOOK_S = 0.05
 PROGRESS_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a page's own script asks for."""
+
+    session: str
+    state: Any
+    """Gradio's: what each `gr.State` holds for this session, by its id."""
+    data: Any
+    """From the page, whatever it sent."""
+
+
 class Blocks(gr.Blocks):  # type: ignore[misc]  # gradio has no types
     """Outputs that are skipped are left alone.
 
     Gradio 6 builds the component of every output anew that gets an update, and `gr.skip()` is an update without a change: 1.2 ms of
-    the interpreter for each. A page's tick skips most of its outputs each second, beside a training that needs the interpreter.
+    the interpreter for each. An edit of the form skips most of its outputs, maybe beside a training that needs the interpreter.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.polls: dict[int, Callable[[str, Sequence[Any]], Awaitable[list[Any]]]] = {}
-        """By the number of the event: what answers it, given the page's session and the values of its inputs."""
-        self.answers: dict[tuple[int, str], Callable[[Any], bytes | None]] = {}
-        """By component and name of its server function: what may answer in its place."""
+        self.answers: dict[tuple[int, str], Callable[[Asked], Awaitable[bytes | None]]] = {}
+        """By component and name of its server function: what may answer in its place, with JSON; None leaves it to the function."""
 
     def queue(self, *args: Any, **named: Any) -> Blocks:
         """As gr.Blocks does, with a queue that looks for work 20 times a second.

@@ -1,7 +1,7 @@
 """Charts of runs: our own SVG inside gr.HTML, fed with what is new since the browser last asked.
 
-Gradio's own plots redraw everything at every point and freeze a page with a few thousand of them. Here a tick sends a version and
-may send the end of the curves; a browser that it does not reach asks `curves` for what was added (see static/chart.js).
+Gradio's own plots redraw everything at every point and freeze a page with a few thousand of them. Here a beat brings a version and
+may bring the end of the curves; a browser that it does not reach asks `curves` for what was added (see static/chart.js).
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from qlora_ui.ui.action import WHEN_TOLD
 from qlora_ui.ui.markup import escape
-
-_SCRIPT = Path(__file__).with_name("static") / "chart.js"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ SPEED = Panel("speed", "Tokens per second", (Series("speed", "Tokens/s", smooth=
 def charts(
     elem_id: str, panels: Sequence[Panel], curves: Callable[[dict[str, Any]], list[dict[str, Any]]], *, tools: bool = True
 ) -> gr.HTML:
-    """Charts that stand together and share their tools; give the component `chart_value(...)` to draw runs.
+    """Charts that stand together and share their tools; let `Page.live` give the component `chart_value(...)` to draw runs.
 
     `curves({"runs": [id, …], "cursors": [cursor or None, …]})` answers with what is new in each run (views/curves.py).
     """
@@ -125,11 +123,12 @@ def charts(
     ask.__name__ = "curves"
     spec = {"id": elem_id, "tools": tools, "panels": [asdict(panel) for panel in panels]}
     return gr.HTML(
-        chart_value([], ""),
+        "",
         html_template=f'<div class="q-charts" data-spec="{escape(json.dumps(spec))}"></div>',
-        js_on_load=f"{_SCRIPT.read_text(encoding='utf-8')}\nmountChart(element, props, server, watch);",
+        js_on_load=f"mountChart({json.dumps(elem_id)}, element, server);",
         server_functions=[ask],
         elem_id=elem_id,
+        elem_classes=WHEN_TOLD,
         apply_default_css=False,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 SHARED_S = 0.6
-"""A tick shows what another page's tick drew within this time."""
+"""A beat shows what another page's beat drew within this time."""
 MAX_TABS = 128
 
 
@@ -33,7 +33,7 @@ class Drawn:
 
 
 class Drawings:
-    """What was drawn less than a tick ago, for all pages that look at the same: many open pages cost little more than one.
+    """What was drawn less than a beat ago, for all pages that look at the same: many open pages cost little more than one.
 
     All that is drawn within one moment is drawn from the same pictures of the runs (`pictures`), so that no page says in one place
     that a run ended and in another that it runs. A moment lasts SHARED_S, or until something was done (`forget`).
@@ -108,7 +108,7 @@ class _Sent:
 
 
 class Seen:
-    """What each browser tab has, so that a tick sends only what is new; bounded, safe between threads.
+    """What each browser tab has, so that a beat sends only what is new; bounded, safe between threads.
 
     An answer may get lost on its way: the connection breaks, or the page is still being built. So each has a receipt, a hidden
     value on the page that comes back with the next request; where it is not the one that was sent last, all is sent anew.

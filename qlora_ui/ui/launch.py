@@ -27,6 +27,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
 from qlora_ui.ui.blocks import Blocks
+from qlora_ui.ui.early import Early
 from qlora_ui.ui.guard import Guard
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.shortcut import Shortcut
@@ -167,7 +168,7 @@ def launch_arguments(blocks: Blocks, address: Address, port: int, login: Callabl
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Shortcut, blocks=blocks)],
+            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Shortcut, blocks=blocks), Middleware(Early)],
         },
     }
 

@@ -1,7 +1,8 @@
 """What the tabs share: the service, the form, the selected run, one pulse, and the two ways in which a page is redrawn.
 
 * `live`: views of runs and of the machine. Drawn at page load, at every beat of the one pulse, and after an event that
-  `redraw_after` was told of. What has not changed since the same browser tab last saw it is not sent again.
+  `redraw_after` was told of. What has not changed since the same browser tab last saw it is not sent again. What has goes past
+  Gradio to the view (ui/pulse.py).
 * `on_form`: views of the settings. Drawn at page load and after every edit of a control (the user's, by `.input`, or
   ours, by `refresh_after`).
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import gradio as gr
+import orjson
 
-from qlora_ui.ui.blocks import Blocks
+from qlora_ui.ui.blocks import Asked, Blocks, is_skip
 from qlora_ui.ui.drawings import Drawings, Drawn, Seen, joined
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import attempt, handler
@@ -32,10 +34,11 @@ Component = gr.components.Component
 
 @dataclass(frozen=True, slots=True)
 class LiveView:
-    """`draw(run_id, *values of inputs)` gives one value for each output (a bare value for a single one)."""
+    """`draw(run_id, *values of inputs)` gives one value for each of `ids` (a bare value for a single one)."""
 
     draw: Callable[..., Any]
-    outputs: tuple[Any, ...]
+    ids: tuple[str, ...]
+    """By which the page's script knows what it shows (static/pulse.js)."""
     inputs: tuple[Any, ...]
 
 
@@ -59,7 +62,7 @@ class Page:
     tabs: gr.Tabs
     """`gr.Tabs(selected="train")` as the value of this output opens a tab; ids are the tab modules' names."""
     pulse: gr.HTML
-    """Ticks each second while the page is in sight (see static/pulse.js)."""
+    """Asks each second what is new while the page is in sight (see static/pulse.js)."""
     undo: Undo = field(init=False)
     """Shows and takes back what the app changes in the settings (`page.undo.offer`)."""
     live_views: list[LiveView] = field(default_factory=list)
@@ -74,7 +77,7 @@ class Page:
     _seen: Seen = field(default_factory=Seen)
     _drawings: Drawings = field(default_factory=Drawings)
     _under_way: dict[str, asyncio.Task[Drawn]] = field(default_factory=dict)
-    _answers: list[tuple[Any, str, Callable[[Any], bytes | None]]] = field(default_factory=list)
+    _answers: list[tuple[Any, str, Callable[[Asked], Awaitable[bytes | None]]]] = field(default_factory=list)
     _form_receipt: gr.Textbox | None = None
     _is_restored: gr.Textbox | None = None
     _complete: list[Callable[[], None]] = field(default_factory=list)
@@ -91,9 +94,13 @@ class Page:
     def live(self, draw: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
         """Keep `outputs` up to date with `draw(run_id, *inputs)`; cheap when nothing changed (it runs every second).
 
-        Return plain values and `gr.update(...)` dicts, never component instances: they are compared by their JSON.
+        Each output is HTML that listens (`live_html`, `charts`). `draw` gives its value, or `gr.update(value=…, visible=…)`; they are
+        compared by their JSON. What puts something into a `gr.State` among `inputs` belongs into `redraw_after`.
         """
-        self.live_views.append(LiveView(draw, tuple(outputs), tuple(inputs)))
+        deaf = [output.elem_id for output in outputs if json.dumps(output.elem_id) not in (output.js_on_load or "")]
+        if deaf:
+            raise ValueError(f"nothing on the page listens for {', '.join(map(str, deaf))}")
+        self.live_views.append(LiveView(draw, tuple(output.elem_id for output in outputs), tuple(inputs)))
 
     def on_form(self, draw: Callable[..., Any], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
         """Keep `outputs` in step with the settings on the page: `draw(draft, *inputs)`, see ui/draft.py."""
@@ -109,7 +116,11 @@ class Page:
         It is given what the page asks and gives the answer's JSON; None where that would take time, so that the server function
         itself answers.
         """
-        self._answers.append((component, name, function))
+
+        async def answer(asked: Asked) -> bytes | None:
+            return function(asked.data)
+
+        self._answers.append((component, name, answer))
 
     def redraw_after(self, event: Any) -> None:
         """Draw the live views anew as soon as `event` (what a listener such as `button.click(...)` returns) is done."""
@@ -123,8 +134,7 @@ class Page:
         """Wire pulse, load and edits; ui/app.py calls it once all tabs are built."""
         for wire in self._complete:
             wire()
-        live_receipt, form_receipt = (gr.Textbox("", visible="hidden", elem_id=f"q-has-{what}", label="Has") for what in ("live", "form"))
-        self._form_receipt = form_receipt
+        form_receipt = self._form_receipt = gr.Textbox("", visible="hidden", elem_id="q-has-form", label="Has")
         # Empty until the last visit's settings are in the controls: what a page shows before is nobody's choice.
         self._is_restored = gr.Textbox("", visible="hidden", elem_id="q-is-restored", label="Restored")
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -135,27 +145,22 @@ class Page:
         # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
         edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
         edits = [_edited(component) for component in edited if component is not self.preset]
-        # What was found out in the background (a dataset that is read now) changes this hidden number, which draws the form's views.
-        news = gr.Textbox("0", visible="hidden", elem_id="q-news", label="News")
-        self.live(lambda run_id: str(self.service.num_news), [news])
-        news.change(**form, **quiet)
-        drawn = [live_receipt, *(out for view in self.live_views for out in view.outputs)]
-        # Texts in, HTML out: Gradio's conversions would only cost a change of threads each.
-        live: dict[str, Any] = {"fn": self._tick, "preprocess": False, "postprocess": False}
-        live |= {"inputs": [live_receipt, *self._live_inputs()], "outputs": drawn}
-        self.pulse.tick(**live, **quiet)
+        # What was found out in the background (a dataset that is read now) changes this number, which draws the form's views.
+        self.live_views.append(LiveView(lambda run_id: str(self.service.num_news), ("q-news",), ()))
+        self.pulse.found(**form, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
         restored = [*(out for _, outputs in self._loads for out in outputs), self._is_restored]
         loaded = blocks.load(handler(self._restore), None, restored, **quiet)
-        loaded.then(**live, **quiet)
         loaded.then(**form, **quiet)
-        now = live | {"fn": self._draw_now}
+        fields = [needed for view in self.live_views for needed in view.inputs if not needed.stateful]
+        now: dict[str, Any] = {"fn": None, "inputs": fields, "outputs": None, "js": "(...inputs) => { qLive.now(inputs); }"}
         for event in self._redraw:
             event.then(**now, **quiet)
+        gr.on([needed.change for needed in fields], **now, **quiet)
         for event in self._refresh:
             event.then(**form, **quiet)
-        blocks.polls = {number: self.poll for number, block_fn in blocks.fns.items() if block_fn.fn == self._tick}
-        blocks.answers = {(component._id, name): function for component, name, function in self._answers}
+        answers = [*self._answers, (self.pulse, "news", self.news)]
+        blocks.answers = {(component._id, name): answer for component, name, answer in answers}
 
     def _restore(self) -> list[Any]:
         values: list[Any] = []
@@ -164,23 +169,26 @@ class Page:
             values.extend(given if len(outputs) > 1 else [given])
         return [*values, "yes"]
 
-    def _live_inputs(self) -> list[Any]:
-        return [self.run_id, *(needed for view in self.live_views for needed in view.inputs)]
+    async def news(self, asked: Asked) -> bytes:
+        """What is new for a page: the views that changed since the answer whose receipt it has; null where none did.
 
-    async def _tick(self, request: gr.Request, *values: Any) -> list[Any]:
-        return await self.poll(str(request.session_hash), values)
-
-    async def poll(self, session: str, values: Sequence[Any]) -> list[Any]:
-        """What is new for a page: `values` are its receipt, its run, and the values of the live views' inputs.
-
-        In the server's own thread where another page's tick has drawn the same in this moment: a change of threads beside a
+        In the server's own thread where another page's beat has drawn the same in this moment: a change of threads beside a
         training costs more than the answer. Pages that come while it is being drawn wait for that drawing.
         """
-        receipt, run_id, *rest = values
+        data = asked.data if isinstance(asked.data, dict) else {}
+        if data.get("fresh"):
+            # An event may have changed what was drawn a moment ago.
+            self._drawings.forget()
+            self.service.run_lists.forget()
         ticket = self._seen.ticket()
-        calls = self._calls(run_id, rest)
+        calls = self._calls(asked.state, data.get("inputs"))
         drawn = self._drawings.at_hand(calls) or await self._drawn_aside(calls)
-        return self._seen.only_new(f"{session} live", drawn, ticket, receipt)
+        receipt, *values = self._seen.only_new(f"{asked.session} live", drawn, ticket, str(data.get("receipt", "")))
+        if is_skip(receipt):
+            return b"null"
+        ids = [name for view in self.live_views for name in view.ids]
+        views = {name: _properties(value) for name, value in zip(ids, values, strict=True) if not is_skip(value)}
+        return orjson.dumps({"receipt": receipt, "views": views})
 
     async def _drawn_aside(self, calls: Sequence[tuple[Any, ...]]) -> Drawn:
         moment, _ = self._drawings.moment()
@@ -193,22 +201,13 @@ class Page:
         # A page that is closed meanwhile takes the drawing from nobody.
         return await asyncio.shield(task)
 
-    def _draw_now(self, request: gr.Request, receipt: str, run_id: str, *values: Any) -> list[Any]:
-        """The same after an event, which may have changed what was drawn a moment ago."""
-        self._drawings.forget()
-        self.service.run_lists.forget()
-        ticket = self._seen.ticket()
-        drawn = self._draw_live(self._calls(run_id, values))
-        return self._seen.only_new(f"{request.session_hash} live", drawn, ticket, receipt)
-
-    def _calls(self, run_id: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The arguments of each live view."""
-        calls = []
-        rest = list(values)
-        for view in self.live_views:
-            mine, rest = rest[: len(view.inputs)], rest[len(view.inputs) :]
-            calls.append((run_id, *mine))
-        return calls
+    def _calls(self, state: Any, fields: Any) -> list[tuple[Any, ...]]:
+        """The arguments of each live view. `fields` are the values of what stands on the page, as it was built where it sent none."""
+        needed = [field for view in self.live_views for field in view.inputs if not field.stateful]
+        is_told = isinstance(fields, list) and len(fields) == len(needed)
+        left = iter(fields if is_told else [field.value for field in needed])
+        run_id = str(state[self.run_id._id] or "")
+        return [(run_id, *(state[one._id] if one.stateful else next(left) for one in view.inputs)) for view in self.live_views]
 
     def _draw_live(self, calls: Sequence[tuple[Any, ...]]) -> Drawn:
         """All live views; one that fails is logged and keeps what it shows, the others go on."""
@@ -216,7 +215,7 @@ class Page:
         parts = []
         with self.service.readers.in_one_moment(pictures):
             for number, (view, args) in enumerate(zip(self.live_views, calls, strict=True)):
-                draw = functools.partial(_draw, view.draw, len(view.outputs), *args)
+                draw = functools.partial(_draw, view.draw, len(view.ids), *args)
                 parts.append(self._drawings.of(moment, number, args, draw))
         return joined(parts)
 
@@ -239,6 +238,12 @@ def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:
         # One broken view must not stop the others.
         return [gr.skip()] * num_outputs
     return list(values) if num_outputs > 1 else [values]
+
+
+def _properties(value: Any) -> dict[str, Any]:
+    """What changes of a view, by name."""
+    is_update = isinstance(value, dict) and value.get("__type__") == "update"
+    return {name: one for name, one in value.items() if name != "__type__"} if is_update else {"value": value}
 
 
 def _edited(component: Any) -> Any:

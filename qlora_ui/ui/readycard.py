@@ -8,6 +8,7 @@ import gradio as gr
 
 from qlora_ui.hardware.devices import KNOWN_CARDS
 from qlora_ui.settings.option import Option
+from qlora_ui.ui.action import live_html
 from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
@@ -26,7 +27,7 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="q-ready-more", min_width=0):
         page.device = _device_picker(page)
         page.form.place("output.name", maker=_name_box, min_width=0)
-    waits = gr.HTML("", elem_id="q-ready-waits", apply_default_css=False)
+    waits = live_html("", "q-ready-waits")
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start", interactive=False)
 
     def draw(draft: Draft) -> tuple[str, Any]:

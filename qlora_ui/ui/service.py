@@ -181,7 +181,7 @@ class Service:
             return states
 
     def news(self) -> None:
-        """Something that a page's settings depend on was found out in the background: pages draw them anew at their next tick."""
+        """Something that a page's settings depend on was found out in the background: pages draw them anew at their next beat."""
         with self._lock:
             self._news += 1
 

@@ -1,23 +1,22 @@
 """A short way through the server for what open pages ask each second: what is new, and the new points of the curves.
 
 Gradio's own way to the same functions takes 2 to 3 ms of the interpreter a request, most of it for checks and conversions that these
-two need not, and twice a change of threads. Each page asks twice a second, and the interpreter is shared with the training. What is
-answered here is what Gradio would answer (a test compares them); whatever is unusual goes Gradio's way.
+two need not, and twice a change of threads. Each page asks each second, and the interpreter is shared with the training. Whatever is
+unusual goes Gradio's way.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 
-from qlora_ui.ui.blocks import Blocks, is_skip
+from qlora_ui.ui.blocks import Asked, Blocks
 
-POLL = "/gradio_api/run/predict"
 SERVER_FUNCTION = "/gradio_api/component_server"
+"""Gradio's page asks with a slash at the end."""
 MOST_BYTES = 64 * 1024
 """Longer requests are none of these."""
 
@@ -28,16 +27,15 @@ class Shortcut:
     def __init__(self, app: Any, blocks: Blocks) -> None:
         self._app = app
         self._blocks = blocks
-        self._ways: Mapping[str, Callable[[Any, Any], Awaitable[bytes | None]]] = {POLL: self._poll, SERVER_FUNCTION: self._server_function}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer if it is one of ours, else let Gradio see the very same request."""
-        way = self._ways.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if way is None or not _is_short(scope) or not _is_signed_in(scope):
+        is_ours = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/") == SERVER_FUNCTION
+        if not is_ours or not _is_short(scope) or not _is_signed_in(scope):
             await self._app(scope, receive, send)
             return
         messages = await _whole_body(receive)
-        answer = await way(scope["app"], _parsed(messages))
+        answer = await self._answer(scope["app"], _parsed(messages))
         if answer is None:
             await self._app(scope, _again(messages, receive), send)
             return
@@ -45,48 +43,16 @@ class Shortcut:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _poll(self, app: Any, asked: Any) -> bytes | None:
-        """What is new for a page; None for any other event."""
-        if not isinstance(asked, dict):
-            return None
-        number, session, data = asked.get("fn_index"), asked.get("session_hash"), asked.get("data")
-        poll = self._blocks.polls.get(number) if isinstance(number, int) else None
-        if poll is None or not isinstance(session, str) or not isinstance(data, list):
-            return None
-        block_fn = self._blocks.fns[number]
-        if len(data) != len(block_fn.inputs):
-            return None
-        began = time.monotonic()
-        # Also tells Gradio that the session is in use.
-        state = app.state_holder[session]
-        values = [state[block._id] if block.stateful else value for block, value in zip(block_fn.inputs, data, strict=True)]
-        answer = await poll(session, values)
-        if any(_changes_more_than_a_value(value) for value in answer):
-            answer = await self._blocks.postprocess_data(block_fn, answer, state)
-        took = time.monotonic() - began
-        return orjson.dumps(
-            {
-                "data": answer,
-                "is_generating": False,
-                "duration": took,
-                "average_duration": took,
-                "render_config": None,
-                "changed_state_ids": [],
-                "used_cache": None,
-            }
-        )
-
-    async def _server_function(self, app: Any, asked: Any) -> bytes | None:
+    async def _answer(self, app: Any, asked: Any) -> bytes | None:
         """What a component's own script asks for; None where Gradio is to call the function."""
         if not isinstance(asked, dict):
             return None
-        number, name = asked.get("component_id"), asked.get("fn_name")
-        function = self._blocks.answers.get((number, name)) if isinstance(number, int) and isinstance(name, str) else None
-        return function(asked.get("data")) if function is not None else None
-
-
-def _changes_more_than_a_value(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("__type__") == "update" and not is_skip(value)
+        number, name, session = asked.get("component_id"), asked.get("fn_name"), asked.get("session_hash")
+        if not (isinstance(number, int) and isinstance(name, str) and isinstance(session, str)):
+            return None
+        function = self._blocks.answers.get((number, name))
+        # Looking up the state also tells Gradio that the session is in use.
+        return await function(Asked(session, app.state_holder[session], asked.get("data"))) if function is not None else None
 
 
 def _is_short(scope: Any) -> bool:

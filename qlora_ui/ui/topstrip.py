@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import gradio as gr
+from typing import Any
 
 from qlora_ui.hardware.system import read_system
+from qlora_ui.ui.action import live_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import strip
 
 
-def place() -> gr.HTML:
-    """The strip, empty until the first tick."""
-    return gr.HTML(strip.frame_html("", ""), elem_id="q-strip", apply_default_css=False)
+def place() -> Any:
+    """The strip, empty until the first beat."""
+    return live_html(strip.frame_html("", ""), "q-strip")
 
 
-def connect(page: Page, html: gr.HTML) -> None:
+def connect(page: Page, html: Any) -> None:
     """Keep the strip up to date."""
 
     def draw(run_id: str) -> str:

@@ -3,8 +3,8 @@
 usage: python tests/bench/pages.py [--seconds 20]      writes tests/bench/results/pages.json
 
 The app serves and trains a two-layer model in one process; the pages are another process that asks what a browser asks: the
-page and its first drawing when it opens, then a heartbeat that stays open, each second the pulse's request and, where what it brings
-is not all that is new, the new points. All pages are in sight with the Train tab open. Steps are short here (tens a second), so what
+page and its first drawing when it opens, then a heartbeat that stays open, each second what is new and, where that does not bring all
+that is new of the curves, the points. All pages are in sight with the Train tab open. Steps are short here (tens a second), so what
 a page costs weighs far more than beside a run whose steps take a second. Beside the pace stands the CPU time of the app's other
 threads, which a busy machine disturbs less.
 """
@@ -74,20 +74,8 @@ class Site:
     def at(cls, url: str) -> Site:
         return cls(url, httpx.get(f"{url}/config", timeout=30).json())
 
-    @property
-    def tick(self) -> dict[str, Any]:
-        """The timer's event."""
-        return next(item for item in self.config["dependencies"] if any(event == "tick" for _, event in item["targets"]))
-
-    def component(self, elem_id: str) -> dict[str, Any]:
-        return next(item for item in self.config["components"] if item["props"].get("elem_id") == elem_id)
-
-    def tick_body(self, session: str, receipt: str = "") -> dict[str, Any]:
-        """The request of the timer, with every input as the page has it when it opens but for the receipt of what it was sent."""
-        by_id = {item["id"]: item for item in self.config["components"]}
-        data = [None if by_id[i]["type"] == "state" else by_id[i]["props"].get("value") for i in self.tick["inputs"]]
-        data[self.tick["inputs"].index(self.component("q-has-live")["id"])] = receipt
-        return {"data": data, "fn_index": self.tick["id"], "session_hash": session, "trigger_id": None, "event_data": None}
+    def component(self, elem_id: str) -> int:
+        return next(int(item["id"]) for item in self.config["components"] if item["props"].get("elem_id") == elem_id)
 
 
 @dataclass
@@ -144,18 +132,17 @@ class OpenPage:
                 line.close()
 
     def poll(self) -> None:
-        """One tick of the timer, and the new points where there are some."""
+        """One beat of the pulse, and the new points where there are some that it did not bring."""
         try:
             began = time.perf_counter()
-            answer = self._ask("POST", "/gradio_api/run/predict", self.site.tick_body(self.session, self.receipt))
+            answered = json.loads(self._serve("q-pulse", "news", {"receipt": self.receipt, "inputs": None, "fresh": False}))
             self.tick_s.append(time.perf_counter() - began)
-            charts, has = (self.site.component(name)["id"] for name in ("train-charts", "q-has-live"))
-            answered = json.loads(answer)["data"]
-            receipt, sent = (answered[self.site.tick["outputs"].index(place)] for place in (has, charts))
-            self.receipt = receipt if isinstance(receipt, str) else self.receipt
-            value = sent.get("value", sent) if isinstance(sent, dict) else None
-            if isinstance(value, dict) and value.get("runs") and not self._follow(value.get("tails", [])):
-                self._draw(charts, value["runs"])
+            if answered is None:
+                return
+            self.receipt = answered["receipt"]
+            value = answered["views"].get("train-charts", {}).get("value")
+            if value and value["runs"] and not self._follow(value["tails"]):
+                self._draw(value["runs"])
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
             self.errors.append(f"{type(error).__name__}: {error}"[:200])
 
@@ -174,11 +161,14 @@ class OpenPage:
                 mine.extend(more)
         self.cursor = piece["cursor"]
 
-    def _draw(self, charts: int, runs: list[str]) -> None:
+    def _serve(self, elem_id: str, name: str, asked: Any) -> bytes:
+        """What a component's script asks the app."""
+        body = {"session_hash": self.session, "component_id": self.site.component(elem_id), "fn_name": name, "data": asked}
+        return self._ask("POST", "/gradio_api/component_server/", body)
+
+    def _draw(self, runs: list[str]) -> None:
         began = time.perf_counter()
-        asked = {"runs": runs, "cursors": [self.cursor]}
-        body = {"session_hash": self.session, "component_id": charts, "fn_name": "curves", "data": asked}
-        answer = self._ask("POST", "/gradio_api/component_server", body)
+        answer = self._serve("train-charts", "curves", {"runs": runs, "cursors": [self.cursor]})
         self.curves_s.append(time.perf_counter() - began)
         new = json.loads(answer)[0]
         if new["reset"]:

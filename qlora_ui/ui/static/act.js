@@ -7,7 +7,14 @@
  */
 "use strict";
 
-function mountActions(element, trigger, watch) {
+function mountActions(id, element, trigger, watch) {
+  listenToActions(element, trigger, (again) => {
+    watch("value", again);
+    qLive.html(id, element, again);
+  });
+}
+
+function listenToActions(element, trigger, whenDrawn) {
   const folds = new Map();
 
   element.addEventListener("click", (event) => {
@@ -42,7 +49,7 @@ function mountActions(element, trigger, watch) {
     if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
   });
 
-  watch("value", () => {
+  whenDrawn(() => {
     for (const fold of element.querySelectorAll("details[data-key]")) if (folds.has(fold.dataset.key)) fold.open = folds.get(fold.dataset.key);
     for (const button of element.querySelectorAll("[data-sent]")) settle(button);
   });

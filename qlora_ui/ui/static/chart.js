@@ -1,6 +1,6 @@
-/* Line charts in SVG. `mountChart(element, props, server, watch)` is called by gr.HTML (see ui/chart.py).
+/* Line charts in SVG. `mountChart(id, element, server)` is called by gr.HTML (see ui/chart.py).
  *
- * The page's pulse says "there is something new" (`value.version`) and may bring the last few points (`value.tails`). A chart
+ * The page's pulse says "there is something new" (`version`) and may bring the last few points (`tails`). A chart
  * that they do not reach asks `server.curves({runs, cursors})`, which answers with what was added since the cursor, so that a
  * tick of a run with ten thousand points moves a few bytes. What is drawn is thinned to two points a pixel column (least and greatest).
  */
@@ -11,12 +11,13 @@ const Q_STORE = "qlora-ui.chart";
 const Q_PAD = { top: 14, right: 14, bottom: 26, left: 52 };
 const Q_DIGIT_PX = 6.6; // about the width of a letter of a tick label
 
-function mountChart(element, props, server, watch) {
+function mountChart(id, element, server) {
   const root = element.querySelector(".q-charts");
   if (!root) return;
   const spec = JSON.parse(root.dataset.spec);
   const store = { smoothing: 0.6, log: false, latest: 0, ...qRemembered() };
   const runs = new Map();
+  let told = {};
   let order = [];
   let names = [];
   let at = null;
@@ -47,8 +48,8 @@ function mountChart(element, props, server, watch) {
     if (missed) return;
     busy = true;
     try {
-      const wanted = (props.value && props.value.runs) || [];
-      names = (props.value && props.value.names) || [];
+      const wanted = told.runs || [];
+      names = told.names || [];
       const cursors = wanted.map((id) => (runs.get(id) || {}).cursor || null);
       const answer = wanted.length ? await server.curves({ runs: wanted, cursors }) : [];
       for (const piece of answer || []) qAppend(runs, piece);
@@ -65,7 +66,7 @@ function mountChart(element, props, server, watch) {
 
   /* Whether the points that came with the value were all that was new. */
   function follow() {
-    const { runs: wanted = [], names: words = [], tails = [] } = props.value || {};
+    const { runs: wanted = [], names: words = [], tails = [] } = told;
     if (!wanted.length || wanted.length !== order.length || wanted.some((id, place) => order[place] !== id)) return false;
     const reached = wanted.every((id) => qFollow(runs, id, tails.find((tail) => tail.id === id)));
     if (reached) { names = words; missed = false; }
@@ -105,8 +106,7 @@ function mountChart(element, props, server, watch) {
     figure.cover.setAttribute("aria-valuenow", String(place));
   }
 
-  watch("value", load);
-  load();
+  qLive.mount(id, element, (value) => { told = value; load(); });
 }
 
 function qRemembered() {

@@ -2,7 +2,7 @@
  * asks again as soon as it was told, and is kept waiting on the other side until there is something new. */
 "use strict";
 
-function mountChat(element, server, watch) {
+function mountChat(id, element, server) {
   const root = element.querySelector(".q-chat");
   if (!root) return;
   root.innerHTML = Q_CHAT;
@@ -13,7 +13,7 @@ function mountChat(element, server, watch) {
   let shown = [];
   let keys = "";
 
-  mountActions(element, (_, data) => ask({ ...data, do: data.act }), () => {});
+  listenToActions(element, (_, data) => ask({ ...data, do: data.act }), () => {});
 
   async function ask(asked) {
     try {
@@ -166,8 +166,8 @@ function mountChat(element, server, watch) {
       ask({ do: "sampling", values });
     });
   }
-  watch("value", () => { if (!polling) ask({}); });
   ask({});
+  qLive.mount(id, element, () => { if (!polling) ask({}); });
 }
 
 const Q_CHAT = `

@@ -1,23 +1,64 @@
-/* The page's clock: raises "tick" every `everyMs` while the page is in sight, every `unseenMs` while it is not, and at once when it is
- * looked at again. (see ui/pulse.py) */
+/* What is new. Once a second while the page is in sight, each `unseenMs` while it is not, and at once when it is looked at again, the
+ * page asks the app what changed since the last answer that it has (`receipt`): mostly nothing. What did goes to the views (live.js).
+ * An answer that gets lost is harmless: the receipt tells the app, which then sends all anew. (see ui/pulse.py) */
 "use strict";
 
-function mountPulse(element, trigger, everyMs, unseenMs) {
-  let last = performance.now();
+function mountPulse(element, trigger, server, everyMs, unseenMs) {
+  const SLOW_MS = 10_000; // an ask that is out for so long is given up: a laptop that slept, a line that broke
+  let receipt = "";
+  let number = 0;
+  let answered = 0;
+  let asked = -Infinity;
+  let isOut = false;
+  let isFresh = false; // something was done since the last ask
+  let news = "0";
 
-  function beat() {
-    last = performance.now();
-    trigger("tick");
+  async function ask(fresh = false) {
+    isFresh ||= fresh;
+    if (isOut && performance.now() - asked < SLOW_MS) return;
+    const mine = ++number;
+    const sent = { receipt, inputs: qLive.inputs(), fresh: isFresh };
+    isOut = true;
+    isFresh = false;
+    asked = performance.now();
+    let isAnswered = false;
+    try {
+      const answer = await server.news(sent);
+      isAnswered = mine > answered;
+      if (isAnswered) hear(mine, answer);
+    } catch {
+      isFresh ||= sent.fresh; // the next beat asks again
+    }
+    if (mine !== number) return;
+    isOut = false;
+    if (isAnswered && isFresh) ask();
+  }
+
+  function hear(mine, answer) {
+    answered = mine;
+    if (answer) {
+      qLive.tell(answer.views);
+      receipt = answer.receipt;
+    }
+    // What lives moves with it (.q-chip-live in frame.css), and stands still when the app is gone.
+    document.body.dataset.beat = document.body.dataset.beat === "1" ? "0" : "1";
   }
 
   function lookedAt() {
     if (!element.isConnected) document.removeEventListener("visibilitychange", lookedAt);
-    else if (!document.hidden) beat();
+    else if (!document.hidden) ask();
   }
 
+  // Something that the settings depend on was found out in the background.
+  qLive.mount("q-news", element, (value) => {
+    if (value !== news) trigger("found");
+    news = value;
+  });
+  qLive.begin(ask);
   document.addEventListener("visibilitychange", lookedAt);
   const clock = setInterval(() => {
     if (!element.isConnected) clearInterval(clock);
-    else if (!document.hidden || performance.now() - last > unseenMs - everyMs / 2) beat();
+    else if (!document.hidden || performance.now() - asked > unseenMs - everyMs / 2) ask();
   }, everyMs);
+  ask();
 }

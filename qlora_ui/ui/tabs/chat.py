@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,7 +19,6 @@ from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.chat_view import context_line, state_line, turn_html
 from qlora_ui.ui.views.words import ago, describe_model
 
-_STATIC = Path(__file__).parents[1] / "static"
 POLL_S = 0.8
 """How long an asking page is kept waiting for news while an answer is being given."""
 MOST_RUNS = 100
@@ -35,11 +33,10 @@ def build(page: Page) -> None:
         return _talk(page.service, asked)
 
     talk.__name__ = "talk"
-    scripts = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in ("act.js", "chat.js"))
     chat = gr.HTML(
-        {"version": 0},
+        "",
         html_template='<div class="q-chat"></div>',
-        js_on_load=f"{scripts}\nmountChat(element, server, watch);",
+        js_on_load='mountChat("chat-view", element, server);',
         server_functions=[talk],
         elem_id="chat-view",
         apply_default_css=False,

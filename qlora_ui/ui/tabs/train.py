@@ -27,10 +27,10 @@ def build(page: Page) -> None:
     curves = Curves(service)
     with gr.Column(elem_id="train-view"):
         head = live_html(LOOKING, "train-head")
-        tiles = gr.HTML("", elem_id="train-tiles", apply_default_css=False)
+        tiles = live_html("", "train-tiles", visible=False)
         plots = charts("train-charts", PANELS, curves.ask)
-        probes = gr.HTML("", elem_id="train-probes", apply_default_css=False)
-        timeline = live_html("", "train-timeline")
+        probes = live_html("", "train-probes", visible=False)
+        timeline = live_html("", "train-timeline", visible=False)
 
     def draw(run_id: str) -> tuple[Any, ...]:
         view = service.view(run_id)

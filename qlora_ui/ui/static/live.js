@@ -1,0 +1,89 @@
+/* The views that show what is new: each has an id, and a function that puts a value on the page. What the page was told goes past
+ * Gradio, whose own events walk through every component of the page at every answer, 0.1 s of a processor each. (see pulse.js) */
+"use strict";
+
+const qLive = (() => {
+  const views = new Map();
+  const told = new Map(); // of each view all that the page was told, also before the view's tab was opened for the first time
+  let ask = null;
+  let fields = null; // values of the fields that views depend on; null while they are as the page was built
+
+  function show(id, news) {
+    const one = views.get(id);
+    if (!one) return;
+    // Not by the document: Gradio may not have placed the tab yet.
+    if ("visible" in news) one.element.closest(`#${id}`)?.toggleAttribute("data-told", news.visible);
+    if ("value" in news) one.put(news.value);
+  }
+
+  return {
+    /* From now on `put` is given the values of view `id`, whose component holds `element`. */
+    mount(id, element, put) {
+      views.set(id, { element, put });
+      if (told.has(id)) show(id, told.get(id));
+    },
+    /* The same for a view that is its value's HTML, inside `element`; `then` is called when it stands. */
+    html(id, element, then) {
+      this.mount(id, element, (value) => {
+        qPut(element, value);
+        if (then) then();
+      });
+    },
+    tell(all) {
+      for (const [id, news] of Object.entries(all)) {
+        told.set(id, { ...told.get(id), ...news });
+        // One view that cannot be shown must not keep the others from it.
+        try { show(id, news); } catch (error) { console.error(`The view ${id} cannot be shown:`, error); }
+      }
+    },
+    /* Something was done: what the app drew before is old. */
+    now(inputs) {
+      fields = inputs;
+      if (ask) ask(true);
+    },
+    begin(asks) {
+      ask = asks;
+    },
+    inputs: () => fields,
+  };
+})();
+
+/* Make what stands in `place` equal to `html`, keeping every node that can stay: with it stay focus, scrolling and what is selected. */
+function qPut(place, html) {
+  const wanted = document.createElement("template");
+  wanted.innerHTML = html;
+  qMatch(place, wanted.content);
+}
+
+function qMatch(old, wanted) {
+  const have = [...old.childNodes];
+  const want = [...wanted.childNodes];
+  for (let place = want.length; place < have.length; place++) have[place].remove();
+  want.forEach((next, place) => {
+    const node = have[place];
+    if (!node) old.append(next);
+    else if (node.isEqualNode(next)) return;
+    else if (node.nodeName !== next.nodeName) node.replaceWith(next);
+    else if (node.nodeType !== Node.ELEMENT_NODE) node.data = next.data;
+    else {
+      qMatchAttributes(node, next);
+      qMatch(node, next);
+    }
+  });
+}
+
+function qMatchAttributes(node, next) {
+  const isUsers = (name) => name === "open" && node.dataset.key !== undefined; // what is folded is the user's
+  for (const { name } of [...node.attributes]) {
+    if (next.hasAttribute(name) || isUsers(name)) continue;
+    node.removeAttribute(name);
+    if (name === "checked" || name === "selected") node[name] = false;
+  }
+  for (const { name, value } of [...next.attributes]) {
+    if (node.getAttribute(name) === value || isUsers(name)) continue;
+    node.setAttribute(name, value);
+    // A field that was touched no longer listens to its attributes.
+    if (name === "value" && "value" in node) node.value = value;
+    if (name === "checked" || name === "selected") node[name] = true;
+  }
+}
