@@ -59,7 +59,9 @@ def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Pat
         _assert_close(fused.run(KEYS[1:], tokens[1:], starts[1:], [1]), want[1:])
     assert (want[0] - want[1]).abs().max() > 0.01
     # What it wrote into the cache is what the model itself goes on with.
-    _assert_close(plain.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]), fused.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]))
+    _assert_close(
+        plain.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]), fused.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1])
+    )
 
 
 def _forget(cache: ChatCache, at: int) -> None:

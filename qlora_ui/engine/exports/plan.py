@@ -54,6 +54,7 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
         "merged-original": ExportPlan(merged, merged, merge_memory, whole),
         "gguf-f16": ExportPlan(merged, 2 * merged, merge_memory + 4 * largest, whole),
         "gguf-q8_0": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
-        "gguf-lora": ExportPlan(adapter, adapter, TORCH_BYTES + 4 * adapter, 0),
+        # Two processes hold torch: ours and llama.cpp's converter.
+        "gguf-lora": ExportPlan(adapter, adapter, 2 * TORCH_BYTES + 4 * adapter, 0),
         "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
     }[form]

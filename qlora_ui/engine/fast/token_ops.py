@@ -27,6 +27,8 @@ MAX_GROUP_HEADS = 16
 SLOTS = 64
 """Slots that a program of the attention reads at a time."""
 MAX_PARTS = 32
+TILES = ((8192, (4, 8, 1)), (12288, (2, 32, 4)), (1 << 31, (4, 16, 1)))
+"""Up to which width of the input: features, blocks and warps of a program; the fastest tried on an H200 at 1536, 4096, 8960 and 14336."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class TokenProjection:
         weights: list[Any] = [layer.weight for layer in self.layers]
         states = [weight.quant_state for weight in weights]
         nested, bias = states[0].nested, self.layers[0].bias is not None
-        features, blocks = self._tile(states[0].blocksize)
+        features, blocks, warps = self._tile(states[0].blocksize)
         num_blocks = [cdiv(size, features) for size in self.sizes]
         triton_token.token_product[(sum(num_blocks),)](
             x,
@@ -116,16 +118,17 @@ class TokenProjection:
             NESTED=nested,
             BLOCKSIZE=states[0].blocksize,
             OUTER=states[0].state2.blocksize if nested else 256,
+            PAIRED=x.dtype.itemsize == 2,
             BN=features,
             BB=blocks,
-            num_warps=4,
+            num_warps=warps,
         )
         return out
 
-    def _tile(self, blocksize: int) -> tuple[int, int]:
-        """Features of a program, and blocks that it reads of each at a time: about 4 KiB of weights on the way."""
-        blocks = min(next_power_of_2(self.num_in // blocksize), 16 if self.num_in <= 4096 else 32)
-        return (4 if self.num_out < 4096 else 8), blocks
+    def _tile(self, blocksize: int) -> tuple[int, int, int]:
+        """Features of a program, blocks that it reads of each at a time, and its warps."""
+        features, blocks, warps = next(tile for widest, tile in TILES if self.num_in <= widest)
+        return features, min(next_power_of_2(self.num_in // blocksize), blocks), warps
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class TokenAttention:
         rows_M: torch.Tensor,
         positions_M: torch.Tensor,
     ) -> torch.Tensor:
-        """Write k and v into the cache (rows, heads, L, D) and attend; q and k are `rotated`'s columns, v is qkv's. Returns (M, heads D)."""
+        """Write k and v into the cache (rows, heads, L, D) and attend, (M, heads * D). q and k are `rotated`'s columns, v is qkv's."""
         num, heads = qkv.shape[0], self.heads
         block = max(16, next_power_of_2(heads.dim))
         places = (keys.stride(0), keys.stride(1), keys.stride(2))

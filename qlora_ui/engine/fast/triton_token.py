@@ -73,6 +73,18 @@ def _finish(
 
 
 @triton.jit
+def _pairs(x, index, ok, PAIRED: tl.constexpr):
+    """The features 2 * index and 2 * index + 1 in fp32; where PAIRED, 16-bit ones are read two at a time, as 32-bit words."""
+    if PAIRED:
+        kind: tl.constexpr = x.dtype.element_ty
+        word = tl.load(x.to(tl.pointer_type(tl.int32)) + index, mask=ok, other=0)
+        first = (word & 0xFFFF).to(tl.int16).to(kind, bitcast=True)
+        return first.to(tl.float32), (word >> 16).to(tl.int16).to(kind, bitcast=True).to(tl.float32)
+    else:
+        return tl.load(x + 2 * index, mask=ok, other=0.0).to(tl.float32), tl.load(x + 2 * index + 1, mask=ok, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def token_product(
     x,
     out,
@@ -118,6 +130,7 @@ def token_product(
     NESTED: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     OUTER: tl.constexpr,
+    PAIRED: tl.constexpr,
     BN: tl.constexpr,
     BB: tl.constexpr,
 ):
@@ -159,14 +172,13 @@ def token_product(
             size = tl.load(outer_code + quantized) * tl.load(outer + spot // OUTER, mask=row_ok & in_row, other=0.0) + tl.load(offset)
         else:
             size = tl.load(absmax + spot, mask=row_ok & in_row, other=0.0)
-        high = tl.load(code + (byte >> 4)) * size
-        low = tl.load(code + (byte & 15)) * size
-        even = x + blocks * BLOCKSIZE + 2 * lane
-        total0 += high * tl.load(even, mask=in_row, other=0.0).to(tl.float32)
-        total0 += low * tl.load(even + 1, mask=in_row, other=0.0).to(tl.float32)
+        high = tl.load(code + (byte >> 4))
+        low = tl.load(code + (byte & 15))
+        even, odd = _pairs(x, blocks * half + lane, in_row, PAIRED)
+        total0 += (high * even + low * odd) * size
         if M > 1:
-            total1 += high * tl.load(even + width, mask=in_row, other=0.0).to(tl.float32)
-            total1 += low * tl.load(even + width + 1, mask=in_row, other=0.0).to(tl.float32)
+            even, odd = _pairs(x, width // 2 + blocks * half + lane, in_row, PAIRED)
+            total1 += (high * even + low * odd) * size
     y0 = tl.sum(tl.sum(total0, 2), 1)
     _finish(y0, out, residual, inner, bias, b, scale, 0, rows, ok, j, col + rows, RANK, R, J, LORA, BIAS, RESIDUAL)
     if M > 1:
