@@ -153,18 +153,26 @@ class TokenLayers:
         for layer in self._layers:
             layer.loras.clear()
 
-    @contextlib.contextmanager
-    def aimed(self, cache: ChatCache, names: Sequence[str], factors: Sequence[torch.Tensor | None], shape: Sequence[int]) -> Iterator[None]:
-        """Within, the layers compute a pass of (rows, tokens) `shape` their own way if they can: single tokens, at most one adapter."""
+    def can(self, names: Sequence[str], shape: Sequence[int]) -> bool:
+        """Whether the layers can compute a pass of (rows, tokens) `shape` through these adapters: single tokens, at most one adapter."""
         rows, tokens = shape
-        if self._layers and tokens == 1 and rows <= MAX_ROWS and len(names) <= 1 and self._known.issuperset(names):
-            self._step.cache, self._step.adapter = cache, next(iter(names), None)
-            factor = next(iter(factors), None)
-            self._step.factors_M = None if factor is None else factor.flatten()
+        return bool(self._layers) and tokens == 1 and rows <= MAX_ROWS and len(names) <= 1 and self._known.issuperset(names)
+
+    @contextlib.contextmanager
+    def aimed(self, cache: ChatCache, names: Sequence[str], factors: Sequence[torch.Tensor | None]) -> Iterator[None]:
+        """Within, the model's layers compute the pass this way; `factors` has one for each adapter, None where all rows go through it."""
+        factor = next(iter(factors), None)
+        step = self._step
+        step.cache, step.adapter, step.factors_M = cache, next(iter(names), None), None if factor is None else factor.flatten()
         try:
             yield
         finally:
-            self._step.cache = self._step.adapter = self._step.factors_M = None
+            step.cache = step.adapter = step.factors_M = None
+
+    def switch_off(self, reason: str) -> None:
+        """Leave every pass to the model's own layers from now on."""
+        self.reason = reason
+        self._layers = []
 
     def _take(self, name: str, by_base: Mapping[Any, Any]) -> None:
         for layer in self._layers:

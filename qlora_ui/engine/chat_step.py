@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from qlora_ui.engine.chat_adapters import BASE, RowSwitch
 from qlora_ui.engine.chat_cache import ChatCache, cache_argument
 from qlora_ui.engine.chat_layers import TokenLayers
+from qlora_ui.engine.fast.ops import KERNEL_ERRORS
 
 PASS_LENGTHS = (1, 32, 128, 512)
 """Tokens of a captured pass: one graph each, made when first needed."""
@@ -115,23 +115,30 @@ class ForwardPass:
         ids_BT, positions_BT = (part.view(num_rows, -1) for part in inputs[: 2 * num_tokens].split(num_tokens))
         last_B = inputs[2 * num_tokens :]
         self.cache.slots.positions_BT = positions_BT
-        with self._layers_for(ids_BT):
-            logits_BBV = self.model(
-                input_ids=ids_BT,
-                attention_mask=self._masks(positions_BT),
-                position_ids=positions_BT,
-                use_cache=True,
-                logits_to_keep=last_B,
-                **{self._argument: self.cache.states},
-            ).logits
+        names, factors = self.switch.names, self.switch.factors
+        if self.tokens is not None and self.switch.is_plain() and self.tokens.can(names, ids_BT.shape):
+            try:
+                with self.tokens.aimed(self.cache, names, factors):
+                    return self._logits(ids_BT, positions_BT, last_B)
+            except torch.OutOfMemoryError:
+                raise
+            except KERNEL_ERRORS as error:
+                # A card or compiler that cannot run one of the kernels: the model's own layers run everywhere.
+                self.tokens.switch_off(str(error))
+        return self._logits(ids_BT, positions_BT, last_B)
+
+    def _logits(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
+        logits_BBV = self.model(
+            input_ids=ids_BT,
+            attention_mask=self._masks(positions_BT),
+            position_ids=positions_BT,
+            use_cache=True,
+            logits_to_keep=last_B,
+            **{self._argument: self.cache.states},
+        ).logits
         # The model keeps the same places for every row; a row's own is on the diagonal.
         logits_BV: torch.Tensor = logits_BBV.diagonal(dim1=0, dim2=1).T
         return logits_BV
-
-    def _layers_for(self, ids_BT: torch.Tensor) -> AbstractContextManager[None]:
-        if self.tokens is None or not self.switch.is_plain():
-            return nullcontext()
-        return self.tokens.aimed(self.cache, self.switch.names, self.switch.factors, ids_BT.shape)
 
     def _masks(self, positions_BT: torch.Tensor) -> Any:
         """Which slots each token sees: those up to its own, and for sliding layers only the window's."""

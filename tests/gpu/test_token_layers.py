@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from qlora_ui.engine.fast import token_ops
 from qlora_ui.engine.fast.ops import uses_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,24 +27,29 @@ from tests.tiny.fast_models import FAMILIES, build
 KEYS = ["base", "default"]
 
 
+@torch.inference_mode()
+def test_a_kernel_that_does_not_run_here_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, switch, layers = _ready("llama", tmp_path)
+    cache = ChatCache(2, context=256, bucket=80)
+    cache.reserve(KEYS, 70)
+    forward = ForwardPass(base, cache, switch, DEVICE, capture=False, tokens=layers)
+    forward.run(KEYS, [[5, 6, 7], [5, 6, 7]], [0, 0], [0, 1])
+    want = forward.run(KEYS, [[8], [8]], [3, 3], [0, 1]).clone()
+
+    class NotHere:
+        def __getitem__(self, grid: object) -> object:
+            raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(token_ops.triton_token, "token_attend", NotHere())
+    _assert_close(forward.run(KEYS, [[8], [8]], [3, 3], [0, 1]), want)
+    assert "no kernel image" in layers.reason
+    assert not layers.can((), (1, 1))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Path) -> None:
-    peft_model = build(family, tmp_path)
-    keep_plain_layout(peft_model)
-    peft_model.to(DEVICE).eval()
-    base = peft_model.get_base_model()
-    for name, parameter in base.named_parameters():
-        parameter.requires_grad_(False)
-        if "lora_B" in name:
-            parameter.normal_(std=0.05, generator=torch.Generator(DEVICE).manual_seed(1))
-    if family == "gemma2":
-        base.config._attn_implementation = "eager"
-    layers = TokenLayers(base)
-    assert layers.reason == ""
-    switch = RowSwitch()
-    switch.install(peft_model)
-    layers.install(peft_model)
+    base, switch, layers = _ready(family, tmp_path)
     cache = ChatCache(2, context=256, bucket=80)
     cache.reserve(KEYS, 70)
     plain = ForwardPass(base, cache, switch, DEVICE, capture=False)
@@ -62,6 +69,24 @@ def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Pat
     _assert_close(
         plain.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1]), fused.run(KEYS, [row[66:67] for row in ids], [66, 66], [0, 1])
     )
+
+
+def _ready(family: str, folder: Path) -> tuple[Any, RowSwitch, TokenLayers]:
+    """A model of the family with an adapter that says something, and its layers."""
+    peft_model = build(family, folder)
+    keep_plain_layout(peft_model)
+    peft_model.to(DEVICE).eval()
+    base = peft_model.get_base_model()
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    if family == "gemma2":
+        base.config._attn_implementation = "eager"
+    layers = TokenLayers(base)
+    assert layers.reason == ""
+    switch = RowSwitch()
+    switch.install(peft_model)
+    layers.install(peft_model)
+    return base, switch, layers
 
 
 def _forget(cache: ChatCache, at: int) -> None:
