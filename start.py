@@ -65,12 +65,13 @@ def main(words: list[str]) -> int:
 
 
 def run_all_tests(environment: dict[str, str]) -> int:
-    """Run every test: a worker a core, files whole since they share models; then the browser's, with the machine to themselves."""
+    """Run every test, a worker a core, files whole since they share models and apps; the browser's last, as the others leave it no core."""
     import subprocess
 
     # In the order of the folders: files of few and long tests come early, so that no worker is left alone with one at the end.
-    parallel = ["--ignore=tests/ui", "-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
-    codes = [subprocess.call([PYTHON, "-m", "pytest", *words], env=environment) for words in (parallel, ["tests/ui"])]
+    split = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
+    parts = (["--ignore=tests/ui", *split, "--maxprocesses", "4"], ["tests/ui", *split, "--maxprocesses", "2"])
+    codes = [subprocess.call([PYTHON, "-m", "pytest", *words], env=environment) for words in parts]
     return next((code for code in codes if code), 0)
 
 

@@ -93,6 +93,9 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
     base.config.use_cache = False
     for parameter in base.parameters():
         parameter.requires_grad_(False)
+    for buffer in base.buffers():
+        # A fake tensor made of one number (Gemma's scale of the embedding) keeps the real one with it, which cannot be copied here.
+        buffer.constant = None
     with _modules_that_stay():
         model = get_peft_model(base, LoraConfig(**lora_arguments(config)))
     _set_adapter_dtype(model, torch.bfloat16 if request["adapter_bytes"] == 2 else torch.float32)

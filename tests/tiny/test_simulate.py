@@ -49,6 +49,7 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
     ("facts", "card", "changes"),
     [
         (LLAMA, "H100", {"lora.modules_to_save": "lm_head"}),
+        (GEMMA2, "H100", {"lora.modules_to_save": "embed_tokens", "train.batch_size": 1}),
         (QWEN, "H100", {"lora.dora": True}),
         (QWEN, "T4", {}),
         (MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}),
@@ -57,7 +58,17 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
         pytest.param(GEMMA2, "H100", {"train.packing": "off"}, marks=pytest.mark.slow),
         pytest.param(QWEN, "T4", {"lora.dora": True}, marks=pytest.mark.slow),
     ],
-    ids=["trained output layer", "DoRA", "fp16", "window", "large evaluation", "capped, packed", "capped, padded", "DoRA in fp16"],
+    ids=[
+        "trained output layer",
+        "trained embedding",
+        "DoRA",
+        "fp16",
+        "window",
+        "large evaluation",
+        "capped, packed",
+        "capped, padded",
+        "DoRA in fp16",
+    ],
 )
 def test_what_is_rarely_used_agrees_too(facts: ModelFacts, card: str, changes: dict[str, object]) -> None:
     device, config = named_device(card), RunConfig().changed({**PLAIN, **changes})
