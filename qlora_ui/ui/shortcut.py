@@ -17,6 +17,8 @@ from qlora_ui.ui.blocks import Asked, Blocks
 
 SERVER_FUNCTION = "/gradio_api/component_server"
 """Gradio's page asks with a slash at the end."""
+NEWS = "news"
+"""What a page's clock asks for (ui/pulse.py)."""
 MOST_BYTES = 64 * 1024
 """Longer requests are none of these."""
 
@@ -51,6 +53,9 @@ class Shortcut:
         if not (isinstance(number, int) and isinstance(name, str) and isinstance(session, str)):
             return None
         function = self._blocks.answers.get((number, name))
+        if function is None and name == NEWS:
+            # A page that has outlived an update of the app: nothing on it would find its place.
+            return orjson.dumps({"reload": True})
         # Looking up the state also tells Gradio that the session is in use.
         return await function(Asked(session, app.state_holder[session], asked.get("data"))) if function is not None else None
 

@@ -36,6 +36,10 @@ function mountPulse(element, trigger, server, everyMs, unseenMs) {
 
   function hear(mine, answer) {
     answered = mine;
+    if (answer && answer.reload) {
+      location.reload(); // the app was updated under this page
+      return;
+    }
     if (answer) {
       qLive.tell(answer.views);
       receipt = answer.receipt;
