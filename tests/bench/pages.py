@@ -1,8 +1,8 @@
 """What open pages cost a run that trains in the app's own process, and whether they all see the whole of it.
 
-usage: python tests/bench/pages.py [--seconds 20]      writes tests/bench/results/pages.json
+usage: python tests/bench/pages.py [--seconds 20] [--model FOLDER] [--rounds 5] [--out FILE]      writes tests/bench/results/pages.json
 
-The app serves and trains a two-layer model in one process; the pages are another process that asks what a browser asks: the
+The app serves and trains a two-layer model, or --model's, in one process; the pages are another process that asks what a browser asks: the
 page and its first drawing when it opens, then a heartbeat that stays open, each second what is new and, where that does not bring all
 that is new of the curves, the points. All pages are in sight with the Train tab open. Steps are short here (tens a second), so what
 a page costs weighs far more than beside a run whose steps take a second. Beside the pace stands the CPU time of the app's other
@@ -38,7 +38,7 @@ ROUNDS = 5
 SERIES = ("loss", "rate", "gradient", "eval")
 
 
-def serve_here(folder: Path) -> None:
+def serve_here(folder: Path, model: Path | None) -> None:
     """The app's process: an address on standard output; a line on standard input starts the run, its end ends the app."""
     from jobs import tiny_config, write_rows
     from tiny_model import make_tiny_model
@@ -47,10 +47,10 @@ def serve_here(folder: Path) -> None:
     from qlora_ui.ui.launch import Address, serve
 
     config = tiny_config(
-        make_tiny_model(folder / "tiny"),
+        model or make_tiny_model(folder / "tiny"),
         write_rows(folder / "rows.jsonl", 200),
         train__max_steps=100_000,
-        eval__every=500,
+        eval__every=500 if model is None else 100_000,
         output__save_every=2_000,
         train__schedule="constant",
         train__learning_rate=1e-4,
@@ -192,8 +192,9 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 
 def steps_per_s(run: Path, begin: float, end: float) -> float:
-    """Optimizer steps a second in a window of the run."""
-    return len([event for event in steps_of(run) if begin <= event["time"] < end]) / (end - begin)
+    """Optimizer steps a second between the first and the last step in a window of the run."""
+    times = [event["time"] for event in steps_of(run) if begin <= event["time"] < end]
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
 def beside_the_training_s(app: psutil.Process) -> float:
@@ -223,7 +224,7 @@ def with_pages(app: psutil.Process, site: Site, run: Path, count: int, seconds: 
     curves = [value for page in pages for value in page.curves_s]
     return {
         "pages": count,
-        "steps_per_s": round(steps_per_s(run, begin, begin + seconds), 2),
+        "steps_per_s": round(steps_per_s(run, begin, begin + seconds), 3),
         "other_threads_ms_per_s": round(1000 * used / seconds, 1),
         "polls": len(ticks),
         "tick_ms": in_ms(ticks),
@@ -286,19 +287,19 @@ def wait_for(run: Path, text: str, timeout_s: float = 120) -> None:
         time.sleep(0.1)
 
 
-def measure(folder: Path, seconds: float) -> dict[str, Any]:
+def measure(folder: Path, seconds: float, rounds: int, model: Path | None) -> dict[str, Any]:
     """All windows, one after another, on one run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(folder)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(folder), *(["--model", str(model)] if model else [])]
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
         assert app.stdin is not None and app.stdout is not None
         site = Site.at(app.stdout.readline().strip())
         app.stdin.write("start\n")
         app.stdin.flush()
         run = Path(app.stdout.readline().strip())
-        while len(steps_of(run)) < 100:
+        while len(steps_of(run)) < (100 if model is None else 5):
             time.sleep(0.2)
-        windows = [with_pages(psutil.Process(app.pid), site, run, count, seconds) for count in (*(0, 5, 0, 20) * ROUNDS, 0)]
+        windows = [with_pages(psutil.Process(app.pid), site, run, count, seconds) for count in (*(0, 5, 0, 20) * rounds, 0)]
         closing = opened_and_closed(site, run, 50)
         (run / "control").mkdir(exist_ok=True)
         (run / "control" / "stop").touch()
@@ -334,23 +335,27 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--model", type=Path, help="the folder of a model to train instead of the two-layer one")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "bench" / "results" / "pages.json")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.serve:
-        serve_here(words.serve)
+        serve_here(words.serve, words.model)
         return
     load = os.getloadavg()[0]
+    trained = words.model.name if words.model else "a two-layer model"
     with tempfile.TemporaryDirectory() as folder:
         row = {
-            "what": "pages at 1 Hz beside a two-layer model that trains in a thread of the app, NF4 on the CPU",
+            "what": f"pages at 1 Hz beside {trained} that trains in a thread of the app, NF4 on the CPU",
             "load_before": round(load, 2),
             "is_quiet": load < 1.5,
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "command": f"python tests/bench/pages.py --seconds {words.seconds:g}",
-            **measure(Path(folder), words.seconds),
+            **measure(Path(folder), words.seconds, words.rounds, words.model),
         }
-    (ROOT / "tests" / "bench" / "results" / "pages.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    words.out.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(row, indent=2))
 
 
