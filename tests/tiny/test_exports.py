@@ -175,9 +175,10 @@ def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_m
 
 def test_it_is_said_why_answers_differ() -> None:
     result = CheckResult(20, 11, 0.8, 0.0933, 0.5885, "llama.cpp", 1.0)
-    assert "0.09 on average" in why_answers_differ("gguf-q8_0", result) == why_answers_differ("ollama", result)
-    assert "4-bit weights" in why_answers_differ("merged-original", result)
-    assert why_answers_differ("gguf-f16", result) == why_answers_differ("merged-dequantized", result) == ""
+    assert "0.09 on average" in why_answers_differ("gguf-q8_0", result, False) == why_answers_differ("ollama", result, False)
+    assert "4-bit weights" in why_answers_differ("merged-original", result, False)
+    assert why_answers_differ("gguf-f16", result, False) == why_answers_differ("merged-dequantized", result, False) == ""
+    assert "16-bit arithmetic" in why_answers_differ("merged-dequantized", result, True)
 
 
 def test_a_stopped_export_leaves_nothing(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:

