@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from qlora_ui.engine.fast.layers import MAX_RANK, FusedAttention, FusedMlp, Fuse
 from qlora_ui.engine.fast.ops import uses_triton
 from qlora_ui.engine.fast.rope import HeadNorm, rotate
 from qlora_ui.engine.fast.token_ops import MAX_GROUP_HEADS, MAX_ROWS, TokenAttention, TokenLora, TokenProjection
+
+log = logging.getLogger(__name__)
 
 Loras = Mapping[str, TokenLora]
 """An adapter's parts of one layer, by the projection's name; one that it leaves alone is absent."""
@@ -139,7 +142,6 @@ class TokenLayers:
         self.forget_adapters()
         by_base = {module.get_base_layer(): module for module in peft_model.modules() if isinstance(module, LoraLayer)}
         names = {name for module in by_base.values() for name in module.lora_A}
-        self._known = set()
         for name in names:
             try:
                 self._take(name, by_base)
@@ -171,6 +173,7 @@ class TokenLayers:
 
     def switch_off(self, reason: str) -> None:
         """Leave every pass to the model's own layers from now on."""
+        log.warning("The chat's own layers are switched off: %s", reason)
         self.reason = reason
         self._layers = []
 

@@ -55,6 +55,13 @@ def serve_here(folder: Path, model: Path | None) -> None:
         train__schedule="constant",
         train__learning_rate=1e-4,
     )
+    if model is not None:
+        # Rows of one length and one row a step: then steps differ by what is beside them, and a window holds enough of them.
+        rows = folder / "alike.jsonl"
+        turns = [{"role": "user", "content": "What shall I cook tonight?"}, {"role": "assistant", "content": "Soup, with some bread."}]
+        rows.write_text(200 * (json.dumps({"messages": turns}) + "\n"), encoding="utf-8")
+        alike = {"data.sources": [{"id": str(rows)}], "train.batch_size": 1, "train.accumulation": 1, "train.packing": "off"}
+        config = config.changed(alike)
     served = serve(Workspace.at(folder / "workspace"), Address())
     print(served.url, flush=True)
     for line in sys.stdin:

@@ -169,12 +169,13 @@ def test_loss(scale: float, softcap: float | None, plain: Any, monkeypatch: pyte
         close(a, b)
 
 
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
 @pytest.mark.parametrize("nested", [False, True])
-def test_dequantize(nested: bool) -> None:
+def test_dequantize(nested: bool, storage: torch.dtype) -> None:
     import bitsandbytes as bnb
 
     weight = torch.randn(192, 320, device=DEVICE).to(DTYPE)
-    packed, state = bnb.functional.quantize_4bit(weight, compress_statistics=nested, quant_type="nf4")
+    packed, state = bnb.functional.quantize_4bit(weight, compress_statistics=nested, quant_type="nf4", quant_storage=storage)
     out = torch.full_like(weight, float("nan"))
     weights.dequantize_into(out, packed, state)
     expected = bnb.functional.dequantize_4bit(packed, state)

@@ -46,10 +46,10 @@ def test_a_kernel_that_does_not_run_here_is_done_without(tmp_path: Path, monkeyp
     assert not layers.can((), (1, 1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "storage"), [*((family, torch.uint8) for family in FAMILIES), ("qwen2", torch.bfloat16)])
 @torch.inference_mode()
-def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Path) -> None:
-    base, switch, layers = _ready(family, tmp_path)
+def test_single_tokens_as_the_model_itself_reads_them(family: str, storage: torch.dtype, tmp_path: Path) -> None:
+    base, switch, layers = _ready(family, tmp_path, storage)
     cache = ChatCache(2, context=256, bucket=80)
     cache.reserve(KEYS, 70)
     plain = ForwardPass(base, cache, switch, DEVICE, capture=False)
@@ -71,9 +71,9 @@ def test_single_tokens_as_the_model_itself_reads_them(family: str, tmp_path: Pat
     )
 
 
-def _ready(family: str, folder: Path) -> tuple[Any, RowSwitch, TokenLayers]:
+def _ready(family: str, folder: Path, storage: torch.dtype = torch.uint8) -> tuple[Any, RowSwitch, TokenLayers]:
     """A model of the family with an adapter that says something, and its layers."""
-    peft_model = build(family, folder)
+    peft_model = build(family, folder, storage=storage)
     keep_plain_layout(peft_model)
     peft_model.to(DEVICE).eval()
     base = peft_model.get_base_model()

@@ -48,6 +48,7 @@ def build(
     targets: str | list[str] = "all-linear",
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    storage: torch.dtype = torch.uint8,
 ) -> Any:
     """Return a PeftModel over an NF4 base in `dtype`, in training mode, its adapter's b matrices filled."""
     torch.manual_seed(0)
@@ -55,7 +56,11 @@ def build(
     if not (folder / "config.json").exists():
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage,
     )
     base = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=quantization, dtype=dtype, device_map={"": device}, attn_implementation="eager"

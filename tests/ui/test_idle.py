@@ -135,11 +135,17 @@ def test_a_page_out_of_sight_asks_rarely_and_catches_up_when_it_is_looked_at(bro
     looked.page.context.close()
 
 
-def test_an_answer_that_is_lost_loses_no_change(browser: Browser, served: Served, run: RunDir) -> None:
+def at_the_run(browser: Browser, served: Served) -> Page:
+    """A page on the Train tab that shows the run."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     page.goto(served.url)
     open_tab(page, "train")
     expect(page.locator("#train-head")).to_contain_text("of 120", timeout=15_000)
+    return page
+
+
+def test_an_answer_that_is_lost_loses_no_change(browser: Browser, served: Served, run: RunDir) -> None:
+    page = at_the_run(browser, served)
     lost: list[str] = []
 
     def lose(route: Route) -> None:
@@ -161,10 +167,7 @@ def test_an_answer_that_is_lost_loses_no_change(browser: Browser, served: Served
 
 
 def test_an_answer_that_never_ends_is_given_up(browser: Browser, served: Served, run: RunDir) -> None:
-    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    page.goto(served.url)
-    open_tab(page, "train")
-    expect(page.locator("#train-head")).to_contain_text("of 120", timeout=15_000)
+    page = at_the_run(browser, served)
     held: list[Route] = []
     page.route(ANSWERS, lambda route: held.append(route) if not held else route.continue_())
     learn(run, 61)

@@ -15,7 +15,7 @@ import torch
 from .layers import NotFusable
 from .ops import HAS_TRITON, cdiv, next_power_of_2
 from .rope import Heads
-from .weights import is_quantized
+from .weights import is_quantized, packed_bytes
 
 if HAS_TRITON:
     from . import triton_token
@@ -95,7 +95,7 @@ class TokenProjection:
             out,
             x if residual is None else residual,
             inner,
-            *_three(weights),
+            *_three([packed_bytes(weight) for weight in weights]),
             *_three([state.absmax for state in states]),
             *_three([state.state2.absmax if nested else state.absmax for state in states]),
             *_three([state.offset if nested else state.absmax for state in states]),

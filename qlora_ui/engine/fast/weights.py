@@ -29,7 +29,7 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
     nested = state.nested
     inner = state.state2 if nested else None
     triton_lora.nf4_dequantize[(cdiv(num_bytes, 1024),)](
-        weight,
+        packed_bytes(weight),
         state.absmax,
         state.code,
         inner.absmax if inner else state.absmax,
@@ -47,6 +47,11 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
         BLOCK=1024,
         num_warps=4,
     )
+
+
+def packed_bytes(weight: torch.Tensor) -> torch.Tensor:
+    """Return the two 4-bit numbers of each byte as uint8, whatever type they are stored as (bf16 for FSDP)."""
+    return weight.data.view(torch.uint8)
 
 
 class FrozenMatrix:
