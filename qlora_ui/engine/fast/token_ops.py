@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import byte_lookup
 from .layers import NotFusable
 from .ops import HAS_TRITON, cdiv, next_power_of_2
 from .rope import Heads
@@ -27,8 +28,13 @@ MAX_GROUP_HEADS = 16
 SLOTS = 64
 """Slots that a program of the attention reads at a time."""
 MAX_PARTS = 32
-TILES = ((8192, (4, 8, 1)), (12288, (2, 32, 4)), (1 << 31, (4, 16, 1)))
-"""Up to which width of the input: features, blocks and warps of a program; the fastest tried on an H200 at 1536, 4096, 8960 and 14336."""
+FEATURES = 4
+"""That a program of the product computes. With 1, 2 and 4 warps to share them it was the fastest tried, or within 4 % of it, on an H200
+at the shapes of 1.5B and 8B models (tests/bench/token_product.py)."""
+WARP_BLOCKS = 8
+"""Blocks that a warp reads of each feature at a time."""
+CARD_WARPS = 11
+"""Warps for each multiprocessor, from which on more would wait for the memory no less."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class TokenProjection:
         if len(kinds) > 1 or self.num_in % states[0].blocksize or len({layer.bias is None for layer in layers}) > 1:
             raise NotFusable("layers that share an input are quantized in different ways")
         self.sizes = [int(state.shape[0]) for state in states]
+        self._table = tuple(states[0].code.tolist())
         self.num_out = sum(self.sizes)
 
     def __call__(
@@ -88,7 +95,7 @@ class TokenProjection:
         weights: list[Any] = [layer.weight for layer in self.layers]
         states = [weight.quant_state for weight in weights]
         nested, bias = states[0].nested, self.layers[0].bias is not None
-        features, blocks, warps = self._tile(states[0].blocksize)
+        features, blocks, warps = self._tile(x.device, states[0].blocksize)
         num_blocks = [cdiv(size, features) for size in self.sizes]
         triton_token.token_product[(sum(num_blocks),)](
             x,
@@ -119,16 +126,23 @@ class TokenProjection:
             BLOCKSIZE=states[0].blocksize,
             OUTER=states[0].state2.blocksize if nested else 256,
             PAIRED=x.dtype.itemsize == 2,
+            LOOKUP=byte_lookup.lookup_assembly(self._table) if self._permutes(x) else "",
+            CONSTRAINTS=byte_lookup.CONSTRAINTS,
             BN=features,
             BB=blocks,
             num_warps=warps,
         )
         return out
 
-    def _tile(self, blocksize: int) -> tuple[int, int, int]:
-        """Features of a program, blocks that it reads of each at a time, and its warps."""
-        features, blocks, warps = next(tile for widest, tile in TILES if self.num_in <= widest)
-        return features, min(next_power_of_2(self.num_in // blocksize), blocks), warps
+    def _permutes(self, x: torch.Tensor) -> bool:
+        """Whether codes become values by NVIDIA's byte permutation: in 16-bit arithmetic, whose rounding hides what that rounds."""
+        return x.is_cuda and x.dtype.itemsize == 2 and torch.version.cuda is not None
+
+    def _tile(self, device: torch.device, blocksize: int) -> tuple[int, int, int]:
+        """Features of a program, blocks that it reads of each at a time, and its warps: the fewer features, the more warps share one."""
+        enough = CARD_WARPS * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1)
+        warps = next((count for count in (1, 2) if self.num_out * count >= FEATURES * enough), 4)
+        return FEATURES, min(next_power_of_2(self.num_in // blocksize), WARP_BLOCKS * warps), warps
 
 
 @dataclass(frozen=True)

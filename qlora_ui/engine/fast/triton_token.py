@@ -85,6 +85,17 @@ def _pairs(x, index, ok, PAIRED: tl.constexpr):
 
 
 @triton.jit
+def _values(byte, code, LOOKUP: tl.constexpr, CONSTRAINTS: tl.constexpr):
+    """The values of the high and of the low 4 bits; LOOKUP is assembly for it (byte_lookup.py), empty to look them up in `code`."""
+    if LOOKUP == "":
+        codes = byte.to(tl.int32)
+        return tl.load(code + (codes >> 4)), tl.load(code + (codes & 15))
+    else:
+        high, low = tl.inline_asm_elementwise(LOOKUP, CONSTRAINTS, [byte], dtype=(tl.float16, tl.float16), is_pure=True, pack=4)
+        return high.to(tl.float32), low.to(tl.float32)
+
+
+@triton.jit
 def token_product(
     x,
     out,
@@ -131,6 +142,8 @@ def token_product(
     BLOCKSIZE: tl.constexpr,
     OUTER: tl.constexpr,
     PAIRED: tl.constexpr,
+    LOOKUP: tl.constexpr,
+    CONSTRAINTS: tl.constexpr,
     BN: tl.constexpr,
     BB: tl.constexpr,
 ):
@@ -165,15 +178,14 @@ def token_product(
     for start in range(0, width // BLOCKSIZE, BB):
         blocks = start + place
         in_row = blocks < width // BLOCKSIZE
-        byte = tl.load(source + blocks * half + lane, mask=row_ok & in_row, other=0).to(tl.int32)
+        byte = tl.load(source + blocks * half + lane, mask=row_ok & in_row, other=0)
         spot = first_block + blocks
         if NESTED:
             quantized = tl.load(absmax + spot, mask=row_ok & in_row, other=0).to(tl.int32)
             size = tl.load(outer_code + quantized) * tl.load(outer + spot // OUTER, mask=row_ok & in_row, other=0.0) + tl.load(offset)
         else:
             size = tl.load(absmax + spot, mask=row_ok & in_row, other=0.0)
-        high = tl.load(code + (byte >> 4))
-        low = tl.load(code + (byte & 15))
+        high, low = _values(byte, code, LOOKUP, CONSTRAINTS)
         even, odd = _pairs(x, blocks * half + lane, in_row, PAIRED)
         total0 += (high * even + low * odd) * size
         if M > 1:
