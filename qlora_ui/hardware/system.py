@@ -68,13 +68,13 @@ def read_system() -> SystemState:
         ram_total_bytes=total,
         ram_available_bytes=available,
         process_bytes=process_bytes(),
-        has_bf16=bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()),
+        has_bf16=_has_bf16(),
     )
 
 
 def process_bytes() -> int:
     """Resident memory of this process."""
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
 
 
 def grows_segments(environment: Mapping[str, str] | None = None) -> bool:
@@ -98,9 +98,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
+def _process(pid: int) -> psutil.Process:
+    """Pages ask each second, and making one reads several files."""
+    return psutil.Process(pid)
+
+
 def _num_cpus() -> int:
     try:
-        return len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count() or 1
+        return len(_process(os.getpid()).cpu_affinity() or []) or psutil.cpu_count() or 1
     except (AttributeError, psutil.Error):
         # No affinity on macOS.
         return psutil.cpu_count() or 1
@@ -122,11 +128,13 @@ def _cpu_info() -> str:
     return ""
 
 
+@cache
 def _cpu_name() -> str:
     names = [line.partition(":")[2].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
-def _cpu_flags() -> set[str]:
+@cache
+def _has_bf16() -> bool:
     lines = [line for line in _cpu_info().splitlines() if line.startswith("flags")]
-    return set(lines[0].split()) if lines else set()
+    return bool(lines) and not {"avx512_bf16", "amx_bf16"}.isdisjoint(lines[0].split())

@@ -18,6 +18,7 @@ from typing import Any
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_text
+from qlora_ui.runs.events import StepLogged
 from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import RunDir, Status
@@ -137,7 +138,6 @@ class RunList:
 
 def row_of(view: RunView) -> RunRow:
     """The row of a run in a list."""
-    losses = [event.loss for event in view.steps]
     ended = view.ended
     best = view.best_eval
     return RunRow(
@@ -148,14 +148,14 @@ def row_of(view: RunView) -> RunRow:
         created=view.created,
         step=view.step,
         num_steps=view.num_steps,
-        final_loss=ended.final_loss if ended and ended.final_loss is not None else losses[-1] if losses else None,
+        final_loss=ended.final_loss if ended and ended.final_loss is not None else view.steps[-1].loss if view.steps else None,
         best_eval_loss=best.loss if best else None,
         tokens_per_s=ended.tokens_per_s if ended else view.steps[-1].tokens_per_s if view.steps else 0.0,
         peak_bytes=view.peak_bytes,
         predicted_bytes=view.planned.predicted_bytes if view.planned else None,
         elapsed_s=view.elapsed_s if not view.status.is_live else 0.0,
         has_adapter=bool(ended and ended.adapter),
-        sparkline=_thinned(losses),
+        sparkline=tuple(event.loss for event in _thinned(view.steps)),
         notes=view.notes,
         tags=view.tags,
     )
@@ -200,7 +200,7 @@ def _live_status(run: RunDir, row: RunRow) -> Status:
     return Status.RUNNING if row.status is Status.CRASHED else row.status
 
 
-def _thinned(values: Sequence[float]) -> tuple[float, ...]:
+def _thinned(values: Sequence[StepLogged]) -> Sequence[StepLogged]:
     if len(values) <= SPARK_POINTS:
-        return tuple(values)
+        return values
     return tuple(values[round(place * (len(values) - 1) / (SPARK_POINTS - 1))] for place in range(SPARK_POINTS))

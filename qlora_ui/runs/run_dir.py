@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,8 @@ class RunDir:
 
     def claim(self) -> None:
         """Write this process down as the owner; the job does it first of all."""
-        me = psutil.Process()
-        write_json(self.path / "owner.json", {"pid": me.pid, "process_started": me.create_time(), "host": socket.gethostname()})
+        pid = os.getpid()
+        write_json(self.path / "owner.json", {"pid": pid, "process_started": own_start(pid), "host": socket.gethostname()})
 
     def release(self) -> None:
         """Forget the owner; the job does it last of all."""
@@ -232,11 +233,19 @@ def _stat(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+@cache
+def own_start(pid: int) -> float:
+    """When this process, whose number is `pid`, started; pages ask for it each second. A forked one has a number of its own."""
+    return float(psutil.Process(pid).create_time())
+
+
 def is_same_process(pid: Any, process_started: Any) -> bool:
     """Whether the process `pid` that started at that time still runs; pids are used again, start times are not."""
     if not isinstance(pid, int) or not isinstance(process_started, int | float):
         return False
     try:
+        if pid == os.getpid():
+            return abs(own_start(pid) - process_started) < 1.0
         process = psutil.Process(pid)
         return abs(process.create_time() - process_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

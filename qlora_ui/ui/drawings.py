@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+import orjson
 
-SHARED_S = 0.6
-"""A beat shows what another page's beat drew within this time."""
+SHARED_S = 0.9
+"""A beat shows what another page's beat drew within this time: less than a beat, so that each brings something of its own."""
 MAX_TABS = 128
 
 
@@ -148,7 +149,10 @@ class Seen:
 def _marks(value: Any) -> dict[str, int]:
     """A short mark of each property of an update, of a bare value under the name `value`."""
     properties = value if isinstance(value, dict) and value.get("__type__") == "update" else {"value": value}
-    return {name: hash(json.dumps(one, default=str, sort_keys=True)) for name, one in properties.items()}
+    return {
+        name: hash(orjson.dumps(one, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY))
+        for name, one in properties.items()
+    }
 
 
 def _news(value: Any, marks: dict[str, int], known: dict[str, int]) -> Any:

@@ -41,6 +41,10 @@ class Guard:
         else:
             await _answer(send, *refusal)
 
+    def lets_in(self, scope: Any) -> bool:
+        """Whether the request may pass."""
+        return self.refusal(scope["method"], scope["scheme"], _headers(scope)) is None
+
     def refusal(self, method: str, scheme: str, headers: dict[str, list[str]]) -> tuple[int, str] | None:
         """Status and sentence for a request that is refused; None for one that may pass."""
         hosts = headers.get("host", [])

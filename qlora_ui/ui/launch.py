@@ -111,6 +111,7 @@ def serve(workspace: Workspace, address: Address) -> Served:
     service = Service(workspace)
     blocks = build(service)
     app, port = _launch(blocks, address, login)
+    Shortcut.stand_before(app, blocks, Guard(None, host_names(address.host)))
     shown = f"[{address.host}]" if ":" in address.host else address.host
     host = "127.0.0.1" if address.host in ("0.0.0.0", "::", "localhost") else shown
     return Served(f"http://{host}:{port}", app, blocks, service, password)
@@ -168,7 +169,7 @@ def launch_arguments(blocks: Blocks, address: Address, port: int, login: Callabl
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Shortcut, blocks=blocks), Middleware(Early)],
+            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Early)],
         },
     }
 

@@ -1,8 +1,9 @@
 """A short way through the server for what open pages ask each second: what is new, and the new points of the curves.
 
 Gradio's own way to the same functions takes 2 to 3 ms of the interpreter a request, most of it for checks and conversions that these
-two need not, and twice a change of threads. Each page asks each second, and the interpreter is shared with the training. Whatever is
-unusual goes Gradio's way.
+two need not, and twice a change of threads. Each page asks each second, and the interpreter is shared with the training. So this
+stands before all other middleware too, whose wrapping of each message takes longer than the answer. Whatever is unusual goes
+Gradio's way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import orjson
 from starlette.requests import Request
 
 from qlora_ui.ui.blocks import Asked, Blocks
+from qlora_ui.ui.guard import HEADERS, Guard
 
 SERVER_FUNCTION = "/gradio_api/component_server"
 """Gradio's page asks with a slash at the end."""
@@ -24,16 +26,22 @@ MOST_BYTES = 64 * 1024
 
 
 class Shortcut:
-    """ASGI middleware before Gradio's routes and behind the guard."""
+    """ASGI middleware before all others: what `guard` would refuse it leaves to the guard's own place among them."""
 
-    def __init__(self, app: Any, blocks: Blocks) -> None:
+    def __init__(self, app: Any, blocks: Blocks, guard: Guard) -> None:
         self._app = app
         self._blocks = blocks
+        self._guard = guard
+
+    @classmethod
+    def stand_before(cls, app: Any, blocks: Blocks, guard: Guard) -> None:
+        """Put it before everything that the Starlette app `app` has; Gradio adds middleware of its own last, which would come first."""
+        app.middleware_stack = cls(app.middleware_stack or app.build_middleware_stack(), blocks, guard)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer if it is one of ours, else let Gradio see the very same request."""
         is_ours = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/") == SERVER_FUNCTION
-        if not is_ours or not _is_short(scope) or not _is_signed_in(scope):
+        if not is_ours or not _is_short(scope) or not self._guard.lets_in(scope) or not _is_signed_in(scope):
             await self._app(scope, receive, send)
             return
         messages = await _whole_body(receive)
@@ -41,7 +49,7 @@ class Shortcut:
         if answer is None:
             await self._app(scope, _again(messages, receive), send)
             return
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode()), *HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 

@@ -1,12 +1,12 @@
 """What open pages cost a run that trains in the app's own process, and whether they all see the whole of it.
 
-usage: python tests/bench/pages.py [--seconds 20] [--model FOLDER] [--rounds 5] [--out FILE]      writes tests/bench/results/pages.json
+usage: python tests/bench/pages.py [--seconds 20] [--model FOLDER [--card]] [--rounds 5] [--out FILE]      (results/pages.json)
 
-The app serves and trains a two-layer model, or --model's, in one process; the pages are another process that asks what a browser asks: the
-page and its first drawing when it opens, then a heartbeat that stays open, each second what is new and, where that does not bring all
-that is new of the curves, the points. All pages are in sight with the Train tab open. Steps are short here (tens a second), so what
-a page costs weighs far more than beside a run whose steps take a second. Beside the pace stands the CPU time of the app's other
-threads, which a busy machine disturbs less.
+The app serves and trains in one process, a two-layer model or --model's, on the processor or with --card on the card. The pages are
+another process that asks what a browser asks: the page and its first drawing when it opens, then a heartbeat that stays open, each
+second what is new and, where that does not bring all that is new of the curves, the points. All pages are in sight with the Train tab
+open. The two-layer model's steps are short (tens a second), so what a page costs weighs far more than beside a run whose steps take a
+second. Beside the pace stands the CPU time of the app's other threads, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROUNDS = 5
 SERIES = ("loss", "rate", "gradient", "eval")
 
 
-def serve_here(folder: Path, model: Path | None) -> None:
+def serve_here(folder: Path, model: Path | None, on_card: bool) -> None:
     """The app's process: an address on standard output; a line on standard input starts the run, its end ends the app."""
     from jobs import tiny_config, write_rows
     from tiny_model import make_tiny_model
@@ -62,12 +62,30 @@ def serve_here(folder: Path, model: Path | None) -> None:
         rows.write_text(200 * (json.dumps({"messages": turns}) + "\n"), encoding="utf-8")
         alike = {"data.sources": [{"id": str(rows)}], "train.batch_size": 1, "train.accumulation": 1, "train.packing": "off"}
         config = config.changed(alike)
+    if on_card:
+        config = config.changed(full_rows_on_the_card(folder / "full.jsonl"))
     served = serve(Workspace.at(folder / "workspace"), Address())
     print(served.url, flush=True)
     for line in sys.stdin:
         if line.strip() == "start":
             print(served.service.launcher.start(config).path, flush=True)
     served.close()
+
+
+def full_rows_on_the_card(rows: Path) -> dict[str, Any]:
+    """Steps as the product makes them by default: four rows of 512 tokens at a time, four times, on the fast path."""
+    words = " ".join(f"word{number}" for number in range(800))
+    turns = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": words}]
+    rows.write_text(200 * (json.dumps({"messages": turns}) + "\n"), encoding="utf-8")
+    return {
+        "data.sources": [{"id": str(rows)}],
+        "data.max_length": 512,
+        "train.batch_size": 4,
+        "train.accumulation": 4,
+        "lora.rank": 16,
+        "lora.dropout": 0.05,
+        "launch.device": "auto",
+    }
 
 
 @dataclass
@@ -294,10 +312,12 @@ def wait_for(run: Path, text: str, timeout_s: float = 120) -> None:
         time.sleep(0.1)
 
 
-def measure(folder: Path, seconds: float, rounds: int, model: Path | None) -> dict[str, Any]:
+def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     """All windows, one after another, on one run."""
+    model: Path | None = words.model
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(folder), *(["--model", str(model)] if model else [])]
+    command += ["--card"] if words.card else []
     with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
         assert app.stdin is not None and app.stdout is not None
         site = Site.at(app.stdout.readline().strip())
@@ -306,7 +326,7 @@ def measure(folder: Path, seconds: float, rounds: int, model: Path | None) -> di
         run = Path(app.stdout.readline().strip())
         while len(steps_of(run)) < (100 if model is None else 5):
             time.sleep(0.2)
-        windows = [with_pages(psutil.Process(app.pid), site, run, count, seconds) for count in (*(0, 5, 0, 20) * rounds, 0)]
+        windows = [with_pages(psutil.Process(app.pid), site, run, count, words.seconds) for count in (*(0, 5, 0, 20) * words.rounds, 0)]
         closing = opened_and_closed(site, run, 50)
         (run / "control").mkdir(exist_ok=True)
         (run / "control" / "stop").touch()
@@ -336,31 +356,51 @@ def measure(folder: Path, seconds: float, rounds: int, model: Path | None) -> di
         "spread_without_pages_pct": spread,
         "windows": windows,
         "closing": closing,
+        "fast_path": planned(run).get("fast_path"),
     }
+
+
+def planned(run: Path) -> dict[str, Any]:
+    """What the journal says of the run's plan."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    found: dict[str, Any] = next((event for event in map(json.loads, lines) if "fast_path" in event), {})
+    return found
+
+
+def arguments_said(words: argparse.Namespace) -> list[str]:
+    """The command's words without this machine's paths."""
+    model = ["--model", words.model.name] if words.model else []
+    return [f"--seconds {words.seconds:g}", f"--rounds {words.rounds}", *model, *(["--card"] if words.card else [])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--card", action="store_true", help="train --model on the NVIDIA card, rows of 512 tokens, 4 x 4")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--model", type=Path, help="the folder of a model to train instead of the two-layer one")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "bench" / "results" / "pages.json")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.serve:
-        serve_here(words.serve, words.model)
+        serve_here(words.serve, words.model, words.card)
         return
+    from qlora_ui.hardware.gpu import read_gpus
+    from qlora_ui.hardware.system import versions
+
     load = os.getloadavg()[0]
     trained = words.model.name if words.model else "a two-layer model"
     with tempfile.TemporaryDirectory() as folder:
         row = {
-            "what": f"pages at 1 Hz beside {trained} that trains in a thread of the app, NF4 on the CPU",
+            "what": f"pages at 1 Hz beside {trained} that trains in a thread of the app, NF4 on {'the card' if words.card else 'the CPU'}",
             "load_before": round(load, 2),
             "is_quiet": load < 1.5,
             "cores": os.cpu_count(),
             "python": platform.python_version(),
-            "command": f"python tests/bench/pages.py --seconds {words.seconds:g}",
-            **measure(Path(folder), words.seconds, words.rounds, words.model),
+            "command": "python tests/bench/pages.py " + " ".join(arguments_said(words)),
+            "versions": versions(),
+            "card": [gpu.name for gpu in read_gpus()],
+            **measure(Path(folder), words),
         }
     words.out.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(row, indent=2))

@@ -87,7 +87,9 @@ def test_a_page_of_an_earlier_version_is_told_to_load_anew(site: Site) -> None:
 
 
 def test_every_view_is_told_at_first_and_then_nothing_until_something_changes(site: Site) -> None:
-    first = site.beat("one").json()
+    answer = site.beat("one")
+    assert answer.headers["x-frame-options"] == "DENY" and answer.headers["x-content-type-options"] == "nosniff"
+    first = answer.json()
     assert set(first["views"]) >= {"q-strip", "train-head", "train-tiles", "train-charts", "runs-table", "chat-view", "q-ready-waits"}
     assert "Running" in first["views"]["q-strip"]["value"]
     assert first["views"]["train-tiles"]["visible"] is True and first["views"]["runs-compare"]["visible"] is False
