@@ -406,6 +406,8 @@ function qScale(panel, lines, rules, runs, width, height, store, log) {
 
 function qLine(line, scale) {
   if (line.style !== "points") {
+    // A line needs two points: the first step alone is a dot, a line without length under a round cap.
+    if (line.xs.length - line.from === 1) return [qSvg("path", { class: `q-line q-line-lone q-c${line.colour}`, d: `${qPath(line.xs, line.ys, line.from, scale)}h0` })];
     return [qSvg("path", { class: `q-line q-line-${line.style} q-c${line.colour}${line.many ? ` q-run${line.place}` : ""}`, d: qPath(line.xs, line.ys, line.from, scale) })];
   }
   const parts = [qSvg("path", { class: `q-line q-line-link q-c${line.colour}`, d: qPath(line.xs, line.ys, line.from, scale) })];
