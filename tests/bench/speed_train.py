@@ -10,10 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", UNSLOTH_DISABLE_STATISTICS="1", WANDB_DISABLED="true")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -42,6 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--uncaptured", action="store_true")
     parser.add_argument("--attention", default="sdpa", help="plain: transformers' attention")
     parser.add_argument("--gate", default="", help="wait for this file after two steps: compiling runs ahead")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="plain and fast: of the arithmetic and the adapter"
+    )
     parser.add_argument("--tag", default="")
     return parser.parse_args()
 
@@ -70,6 +77,7 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
 
     set_seed(0)
+    dtype, device, on_card = getattr(torch, a.dtype), *(("cuda:0", True) if torch.cuda.is_available() else ("cpu", False))
     kept = 10**6 if a.no_ckpt else a.kept
     peft_config = None
     if a.stack == "unsloth":
@@ -90,11 +98,11 @@ def main() -> None:
         )
     else:
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
         )
         tokenizer = AutoTokenizer.from_pretrained(a.model)
         model = AutoModelForCausalLM.from_pretrained(
-            a.model, quantization_config=quantization, device_map={"": 0}, dtype=torch.bfloat16, attn_implementation=a.attention
+            a.model, quantization_config=quantization, device_map={"": device}, dtype=dtype, attn_implementation=a.attention
         )
         peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
         if a.stack == "recipe":
@@ -105,9 +113,7 @@ def main() -> None:
             set_seed(1)
             model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
             peft_config = None
-            for p in model.parameters():
-                if p.requires_grad:
-                    p.data = p.data.to(torch.bfloat16)
+            in_dtype(model, dtype)
 
     packs = a.stack == "fast" or a.packed
     collator, max_documents = None, 1
@@ -131,13 +137,14 @@ def main() -> None:
 
     recompute = not a.no_ckpt and a.stack != "fast"
     options: dict[str, Any] = dict(
-        output_dir="/tmp/out",
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not on_card,
         per_device_train_batch_size=a.bs,
         gradient_accumulation_steps=a.ga,
         learning_rate=2e-4,
         max_steps=a.steps,
         lr_scheduler_type="cosine",
-        bf16=True,
+        bf16=a.dtype == "bfloat16",
         logging_steps=1,
         save_strategy="no",
         max_length=a.seq,
@@ -151,6 +158,10 @@ def main() -> None:
     if recompute and a.stack != "unsloth":
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
 
+    def wait() -> None:
+        if on_card:
+            torch.cuda.synchronize()
+
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.start = 0.0
@@ -159,7 +170,7 @@ def main() -> None:
             self.norms: list[float] = []
 
         def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize()
+            wait()
             if a.gate and state.global_step == 2:
                 Path(a.gate + ".ready").touch()
                 while not os.path.exists(a.gate):
@@ -167,7 +178,7 @@ def main() -> None:
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize()
+            wait()
             self.times.append(time.perf_counter() - self.start)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -185,10 +196,14 @@ def main() -> None:
         arguments_["peft_config"] = peft_config
     notes: list[str] = []
     if a.stack == "fast":
-        from qlora_ui.engine.fast import attention
+        from qlora_ui.engine.fast import apply, attention, ops
         from qlora_ui.engine.fast.apply import apply_fast_path
         from qlora_ui.engine.fast.captured_step import FastStepMixin
 
+        if dtype != torch.bfloat16:
+            # The product and its kernels keep to bfloat16; its nodes on torch's operations show what is left without rounding.
+            apply._obstacles = lambda model: ()
+            ops.triton_failure = lambda device: "not in float32"
         if a.flash:
             attention.CUDNN_FROM = 10**9
 
@@ -196,28 +211,30 @@ def main() -> None:
             pass
 
         trainer: Any = Trainer(**arguments_)
+        in_dtype(trainer.model, dtype)
         report = apply_fast_path(
             trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len), embedding_on_host=a.host_embedding
         )
         notes += [*report.parts, *report.reasons]
         trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
-        if a.uncaptured and trainer._micro is not None:
+        # Attention in float32 is the reference, whose loop over documents cannot be captured.
+        if (a.uncaptured or dtype != torch.bfloat16) and trainer._micro is not None:
             trainer._micro._capture = False
     else:
         trainer = SFTTrainer(**arguments_)
+        if a.stack == "plain":
+            in_dtype(trainer.model, dtype)
         if a.packed:
             from qlora_ui.engine.fast.attention import register
 
             trainer.model.get_base_model().config._attn_implementation = register()
-    loaded = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    loaded = torch.cuda.memory_allocated() if on_card else 0
+    if on_card:
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     trainer.train()
     wall = time.perf_counter() - started
-    import pynvml
-
-    pynvml.nvmlInit()
-    nvml = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
+    nvml = card_bytes() if on_card else 0
     ordered = sorted(clock.times[a.skip :])
     step = ordered[len(ordered) // 2]
     import bitsandbytes
@@ -239,13 +256,13 @@ def main() -> None:
         wall_s=round(wall, 1),
         tokens_per_step=round(tokens_per_step),
         loaded_bytes=loaded,
-        peak_bytes=torch.cuda.max_memory_allocated(),
-        reserved_bytes=torch.cuda.max_memory_reserved(),
+        peak_bytes=torch.cuda.max_memory_allocated() if on_card else 0,
+        reserved_bytes=torch.cuda.max_memory_reserved() if on_card else 0,
         nvml_bytes=nvml,
         losses=clock.losses,
         grad_norms=clock.norms,
         notes=notes,
-        card=torch.cuda.get_device_name(),
+        card=torch.cuda.get_device_name() if on_card else "none",
         versions=dict(
             torch=torch.__version__,
             transformers=transformers.__version__,
@@ -267,6 +284,21 @@ def main() -> None:
         profile(trainer, data, collator, a)
 
 
+def card_bytes() -> int:
+    """What is taken of the card, by all processes."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+
+
+def in_dtype(model: Any, dtype: Any) -> None:
+    """Give the adapter its type: SFTTrainer makes it bfloat16 wherever the base is in 4 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def evaluation_loss(trainer: Any, model: Any, rows: list[list[int]]) -> float:
     """Mean next-token loss of the trained adapter on the plain modules."""
     import torch
@@ -280,7 +312,7 @@ def evaluation_loss(trainer: Any, model: Any, rows: list[list[int]]) -> float:
     total = 0.0
     with torch.no_grad():
         for row in rows:
-            ids = torch.tensor([row], device="cuda")
+            ids = torch.tensor([row], device=trainer.model.device)
             logits = trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
     return total / len(rows)
