@@ -56,8 +56,9 @@ def _speed(view: RunView) -> str:
 
 def _time(view: RunView) -> str:
     if view.status.is_live:
-        left = format_duration(view.time_left_s) if view.time_left_s is not None else "measuring"
-        return _tile("Time left", left, f"{format_duration(view.elapsed_s)} so far")
+        if view.time_left_s is None:
+            return _tile("Time left", "–", "known after a few steps")
+        return _tile("Time left", format_duration(view.time_left_s), f"{format_duration(view.elapsed_s)} so far")
     predicted = view.planned.predicted_s if view.planned else None
     return _tile("Time", format_duration(view.elapsed_s), f"predicted {format_duration(predicted)}" if predicted else "")
 
