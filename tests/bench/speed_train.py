@@ -8,6 +8,7 @@ PYTHONPATH.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import sys
@@ -69,76 +70,106 @@ def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]
 def main() -> None:
     a = arguments()
     if a.stack == "unsloth":
-        import unsloth
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
-    from trl import SFTConfig, SFTTrainer
+        import unsloth  # noqa: F401  (before transformers)
+    from transformers import set_seed
 
     set_seed(0)
-    dtype, device, on_card = getattr(torch, a.dtype), *(("cuda:0", True) if torch.cuda.is_available() else ("cpu", False))
-    kept = 10**6 if a.no_ckpt else a.kept
-    peft_config = None
-    if a.stack == "unsloth":
-        from unsloth import FastLanguageModel
+    model, tokenizer, peft_config = load_unsloth(a) if a.stack == "unsloth" else load(a)
+    data, collator, tokens_per_step = batches(a, tokenizer)
+    clock = make_clock(a)
+    notes: list[str] = []
+    named = {"model": model, "train_dataset": data, "processing_class": tokenizer, "callbacks": [clock]}
+    named |= {"peft_config": peft_config} if peft_config is not None else {}
+    named |= {"data_collator": collator} if collator is not None else {}
+    trainer = fast_trainer(a, named, notes) if a.stack == "fast" else stock_trainer(a, named)
+    row = {**about(a, notes), "tokens_per_step": round(tokens_per_step), **train(a, trainer, clock, tokens_per_step)}
+    if a.eval_rows:
+        row["eval_loss"] = evaluation_loss(
+            trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer)
+        )
+    print("ROW " + json.dumps(row), flush=True)
+    if a.profile:
+        profile(trainer, data, collator, a)
 
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            a.model, max_seq_length=a.seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True
-        )
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=16,
-            lora_alpha=32,
-            lora_dropout=a.dropout,
-            target_modules=TARGETS,
-            bias="none",
-            use_gradient_checkpointing=False if a.no_ckpt else "unsloth",
-            random_state=0,
-        )
-    else:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(a.model)
-        model = AutoModelForCausalLM.from_pretrained(
-            a.model, quantization_config=quantization, device_map={"": device}, dtype=dtype, attn_implementation=a.attention
-        )
-        peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
-        if a.stack == "recipe":
-            model = prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-        else:
-            set_seed(1)
-            model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
-            peft_config = None
-            in_dtype(model, dtype)
 
-    packs = a.stack == "fast" or a.packed
-    collator, max_documents = None, 1
-    if packs:
-        from qlora_ui.engine.fast.packing import PackedCollator, best_fit, pack_examples
+def load_unsloth(a: argparse.Namespace) -> tuple[Any, Any, None]:
+    """Model with adapter and tokenizer."""
+    import torch
+    from unsloth import FastLanguageModel
 
-        needed = a.bs * a.ga * a.steps
-        count = needed if not a.mean_len else int(needed * a.seq / a.mean_len)
-        rows = samples(a, count, tokenizer)
-        while a.mean_len and len(best_fit([len(r) for r in rows], a.seq).rows) < needed:
-            rows = rows + rows[: count // 4]
-        columns, packed = pack_examples(rows, rows, a.seq)
-        max_documents = packed.max_documents
-        collator = PackedCollator(tokenizer.pad_token_id, a.seq, a.bs, max_documents)
-        data = Dataset.from_dict({k: v[:needed] for k, v in columns.items()})
-        tokens_per_step = sum(map(len, columns["input_ids"][:needed])) / a.steps
-    else:
-        rows = samples(a, a.bs * a.ga * a.steps, tokenizer)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        a.model, max_seq_length=a.seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=a.dropout,
+        target_modules=TARGETS,
+        bias="none",
+        use_gradient_checkpointing=False if a.no_ckpt else "unsloth",
+        random_state=0,
+    )
+    return model, tokenizer, None
+
+
+def load(a: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Model and tokenizer, and what the recipe has SFTTrainer put on the model; the others' adapter is on it already."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+
+    dtype, device = getattr(torch, a.dtype), "cuda:0" if torch.cuda.is_available() else "cpu"
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(a.model)
+    model = AutoModelForCausalLM.from_pretrained(
+        a.model, quantization_config=quantization, device_map={"": device}, dtype=dtype, attn_implementation=a.attention
+    )
+    peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=a.dropout, target_modules=TARGETS, task_type="CAUSAL_LM")
+    if a.stack == "recipe":
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        return model, tokenizer, peft_config
+    set_seed(1)
+    model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
+    in_dtype(model, dtype)
+    return model, tokenizer, None
+
+
+def batches(a: argparse.Namespace, tokenizer: Any) -> tuple[Any, Any, float]:
+    """The rows of all steps, packed for `fast` and with --packed; a collator for packed ones; tokens in a step."""
+    from datasets import Dataset
+
+    needed = a.bs * a.ga * a.steps
+    if a.stack != "fast" and not a.packed:
+        rows = samples(a, needed, tokenizer)
         data = Dataset.from_dict({"input_ids": rows, "labels": rows, "attention_mask": [[1] * len(r) for r in rows]})
-        tokens_per_step = sum(map(len, rows)) / a.steps
+        return data, None, sum(map(len, rows)) / a.steps
+    from qlora_ui.engine.fast.packing import PackedCollator, best_fit, pack_examples
+
+    count = needed if not a.mean_len else int(needed * a.seq / a.mean_len)
+    rows = samples(a, count, tokenizer)
+    while a.mean_len and len(best_fit([len(r) for r in rows], a.seq).rows) < needed:
+        rows = rows + rows[: count // 4]
+    columns, packed = pack_examples(rows, rows, a.seq)
+    data = Dataset.from_dict({k: v[:needed] for k, v in columns.items()})
+    collator = PackedCollator(tokenizer.pad_token_id, a.seq, a.bs, packed.max_documents)
+    return data, collator, sum(map(len, columns["input_ids"][:needed])) / a.steps
+
+
+def sft_config(a: argparse.Namespace) -> Any:
+    """The same for every stack but for what it recomputes with."""
+    import torch
+    from trl import SFTConfig
 
     recompute = not a.no_ckpt and a.stack != "fast"
-    options: dict[str, Any] = dict(
+    more: dict[str, Any] = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if recompute and a.stack != "unsloth" else {}
+    return SFTConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=not on_card,
+        use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=a.bs,
         gradient_accumulation_steps=a.ga,
         learning_rate=2e-4,
@@ -154,13 +185,14 @@ def main() -> None:
         logging_nan_inf_filter=a.stack != "fast",
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
+        **more,
     )
-    if recompute and a.stack != "unsloth":
-        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
 
-    def wait() -> None:
-        if on_card:
-            torch.cuda.synchronize()
+
+def make_clock(a: argparse.Namespace) -> Any:
+    """A callback with the times of all steps, their losses and gradient norms."""
+    import torch
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -170,7 +202,8 @@ def main() -> None:
             self.norms: list[float] = []
 
         def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            wait()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if a.gate and state.global_step == 2:
                 Path(a.gate + ".ready").touch()
                 while not os.path.exists(a.gate):
@@ -178,7 +211,8 @@ def main() -> None:
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            wait()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.times.append(time.perf_counter() - self.start)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -186,102 +220,102 @@ def main() -> None:
                 self.losses.append(float(logs["loss"]))
                 self.norms.append(float(logs["grad_norm"]))
 
-    clock = Clock()
-    arguments_: dict[str, Any] = dict(
-        model=model, args=SFTConfig(**options), train_dataset=data, processing_class=tokenizer, callbacks=[clock]
+    return Clock()
+
+
+def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str]) -> Any:
+    """SFTTrainer with the fast step; `notes` are told what is on."""
+    import torch
+    from trl import SFTTrainer
+
+    from qlora_ui.engine.fast import apply, attention, ops
+    from qlora_ui.engine.fast.apply import apply_fast_path
+    from qlora_ui.engine.fast.captured_step import FastStepMixin
+
+    dtype = getattr(torch, a.dtype)
+    if dtype != torch.bfloat16:
+        # The product and its kernels keep to bfloat16; its nodes on torch's operations show what is left without rounding.
+        apply._obstacles = lambda model: ()
+        ops.triton_failure = lambda device: "not in float32"
+    if a.flash:
+        attention.CUDNN_FROM = 10**9
+
+    class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
+        pass
+
+    trainer: Any = Trainer(args=sft_config(a), **named)
+    in_dtype(trainer.model, dtype)
+    kept = 10**6 if a.no_ckpt else a.kept
+    report = apply_fast_path(
+        trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len), embedding_on_host=a.host_embedding
     )
-    if collator is not None:
-        arguments_["data_collator"] = collator
-    if peft_config is not None:
-        arguments_["peft_config"] = peft_config
-    notes: list[str] = []
-    if a.stack == "fast":
-        from qlora_ui.engine.fast import apply, attention, ops
-        from qlora_ui.engine.fast.apply import apply_fast_path
-        from qlora_ui.engine.fast.captured_step import FastStepMixin
+    notes += [*report.parts, *report.reasons]
+    trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
+    # Attention in float32 is the reference, whose loop over documents cannot be captured.
+    if (a.uncaptured or dtype != torch.bfloat16) and trainer._micro is not None:
+        trainer._micro._capture = False
+    return trainer
 
-        if dtype != torch.bfloat16:
-            # The product and its kernels keep to bfloat16; its nodes on torch's operations show what is left without rounding.
-            apply._obstacles = lambda model: ()
-            ops.triton_failure = lambda device: "not in float32"
-        if a.flash:
-            attention.CUDNN_FROM = 10**9
 
-        class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
-            pass
+def stock_trainer(a: argparse.Namespace, named: dict[str, Any]) -> Any:
+    """SFTTrainer as it is."""
+    import torch
+    from trl import SFTTrainer
 
-        trainer: Any = Trainer(**arguments_)
-        in_dtype(trainer.model, dtype)
-        report = apply_fast_path(
-            trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len), embedding_on_host=a.host_embedding
-        )
-        notes += [*report.parts, *report.reasons]
-        trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
-        # Attention in float32 is the reference, whose loop over documents cannot be captured.
-        if (a.uncaptured or dtype != torch.bfloat16) and trainer._micro is not None:
-            trainer._micro._capture = False
-    else:
-        trainer = SFTTrainer(**arguments_)
-        if a.stack == "plain":
-            in_dtype(trainer.model, dtype)
-        if a.packed:
-            from qlora_ui.engine.fast.attention import register
+    trainer = SFTTrainer(args=sft_config(a), **named)
+    if a.stack == "plain":
+        in_dtype(trainer.model, getattr(torch, a.dtype))
+    if a.packed:
+        from qlora_ui.engine.fast.attention import register
 
-            trainer.model.get_base_model().config._attn_implementation = register()
+        trainer.model.get_base_model().config._attn_implementation = register()
+    return trainer
+
+
+def train(a: argparse.Namespace, trainer: Any, clock: Any, tokens_per_step: float) -> dict[str, Any]:
+    """Train, and what it took."""
+    import torch
+
+    on_card = torch.cuda.is_available()
     loaded = torch.cuda.memory_allocated() if on_card else 0
     if on_card:
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     trainer.train()
     wall = time.perf_counter() - started
-    nvml = card_bytes() if on_card else 0
     ordered = sorted(clock.times[a.skip :])
     step = ordered[len(ordered) // 2]
-    import bitsandbytes
-    import peft
-    import transformers
-    import trl
+    return {
+        "tok_s": round(tokens_per_step / step),
+        "step_s": round(step, 4),
+        "min_step_s": round(ordered[0], 4),
+        "first_steps_s": [round(t, 2) for t in clock.times[:3]],
+        "wall_s": round(wall, 1),
+        "loaded_bytes": loaded,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_card else 0,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if on_card else 0,
+        "nvml_bytes": card_bytes() if on_card else 0,
+        "losses": clock.losses,
+        "grad_norms": clock.norms,
+    }
 
-    row: dict[str, Any] = dict(
-        what=a.tag or a.stack,
-        stack=a.stack,
-        shape=f"{os.path.basename(a.model)} {a.bs}x{a.seq} ga{a.ga}" + (f" lognormal {a.mean_len}" if a.mean_len else ""),
-        recomputed=not a.no_ckpt,
-        kept_layers=a.kept,
-        dropout=a.dropout,
-        tok_s=round(tokens_per_step / step),
-        step_s=round(step, 4),
-        min_step_s=round(ordered[0], 4),
-        first_steps_s=[round(t, 2) for t in clock.times[:3]],
-        wall_s=round(wall, 1),
-        tokens_per_step=round(tokens_per_step),
-        loaded_bytes=loaded,
-        peak_bytes=torch.cuda.max_memory_allocated() if on_card else 0,
-        reserved_bytes=torch.cuda.max_memory_reserved() if on_card else 0,
-        nvml_bytes=nvml,
-        losses=clock.losses,
-        grad_norms=clock.norms,
-        notes=notes,
-        card=torch.cuda.get_device_name() if on_card else "none",
-        versions=dict(
-            torch=torch.__version__,
-            transformers=transformers.__version__,
-            trl=trl.__version__,
-            peft=peft.__version__,
-            bitsandbytes=bitsandbytes.__version__,
-        ),
-    )
-    if a.stack == "unsloth":
-        import unsloth
 
-        row["versions"]["unsloth"] = unsloth.__version__
-    if a.eval_rows:
-        row["eval_loss"] = evaluation_loss(
-            trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer)
-        )
-    print("ROW " + json.dumps(row), flush=True)
-    if a.profile:
-        profile(trainer, data, collator, a)
+def about(a: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
+    """What was run, where, with which versions; `notes` grow while it runs."""
+    import torch
+
+    packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", *(["unsloth"] if a.stack == "unsloth" else []))
+    return {
+        "what": a.tag or a.stack,
+        "stack": a.stack,
+        "shape": f"{os.path.basename(a.model)} {a.bs}x{a.seq} ga{a.ga}" + (f" lognormal {a.mean_len}" if a.mean_len else ""),
+        "recomputed": not a.no_ckpt,
+        "kept_layers": a.kept,
+        "dropout": a.dropout,
+        "notes": notes,
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def card_bytes() -> int:
