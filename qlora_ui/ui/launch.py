@@ -110,20 +110,22 @@ def serve(workspace: Workspace, address: Address) -> Served:
     prepare_environment(workspace)
     service = Service(workspace)
     blocks = build(service)
-    app, port = _launch(blocks, address, login)
-    Shortcut.stand_before(app, blocks, Guard(None, host_names(address.host)))
+    # Asked for once: a computer's own name may take seconds to find out.
+    names = host_names(address.host)
+    app, port = _launch(blocks, address, login, names)
+    Shortcut.stand_before(app, blocks, Guard(None, names))
     shown = f"[{address.host}]" if ":" in address.host else address.host
     host = "127.0.0.1" if address.host in ("0.0.0.0", "::", "localhost") else shown
     return Served(f"http://{host}:{port}", app, blocks, service, password)
 
 
-def _launch(blocks: Blocks, address: Address, login: Login | None) -> tuple[Any, int]:
+def _launch(blocks: Blocks, address: Address, login: Login | None, names: Iterable[str]) -> tuple[Any, int]:
     """Serve on the first free port and return the app with it; one that is taken between the look and the bind is passed over."""
     first = FIRST_PORT
     while True:
         port = find_port(address, first)
         try:
-            app, _, _ = blocks.launch(**launch_arguments(blocks, address, port, login))
+            app, _, _ = blocks.launch(**launch_arguments(blocks, address, port, login, names))
         except OSError:
             if address.port is not None:
                 raise _taken(address.port) from None
@@ -132,7 +134,9 @@ def _launch(blocks: Blocks, address: Address, login: Login | None) -> tuple[Any,
             return app, port
 
 
-def launch_arguments(blocks: Blocks, address: Address, port: int, login: Callable[[str, str], bool] | None) -> dict[str, Any]:
+def launch_arguments(
+    blocks: Blocks, address: Address, port: int, login: Callable[[str, str], bool] | None, names: Iterable[str]
+) -> dict[str, Any]:
     """Every argument of launch() that Gradio would else take from a GRADIO_* variable, and the few that differ from its defaults."""
     return {
         "server_name": address.host,
@@ -169,7 +173,7 @@ def launch_arguments(blocks: Blocks, address: Address, port: int, login: Callabl
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Guard, hosts=host_names(address.host)), Middleware(Early)],
+            "middleware": [Middleware(Guard, hosts=names), Middleware(Early)],
         },
     }
 

@@ -66,7 +66,7 @@ def test_variables_of_gradio_and_proxies_change_nothing(workspace: Workspace, mo
 
 def test_every_launch_argument_with_a_variable_is_given() -> None:
     """Gradio's own source says which arguments it would else take from the environment."""
-    arguments = launch_arguments(Blocks(), Address(), 7860, None)
+    arguments = launch_arguments(Blocks(), Address(), 7860, None, ("localhost",))
     expected = {"share", "mcp_server", "ssr_mode", "pwa", "run_history", "enable_monitoring", "root_path", "server_name", "server_port"}
     expected |= {"allowed_paths", "blocked_paths", "num_workers", "debug", "inline", "share_server_address", "share_server_protocol"}
     assert expected <= set(arguments)

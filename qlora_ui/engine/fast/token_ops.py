@@ -34,7 +34,7 @@ at the shapes of 1.5B and 8B models (tests/bench/token_product.py)."""
 WARP_BLOCKS = 8
 """Blocks that a warp reads of each feature at a time."""
 CARD_WARPS = 11
-"""Warps for each multiprocessor, from which on more would wait for the memory no less."""
+"""Warps that a launch has at least, for each multiprocessor, before features are left to one warp each; fitted on the same shapes."""
 
 
 @dataclass(frozen=True)

@@ -389,6 +389,7 @@ function qScale(panel, lines, rules, runs, width, height, store, log) {
     for (const run of runs) if (run.end.live && run.end.planned) xHigh = Math.max(xHigh, run.end.planned);
   }
   if (panel.zero && !log) yLow = 0;
+  if (panel.format === "bytes") yHigh = Math.max(yHigh, 16 * 2 ** 20); // a run begins with some KiB, which labels in MiB cannot tell apart
   if (yLow === yHigh) { yHigh += Math.abs(yHigh) * 0.1 || 1; if (!panel.zero) yLow -= Math.abs(yLow) * 0.1; }
   const room = log ? 0 : (yHigh - yLow) * 0.06;
   if (!panel.zero && !log) yLow = yLow >= 0 ? Math.max(0, yLow - room) : yLow - room;
