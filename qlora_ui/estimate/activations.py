@@ -17,6 +17,8 @@ from qlora_ui.settings.sections import LoraSection
 
 FAST_HELD_BYTES = 72 * MIB
 """As `engine/fast/recompute.py` has it."""
+TILE_NUMBERS, MIN_TILE_ROWS = 2**22, 512
+"""Numbers in the input of a tile of the fast path's MLP: 1,024 tokens of a model that is 4,096 wide, whose products still fill a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class LayerBytes:
 
     saved: int
     """Kept from forward to backward where the layer is not recomputed."""
+    again: int
+    """Kept from its recomputation to its backward pass, which follows at once."""
     checkpoint: int
     """Kept where it is recomputed: its input; on the fast path the adapter's inner products too."""
     working: int
@@ -42,13 +46,15 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     # Gemma 2 and 3, whose norms follow too, are recomputed from nothing but a layer's input (engine/fast/apply.py).
     keeps_tape = facts.norms_per_layer == 2
     if work.is_fast:
-        saved = int(tokens * _saved_fast(facts, adapter, lora, work))
-        # First the down projection's weight with the MLP's product, then gate's and up's side by side with the gradient of their input.
-        at_down, at_gate = _dense_weights(facts, e, is_recomputed=keeps_tape and work.kept_layers < facts.num_layers)
-        working = max(tokens * e * mlp + at_down, tokens * e * hidden + at_gate) + 2 * tokens * e * hidden + quadratic_working
+        saved = again = int(tokens * _saved_fast(facts, adapter, lora, work))
+        working = _working_fast(facts, work, tokens, quadratic_working, keeps_tape=keeps_tape)
+        if keeps_tape and tile_rows(tokens, hidden) < tokens:
+            again -= 2 * tokens * mlp * e
+            if work.kept_layers < facts.num_layers:
+                working = _working_in_tiles(facts, work, tokens) + quadratic_working
     else:
         attention, rest = _saved_plain(facts, adapter, lora, work, work.masked_share(rows, row_tokens))
-        saved = int(tokens * (attention + rest)) + quadratic_saved + _dora_saved(adapter, lora, e)
+        saved = again = int(tokens * (attention + rest)) + quadratic_saved + _dora_saved(adapter, lora, e)
         in_mlp = _mlp_working(adapter, tokens * stream * mlp, largest) + (_dora_working(adapter, e, stream) if lora.dora else 0)
         # Where a norm follows the MLP, its backward pass comes first, with six tensors in fp32.
         in_norm = 6 * 4 * tokens * hidden if facts.norms_per_layer > 2 else 0
@@ -59,10 +65,45 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     forward_down = tokens * stream * (mlp + 3 * hidden) + largest
     return LayerBytes(
         saved=saved,
+        again=again,
         checkpoint=tokens * (stream * hidden + (e * _inner_width(adapter, lora) if work.is_fast and keeps_tape else 0)),
         working=working,
         forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * stream * 4 * hidden),
     )
+
+
+def tile_rows(num_rows: int, num_hidden: int) -> int:
+    """Rows of a tile of a recomputed layer's MLP on the fast path; all where tiles would save nothing.
+
+    For F the MLP's width, N tokens whole are 3 F N numbers; tiles of T rows are 3 F T and the matrices dequantized for all of them, 3 F H.
+    """
+    most = max(TILE_NUMBERS // num_hidden, MIN_TILE_ROWS)
+    if num_rows <= num_hidden + most:
+        return num_rows
+    even = -(-num_rows // max(round(num_rows / most), 1))
+    return min(-(-even // 64) * 64, num_rows)
+
+
+def _working_fast(facts: ModelFacts, work: Workload, tokens: int, quadratic: int, *, keeps_tape: bool) -> int:
+    """First the down projection's weight with the MLP's product, then gate's and up's side by side with the gradient of their input."""
+    e, hidden = work.element_bytes, facts.hidden_size
+    is_recomputed = keeps_tape and work.kept_layers < facts.num_layers
+    at_down, at_gate = _dense_weights(facts, e, is_recomputed=is_recomputed)
+    # The layer's output and its gradient; nobody reads the output of a recomputation.
+    outputs = (1 if is_recomputed else 2) * tokens * e * hidden
+    return max(tokens * e * facts.intermediate_size + at_down, tokens * e * hidden + at_gate) + outputs + quadratic
+
+
+def _working_in_tiles(facts: ModelFacts, work: Workload, tokens: int) -> int:
+    """A tile of the MLP with its three matrices; or attention, when what the MLP's norm had kept is gone and two gradients are as large.
+
+    Attention has the gradients of its output, of q in fp32 and of keys and values for every head; then all of them twice, to join them.
+    """
+    e, hidden, mlp = work.element_bytes, facts.hidden_size, facts.intermediate_size
+    q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    in_mlp = 3 * mlp * e * (hidden + tile_rows(tokens, hidden)) + tokens * e * hidden
+    repeated = 2 * q * e if kv < q else 0
+    return max(in_mlp, tokens * max(2 * q * e + 4 * q + repeated + 2 * kv * e, q * e + 2 * (q + 2 * kv) * e))
 
 
 def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload, masked: float) -> tuple[float, float]:

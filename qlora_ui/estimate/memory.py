@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_ui.base.units import MIB
-from qlora_ui.estimate.activations import LayerBytes, layer_bytes
+from qlora_ui.estimate.activations import LayerBytes, layer_bytes, tile_rows
 from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
 from qlora_ui.estimate.workload import DataShape, Workload, fast_path_obstacle, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
@@ -165,10 +165,10 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
     moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens), kept_gradients)}
     if recomputed:
         # Kept layers are the last ones: they are gone when the first recomputation begins.
-        at_start = recomputed * layer.checkpoint + layer.saved + layer.working
+        at_start = recomputed * layer.checkpoint + layer.again + layer.working
         moments["backward"] = (at_start + mask, 0, kept_gradients or of_head)
     # The last layer to be differentiated has the least stored but every gradient beside it, except the embedding's, which comes after it.
-    at_end = layer.saved + layer.working + mask + (layer.checkpoint if recomputed else 0)
+    at_end = layer.working + mask + (layer.checkpoint + layer.again if recomputed else layer.saved)
     moments["end of backward"] = (at_end, 0, gradients if kept_gradients else gradients - of_embedding)
     if of_embedding:
         moments["embedding"] = (work.tokens * facts.hidden_size * work.stream_bytes, 0, gradients + (of_embedding if kept_gradients else 0))
@@ -238,16 +238,19 @@ def _slack(  # noqa: PLR0917
 ) -> int:
     """What the allocator reserves beyond what it hands out, fitted to runs on an H100 (`tests/bench/vram_grid.py`).
 
-    With segments that grow (26 runs) little more than one tensor of the MLP's width lies idle, in a graph's pool nearly two. Without
+    With segments that grow (26 runs) little more than one tensor of the MLP's width lies idle, in a graph's pool nearly two; where the MLP
+    runs in tiles (7 runs on an H200) that is of a tile, and two of the model's width lie idle beside it. Without
     (44 runs), freed blocks of one size do not serve for another; and padded batches, which differ in length from step to step, each
     leave a tile of logits of their own size.
     """
     if work.is_cpu:
         # The system's allocator gives little back; the tile's softmax has temporaries in fp32 (four runs of the demo, within 8 %).
         return 219 * MIB + round(0.29 * activations + 1.9 * loss_head)
-    wide = tokens * facts.intermediate_size * work.element_bytes
+    rows = tile_rows(tokens, facts.hidden_size) if work.is_fast and facts.norms_per_layer == 2 and not work.kept_layers else tokens
+    wide = rows * facts.intermediate_size * work.element_bytes
     if device.grows_segments:
-        return 20 * MIB + round((1.7 if work.is_fast else 0.9) * wide)
+        beside = 2 * tokens * facts.hidden_size * work.element_bytes if rows < tokens else 0
+        return 20 * MIB + round((1.7 if work.is_fast else 0.9) * wide) + beside
     if work.is_fast:
         return 95 * MIB + round(4.8 * wide + 0.04 * (activations + loss_head))
     return 26 * MIB + round(1.74 * wide) + (padding_slack(facts, work) if work.has_mask else 0)

@@ -2,6 +2,8 @@
 
 usage: python tests/bench/speed_numerics.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50] [--float32]
 Whole rows and packed ones, dropout 0, one seed. `eager` is the plain stack again with another attention: how far rounding alone goes.
+Two runs that differ by a rounding drift apart; where one follows another, it takes that one's adapter before every step, so that each step
+is compared by itself.
 In float32 nothing but the mathematics is left, and it is what both bfloat16 stacks are rounded from. --float32 makes those runs alone, with
 rows of 128 tokens, two runs at a time: on the processor too, where they take ten minutes.
 """
@@ -18,17 +20,32 @@ from typing import Any
 
 EXACT = ("--dtype", "float32")
 RUNS: dict[str, list[str]] = {
-    "plain": ["plain"],
+    "plain": ["plain", "--keep", "@plain"],
     "fast": ["fast"],
     "eager": ["plain", "--attention", "eager"],
-    "packed plain": ["plain", "--packed", "--mean-len", "80"],
+    "packed plain": ["plain", "--packed", "--mean-len", "80", "--keep", "@packed"],
     "packed fast": ["fast", "--mean-len", "80"],
     "plain float32": ["plain", *EXACT],
     "fast float32": ["fast", *EXACT],
     "packed plain float32": ["plain", "--packed", "--mean-len", "80", *EXACT],
     "packed fast float32": ["fast", "--mean-len", "80", *EXACT],
 }
+FOLLOWING: dict[str, list[str]] = {
+    "fast follows": ["fast", "--follow", "@plain"],
+    "eager follows": ["plain", "--attention", "eager", "--follow", "@plain"],
+    "float32 follows": ["plain", *EXACT, "--follow", "@plain"],
+    "packed fast follows": ["fast", "--mean-len", "80", "--follow", "@packed"],
+    "packed float32 follows": ["plain", "--packed", "--mean-len", "80", *EXACT, "--follow", "@packed"],
+}
+"""Once the runs above have left their adapters."""
 PAIRS = (
+    ("plain", "fast follows"),
+    ("packed plain", "packed fast follows"),
+    ("plain", "eager follows"),
+    ("float32 follows", "plain"),
+    ("float32 follows", "fast follows"),
+    ("packed float32 follows", "packed plain"),
+    ("packed float32 follows", "packed fast follows"),
     ("plain float32", "fast float32"),
     ("packed plain float32", "packed fast float32"),
     ("plain", "fast"),
@@ -41,14 +58,13 @@ PAIRS = (
 )
 
 
-def run_all(model: str, text: str, steps: int, runs: dict[str, list[str]], shape: list[str]) -> dict[str, dict[str, Any]]:
-    """One row for each run, all at the same time: nothing is timed."""
-    common = [model, "--text", text, "--dropout", "0", *shape, "--steps", str(steps), "--eval-rows", "24"]
-    folder = Path(tempfile.mkdtemp())
+def run_all(common: list[str], runs: dict[str, list[str]], folder: Path) -> dict[str, dict[str, Any]]:
+    """One row for each run, all at the same time: nothing is timed; `@name` is a folder of adapters in `folder`."""
     started = {}
     for name, (stack, *words) in runs.items():
         log = open(folder / name, "w", encoding="utf-8")  # noqa: SIM115  (lives as long as the process)
-        command = [sys.executable, str(Path(__file__).with_name("speed_train.py")), stack, *common, *words, "--tag", name]
+        own = [str(folder / f"adapters-{word[1:]}") if word.startswith("@") else word for word in words]
+        command = [sys.executable, str(Path(__file__).with_name("speed_train.py")), stack, *common, *own, "--tag", name]
         started[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     rows = {}
     for name, process in started.items():
@@ -91,15 +107,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--float32", action="store_true", help="only what is computed in float32")
     given = parser.parse_args()
-    common = (given.model, given.text, given.steps)
+    folder = Path(tempfile.mkdtemp())
+    common = [given.model, "--text", given.text, "--dropout", "0", "--steps", str(given.steps), "--eval-rows", "24"]
+    rows: dict[str, dict[str, Any]] = {}
     if given.float32:
         exact = [name for name in RUNS if "float32" in name]
-        shape = ["--seq", "128", "--bs", "1", "--ga", "2"]
-        rows = {}
         for pair in (exact[:2], exact[2:]):
-            rows |= run_all(*common, {name: RUNS[name] for name in pair}, shape)
+            rows |= run_all([*common, "--seq", "128", "--bs", "1", "--ga", "2"], {name: RUNS[name] for name in pair}, folder)
     else:
-        rows = run_all(*common, RUNS, ["--seq", "256", "--bs", "4", "--ga", "2"])
+        for runs in (RUNS, FOLLOWING):
+            rows |= run_all([*common, "--seq", "256", "--bs", "4", "--ga", "2"], runs, folder)
     pairs = {f"{one} - {other}": compare(rows[one], rows[other]) for one, other in PAIRS if one in rows and other in rows}
     for name, found in pairs.items():
         print(

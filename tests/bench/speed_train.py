@@ -50,6 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="plain and fast: of the arithmetic and the adapter"
     )
+    parser.add_argument("--keep", type=Path, help="write the adapter before every step into this folder")
+    parser.add_argument("--follow", type=Path, help="take the adapter before every step from there: each step is compared by itself")
+    parser.add_argument("--whole-mlp", action="store_true", help="fast: no tiles, as before there were any")
     parser.add_argument("--tag", default="")
     return parser.parse_args()
 
@@ -201,7 +204,14 @@ def make_clock(a: argparse.Namespace) -> Any:
             self.losses: list[float] = []
             self.norms: list[float] = []
 
-        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            if a.keep:
+                a.keep.mkdir(parents=True, exist_ok=True)
+                torch.save([p.detach().float().cpu() for p in trained], a.keep / f"{state.global_step}.pt")
+            if a.follow:
+                for parameter, value in zip(trained, torch.load(a.follow / f"{state.global_step}.pt"), strict=True):
+                    parameter.data.copy_(value)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if a.gate and state.global_step == 2:
@@ -228,7 +238,7 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     import torch
     from trl import SFTTrainer
 
-    from qlora_ui.engine.fast import apply, attention, ops
+    from qlora_ui.engine.fast import apply, attention, layers, ops
     from qlora_ui.engine.fast.apply import apply_fast_path
     from qlora_ui.engine.fast.captured_step import FastStepMixin
 
@@ -239,6 +249,8 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
         ops.triton_failure = lambda device: "not in float32"
     if a.flash:
         attention.CUDNN_FROM = 10**9
+    if a.whole_mlp:
+        layers.tile_rows = lambda rows, hidden: rows
 
     class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         pass

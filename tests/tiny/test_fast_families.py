@@ -11,7 +11,7 @@ import torch
 from fast_models import FAMILIES, build, packed_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from qlora_ui.engine.fast import recompute
+from qlora_ui.engine.fast import layers, recompute
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
 from qlora_ui.engine.fast.attention import register
 from qlora_ui.engine.fast.layers import NotFusable
@@ -126,6 +126,29 @@ def test_layers_too_large_to_hold_dequantized_give_the_same_gradients(tmp_path: 
     monkeypatch.setattr(recompute, "HELD_BYTES", 0)
     _, fresh, _ = fast_step(model, BATCH, 30, dropout=0.2, kept=0)
     assert all(torch.equal(fresh[name], grad) for name, grad in held.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_mlp_in_tiles_is_the_whole_one(family: str, in_place: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dropout too: a tile of rows sees its part of the whole's mask. Later micro-steps add to gradients that are there already."""
+    model = build(family, tmp_path, dropout=0.2)
+    batch = read_batch(BATCH, torch.device("cpu"))
+    results = []
+    for rows in (64, 24):
+        seen = []
+        monkeypatch.setattr(layers, "tile_rows", lambda count, width, rows=rows, seen=seen: seen.append((count, width)) or rows)
+        loss, grads, micro = fast_step(model, BATCH, 30, dropout=0.2, kept=0)
+        if in_place:
+            micro.run(batch, 30, 1, 0, 1)
+            grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        results.append((loss, grads))
+        assert seen[0] == (64, 64)
+        micro.close()
+        remove_fast_path(model)
+    (loss, whole), (tiled_loss, tiled) = results
+    assert float(tiled_loss) == pytest.approx(float(loss), rel=1e-6)
+    assert max(relative(tiled[name], grad) for name, grad in whole.items()) < 1e-5
 
 
 def test_two_micro_steps_accumulate_and_metrics_count(tmp_path: Path) -> None:

@@ -179,7 +179,19 @@ def test_the_fast_path_keeps_inner_products_and_small_dense_weights() -> None:
     layer = layer_bytes(QWEN, adapter_of(QWEN, config.lora), config.lora, work, rows=1, row_tokens=2048)
     assert work.is_fast and layer.checkpoint == 2048 * 2 * (1536 + 7 * 16)
     dense = 2 * 1536 * (1536 + 2 * 256 + 1536 + 2 * 8960 + 8960)
-    assert layer.working == dense + 2048 * 2 * (8960 + 2 * 1536)
+    # and the MLP's product with the gradient of the layer's output, which itself is not there.
+    assert layer.working == dense + 2048 * 2 * (8960 + 1536)
+    assert layer.again == layer.saved
+
+
+def test_long_rows_hold_a_tile_of_the_mlp() -> None:
+    config = RunConfig().changed({"data.max_length": 16384, "train.batch_size": 1, "eval.share": 0})
+    work = workload_of(QWEN, config, CARD)
+    layer = layer_bytes(QWEN, adapter_of(QWEN, config.lora), config.lora, work, rows=1, row_tokens=16384)
+    assert layer.saved - layer.again == 16384 * 2 * 2 * 8960  # gate and up
+    in_tile = 2 * 3 * 8960 * (1536 + 2752)  # the matrices, and their products for a sixth of the tokens
+    in_attention = 16384 * (2 * 2 * 1536 + 4 * 1536 + 2 * 2 * 1536 + 2 * 2 * 256)  # output, q; q in fp32; keys, values of all heads; of two
+    assert layer.working == max(in_tile + 16384 * 2 * 1536, in_attention)
 
 
 def test_a_chats_cache_by_hand() -> None:

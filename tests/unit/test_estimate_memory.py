@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.units import GIB, MIB
+from qlora_ui.estimate.activations import tile_rows
 from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
 from qlora_ui.estimate.deltas import deltas
 from qlora_ui.estimate.memory import PARTS, estimate_memory, quantized_bytes
@@ -86,6 +87,16 @@ def test_activations_of_a_layer_by_hand() -> None:
     tokens = 4 * 512
     grown = estimate_memory(QWEN, more, CARD).parts["activations"] - estimate_memory(QWEN, few, CARD).parts["activations"]
     assert grown / tokens == pytest.approx(97_560 - 2 * 1536, rel=0.002)
+
+
+def test_tiles_only_where_they_save_memory() -> None:
+    # Llama-3.1-8B is 4,096 wide: three matrices of that many rows are dequantized for all tiles.
+    assert [tile_rows(n, 4096) for n in (2048, 4096, 5120)] == [2048, 4096, 5120]
+    assert tile_rows(8192, 4096) == 1024
+    assert tile_rows(6000, 4096) == 1024  # six even shares of 1,000, in steps of 64
+    assert tile_rows(4096, 1536) == 4096 and tile_rows(8192, 1536) == 2752
+    assert tile_rows(40000, 16384) == 576
+    assert tile_rows(5600, 896) == 5600
 
 
 def test_dropout_keeps_outputs_and_masks_on_the_plain_path_only() -> None:

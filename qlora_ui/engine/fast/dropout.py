@@ -4,7 +4,7 @@ The bits come from a 32-bit multiply-xorshift hash of the element's index, keyed
 projections (or two micro-steps) do not read shifted copies of one sequence. 16 bits decide one element: the rate is met to 1/65536.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,8 @@ class Dropout:
 
     rate: float
     seed: torch.Tensor
+    first_row: int = 0
+    """Where the rows that are dropped from begin in the tensor whose rows the mask counts: a tile sees its part of the whole's mask."""
 
     @property
     def threshold(self) -> int:
@@ -32,6 +34,10 @@ class Dropout:
     def inverse_keep(self) -> float:
         """What kept elements are multiplied by, so that the expectation stays."""
         return 1.0 / (1.0 - self.threshold / 65536)
+
+    def from_row(self, first_row: int) -> "Dropout":
+        """Return the same dropout for rows that begin at `first_row`."""
+        return replace(self, first_row=first_row)
 
 
 def step_seed(run_seed: int, global_step: int, micro_step: int) -> tuple[int, int]:
@@ -63,7 +69,7 @@ def keep_mask(dropout: Dropout, salt: int, num_rows: int, num_columns: int) -> t
     words = dropout.seed.to(torch.int64) & _MASK32
     key0 = _finalize(words[0] ^ ((salt * 0x9E3779B9) & _MASK32))
     key1 = _finalize((words[1] + ((salt * 0x85EBCA6B) & _MASK32)) & _MASK32)
-    rows = torch.arange(num_rows, device=device)[:, None]
+    rows = dropout.first_row + torch.arange(num_rows, device=device)[:, None]
     columns = torch.arange(num_columns, device=device)[None, :]
     h = ((rows * half_width(num_columns) + columns // 128 * 64 + columns % 64) & _MASK32) ^ key0
     h = h ^ (h >> 16)

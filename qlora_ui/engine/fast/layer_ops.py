@@ -130,6 +130,7 @@ def gated_backward_(  # noqa: PLR0917
         gu.shape[0],
         width,
         half_width(width),
+        dropout.first_row if dropout else 0,
         dropout.threshold if dropout else 0,
         dropout.inverse_keep if dropout else 1.0,
         RANK=told.rank,

@@ -11,6 +11,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from qlora_ui.estimate.activations import tile_rows
+
 from . import nodes
 from .attention import VarlenPlan
 from .dropout import Dropout
@@ -18,6 +20,7 @@ from .nodes import Projection
 from .ops import MAX_GROUP, Adapter
 from .recompute import Tape
 from .rope import HeadNorm, Heads
+from .tiled_mlp import tiled_mlp
 from .weights import FrozenMatrix
 
 MAX_RANK = 128  # a larger one does not fit the kernels' tiles
@@ -193,6 +196,8 @@ class FusedMlp:
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, tape: Tape | None = None) -> torch.Tensor:
         """Return the MLP's output (+ residual), (N, H)."""
+        if tape is not None and (rows := tile_rows(*x.shape)) < x.shape[0]:
+            return tiled_mlp(x, self.gate_up, self.down, residual, gelu=self.gelu, tape=tape, rows=rows)
         return nodes.gated_mlp(x, self.gate_up, self.down, residual, gelu=self.gelu, tape=tape)
 
 

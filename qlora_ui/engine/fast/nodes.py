@@ -71,12 +71,18 @@ class Projection:
 
 
 class GradientSink:
-    """Where a node's parameter gradients go: into `.grad` in place where it exists, else into fresh tensors that the node returns."""
+    """Where a node's parameter gradients go: into `.grad` in place where it exists, else into fresh tensors that the node returns.
 
-    def __init__(self) -> None:
+    `wide` is for nodes that add several times: they add up in fp32, and `.grad` is rounded once.
+    """
+
+    def __init__(self, *, wide: bool = False) -> None:
+        self._wide = wide
         self._fresh: dict[int, torch.Tensor] = {}
 
     def _target(self, parameter: torch.Tensor) -> torch.Tensor:
+        if self._wide:
+            return self._fresh.setdefault(id(parameter), torch.zeros_like(parameter, dtype=torch.float32))
         if parameter.grad is not None:
             return parameter.grad
         return self._fresh.setdefault(id(parameter), torch.zeros_like(parameter))
@@ -92,7 +98,13 @@ class GradientSink:
     def results(self, inputs: int, *projections: Projection) -> list[torch.Tensor | None]:
         """What autograd is to be handed for the node's last `inputs` inputs: None where gradients have been added in place already."""
         parameters = [p for projection in projections for p in projection.parameters()]
-        return [self._fresh.get(id(p)) for p in parameters] if inputs == len(parameters) and self._fresh else [None] * inputs
+        if inputs == len(parameters) and self._fresh:
+            return [None if (fresh := self._fresh.get(id(p))) is None else fresh.to(p.dtype) for p in parameters]
+        if self._wide:
+            for parameter in parameters:
+                if parameter.grad is not None and id(parameter) in self._fresh:
+                    parameter.grad.add_(self._fresh[id(parameter)])
+        return [None] * inputs
 
 
 def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
@@ -137,6 +149,11 @@ def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | No
     return out
 
 
+def unread(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Return what stands for a recomputation's output (N, width), which backward never reads: one number in memory."""
+    return x.new_empty(1, 1).expand(x.shape[0], width)
+
+
 class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -152,8 +169,8 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
         gu, ctx.dense = gate_up.frozen_product(x, tape)
         inner = gate_up.inner(x, tape)
         if tape is not None and tape.replays:
-            # backward makes the activation again from gate | up, and never reads the output
-            y, inner_down = torch.empty(x.shape[0], down.frozen.num_out, dtype=x.dtype, device=x.device), tape.replay()
+            # backward makes the activation again from gate | up
+            y, inner_down = unread(x, down.frozen.num_out), tape.replay()
         else:
             h = layer_ops.gated(gu, inner, gate_up.adapters, gelu=gelu)
             y, inner_down, _ = down.forward(h, residual, tape)

@@ -77,7 +77,7 @@ def gated_forward(
     tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["salt", "threshold"])
+@triton.jit(do_not_specialize=["salt", "first_row", "threshold"])
 def gated_backward(
     gu,
     dh,
@@ -95,6 +95,7 @@ def gated_backward(
     n_rows,
     width,
     half_width,
+    first_row,
     threshold,
     inverse_keep,
     RANK: tl.constexpr,
@@ -108,7 +109,10 @@ def gated_backward(
     GELU: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; every LoRA part is added on the way."""
+    """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; every LoRA part is added on the way.
+
+    `first_row` is the row of dh in the tensor whose rows the dropout's mask counts.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
     rank = tl.arange(0, R)
@@ -121,7 +125,11 @@ def gated_backward(
         left = tl.load(gb + rows[:, None].to(tl.int64) * DOWN_R + down_rank[None, :], mask=row_ok, other=0.0)
         if DROP:
             h = pair_hash(
-                rows[:, None], (tl.program_id(1) * 64 + lane)[None, :], half_width, dropped_key0(seed, salt), dropped_key1(seed, salt)
+                first_row + rows[:, None],
+                (tl.program_id(1) * 64 + lane)[None, :],
+                half_width,
+                dropped_key0(seed, salt),
+                dropped_key1(seed, salt),
             )
     for half in tl.static_range(2):
         cols = tl.program_id(1) * 128 + half * 64 + lane

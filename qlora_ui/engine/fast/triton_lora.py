@@ -53,7 +53,7 @@ def nf4_dequantize(
     tl.store(out + target, pair.to(out.dtype.element_ty), mask=target < num_bytes.to(tl.int64) * 2)
 
 
-@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
 def lora_down(
     x,
     out,
@@ -69,6 +69,7 @@ def lora_down(
     width,
     x_stride,
     half_width,
+    first_row,
     threshold,
     RANK: tl.constexpr,
     R: tl.constexpr,
@@ -76,7 +77,10 @@ def lora_down(
     DROP: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """out[n, j, :] = gain * dropout_j(x[n]) @ a_j.T; a_j is (RANK, width), out (N, J, R)."""
+    """out[n, j, :] = gain * dropout_j(x[n]) @ a_j.T; a_j is (RANK, width), out (N, J, R).
+
+    `first_row` is the row of x in the tensor whose rows the dropout's mask counts.
+    """
     j = tl.program_id(1)
     a, salt = a0, salt0
     if j == 1:
@@ -100,7 +104,7 @@ def lora_down(
         xa = tl.load(x_row + first[None, :], mask=row_ok & (first[None, :] < width), other=0.0)
         xb = tl.load(x_row + second[None, :], mask=row_ok & (second[None, :] < width), other=0.0)
         if DROP:
-            h = pair_hash(rows[:, None], (start // 2 + lane)[None, :], half_width, key0, key1)
+            h = pair_hash(first_row + rows[:, None], (start // 2 + lane)[None, :], half_width, key0, key1)
             xa = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), xa, 0.0).to(xa.dtype)
             xb = tl.where((h >> 16) >= threshold.to(tl.uint32), xb, 0.0).to(xb.dtype)
         wa = tl.load(a_row + first[:, None], mask=(first[:, None] < width) & rank_ok, other=0.0)
@@ -117,7 +121,7 @@ def _add_to(target, acc, ok):
     tl.store(target, (old + acc).to(target.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
 def lora_outer(
     left,
     x,
@@ -133,6 +137,7 @@ def lora_outer(
     width,
     x_stride,
     half_width,
+    first_row,
     threshold,
     RANK: tl.constexpr,
     R: tl.constexpr,
@@ -141,7 +146,7 @@ def lora_outer(
     BN: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """g_j += gain * left[:, j, :].T @ dropout_j(x); g_j is (RANK, width)."""
+    """g_j += gain * left[:, j, :].T @ dropout_j(x); g_j is (RANK, width); `first_row` as in `lora_down`."""
     j = tl.program_id(1)
     g, salt = g0, salt0
     if j == 1:
@@ -160,7 +165,7 @@ def lora_outer(
         row_ok = rows[:, None] < n_rows
         tile = tl.load(x + rows[:, None].to(tl.int64) * x_stride + cols[None, :], mask=row_ok & col_ok, other=0.0)
         if DROP:
-            kept = keep(rows[:, None], cols[None, :], half_width, key0, key1, threshold)
+            kept = keep(first_row + rows[:, None], cols[None, :], half_width, key0, key1, threshold)
             tile = tl.where(kept, tile, 0.0).to(tile.dtype)
         lt = tl.load(left + rows[None, :].to(tl.int64) * (J * R) + j * R + rank[:, None], mask=rows[None, :] < n_rows, other=0.0)
         acc = tl.dot(lt, tile, acc, input_precision="ieee")
@@ -289,7 +294,7 @@ def lora_up(
     tl.store(y + place, total.to(y.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "threshold"])
+@triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
 def lora_dx(
     dx,
     gb,
@@ -303,6 +308,7 @@ def lora_dx(
     n_rows,
     width,
     half_width,
+    first_row,
     threshold,
     inverse_keep,
     RANK: tl.constexpr,
@@ -311,7 +317,7 @@ def lora_dx(
     DROP: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """dx += sum_j dropout_mask_j * (gb[:, j] @ a_j), in place; a_j is (RANK, width)."""
+    """dx += sum_j dropout_mask_j * (gb[:, j] @ a_j), in place; a_j is (RANK, width), `first_row` as in `lora_down`."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
     first = tl.program_id(1) * 128 + lane
@@ -337,7 +343,11 @@ def lora_dx(
         part_b = tl.dot(left, right_b, input_precision="ieee")
         if DROP:
             h = pair_hash(
-                rows[:, None], (tl.program_id(1) * 64 + lane)[None, :], half_width, dropped_key0(seed, salt), dropped_key1(seed, salt)
+                first_row + rows[:, None],
+                (tl.program_id(1) * 64 + lane)[None, :],
+                half_width,
+                dropped_key0(seed, salt),
+                dropped_key1(seed, salt),
             )
             part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
             part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
