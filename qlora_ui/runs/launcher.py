@@ -79,9 +79,11 @@ class Launcher:
             if run == self._current or run in self._queue:
                 return run
             status = read_run(run).status
-            if status is not Status.QUEUED and not status.can_resume:
-                reason = "It is done" if status is Status.DONE else "Another process works on it"
-                raise RunError(f"Run {run.id} cannot be continued.", why=reason, fix="Start a new run from its settings", code="run-ended")
+            cannot, anew = f"Run {run.id} cannot be continued.", "Start a new run from its settings"
+            if status is Status.DONE:
+                raise RunError(cannot, why="It is done", fix=anew, code="run-ended")
+            if status.is_live:
+                raise run.refusal(cannot, why="Another process works on it", fix=anew)
             for request in Request:
                 run.take_request(request)
             JournalWriter(run.journal_path).write(Queued(), durable=True)

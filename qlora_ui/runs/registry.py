@@ -78,7 +78,7 @@ def newest_run(workspace: Workspace) -> RunDir | None:
 def delete_run(workspace: Workspace, run: RunDir) -> Path:
     """Move a run to the workspace's trash and return where; raises RunError while a job works on it."""
     if run.status(read_events(run.journal_path)).is_live:
-        raise RunError(f"Run {run.id} is still running.", fix="Stop it first.", code="run-live")
+        raise run.refusal(f"Run {run.id} is still running.", why="What it writes would be lost", fix="Stop it first.")
     target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
     shutil.move(run.path, target)
     return target
