@@ -8,8 +8,10 @@ own, its output in run.log; it outlives the app, and the next app takes it up ag
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
@@ -30,6 +32,7 @@ from qlora_ui.settings.run_config import RunConfig
 SAME_PRESS_S = 3.0
 """Starts with equal settings within this time are one press of the button."""
 KEPT_KEYS = 1000
+log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -188,9 +191,11 @@ class Launcher:
             self._queue.clear()
             current, dispatcher = self._current, self._dispatcher
             self._changed.notify_all()
-        if current is not None and current.config().launch.where == "thread":
+        has_own_process = current is not None and _has_own_process(_config_or_none(current))
+        # A folder that the user has deleted is not made anew for the request.
+        if current is not None and not has_own_process and current.path.is_dir():
             current.request(Request.STOP)
-        if dispatcher is None or (current is not None and current.config().launch.where == "process"):
+        if dispatcher is None or has_own_process:
             return True
         dispatcher.join(timeout_s)
         return not dispatcher.is_alive()
@@ -208,7 +213,7 @@ class Launcher:
     def _enqueue(self, run: RunDir) -> None:
         self._queue.append(run)
         self._remember()
-        if self._dispatcher is None:
+        if self._dispatcher is None or not self._dispatcher.is_alive():
             self._dispatcher = threading.Thread(target=self._dispatch, name="launcher", daemon=True)
             self._dispatcher.start()
         self._changed.notify_all()
@@ -224,7 +229,11 @@ class Launcher:
         return self._workspace.root / "queue.json"
 
     def _remember(self) -> None:
-        write_json(self._queue_file, [run.id for run in self._queue])
+        try:
+            write_json(self._queue_file, [run.id for run in self._queue])
+        except OSError as error:
+            # A full disk: the runs themselves say that they wait, only their order is not written down.
+            log.warning("the order of the queue could not be written: %s", error)
 
     def _dispatch(self) -> None:
         while True:
@@ -233,7 +242,14 @@ class Launcher:
                 if self._is_closed:
                     return
                 run = self._queue[0]
-            if not self._work_on(run):
+            try:
+                has_worked = self._work_on(run)
+            # The boundary: whatever goes wrong with one run (a full disk, a folder that is gone), the next ones have their turn.
+            except Exception as error:
+                log.exception("run %s could not be worked on", run.id)
+                self._give_up(run, error)
+                has_worked = True
+            if not has_worked:
                 time.sleep(0.2)
 
     def _work_on(self, run: RunDir) -> bool:
@@ -252,14 +268,32 @@ class Launcher:
                     return True
                 self._queue.pop(0)
                 self._current = run
-                self._remember()
             try:
+                with self._changed:
+                    self._remember()
                 self._run(run)
             finally:
                 with self._changed:
                     self._current = None
                     self._changed.notify_all()
         return True
+
+    def _give_up(self, run: RunDir, error: Exception) -> None:
+        """Leave a run that could not be worked on; it says why where that can still be written."""
+        with self._changed:
+            if run in self._queue:
+                self._queue.remove(run)
+                self._remember()
+            self._changed.notify_all()
+        if not run.path.is_dir() or run.owner_is_alive():
+            return
+        try:
+            JournalWriter(run.journal_path).write(
+                Failed(what="The training job could not be started.", why=str(error), fix="Make room on the disk, then press Continue"),
+                durable=True,
+            )
+        except OSError as unwritten:
+            log.warning("run %s: its end could not be written: %s", run.id, unwritten)
 
     def _company(self, run: RunDir) -> Collection[str]:
         config = None
@@ -274,7 +308,7 @@ class Launcher:
         config = _config_or_none(run)
         if run.owner_is_alive():
             process.wait_for_owner(run, until=lambda: self._is_closed)
-        elif config is not None and config.launch.where == "process":
+        elif config is not None and _has_own_process(config):
             process.run_in_process(run, config, until=lambda: self._is_closed)
         else:
             # A thread of its own for each run: what torch keeps for each thread goes with it.
@@ -298,7 +332,12 @@ class Launcher:
                 durable=True,
             )
             return
-        job(run.path, turns=self._card.turns)
+        # The boundary: the journal cannot be written any more, or there is a bug of ours.
+        try:
+            job(run.path, turns=self._card.turns)
+        except Exception:
+            # As text: a log record with the exception itself would hold the model.
+            log.error("the job of run %s left with an error\n%s", run.id, traceback.format_exc())
 
 
 def ask(run: RunDir, request: Request) -> str:
@@ -322,6 +361,10 @@ def ask(run: RunDir, request: Request) -> str:
     }[request]
 
 
+def _has_own_process(config: RunConfig | None) -> bool:
+    return config is not None and config.launch.where == "process"
+
+
 def _config_or_none(run: RunDir) -> RunConfig | None:
     try:
         return run.config()
@@ -334,6 +377,9 @@ def _end_unended(run: RunDir) -> None:
 
     One in its own process that was killed is left as it is: crashed, and ready to be continued.
     """
+    if not run.path.is_dir():
+        log.warning("the folder of run %s is gone", run.id)
+        return
     view = read_run(run)
     was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
     if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -219,6 +220,47 @@ def test_a_job_that_leaves_without_a_word_is_a_failure(launcher: Launcher, stage
     assert launcher.wait_until_idle(5)
     ended = read_run(run).ended
     assert isinstance(ended, Failed) and "without a word" in ended.what
+
+
+def test_a_full_disk_or_a_folder_that_is_gone_stops_one_run_and_not_the_next(
+    launcher: Launcher, workspace: Workspace, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = launcher.start(named("deleted"))
+    until(lambda: read_run(deleted).steps)
+    deleted.path.rename(workspace.trash / deleted.id)
+    assert launcher.wait_until_idle(5) and launcher.current() is None
+
+    def full(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launcher_module, "write_json", full)
+    stage.go.set()
+    run = launcher.start(named("on a full disk"))
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is Status.DONE
+
+    def broken(run: RunDir) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher_module, "_config_or_none", broken)
+        unread = launcher.start(named("unread"))
+        assert launcher.wait_until_idle(5)
+    ended = read_run(unread).ended
+    assert isinstance(ended, Failed) and "Input/output error" in ended.why
+    following = launcher.start(named("following"))
+    assert launcher.wait_until_idle(5)
+    assert read_run(following).status is Status.DONE
+
+
+def test_shutdown_beside_a_folder_that_is_gone(workspace: Workspace, stage: Stage) -> None:
+    launcher = Launcher(workspace, Card())
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    stage.leaves_without_a_word = True
+    run.path.rename(workspace.trash / run.id)
+    assert launcher.shutdown(5)
+    assert not run.path.exists()
 
 
 def test_shutdown_stops_and_saves_and_keeps_the_queue(workspace: Workspace, stage: Stage) -> None:
