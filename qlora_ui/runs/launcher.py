@@ -48,6 +48,8 @@ class Launcher:
         self._changed = threading.Condition()
         self._queue: list[RunDir] = []
         self._current: RunDir | None = None
+        self._is_wanted_again = False
+        """Whether Continue was pressed for the current run, between its last event and its job's end."""
         self._keys: OrderedDict[str, tuple[RunDir, float]] = OrderedDict()
         self._dispatcher: threading.Thread | None = None
         self._is_held = False
@@ -79,18 +81,19 @@ class Launcher:
         """Put a paused, stopped, failed or crashed run back into the queue; a second press changes nothing."""
         with self._changed:
             self._check_open()
-            if run == self._current or run in self._queue:
+            if run in self._queue:
                 return run
             status = read_run(run).status
+            if run == self._current:
+                # Its journal has ended and its job is about to leave: one writer at a time, so the run goes back after that.
+                self._is_wanted_again = self._is_wanted_again or status.can_resume
+                return run
             cannot, anew = f"Run {run.id} cannot be continued.", "Start a new run from its settings"
             if status is Status.DONE:
                 raise RunError(cannot, why="It is done", fix=anew, code="run-ended")
             if status.is_live:
                 raise run.refusal(cannot, why="Another process works on it", fix=anew)
-            for request in Request:
-                run.take_request(request)
-            JournalWriter(run.journal_path).write(Queued(), durable=True)
-            self._enqueue(run)
+            self._put_back(run)
         return run
 
     def request(self, run: RunDir, request: Request) -> str:
@@ -218,6 +221,12 @@ class Launcher:
             self._dispatcher.start()
         self._changed.notify_all()
 
+    def _put_back(self, run: RunDir) -> None:
+        for request in Request:
+            run.take_request(request)
+        JournalWriter(run.journal_path).write(Queued(), durable=True)
+        self._enqueue(run)
+
     def _unqueue(self, run: RunDir) -> None:
         self._queue.remove(run)
         self._remember()
@@ -275,6 +284,9 @@ class Launcher:
             finally:
                 with self._changed:
                     self._current = None
+                    again, self._is_wanted_again = self._is_wanted_again, False
+                    if again and not self._is_closed:
+                        self._put_back(run)
                     self._changed.notify_all()
         return True
 

@@ -67,6 +67,8 @@ class Stage:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.may_leave = threading.Event()
+        self.may_leave.set()
         self.order: list[str] = []
         self.leaves_without_a_word = False
 
@@ -87,6 +89,7 @@ class Stage:
             run.take_request(request)
         if not self.leaves_without_a_word:
             journal.write(Paused() if Request.PAUSE in requests else Stopped() if requests else Finished())
+        self.may_leave.wait(5)
         run.release()
 
 
@@ -181,6 +184,22 @@ def test_a_paused_run_continues_and_two_presses_are_one(launcher: Launcher, stag
     assert read_run(run).status is Status.DONE
     with pytest.raises(RunError, match="It is done"):
         launcher.resume(run)
+
+
+def test_continue_pressed_while_the_job_leaves_is_heard(launcher: Launcher, stage: Stage) -> None:
+    stage.may_leave.clear()
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    assert launcher.resume(run) == run  # it runs: nothing to do
+    launcher.request(run, Request.PAUSE)
+    until(lambda: read_run(run).status is Status.PAUSED)
+    assert launcher.resume(run) == launcher.resume(run) == run
+    # The leaving job is the journal's writer to its end.
+    assert read_run(run).status is Status.PAUSED and launcher.current() == run
+    stage.go.set()
+    stage.may_leave.set()
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [run.id, run.id] and read_run(run).status is Status.DONE
 
 
 def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage: Stage) -> None:
