@@ -102,11 +102,16 @@ class Launcher:
         Raises RunError where there is nothing to ask, saying what the run's state is by now: the page may be old.
         """
         with self._changed:
-            if run in self._queue:
-                if request is Request.SAVE_NOW:
-                    raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+            is_waiting, is_starting = run in self._queue, self._is_starting(run)
+            if request is Request.SAVE_NOW and (is_waiting or is_starting):
+                raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+            if is_waiting:
                 self._unqueue(run)
                 return "Taken out of the queue."
+            if is_starting:
+                # The engine is being loaded, which may take half a minute; the job finds the request when it begins.
+                run.request(request)
+                return f"{'Pausing' if request is Request.PAUSE else 'Stopping'} as soon as it has begun."
         return ask(run, request)
 
     def queue(self) -> list[RunDir]:
@@ -135,6 +140,9 @@ class Launcher:
     def cancel(self, run: RunDir) -> None:
         """Take a waiting run out of the queue; its settings stay in the list of runs."""
         with self._changed:
+            if self._is_starting(run):
+                run.request(Request.STOP)
+                return
             self._find_waiting(run)
             self._unqueue(run)
 
@@ -208,6 +216,10 @@ class Launcher:
     def _check_open(self) -> None:
         if self._is_closed:
             raise RunError("The app is closing.", fix="Start it again", code="closing")
+
+    def _is_starting(self, run: RunDir) -> bool:
+        """Whether the run has left the queue and its job has not begun."""
+        return run == self._current and read_run(run).status is Status.QUEUED
 
     def _find_waiting(self, run: RunDir) -> None:
         if run not in self._queue:

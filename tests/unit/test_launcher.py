@@ -202,6 +202,26 @@ def test_continue_pressed_while_the_job_leaves_is_heard(launcher: Launcher, stag
     assert stage.order == [run.id, run.id] and read_run(run).status is Status.DONE
 
 
+@pytest.mark.parametrize("way", ["stop", "pause", "remove"])
+def test_a_stop_pressed_while_the_engine_is_loaded_is_heard(
+    way: str, launcher: Launcher, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(launcher_module, "engine_object", lambda name: stage if loaded.wait(5) else None)
+    run = launcher.start(RunConfig())
+    until(lambda: launcher.current() == run)
+    assert read_run(run).status is Status.QUEUED
+    with pytest.raises(RunError, match="has not started"):
+        launcher.request(run, Request.SAVE_NOW)
+    if way == "remove":
+        launcher.cancel(run)
+    else:
+        assert "as soon as it has begun" in launcher.request(run, Request(way))
+    loaded.set()
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is (Status.PAUSED if way == "pause" else Status.STOPPED) and not read_run(run).steps
+
+
 def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage: Stage) -> None:
     card = Card()
     launcher = Launcher(workspace, card)
