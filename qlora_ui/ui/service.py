@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -47,6 +48,8 @@ GPU_READ_S = 0.8
 SETTLED_NS = 3_000_000_000
 """Disks keep the time of a change in steps of up to 2 s."""
 
+logger = logging.getLogger("qlora_ui.ui")
+
 
 class Service:
     """One per process, made by ui/app.py. Safe to use from any handler's thread."""
@@ -69,6 +72,20 @@ class Service:
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
         self._newest: tuple[int, RunDir | None] = (-1, None)
+
+    def take_up(self, rest_s: float) -> threading.Thread:
+        """Go on, in the background, with what an earlier app left; its queue after `rest_s` seconds, in which the page can open."""
+
+        def work() -> None:
+            # The boundary: a disk that cannot be read must not end this in silence; the page works without it.
+            try:
+                self.launcher.restore(rest_s=rest_s)
+            except Exception:
+                logger.exception("what an earlier app left could not be taken up")
+
+        thread = threading.Thread(target=work, name="take-up", daemon=True)
+        thread.start()
+        return thread
 
     @cached_property
     def chat(self) -> Any:
