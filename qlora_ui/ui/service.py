@@ -17,7 +17,7 @@ from qlora_ui.data.load import inspect
 from qlora_ui.data.parse import Peek, peek_file
 from qlora_ui.data.report import DataReport
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
-from qlora_ui.hardware.gpu import GpuState, read_gpus
+from qlora_ui.hardware.gpu import GpuState, read_given_gpus
 from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import ModelEntry, find_model_folder, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
@@ -189,11 +189,11 @@ class Service:
         return self.readers.view(run) if run is not None else None
 
     def gpus(self) -> list[GpuState]:
-        """The cards as they are now; empty without a driver. Read once for all pages."""
+        """The cards as they are now, the one that runs in the app use first; empty without a driver. Read once for all pages."""
         with self._lock:
             read_at, states = self._gpus
             if time.monotonic() - read_at > GPU_READ_S:
-                states = read_gpus()
+                states = read_given_gpus()
                 self._gpus = (time.monotonic(), states)
             return states
 
