@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from qlora_ui.base.errors import HardwareError
 from qlora_ui.engine.split import move_scales
-from qlora_ui.hardware.gpu import read_gpus
+from qlora_ui.hardware.gpu import read_gpus, see_only
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import bnb_arguments
 
@@ -34,7 +34,7 @@ def see_one_card() -> None:
         return
     cards = read_gpus()
     if len(cards) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = max(cards, key=lambda card: card.free_bytes).uuid
+        see_only(max(cards, key=lambda card: card.free_bytes).uuid)
 
 
 def training_device(config: RunConfig) -> torch.device:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 RETRY_S = 30.0
 """How long a failed start of NVML is believed; a driver that comes back is found after that."""
+_given: list[str | None] = []
+"""What the user had written into the variable, once this process has written into it; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,33 @@ def read_gpus(*, visible_only: bool = True, environment: Mapping[str, str] | Non
     handles = list(_handles(nvml))
     if visible_only:
         variables = os.environ if environment is None else environment
-        handles = _visible(nvml, handles, variables.get("CUDA_VISIBLE_DEVICES"))
+        handles = _visible(nvml, handles, variables.get(VISIBLE))
     states = (_read(nvml, index, handle) for index, handle in handles)
     return [state for state in states if state is not None]
+
+
+def see_only(uuid: str) -> None:
+    """Leave this process one card, for good once CUDA has begun; what the user had given it is remembered."""
+    if not _given:
+        _given.append(os.environ.get(VISIBLE))
+    os.environ[VISIBLE] = uuid
+
+
+def given_environment() -> dict[str, str]:
+    """The environment with the cards that the user gave the app: for processes of their own, which may need several."""
+    environment = dict(os.environ)
+    if _given:
+        environment.pop(VISIBLE, None)
+        if _given[0] is not None:
+            environment[VISIBLE] = _given[0]
+    return environment
+
+
+def read_given_gpus() -> list[GpuState]:
+    """The cards that the user gave the app; where this process was left one of them, that one first."""
+    if not _given:
+        return read_gpus()
+    return sorted(read_gpus(environment=given_environment()), key=lambda card: card.uuid != os.environ.get(VISIBLE))
 
 
 def driver_version() -> str | None:

@@ -8,28 +8,31 @@ own, its output in run.log; it outlives the app, and the next app takes it up ag
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
 
-from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.errors import RunError
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import process, registry
 from qlora_ui.runs.card import Card, Holder
+from qlora_ui.runs.ending import config_or_none, end_unended, end_unstarted, has_own_process
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.events import Failed, Queued, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.waiting import find_left, read_order, write_order
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 SAME_PRESS_S = 3.0
 """Starts with equal settings within this time are one press of the button."""
 KEPT_KEYS = 1000
+log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -44,7 +47,14 @@ class Launcher:
         self._fits_beside = fits_beside
         self._changed = threading.Condition()
         self._queue: list[RunDir] = []
+        self._working: list[RunDir] = []
+        """Jobs of an earlier app that still work and hold the card; the queue waits for their ends."""
+        self._others = read_order(workspace)
+        """Runs that wait for the app to take them up, which `train` of the command line never does."""
+        self._rests_until = 0.0
         self._current: RunDir | None = None
+        self._is_wanted_again = False
+        """Whether Continue was pressed for the current run, between its last event and its job's end."""
         self._keys: OrderedDict[str, tuple[RunDir, float]] = OrderedDict()
         self._dispatcher: threading.Thread | None = None
         self._is_held = False
@@ -76,16 +86,19 @@ class Launcher:
         """Put a paused, stopped, failed or crashed run back into the queue; a second press changes nothing."""
         with self._changed:
             self._check_open()
-            if run == self._current or run in self._queue:
+            if run in self._queue:
                 return run
             status = read_run(run).status
-            if status is not Status.QUEUED and not status.can_resume:
-                reason = "It is done" if status is Status.DONE else "Another process works on it"
-                raise RunError(f"Run {run.id} cannot be continued.", why=reason, fix="Start a new run from its settings", code="run-ended")
-            for request in Request:
-                run.take_request(request)
-            JournalWriter(run.journal_path).write(Queued(), durable=True)
-            self._enqueue(run)
+            if run == self._current:
+                # Its journal has ended and its job is about to leave: one writer at a time, so the run goes back after that.
+                self._is_wanted_again = self._is_wanted_again or status.can_resume
+                return run
+            cannot, anew = f"Run {run.id} cannot be continued.", "Start a new run from its settings"
+            if status is Status.DONE:
+                raise RunError(cannot, why="It is done", fix=anew, code="run-ended")
+            if status.is_live:
+                raise run.refusal(cannot, why="Another process works on it", fix=anew)
+            self._put_back(run)
         return run
 
     def request(self, run: RunDir, request: Request) -> str:
@@ -94,11 +107,16 @@ class Launcher:
         Raises RunError where there is nothing to ask, saying what the run's state is by now: the page may be old.
         """
         with self._changed:
-            if run in self._queue:
-                if request is Request.SAVE_NOW:
-                    raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+            is_waiting, is_starting = self._is_waiting(run), self._is_starting(run)
+            if request is Request.SAVE_NOW and (is_waiting or is_starting):
+                raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+            if is_waiting:
                 self._unqueue(run)
                 return "Taken out of the queue."
+            if is_starting:
+                # The engine is being loaded, which may take half a minute; the job finds the request when it begins.
+                run.request(request)
+                return f"{'Pausing' if request is Request.PAUSE else 'Stopping'} as soon as it has begun."
         return ask(run, request)
 
     def queue(self) -> list[RunDir]:
@@ -127,12 +145,15 @@ class Launcher:
     def cancel(self, run: RunDir) -> None:
         """Take a waiting run out of the queue; its settings stay in the list of runs."""
         with self._changed:
+            if self._is_starting(run):
+                run.request(Request.STOP)
+                return
             self._find_waiting(run)
             self._unqueue(run)
 
     @property
     def is_held(self) -> bool:
-        """Whether the queue waits for the user, as it does after a restart."""
+        """Whether the queue waits for the user, as it does after an app that ended while a run began."""
         with self._changed:
             return self._is_held
 
@@ -140,40 +161,39 @@ class Launcher:
         """Keep the queue from starting its next run, or let it go on."""
         with self._changed:
             self._is_held = held
+            self._rests_until = 0.0
             self._changed.notify_all()
 
-    def restore(self) -> list[RunDir]:
-        """Take up what an earlier app left: a job in its own process that still runs, and the queue, held until the user lets it go.
+    def restore(self, *, rest_s: float = 0.0) -> list[RunDir]:
+        """Take up what an earlier app left: a job in its own process that still works, and the queue.
 
-        Returns the runs that crashed with that app; each can be continued.
+        The queue goes on by itself, after a rest of `rest_s` seconds that the user's next wish ends; it is held where a run
+        had its turn and the app ended before the job began. Returns the runs that crashed with that app; each can be continued.
         """
+        order = self._others
+        left = find_left(self._workspace, order)
         with self._changed:
-            order = {name: place for place, name in enumerate(read_json(self._queue_file) or [])}
-            waiting, alive, crashed = [], [], []
-            for run in registry.list_runs(self._workspace):
-                if not (run.id in order or run.has_owner()):
-                    continue
-                status = read_run(run).status
-                if status is Status.QUEUED and run.id in order:
-                    waiting.append(run)
-                elif status is Status.CRASHED:
-                    crashed.append(run)
-                elif status.is_live and run.owner_is_alive():
-                    alive.append(run)
-            waiting.sort(key=lambda run: order[run.id])
-            self._is_held = bool(waiting)
-            # A job that lives is "started" again first: the dispatcher only waits for its end.
-            for run in [*alive, *waiting]:
-                if run not in self._queue:
-                    self._enqueue(run)
-            if alive:
-                self._is_held = False
-            return crashed
+            if self._is_closed:
+                return []
+            known = {*self._queue, *self._working, self._current}
+            # What was found before the lock was taken may have been started, or taken out, by now.
+            waiting = [run for run in left.waiting if run not in known and read_run(run).status is Status.QUEUED]
+            self._others = []
+            self._working += [run for run in left.working if run not in known]
+            self._queue[:0] = waiting
+            if waiting:
+                # One that the order does not name had its turn, and its app ended before the job began: what ended it may do so again.
+                self._is_held = self._is_held or any(run.id not in order for run in waiting)
+                self._rests_until = time.monotonic() + rest_s
+                self._remember()
+            if waiting or self._working:
+                self._wake()
+            return list(left.crashed)
 
     def wait_until_idle(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing runs and nothing waits; False where the time was not enough."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._queue and self._current is None, timeout_s)
+            return self._changed.wait_for(lambda: not self._queue and not self._working and self._current is None, timeout_s)
 
     def shutdown(self, timeout_s: float = 30.0) -> bool:
         """Stop the job of this app with its work saved and end; jobs in processes of their own go on.
@@ -186,9 +206,11 @@ class Launcher:
             self._queue.clear()
             current, dispatcher = self._current, self._dispatcher
             self._changed.notify_all()
-        if current is not None and current.config().launch.where == "thread":
+        goes_on = current is not None and has_own_process(config_or_none(current))
+        # A folder that the user has deleted is not made anew for the request.
+        if current is not None and not goes_on and current.path.is_dir():
             current.request(Request.STOP)
-        if dispatcher is None or (current is not None and current.config().launch.where == "process"):
+        if dispatcher is None or goes_on:
             return True
         dispatcher.join(timeout_s)
         return not dispatcher.is_alive()
@@ -199,17 +221,36 @@ class Launcher:
         if self._is_closed:
             raise RunError("The app is closing.", fix="Start it again", code="closing")
 
+    def _is_waiting(self, run: RunDir) -> bool:
+        """Whether the run is in the queue and no job of an earlier app has begun on it after all."""
+        return run in self._queue and not run.owner_is_alive()
+
+    def _is_starting(self, run: RunDir) -> bool:
+        """Whether the run has left the queue and its job has not begun."""
+        return run == self._current and read_run(run).status is Status.QUEUED
+
     def _find_waiting(self, run: RunDir) -> None:
-        if run not in self._queue:
+        if not self._is_waiting(run):
             raise RunError(f"Run {run.id} does not wait any more.", why=f"It is {read_run(run).status.value} by now", code="run-not-queued")
 
     def _enqueue(self, run: RunDir) -> None:
         self._queue.append(run)
+        self._others = [name for name in self._others if name != run.id]
+        self._rests_until = 0.0
         self._remember()
-        if self._dispatcher is None:
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._dispatcher is None or not self._dispatcher.is_alive():
             self._dispatcher = threading.Thread(target=self._dispatch, name="launcher", daemon=True)
             self._dispatcher.start()
         self._changed.notify_all()
+
+    def _put_back(self, run: RunDir) -> None:
+        for request in Request:
+            run.take_request(request)
+        JournalWriter(run.journal_path).write(Queued(), durable=True)
+        self._enqueue(run)
 
     def _unqueue(self, run: RunDir) -> None:
         self._queue.remove(run)
@@ -217,22 +258,40 @@ class Launcher:
         JournalWriter(run.journal_path).write(Stopped(), durable=True)
         self._changed.notify_all()
 
-    @property
-    def _queue_file(self) -> Any:
-        return self._workspace.root / "queue.json"
-
     def _remember(self) -> None:
-        write_json(self._queue_file, [run.id for run in self._queue])
+        try:
+            write_order(self._workspace, [*self._others, *(run.id for run in self._queue)])
+        except OSError as error:
+            # A full disk: the runs themselves say that they wait, only their order is not written down.
+            log.warning("the order of the queue could not be written: %s", error)
 
     def _dispatch(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or (self._queue and not self._is_held))
-                if self._is_closed:
+                while not self._is_closed and self._next() is None:
+                    self._changed.wait(max(self._rests_until - time.monotonic(), 0.0) or None)
+                run = self._next()
+                if self._is_closed or run is None:
                     return
-                run = self._queue[0]
-            if not self._work_on(run):
+            try:
+                has_worked = self._work_on(run)
+            # The boundary: whatever goes wrong with one run (a full disk, a folder that is gone), the next ones have their turn.
+            except Exception as error:
+                self._give_up(run, error)
+                has_worked = True
+            if not has_worked:
                 time.sleep(0.2)
+
+    def _next(self) -> RunDir | None:
+        if self._working:
+            return self._working[0]
+        is_free = not self._is_held and time.monotonic() >= self._rests_until
+        return self._queue[0] if self._queue and is_free else None
+
+    def _take(self, run: RunDir) -> None:
+        for runs in (self._working, self._queue):
+            if run in runs:
+                runs.remove(run)
 
     def _work_on(self, run: RunDir) -> bool:
         """Run it if the card is free; False where it still waits (its place in the queue may have changed meanwhile)."""
@@ -246,33 +305,48 @@ class Launcher:
         with hold:
             with self._changed:
                 self._waiting_for = None
-                if self._is_closed or not self._queue or self._queue[0] != run:
+                if self._is_closed or self._next() != run:
                     return True
-                self._queue.pop(0)
+                self._take(run)
                 self._current = run
-                self._remember()
             try:
+                with self._changed:
+                    self._remember()
                 self._run(run)
+            except Exception as error:
+                self._give_up(run, error)
             finally:
                 with self._changed:
                     self._current = None
+                    again, self._is_wanted_again = self._is_wanted_again, False
+                    if again and not self._is_closed:
+                        self._put_back(run)
                     self._changed.notify_all()
         return True
+
+    def _give_up(self, run: RunDir, error: Exception) -> None:
+        """Leave a run that could not be worked on; it says why where that can still be written."""
+        log.error("run %s could not be worked on", run.id, exc_info=error)
+        end_unstarted(run, error)
+        with self._changed:
+            self._take(run)
+            self._remember()
+            self._changed.notify_all()
 
     def _company(self, run: RunDir) -> Collection[str]:
         config = None
         kinds = set()
         for holder in self._card.holders():
-            config = config or _config_or_none(run)
+            config = config or config_or_none(run)
             if config is not None and self._fits_beside(config, holder):
                 kinds.add(holder.who)
         return kinds
 
     def _run(self, run: RunDir) -> None:
-        config = _config_or_none(run)
+        config = config_or_none(run)
         if run.owner_is_alive():
             process.wait_for_owner(run, until=lambda: self._is_closed)
-        elif config is not None and config.launch.where == "process":
+        elif config is not None and has_own_process(config):
             process.run_in_process(run, config, until=lambda: self._is_closed)
         else:
             # A thread of its own for each run: what torch keeps for each thread goes with it.
@@ -280,7 +354,7 @@ class Launcher:
             worker.start()
             worker.join()
         if not self._is_closed:
-            _end_unended(run)
+            end_unended(run)
 
     def _run_here(self, run: RunDir) -> None:
         try:
@@ -296,7 +370,12 @@ class Launcher:
                 durable=True,
             )
             return
-        job(run.path, turns=self._card.turns)
+        # The boundary: the journal cannot be written any more, or there is a bug of ours.
+        try:
+            job(run.path, turns=self._card.turns)
+        except Exception:
+            # As text: a log record with the exception itself would hold the model.
+            log.error("the job of run %s left with an error\n%s", run.id, traceback.format_exc())
 
 
 def ask(run: RunDir, request: Request) -> str:
@@ -318,30 +397,3 @@ def ask(run: RunDir, request: Request) -> str:
         Request.PAUSE: f"Pausing {when}; the memory is freed and you can continue later.",
         Request.SAVE_NOW: f"Saving a checkpoint {when}; the run goes on.",
     }[request]
-
-
-def _config_or_none(run: RunDir) -> RunConfig | None:
-    try:
-        return run.config()
-    except QloraUiError:
-        return None
-
-
-def _end_unended(run: RunDir) -> None:
-    """A job that left without its last event is a bug of ours; the run must not look alive, or as if it waited, for ever.
-
-    One in its own process that was killed is left as it is: crashed, and ready to be continued.
-    """
-    view = read_run(run)
-    was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
-    if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
-        run.release()
-        JournalWriter(run.journal_path).write(
-            Failed(
-                step=view.step,
-                what="The training job ended without a word.",
-                why=process.last_words(run),
-                fix="The file run.log in the run's folder may say more; Continue takes it up from the last checkpoint",
-            ),
-            durable=True,
-        )

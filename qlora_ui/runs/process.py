@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from qlora_ui.hardware.gpu import given_environment
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.run_config import RunConfig
 
@@ -60,7 +61,8 @@ def fsdp_words() -> list[str]:
 
 def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool]) -> None:
     """Start the job and wait for its end, or until the app closes (the job goes on)."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    # A run in a thread leaves the app one card; this one may need all that the user gave.
+    environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(

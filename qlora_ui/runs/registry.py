@@ -7,16 +7,21 @@ import re
 import secrets
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import resolve_inside
-from qlora_ui.runs.events import Queued
+from qlora_ui.runs.events import Queued, from_line
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
+MOST_SET_BACK = timedelta(hours=27)
+"""Between the time zones furthest apart lie 26 hours, and an hour of summer."""
 _ID = re.compile(r"^\d{8}-\d{6}-[a-z0-9-]{1,40}-[0-9a-f]{4}$")
 
 
@@ -64,21 +69,58 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
 
 def list_runs(workspace: Workspace) -> list[RunDir]:
     """All runs, newest first; folders that are no runs are left out."""
-    folder = workspace.runs
-    return [RunDir(folder / name) for name in sorted(filter(_ID.match, os.listdir(folder)), reverse=True)]
+    return [RunDir(workspace.runs / name) for name in _newest_first(workspace.runs)]
 
 
 def newest_run(workspace: Workspace) -> RunDir | None:
     """The first of `list_runs`, without making the others; None where there is none."""
-    folder = workspace.runs
-    name = max(filter(_ID.match, os.listdir(folder)), default="")
-    return RunDir(folder / name) if name else None
+    names = _newest_first(workspace.runs)
+    return RunDir(workspace.runs / names[0]) if names else None
+
+
+def _newest_first(folder: Path) -> list[str]:
+    """Ids by when their runs were made.
+
+    An id holds the wall clock's time, and that goes back in autumn and on a journey west: for the last day's the journals are asked.
+    Older ones stay in the order of their ids, so that thousands of journals need not be opened.
+    """
+    names = sorted(filter(_ID.match, os.listdir(folder)), reverse=True)
+    if not names:
+        return []
+    newest = _time_of_id(names[0])
+    recent = list(takewhile(lambda name: newest - _time_of_id(name) < MOST_SET_BACK, names))
+    recent.sort(key=lambda name: (_made_at(folder, name), name), reverse=True)
+    return recent + names[len(recent) :]
+
+
+@cache
+def _time_of_id(run_id: str) -> datetime:
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S")
+    except ValueError:
+        return datetime.min
+
+
+def _made_at(folder: Path, run_id: str) -> float:
+    try:
+        return _first_event_at(os.path.join(folder, run_id, "events.jsonl"))
+    except (OSError, ValueError):
+        return _time_of_id(run_id).replace(tzinfo=UTC).timestamp()
+
+
+@cache
+def _first_event_at(journal: str) -> float:
+    with open(journal, "rb") as file:
+        event = from_line(file.readline(4096))
+    if event is None or not event.time:
+        raise ValueError("no event yet")
+    return event.time
 
 
 def delete_run(workspace: Workspace, run: RunDir) -> Path:
     """Move a run to the workspace's trash and return where; raises RunError while a job works on it."""
     if run.status(read_events(run.journal_path)).is_live:
-        raise RunError(f"Run {run.id} is still running.", fix="Stop it first.", code="run-live")
+        raise run.refusal(f"Run {run.id} is still running.", why="What it writes would be lost", fix="Stop it first.")
     target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
     shutil.move(run.path, target)
     return target

@@ -15,21 +15,18 @@ about.json       page: name, notes, tags that the user changes later
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json, write_text
+from qlora_ui.base.units import format_duration
+from qlora_ui.runs import owner
 from qlora_ui.runs.events import (
     Event,
     Failed,
@@ -177,26 +174,43 @@ class RunDir:
 
     def claim(self) -> None:
         """Write this process down as the owner; the job does it first of all."""
-        pid = os.getpid()
-        write_json(self.path / "owner.json", {"pid": pid, "process_started": own_start(pid), "host": socket.gethostname()})
+        write_json(self._owner_path, owner.describe_owner())
 
     def release(self) -> None:
         """Forget the owner; the job does it last of all."""
-        (self.path / "owner.json").unlink(missing_ok=True)
+        self._owner_path.unlink(missing_ok=True)
 
     def has_owner(self) -> bool:
         """Whether some process claimed the run and did not release it; it may be dead by now."""
-        return (self.path / "owner.json").exists()
+        return self._owner_path.exists()
 
     def owner_is_alive(self) -> bool:
-        """Whether the process that claimed the run still lives (same pid and start time)."""
-        owner = read_json(self.path / "owner.json")
-        if not isinstance(owner, dict):
-            return False
-        if owner.get("host") != socket.gethostname():
-            # A run of another host on a shared disk: its journal is all that can be known.
-            return True
-        return is_same_process(owner.get("pid"), owner.get("process_started"))
+        """Whether the process that claimed the run still lives, as far as can be known from here (see `owner.is_alive`)."""
+        return owner.is_alive(read_json(self._owner_path), self._last_sign)
+
+    def is_ours(self) -> bool:
+        """Whether the process that claimed the run works on this machine: on the cards that the next run would need."""
+        claimed = read_json(self._owner_path)
+        return isinstance(claimed, dict) and owner.is_on_this_machine(claimed)
+
+    def refusal(self, what: str, *, why: str, fix: str) -> RunError:
+        """The error for what cannot be done while a job works on the run; one that cannot be seen from here is named."""
+        host = owner.elsewhere(read_json(self._owner_path))
+        if host:
+            silent_s = max(time.time() - self._last_sign(), 0.0)
+            why = f"The computer or container “{host}” works on it; its last sign of life is {format_duration(silent_s)} old"
+            fix = (
+                f"Stop it there. If that one is gone, wait: {format_duration(owner.SILENT_S)} after its last sign the run counts as crashed"
+            )
+        return RunError(what, why=why, fix=fix, code="run-live")
+
+    @property
+    def _owner_path(self) -> Path:
+        return self.path / "owner.json"
+
+    def _last_sign(self) -> float:
+        """When the job last wrote anything, in Unix seconds."""
+        return max(_stat(path)[1] for path in (self._owner_path, self.journal_path, self.log_path)) / 1e9
 
     def status(self, events: list[Event]) -> Status:
         """The state that follows from the journal and the owner's liveness."""
@@ -231,27 +245,6 @@ def _stat(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns
-
-
-@cache
-def own_start(pid: int) -> float:
-    """When this process, whose number is `pid`, started; pages ask for it each second. A forked one has a number of its own."""
-    return float(psutil.Process(pid).create_time())
-
-
-def is_same_process(pid: Any, process_started: Any) -> bool:
-    """Whether the process `pid` that started at that time still runs; pids are used again, start times are not."""
-    if not isinstance(pid, int) or not isinstance(process_started, int | float):
-        return False
-    try:
-        if pid == os.getpid():
-            return abs(own_start(pid) - process_started) < 1.0
-        process = psutil.Process(pid)
-        return abs(process.create_time() - process_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-    except OSError:
-        return os.path.exists(f"/proc/{pid}")
 
 
 _STATUS: dict[type[Event], Status] = {

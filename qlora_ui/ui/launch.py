@@ -114,6 +114,8 @@ def serve(workspace: Workspace, address: Address) -> Served:
     names = host_names(address.host)
     app, port = _launch(blocks, address, login, names)
     Shortcut.stand_before(app, blocks, Guard(None, names))
+    # A run that waited would import torch beside the page's first seconds.
+    service.take_up(WARM_UP_AFTER_S)
     shown = f"[{address.host}]" if ":" in address.host else address.host
     host = "127.0.0.1" if address.host in ("0.0.0.0", "::", "localhost") else shown
     return Served(f"http://{host}:{port}", app, blocks, service, password)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from qlora_ui.data.load import inspect
 from qlora_ui.data.parse import Peek, peek_file
 from qlora_ui.data.report import DataReport
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
-from qlora_ui.hardware.gpu import GpuState, read_gpus
+from qlora_ui.hardware.gpu import GpuState, read_given_gpus
 from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import ModelEntry, find_model_folder, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
@@ -47,6 +48,8 @@ GPU_READ_S = 0.8
 SETTLED_NS = 3_000_000_000
 """Disks keep the time of a change in steps of up to 2 s."""
 
+logger = logging.getLogger("qlora_ui.ui")
+
 
 class Service:
     """One per process, made by ui/app.py. Safe to use from any handler's thread."""
@@ -69,6 +72,20 @@ class Service:
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
         self._newest: tuple[int, RunDir | None] = (-1, None)
+
+    def take_up(self, rest_s: float) -> threading.Thread:
+        """Go on, in the background, with what an earlier app left; its queue after `rest_s` seconds, in which the page can open."""
+
+        def work() -> None:
+            # The boundary: a disk that cannot be read must not end this in silence; the page works without it.
+            try:
+                self.launcher.restore(rest_s=rest_s)
+            except Exception:
+                logger.exception("what an earlier app left could not be taken up")
+
+        thread = threading.Thread(target=work, name="take-up", daemon=True)
+        thread.start()
+        return thread
 
     @cached_property
     def chat(self) -> Any:
@@ -172,11 +189,11 @@ class Service:
         return self.readers.view(run) if run is not None else None
 
     def gpus(self) -> list[GpuState]:
-        """The cards as they are now; empty without a driver. Read once for all pages."""
+        """The cards as they are now, the one that runs in the app use first; empty without a driver. Read once for all pages."""
         with self._lock:
             read_at, states = self._gpus
             if time.monotonic() - read_at > GPU_READ_S:
-                states = read_gpus()
+                states = read_given_gpus()
                 self._gpus = (time.monotonic(), states)
             return states
 

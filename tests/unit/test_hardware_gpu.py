@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from qlora_ui.hardware import gpu
+from qlora_ui.runs import process
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.service import Service
 
 
 class FakeNvml(ModuleType):
@@ -58,6 +63,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpu, "_given", [])
     gpu._nvml.cache_clear()
     yield fake
     gpu._nvml.cache_clear()
@@ -79,6 +85,32 @@ def test_reads_what_there_is(nvml: FakeNvml) -> None:
 def test_visible_cards(nvml: FakeNvml, variable: str, indices: list[int]) -> None:
     assert [state.index for state in gpu.read_gpus(environment={"CUDA_VISIBLE_DEVICES": variable})] == indices
     assert len(gpu.read_gpus(visible_only=False)) == 2
+
+
+@pytest.mark.parametrize("given", [None, "1,0", "0,1"])
+def test_what_the_user_gave_is_there_for_others_after_a_run_has_left_the_app_one_card(
+    given: str | None, nvml: FakeNvml, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    else:
+        # Put back at the end, whatever the code writes.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    before = [card.uuid for card in Service(workspace).gpus()]
+    gpu.see_only("GPU-1abc")
+    gpu.see_only("GPU-1abc")
+    # What this process computes on, and what its page lists: all, the one it computes on first.
+    assert [card.uuid for card in gpu.read_gpus()] == ["GPU-1abc"]
+    assert [card.uuid for card in Service(workspace).gpus()] == ["GPU-1abc", "GPU-0abc"]
+    assert sorted(before) == ["GPU-0abc", "GPU-1abc"]
+
+    environments: list[dict[str, str]] = []
+    child = SimpleNamespace(poll=lambda: 0)
+    monkeypatch.setattr(process.subprocess, "Popen", lambda words, **named: environments.append(named["env"]) or child)
+    config = RunConfig().changed({"launch.where": "process", "launch.num_processes": 2})
+    process.run_in_process(create_run(workspace, config), config, until=lambda: False)
+    assert environments[0].get("CUDA_VISIBLE_DEVICES") == given
 
 
 @pytest.mark.parametrize("call", ["Power", "TotalEnergy", "Utilization", "Temperature", "Capability", "RunningProcesses", "Name", "UUID"])

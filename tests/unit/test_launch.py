@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs import launcher
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.run_dir import Status
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui import launch
 from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve
+from qlora_ui.ui.service import Service
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
@@ -77,6 +84,22 @@ def test_every_launch_argument_with_a_variable_is_given() -> None:
 def test_names_of_the_page() -> None:
     assert set(host_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
     assert "10.1.2.3" in host_names("10.1.2.3")
+
+
+def test_a_started_app_goes_on_with_the_queue_of_the_one_before(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    monkeypatch.setattr(launcher, "engine_object", lambda name: lambda path, *, turns: begun.set())
+    monkeypatch.setattr(launch, "WARM_UP_AFTER_S", 0.3)
+    before = Service(workspace)
+    before.launcher.hold(True)
+    run = before.launcher.start(RunConfig())
+    before.shutdown(5)
+    served = serve(workspace, Address())
+    try:
+        assert not begun.is_set() and read_run(run).status is Status.QUEUED
+        assert begun.wait(10)
+    finally:
+        served.close(5)
 
 
 def test_two_apps_at_once_get_different_ports(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -66,6 +67,8 @@ class Stage:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.may_leave = threading.Event()
+        self.may_leave.set()
         self.order: list[str] = []
         self.leaves_without_a_word = False
 
@@ -86,6 +89,7 @@ class Stage:
             run.take_request(request)
         if not self.leaves_without_a_word:
             journal.write(Paused() if Request.PAUSE in requests else Stopped() if requests else Finished())
+        self.may_leave.wait(5)
         run.release()
 
 
@@ -182,6 +186,42 @@ def test_a_paused_run_continues_and_two_presses_are_one(launcher: Launcher, stag
         launcher.resume(run)
 
 
+def test_continue_pressed_while_the_job_leaves_is_heard(launcher: Launcher, stage: Stage) -> None:
+    stage.may_leave.clear()
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    assert launcher.resume(run) == run  # it runs: nothing to do
+    launcher.request(run, Request.PAUSE)
+    until(lambda: read_run(run).status is Status.PAUSED)
+    assert launcher.resume(run) == launcher.resume(run) == run
+    # The leaving job is the journal's writer to its end.
+    assert read_run(run).status is Status.PAUSED and launcher.current() == run
+    stage.go.set()
+    stage.may_leave.set()
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [run.id, run.id] and read_run(run).status is Status.DONE
+
+
+@pytest.mark.parametrize("way", ["stop", "pause", "remove"])
+def test_a_stop_pressed_while_the_engine_is_loaded_is_heard(
+    way: str, launcher: Launcher, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(launcher_module, "engine_object", lambda name: stage if loaded.wait(5) else None)
+    run = launcher.start(RunConfig())
+    until(lambda: launcher.current() == run)
+    assert read_run(run).status is Status.QUEUED
+    with pytest.raises(RunError, match="has not started"):
+        launcher.request(run, Request.SAVE_NOW)
+    if way == "remove":
+        launcher.cancel(run)
+    else:
+        assert "as soon as it has begun" in launcher.request(run, Request(way))
+    loaded.set()
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is (Status.PAUSED if way == "pause" else Status.STOPPED) and not read_run(run).steps
+
+
 def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage: Stage) -> None:
     card = Card()
     launcher = Launcher(workspace, card)
@@ -221,6 +261,47 @@ def test_a_job_that_leaves_without_a_word_is_a_failure(launcher: Launcher, stage
     assert isinstance(ended, Failed) and "without a word" in ended.what
 
 
+def test_a_full_disk_or_a_folder_that_is_gone_stops_one_run_and_not_the_next(
+    launcher: Launcher, workspace: Workspace, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = launcher.start(named("deleted"))
+    until(lambda: read_run(deleted).steps)
+    deleted.path.rename(workspace.trash / deleted.id)
+    assert launcher.wait_until_idle(5) and launcher.current() is None
+
+    def full(workspace: Workspace, ids: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launcher_module, "write_order", full)
+    stage.go.set()
+    run = launcher.start(named("on a full disk"))
+    assert launcher.wait_until_idle(5)
+    assert read_run(run).status is Status.DONE
+
+    def broken(run: RunDir) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher_module, "config_or_none", broken)
+        unread = launcher.start(named("unread"))
+        assert launcher.wait_until_idle(5)
+    ended = read_run(unread).ended
+    assert isinstance(ended, Failed) and "Input/output error" in ended.why
+    following = launcher.start(named("following"))
+    assert launcher.wait_until_idle(5)
+    assert read_run(following).status is Status.DONE
+
+
+def test_shutdown_beside_a_folder_that_is_gone(workspace: Workspace, stage: Stage) -> None:
+    launcher = Launcher(workspace, Card())
+    run = launcher.start(RunConfig())
+    until(lambda: read_run(run).steps)
+    stage.leaves_without_a_word = True
+    run.path.rename(workspace.trash / run.id)
+    assert launcher.shutdown(5)
+    assert not run.path.exists()
+
+
 def test_shutdown_stops_and_saves_and_keeps_the_queue(workspace: Workspace, stage: Stage) -> None:
     launcher = Launcher(workspace, Card())
     running, waiting = launcher.start(named("a")), launcher.start(named("b"))
@@ -232,13 +313,88 @@ def test_shutdown_stops_and_saves_and_keeps_the_queue(workspace: Workspace, stag
         launcher.start(RunConfig())
 
     following = Launcher(workspace, Card())
-    assert following.restore() == []
-    assert following.queue() == [waiting] and following.is_held and following.current() is None
     stage.go.set()
-    following.hold(False)
+    assert following.restore() == [] and not following.is_held
     assert following.wait_until_idle(5)
     assert read_run(waiting).status is Status.DONE
     following.shutdown(5)
+
+
+def left_by_an_app(workspace: Workspace, *names: str) -> list[RunDir]:
+    """Runs that waited, in this order, when their app ended."""
+    launcher = Launcher(workspace, Card())
+    launcher.hold(True)
+    runs = [launcher.start(named(name)) for name in names]
+    launcher.move(runs[-1], 0)
+    launcher.shutdown(5)
+    return [runs[-1], *runs[:-1]]
+
+
+def test_the_queue_of_an_earlier_app_goes_on_after_a_rest_or_with_the_next_wish(workspace: Workspace, stage: Stage) -> None:
+    runs = left_by_an_app(workspace, "a", "b", "c")
+    stage.go.set()
+    launcher = Launcher(workspace, Card())
+    assert launcher.restore(rest_s=60) == [] and launcher.queue() == runs
+    time.sleep(0.05)
+    assert launcher.current() is None and stage.order == []
+    launcher.cancel(runs[1])
+    wished = launcher.start(named("d"))
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [runs[0].id, runs[2].id, wished.id]
+    launcher.shutdown(5)
+
+    runs = left_by_an_app(workspace, "e", "f")
+    launcher = Launcher(workspace, Card())
+    launcher.restore(rest_s=0.1)
+    assert launcher.wait_until_idle(5)
+    assert stage.order[-2:] == [run.id for run in runs]
+    launcher.shutdown(5)
+
+
+def test_train_of_the_command_line_neither_starts_nor_loses_the_queue_of_the_app(workspace: Workspace, stage: Stage) -> None:
+    first, second, third = left_by_an_app(workspace, "a", "b", "c")
+    stage.go.set()
+    for work in (lambda launcher: launcher.start(named("d")), lambda launcher: launcher.resume(second)):
+        launcher = Launcher(workspace, Card())
+        run = work(launcher)
+        assert launcher.wait_until_idle(5) and launcher.shutdown(5)
+        assert stage.order[-1] == run.id
+    assert len(stage.order) == 2
+    launcher = Launcher(workspace, Card())
+    launcher.hold(True)
+    launcher.restore()
+    assert launcher.queue() == [first, third]
+    launcher.shutdown(5)
+
+
+def test_a_run_whose_app_ended_before_its_job_began_waits_and_holds_the_queue(workspace: Workspace, stage: Stage) -> None:
+    """Whatever ended that app, the import of a broken driver for one, must not end each following one."""
+    orderly = left_by_an_app(workspace, "a", "b")
+    popped = create_run(workspace, named("popped"))
+    create_run(workspace, named("no settings")).config_path.unlink()
+    launcher = Launcher(workspace, Card())
+    assert launcher.restore() == []
+    assert launcher.queue() == [popped, *orderly] and launcher.is_held and launcher.current() is None
+    assert launcher.request(popped, Request.STOP) == "Taken out of the queue."
+    stage.go.set()
+    launcher.hold(False)
+    assert launcher.wait_until_idle(5)
+    assert stage.order == [run.id for run in orderly]
+    launcher.shutdown(5)
+
+
+def test_a_waiting_run_that_a_process_of_an_earlier_app_has_begun_is_not_taken_out(workspace: Workspace) -> None:
+    (run,) = left_by_an_app(workspace, "a")
+    launcher = Launcher(workspace, Card())
+    launcher.hold(True)
+    launcher.restore()
+    run.claim()
+    JournalWriter(run.journal_path).write(Started(pid=1, process_started=0.0, host="", launcher="process", versions={}, device="CPU"))
+    with pytest.raises(RunError, match="does not wait any more"):
+        launcher.cancel(run)
+    assert launcher.request(run, Request.STOP).startswith("Stopping")
+    assert run.pending_requests() == [Request.STOP] and read_run(run).status is Status.STARTING
+    launcher.shutdown(5)
 
 
 def test_a_crashed_run_is_recognised_and_continues(workspace: Workspace, stage: Stage) -> None:
@@ -265,16 +421,17 @@ def test_a_job_of_its_own_process_is_taken_up_again(workspace: Workspace, stage:
     run.claim()
     journal = JournalWriter(run.journal_path)
     journal.write(Started(pid=1, process_started=0.0, host="", launcher="process", versions={}, device="CPU"))
+    (waiting,) = left_by_an_app(workspace, "waiting")
     launcher = Launcher(workspace, Card())
     assert launcher.restore() == []
     until(lambda: launcher.current() == run)
     following = launcher.start(named("next"))
-    assert launcher.queue() == [following]
+    assert launcher.queue() == [waiting, following]
     journal.write(Finished())
     run.release()
     stage.go.set()
     assert launcher.wait_until_idle(5)
-    assert stage.order == [following.id]
+    assert stage.order == [waiting.id, following.id]
     launcher.shutdown(5)
 
 

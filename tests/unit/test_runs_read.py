@@ -28,7 +28,7 @@ from qlora_ui.runs.events import (
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
 from qlora_ui.runs.read import RunReader, RunReaders, RunView, ended_values, read_run
-from qlora_ui.runs.registry import create_run, delete_run, list_runs, newest_run
+from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
@@ -321,6 +321,31 @@ def test_the_list_is_of_the_moment_that_a_page_is_drawn_in(workspace: Workspace)
     JournalWriter(run.journal_path).write(Finished(step=40))
     with readers.in_one_moment({}):
         assert readers.view(run).status is lists.rows()[0].status is Status.DONE
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows keeps its time zone")
+def test_the_newest_run_is_the_one_made_last_also_when_the_wall_clock_went_back(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    try:
+        for zone in ("UTC-14", "UTC+12", "UTC"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            runs.append(create_run(workspace, RunConfig()))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    (workspace.runs / "20249999-999999-odd-0000").mkdir()
+    old = workspace.runs / "20240101-000000-old-0000"
+    shutil.copytree(runs[-1].path, old)
+    assert [run.id for run in runs] != sorted(run.id for run in runs)
+    assert newest_run(workspace) == find_run(workspace, "latest") == runs[-1]
+    assert list_runs(workspace)[:3] == runs[::-1] and list_runs(workspace)[-1] == RunDir(old)
+    # One that has nothing on its journal yet.
+    begun = RunDir(runs[-1].path.with_name("20990101-000000-begun-0000"))
+    begun.path.mkdir()
+    assert newest_run(workspace) == begun
 
 
 def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Workspace) -> None:
