@@ -229,6 +229,33 @@ def test_rated_answers_need_a_word_and_bad_ones_are_left_out(tmp_path: Path) -> 
     assert (left_out.severity, left_out.count) == ("note", NUM_ROWS // 2)
 
 
+ANSWERS_IN_JSON: tuple[Callable[[int], str], ...] = (
+    lambda n: json.dumps([{"name": "Ada", "age": n}]),
+    lambda n: json.dumps([{"name": "get_weather", "arguments": {"city": f"town {n}"}}]),
+    lambda n: json.dumps([["Ada", n], ["Ben", n]]),
+    lambda n: json.dumps([{"role": "Treasurer", "content": f"pays {n}"}]),
+    lambda n: ("[]", json.dumps([{"name": n}]), '{"a": 1}')[n % 3],
+)
+
+
+@pytest.mark.parametrize("answer", ANSWERS_IN_JSON)
+def test_an_answer_that_is_a_json_list_stays_the_text_that_it_is(answer: Callable[[int], str], tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines({"prompt": q(n), "completion": answer(n)} for n in range(NUM_ROWS)))
+    assert [said(row) for row in read(path, tmp_path / "out")[1]] == [[("user", q(n)), ("assistant", answer(n))] for n in range(NUM_ROWS)]
+    path.write_bytes(lines({"prompt": answer(n), "chosen": answer(n), "rejected": answer(n + 1)} for n in range(NUM_ROWS)))
+    conversations = read(path, tmp_path / "out", "preference")[1]
+    assert said(conversations[5]) == [("user", answer(5)), ("assistant", answer(5))]
+
+
+def test_prompts_and_answers_as_text_of_turns_are_opened(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    asked, answers = json.dumps(turns(1)[:1]), json.dumps([call, {"role": "tool", "content": "1"}, *turns(1)[1:]])
+    path.write_bytes(lines([{"prompt": asked, "completion": answers}] * NUM_ROWS))
+    assert said(read(path, tmp_path / "out")[1][0]) == [pair(1)[0], ("assistant", ""), ("tool", "1"), pair(1)[1]]
+
+
 PREFERENCES: tuple[Callable[[int], Any], ...] = (
     lambda n: {"prompt": q(n), "response_j": a(n), "response_k": "no"},
     lambda n: {"question": q(n), "response_chosen": a(n), "response_rejected": "no"},
