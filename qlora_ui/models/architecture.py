@@ -101,8 +101,8 @@ _NAMES = "Llama, Qwen 2, 2.5 and 3, Mistral, Gemma 1, 2 and 3 (text), Phi-3 and 
 def facts_from_config(config: Config) -> ModelFacts:
     """The shape of the model that a config.json describes.
 
-    Raises ModelError for mixtures of experts, models that need code of their own, other quantizations than bitsandbytes' and types
-    that the app does not know: a wrong estimate would be worse than none.
+    Raises ModelError for mixtures of experts, models that need code of their own or cannot write text, other quantizations than
+    bitsandbytes' and types that the app does not know: a wrong estimate would be worse than none.
     """
     model_type = str(config.get("model_type") or "")
     _refuse(config, model_type)
@@ -114,11 +114,10 @@ def facts_from_config(config: Config) -> ModelFacts:
     intermediate = _count(config, "intermediate_size")
     windowed = _num_windowed(config, family, num_layers)
     rotary_share = _number(config, "partial_rotary_factor", _rope(config).get("partial_rotary_factor"), 1.0)
-    architectures = config.get("architectures") or [""]
     norm_params = num_layers * (family.norms_per_layer * hidden + (2 * head_dim if family.has_qk_norm else 0)) + hidden
     return ModelFacts(
         model_type=model_type,
-        architecture=str(architectures[0]),
+        architecture=_architecture(config),
         num_layers=num_layers,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -171,6 +170,14 @@ def _refuse(config: Config, model_type: str) -> None:
             fix="Choose a model of one of these families.",
             code="model-unsupported",
         )
+    architecture = _architecture(config)
+    if architecture and not architecture.endswith("ForCausalLM"):
+        raise ModelError(
+            f"This model does not write text: its config.json names it {architecture[:60]}.",
+            why="Models for embeddings, rewards or classes have no output layer for words, so training would use a random one.",
+            fix="Choose a model that writes text; its config.json names one that ends in ForCausalLM.",
+            code="model-no-text",
+        )
     quantization = config.get("quantization_config")
     method = str(quantization.get("quant_method") or _QUANTIZED_AS) if isinstance(quantization, Mapping) else _QUANTIZED_AS
     if method != _QUANTIZED_AS:
@@ -180,6 +187,12 @@ def _refuse(config: Config, model_type: str) -> None:
             fix="Choose the original model, in 16 bits.",
             code="model-quantized",
         )
+
+
+def _architecture(config: Config) -> str:
+    """The class that the config.json names first; empty where it names none."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _linears(config: Config, family: _Family, q_out: int, kv_out: int) -> tuple[Linear, ...]:
