@@ -17,6 +17,8 @@ from qlora_ui.data.json_shapes import rows_in_object
 from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
 
 _ONE_OBJECT_BYTES = 64 << 20
+_LONGEST_WORD = 16
+"""Nothing but a text is longer where the end of the buffer may cut it: -Infinity, \\u1234, the exponent of a number."""
 
 
 def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]:
@@ -92,33 +94,40 @@ def read_json_file(path: Path, progress: Progress, notice: Notice) -> Iterator[I
             value = values.next_value()
         except RowProblem as problem:
             # The place after a broken value is unknown, so this is the last row that can be spoken of.
-            yield number, problem
+            if single is not None:
+                yield 1, _row(single)
+            yield number, RowProblem(problem.code, problem.what, problem.column, problem.fix, is_last=True)
             return
         if number == 1 and not is_list:
             single = value
         else:
             if single is not None:
-                yield 1, as_row(single)
+                yield 1, _row(single)
                 single = None
-            yield number, as_row(value)
+            yield number, _row(value)
         if is_list and values.peek() not in ("]", ","):
-            yield number + 1, RowProblem("DATA-JSON", f"line {values.line}: the list is not finished", fix="Export the file again.")
+            what = f"line {values.line}: the list is not finished"
+            yield number + 1, RowProblem("DATA-JSON", what, fix="Export the file again.", is_last=True)
             return
         values.skip(",")
     if is_list:
         values.skip("]")
         if values.peek():
-            what = f"line {values.line}: more text after the end of the list, which is not read"
-            yield number + 1, RowProblem("DATA-JSON", what, fix="Write one list, or one object a line.")
+            what = f"line {values.line}: more text after the end of the list"
+            yield number + 1, RowProblem("DATA-JSON", what, fix="Write one list, or one object a line.", is_last=True)
     if single is None:
         return
     rows = rows_in_object(single, notice)
     if rows is None:
         notice("DATA-ONE-OBJECT", "The file is one object, taken as one row.")
-        yield 1, as_row(single)
+        yield 1, _row(single)
         return
     for position, value in enumerate(rows, 1):
-        yield position, as_row(value)
+        yield position, _row(value)
+
+
+def _row(value: Any) -> dict[str, Any] | RowProblem:
+    return depth_problem() if too_deep(value) else as_row(value)
 
 
 class _Values:
@@ -131,7 +140,8 @@ class _Values:
         self._text = ""
         self._at = 0
         self._is_done = False
-        self.line = 1
+        self._lines_before = 0
+        """Line ends before the text that is held."""
         self._nan = ""
         self._json = json.JSONDecoder(parse_constant=self._note_nan)
         self._fill()
@@ -143,8 +153,8 @@ class _Values:
         self._nan = name
         return float("nan")
 
-    def _fill(self, num_bytes: int = BLOCK) -> None:
-        raw = self._file.read(num_bytes)
+    def _fill(self, num_bytes: int = 0) -> None:
+        raw = self._file.read(max(BLOCK, num_bytes))
         self._progress.done_bytes += len(raw)
         self._is_done = not raw
         try:
@@ -165,11 +175,16 @@ class _Values:
                 fix="Export the file again; it is damaged.",
                 code="DATA-CTRL",
             )
-        self.line += self._text.count("\n", 0, self._at)
+        self._lines_before += self._text.count("\n", 0, self._at)
         self._text = self._text[self._at :] + more
         self._at = 0
         if self._is_done:
             self._file.close()
+
+    @property
+    def line(self) -> int:
+        """The line of the next character, from 1."""
+        return self._lines_before + self._text.count("\n", 0, self._at) + 1
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -194,8 +209,8 @@ class _Values:
             except RecursionError:
                 raise depth_problem() from None
             except json.JSONDecodeError as error:
-                if not self._is_done and self._may_grow():
-                    self._fill(max(BLOCK, len(self._text) - self._at))
+                if not self._is_done and self._may_be_cut(error) and self._may_grow():
+                    self._fill(len(self._text) - self._at)
                     continue
                 raise self._problem(error) from None
             except ValueError:
@@ -207,9 +222,11 @@ class _Values:
         self._at = end
         if self._nan:
             raise RowProblem("DATA-FIELD", f"a value is {self._nan}, not text", fix="Fill it or drop the row.")
-        if too_deep(value):
-            raise depth_problem()
         return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come from the end of what was read so far, and not from the file."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
 
     def _may_grow(self) -> bool:
         if len(self._text) - self._at > _ONE_OBJECT_BYTES:
@@ -219,6 +236,6 @@ class _Values:
     def _problem(self, error: json.JSONDecodeError) -> RowProblem:
         start = self._text.rfind("\n", 0, error.pos) + 1
         end = self._text.find("\n", error.pos)
-        line = self.line + self._text.count("\n", 0, error.pos)
+        line = self._lines_before + self._text.count("\n", 0, error.pos) + 1
         what, position = explain(self._text[start : end if end >= 0 else len(self._text)], error.msg, error.pos - start)
         return RowProblem("DATA-JSON", f"line {line}, column {position + 1}: {what}", fix="Correct the file there.")

@@ -164,6 +164,22 @@ def test_fixes_write_new_versions_and_never_touch_the_file(tmp_path: Path, works
     assert apply_fix(data, workspace, {"action": "set", "path": "data.max_length", "value": 64}) == {"data.max_length": 64}
 
 
+def test_no_new_version_of_a_file_that_was_not_read_to_its_end(
+    tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cut.json"
+    path.write_text(json.dumps(ROWS)[:-1] + ', {"question": "?",}, {"question": "?", "answer": "!"}]', encoding="utf-8")
+    data = DataSection(sources=(str(path),))
+    with pytest.raises(DataError, match="Nothing after it was read, only the 20 rows before it were"):
+        apply_fix(data, workspace, {"action": "drop", "code": "DATA-DUPLICATE"})
+    words = ("data", "convert", str(path), "--out", str(tmp_path / "out.jsonl"))
+    for more in ((), ("--skip-bad",)):
+        code, answer = run_cli(capsys, workspace, *words, *more)
+        assert code == 2 and "Nothing after it was read" in answer["error"]["problems"][0]["what"]
+    assert not (tmp_path / "out.jsonl").exists()
+    assert inspect(data, workspace).verdict == "not-trainable"
+
+
 def test_secrets_and_control_tokens_are_spotted(tmp_path: Path, workspace: Workspace) -> None:
     path = tmp_path / "s.jsonl"
     texts = ["fine"] * 10 + [

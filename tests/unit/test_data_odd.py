@@ -14,8 +14,11 @@ import orjson
 import pytest
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data import json_rows
 from qlora_ui.data.child import parse
-from qlora_ui.data.report import SourceReport
+from qlora_ui.data.report import Finding, SourceReport
+from qlora_ui.data.row_stream import Progress
 from qlora_ui.data.rows import Conversation
 
 NUM_ROWS = 30
@@ -236,6 +239,96 @@ ANSWERS_IN_JSON: tuple[Callable[[int], str], ...] = (
     lambda n: json.dumps([{"role": "Treasurer", "content": f"pays {n}"}]),
     lambda n: ("[]", json.dumps([{"name": n}]), '{"a": 1}')[n % 3],
 )
+
+
+def found_by_code(report: SourceReport) -> dict[str, Finding]:
+    return {finding.code: finding for finding in report.findings}
+
+
+def test_after_a_bad_record_of_a_table_the_reading_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f'"{q(n)}","{a(n)}"' for n in range(NUM_ROWS)]
+    rows[4] = f'"{q(4)} "quoted" text","{a(4)}"'
+    rows[9], rows[10] = f'"{q(9)}', f'of two "lines",{a(9)}'
+    path.write_text("\n".join(["question,answer", *rows]), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 3 and said(conversations[-1]) == pair(NUM_ROWS - 1)
+    bad = found_by_code(report)["DATA-CSV"]
+    assert bad.what.startswith("Row 5 line 6: text stands after a closing quote") and bad.rows == (5, 10) and bad.fix_action
+    assert not report.unread
+
+
+def test_a_quote_that_is_never_closed_is_told_where_it_opens_and_what_was_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{n},{a(n).replace(',', '')}" for n in range(NUM_ROWS)]
+    rows[7] = '"' + rows[7]
+    path.write_text("\n".join(["question,answer", *rows, *rows[:3]]), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == 7
+    assert report.unread.startswith("Row 8 line 9: a double quote is opened and never closed. Nothing after it was read, only the 7 rows")
+    assert found_by_code(report)["DATA-UNREAD"].what == report.unread
+    assert not any(finding.fix_action for finding in report.findings)  # A new version would lack the rest.
+
+
+def test_a_record_with_too_many_fields_is_named_by_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('sep=,\nquestion,answer\na,b\n"two\nlines",b,c\nd,e\n', encoding="utf-8")
+    assert "the row on lines 4 to 5 has 3 fields" in found_by_code(read(path, tmp_path / "out")[0])["DATA-CSV"].what
+
+
+def test_a_broken_place_in_a_list_ends_it_and_no_button_leaves_out_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    rows = [json.dumps({"question": q(n), "answer": a(n)}) for n in range(NUM_ROWS)]
+    rows[5] = rows[5][:-1] + ",}"
+    rows[2] = rows[0]
+    path.write_text("[\n" + ",\n".join(rows) + "\n]", encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == 5
+    assert report.unread.startswith("Row 6 line 7, column ") and "a trailing comma" in report.unread
+    assert report.unread.endswith("Nothing after it was read, only the 5 rows before it were.")
+    assert "DATA-DUPLICATE" in found_by_code(report) and not any(finding.fix_action for finding in report.findings)
+    path.write_text("".join(rows[3:]), encoding="utf-8")
+    assert len(read(path, tmp_path / "out")[1]) == 2
+    path.write_text("[" + ",".join(rows[3:5]), encoding="utf-8")
+    assert "the list is not finished" in read(path, tmp_path / "out")[0].unread
+
+
+def test_a_value_of_a_list_that_is_too_deep_is_one_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    rows: list[Any] = [{"question": q(n), "answer": a(n)} for n in range(NUM_ROWS)]
+    rows[5]["answer"] = json.loads("[" * 50 + "]" * 50)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 1 and found_by_code(report)["DATA-LIMIT"].rows == (6,) and not report.unread
+
+
+def test_a_broken_place_far_before_the_end_is_found_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.json"
+    rows = [json.dumps({"question": q(n), "answer": a(n), "number": -1.5e-10 * n, "is": True}) for n in range(300)]
+    path.write_text("[" + ", ".join(rows) + "]", encoding="utf-8")
+    for block in (61, 67, 71, 1000):  # Cut at every kind of place.
+        monkeypatch.setattr(json_rows, "BLOCK", block)
+        whole = list(json_rows.read_json_file(path, Progress(), lambda code, what: None))
+        assert [row for _, row in whole] == [json.loads(row) for row in rows]
+    rows[4] = rows[4][:-1] + ",}"
+    path.write_text("[" + ", ".join(rows) + "]", encoding="utf-8")
+    progress = Progress()
+    *_, (number, problem) = json_rows.read_json_file(path, progress, lambda code, what: None)
+    assert number == 5 and isinstance(problem, RowProblem) and "a trailing comma" in problem.what
+    assert progress.done_bytes < 3000
+
+
+def test_a_paragraph_with_a_bad_byte_is_left_out_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    parts = [f"{q(n)}\n{a(n)}".encode() for n in range(NUM_ROWS)]
+    parts[3] = "caf\u00e9\nafter it".encode("cp1252")
+    parts[8] = b"a\0b"
+    path.write_bytes(b"\xef\xbb\xbf\n" + b"\n\n".join(parts))
+    report, conversations = read(path, tmp_path / "out")
+    assert [row.text for row in conversations] == [part.decode() for n, part in enumerate(parts) if n not in (3, 8)]
+    bad = found_by_code(report)
+    assert bad["DATA-UTF8"].rows == (4,) and bad["DATA-UTF8"].what.startswith("Row 4 line 11: byte 4 (0xe9)")
+    assert bad["DATA-CTRL"].rows == (9,)
 
 
 @pytest.mark.parametrize("answer", ANSWERS_IN_JSON)
