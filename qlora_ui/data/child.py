@@ -206,7 +206,7 @@ class _Parse:
                 numbers.append(number)
                 position += len(line) + 1
                 num_rows += 1
-                checks.add(number, normal)
+                checks.add(number, normal, line)
         checks.finish()
         for name, values in (("offsets", offsets), ("numbers", numbers)):
             (self.folder / f"{name}.bin").write_bytes(values.tobytes())
