@@ -12,7 +12,7 @@ import orjson
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, too_deep
+from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, note_nan, too_deep
 from qlora_ui.data.json_shapes import rows_in_object
 from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
 
@@ -40,7 +40,7 @@ def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]
                 if raw.rstrip().endswith(b"},"):
                     raw = raw.rstrip()[:-1]
                     notice("DATA-COMMA", "Lines end with a comma, which JSON lines do not have; it was skipped.")
-                yield number, _line(raw, needles)
+                yield number, _line(raw, needles, notice)
 
 
 def _skip_line(file: BinaryIO) -> int:
@@ -52,7 +52,7 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, Any] | RowProblem:
+def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]], notice: Notice) -> dict[str, Any] | RowProblem:
     try:
         if b"\0" in raw or b"\\u0000" in raw:
             place = f" at column {raw.index(0) + 1}" if b"\0" in raw else ""
@@ -60,7 +60,7 @@ def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, 
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError:
-            value = careful_loads(raw.rstrip(b"\r\n"))
+            value = careful_loads(raw.rstrip(b"\r\n"), notice)
         if type(value) is not dict:
             return as_row(value)
         if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and too_deep(value):
@@ -73,7 +73,7 @@ def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, 
                 needles[shape] = searched
         for needle in searched:
             if raw.count(needle) > 1:
-                careful_loads(raw)  # Raises for a key that is there twice; the parser above silently takes the last.
+                careful_loads(raw, notice)  # Raises for a key that is there twice; the parser above silently takes the last.
                 break
     except RowProblem as problem:
         return problem
@@ -142,16 +142,11 @@ class _Values:
         self._is_done = False
         self._lines_before = 0
         """Line ends before the text that is held."""
-        self._nan = ""
-        self._json = json.JSONDecoder(parse_constant=self._note_nan)
+        self._json = json.JSONDecoder(parse_constant=lambda name: note_nan(notice))
         self._fill()
         if self._text.startswith("\ufeff"):
             self._at = 1
             notice("DATA-BOM", "The file begins with a byte order mark, which was skipped.")
-
-    def _note_nan(self, name: str) -> float:
-        self._nan = name
-        return float("nan")
 
     def _fill(self, num_bytes: int = 0) -> None:
         raw = self._file.read(max(BLOCK, num_bytes))
@@ -202,7 +197,6 @@ class _Values:
 
     def next_value(self) -> Any:
         """The next value; raises RowProblem."""
-        self._nan = ""
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
@@ -220,8 +214,6 @@ class _Values:
                 continue
             break
         self._at = end
-        if self._nan:
-            raise RowProblem("DATA-FIELD", f"a value is {self._nan}, not text", fix="Fill it or drop the row.")
         return value
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:

@@ -79,7 +79,7 @@ class Reshape:
         """Put the list in the place of the text that spells it; a text that is none stays, where texts may stand."""
         language = "JSON"
         try:
-            value = _json(cell)
+            value = _json(cell, self._notice)
         except RowProblem as problem:
             value, language = _literal(cell), "a Python list"
             if value is None and column in _MUST_OPEN:
@@ -106,11 +106,11 @@ def _has_known_speaker(item: dict[str, Any]) -> bool:
     return bool(said or "tool_calls" in item) and isinstance(name, str) and name.strip().lower() in ROLES
 
 
-def _json(text: str) -> Any:
+def _json(text: str, notice: Notice) -> Any:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return careful_loads(text.encode("utf-8", "replace"))
+        return careful_loads(text.encode("utf-8", "replace"), notice)
     if text.count("[") + text.count("{") > MAX_DEPTH and too_deep(value):
         raise depth_problem()
     return value

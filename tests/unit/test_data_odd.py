@@ -232,6 +232,18 @@ def test_rated_answers_need_a_word_and_bad_ones_are_left_out(tmp_path: Path) -> 
     assert (left_out.severity, left_out.count) == ("note", NUM_ROWS // 2)
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_nan_is_an_empty_cell(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    nan, inf = float("nan"), float("inf")
+    rows = [{"instruction": q(n), "input": nan, "output": a(n) if n else nan, "score": (nan, inf, -inf, n)[n % 4]} for n in range(NUM_ROWS)]
+    path.write_text(json.dumps(rows), encoding="utf-8") if name == "t.json" else path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(1, NUM_ROWS)]
+    found = found_by_code(report)
+    assert "`output` is empty" in found["DATA-FIELD"].what and found["DATA-NAN"].severity == "note"
+
+
 ANSWERS_IN_JSON: tuple[Callable[[int], str], ...] = (
     lambda n: json.dumps([{"name": "Ada", "age": n}]),
     lambda n: json.dumps([{"name": "get_weather", "arguments": {"city": f"town {n}"}}]),
