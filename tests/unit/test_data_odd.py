@@ -15,7 +15,7 @@ import pytest
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.data import json_rows
+from qlora_ui.data import json_rows, parquet_rows
 from qlora_ui.data.child import parse
 from qlora_ui.data.report import Finding, SourceReport
 from qlora_ui.data.row_stream import Progress
@@ -200,6 +200,27 @@ def test_parquet_with_structs_of_lists_maps_and_binary_text(tmp_path: Path) -> N
         path = tmp_path / f"{number}.parquet"
         pq.write_table(found, path)
         assert [said(row) for row in read(path, tmp_path / "out")[1]] == [pair(n) for n in range(NUM_ROWS)]
+
+
+def test_a_prompt_that_all_rows_share_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(parquet_rows, "_DECODED_FREE", 1 << 20)
+    path = tmp_path / "t.parquet"
+
+    def refused(num_rows: int, system: str) -> str:
+        prompts = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), pa.array([system])).cast(pa.string())
+        pq.write_table(pa.table({"system": prompts, "question": ["q"] * num_rows, "answer": ["a"] * num_rows}), path, compression="zstd")
+        try:
+            return "" if read(path, tmp_path / "out")[0].num_rows == num_rows else "rows are missing"
+        except DataError as error:
+            return str(error)
+
+    assert refused(200, "You are the assistant of a shop. " * 600) == ""  # 3.8 MiB out of 2 KiB
+    assert "made to fill the memory" in refused(200, "a" * (300 << 10))
+    monkeypatch.setattr(parquet_rows, "_DECODED_MOST", 2 << 20)
+    assert "made to fill the memory" in refused(200, "You are the assistant of a shop. " * 600)
 
 
 def test_single_messages_become_conversations_of_the_best_replies(tmp_path: Path) -> None:
