@@ -382,6 +382,29 @@ def test_prompts_and_answers_as_text_of_turns_are_opened(tmp_path: Path) -> None
     assert said(read(path, tmp_path / "out")[1][0]) == [pair(1)[0], ("assistant", ""), ("tool", "1"), pair(1)[1]]
 
 
+@pytest.mark.parametrize("marks", [("True", "False"), (1, 0), (1.0, 0.0), ("TRUE", "FALSE"), ("1", "0")])
+def test_ratings_as_tables_write_them(marks: tuple[Any, Any], tmp_path: Path) -> None:
+    path = tmp_path / ("kto.csv" if isinstance(marks[0], str) else "kto.jsonl")
+    rows = [{"prompt": q(n), "completion": a(n), "label": marks[n % 2]} for n in range(NUM_ROWS)]
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_bytes(lines(rows))
+    with pytest.raises(DataError, match="rated good or bad"):
+        read(path, tmp_path / "out")
+    assert [said(row) for row in read(path, tmp_path / "out", "preference")[1]] == [pair(n) for n in range(0, NUM_ROWS, 2)]
+
+
+@pytest.mark.parametrize("label", ["billing", 7, 0.5, None])
+def test_another_label_is_no_rating(label: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines({"prompt": q(n), "completion": a(n), "label": label} for n in range(NUM_ROWS)))
+    assert read(path, tmp_path / "out")[0].format == "prompt-completion"
+
+
 PREFERENCES: tuple[Callable[[int], Any], ...] = (
     lambda n: {"prompt": q(n), "response_j": a(n), "response_k": "no"},
     lambda n: {"question": q(n), "response_chosen": a(n), "response_rejected": "no"},
