@@ -29,7 +29,7 @@ from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
 from qlora_ui.catalog.formats.preference import REJECTED
 from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
-from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
+from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect, is_filled, media_columns
 from qlora_ui.data.limits import confine
 from qlora_ui.data.readers import read_rows
 from qlora_ui.data.report import SHOWN_ROWS, UNREAD, UNREAD_FIX, Finding, SourceReport, in_order
@@ -166,7 +166,7 @@ class _Parse:
 
     def _convert(self, rows: Iterator[Item], detection: Detection, checks: TextChecks) -> int:
         chosen, mapping, convert = detection.format, detection.mapping, detection.format.convert
-        shapes: dict[tuple[str, ...], DataFormat] = {}
+        shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...]]] = {}
         num_rows, num_pending = 0, 0
         offsets, numbers = array("q"), array("q")
         position = 0
@@ -181,15 +181,21 @@ class _Parse:
                     continue
                 self.num_seen += 1
                 shape = tuple(item)
-                form = shapes.get(shape)
-                if form is None:
-                    form = self._format_of(item, chosen, mapping)
+                known = shapes.get(shape)
+                if known is None:
+                    known = self._format_of(item, chosen, mapping), media_columns(shape)
                     if len(shapes) < 1000:
-                        shapes[shape] = form
+                        shapes[shape] = known
+                form, media = known
                 self.formats[form.name] += 1
                 if form is not chosen:
                     self.first_of.setdefault(form.name, number)
                     self._note_row("DATA-SHAPE", number, RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}"))
+                    continue
+                if filled := next((column for column in media if is_filled(item[column])), ""):
+                    what = f"holds pictures or sound in `{filled}`; only text is learned from"
+                    problem = RowProblem("DATA-MEDIA", what, filled, "Empty the cell if the text makes sense without it")
+                    self._note_row(problem.code, number, problem)
                     continue
                 try:
                     normal = convert(item, mapping)

@@ -15,7 +15,7 @@ import pytest
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.data import json_rows, parquet_rows
+from qlora_ui.data import child, json_rows, parquet_rows
 from qlora_ui.data.child import parse
 from qlora_ui.data.report import Finding, SourceReport
 from qlora_ui.data.row_stream import Progress
@@ -272,6 +272,30 @@ ANSWERS_IN_JSON: tuple[Callable[[int], str], ...] = (
     lambda n: json.dumps([{"role": "Treasurer", "content": f"pays {n}"}]),
     lambda n: ("[]", json.dumps([{"name": n}]), '{"a": 1}')[n % 3],
 )
+
+
+@pytest.mark.parametrize("empty", [[], None, "", [None], [{"bytes": None}]])
+def test_a_column_for_pictures_that_is_empty_does_no_harm(empty: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows: list[dict[str, Any]] = [{"messages": turns(n), "images": empty} for n in range(NUM_ROWS)]
+    path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(NUM_ROWS)]
+    assert not any(finding.severity == "error" for finding in report.findings)
+    rows[7]["images"] = ["a.png"]
+    path.write_bytes(lines(rows))
+    with pytest.raises(DataError, match="holds pictures or sound"):
+        read(path, tmp_path / "out")
+
+
+def test_a_picture_where_the_first_rows_have_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.jsonl"
+    monkeypatch.setattr(child, "SAMPLE_ROWS", 10)
+    rows: list[dict[str, Any]] = [{"messages": turns(n), "images": []} for n in range(NUM_ROWS)]
+    rows[20]["images"] = ["a.png"]
+    path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 1 and found_by_code(report)["DATA-MEDIA"].rows == (21,)
 
 
 def found_by_code(report: SourceReport) -> dict[str, Finding]:
