@@ -61,7 +61,10 @@ def _all_layers(config: Config, num_layers: int) -> int:
 def _qwen_layers(config: Config, num_layers: int) -> int:
     if not config.get("use_sliding_window"):
         return 0
-    return max(0, num_layers - int(config.get("max_window_layers", 28)))
+    first = config.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise _bad_number("max_window_layers", first)
+    return max(0, num_layers - first)
 
 
 def _every_other_layer(config: Config, num_layers: int) -> int:
@@ -69,8 +72,8 @@ def _every_other_layer(config: Config, num_layers: int) -> int:
 
 
 def _gemma3_layers(config: Config, num_layers: int) -> int:
-    pattern = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    return num_layers - num_layers // pattern
+    key = "sliding_window_pattern" if config.get("sliding_window_pattern") else "_sliding_window_pattern"
+    return num_layers - num_layers // _count(config, key, 6)
 
 
 _GEMMA = _Family(is_tied=True, activation="gelu_pytorch_tanh", head_dim=256, vocab_size=256000)
@@ -240,13 +243,17 @@ def _count(config: Config, key: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ModelError(
-            f"The config.json gives {key} as {str(value)[:40]}.",
-            why="A positive whole number belongs there.",
-            fix="Download the model again, or choose another.",
-            code="model-config",
-        )
+        raise _bad_number(key, value)
     return value
+
+
+def _bad_number(key: str, value: object) -> ModelError:
+    return ModelError(
+        f"The config.json gives {key} as {str(value)[:40]}.",
+        why="A positive whole number belongs there.",
+        fix="Download the model again, or choose another.",
+        code="model-config",
+    )
 
 
 def _number(config: Config, key: str, *defaults: Any) -> float:

@@ -24,6 +24,12 @@ from qlora_ui.models.architecture import SMOLLM2_135M, builtin_facts, facts_from
         ({"hidden_size": "576"}, "model-config", "hidden_size"),
         ({"num_hidden_layers": 0}, "model-config", "num_hidden_layers"),
         ({"vocab_size": True}, "model-config", "vocab_size"),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": None},
+            "model-config",
+            "max_window",
+        ),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": "six"}, "model-config", "sliding_window_pattern"),
     ],
 )
 def test_refuses_with_a_reason(changes: dict[str, Any], code: str, words: str) -> None:
