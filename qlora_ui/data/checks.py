@@ -103,8 +103,11 @@ class TextChecks:
         calls = context = ""
         if messages is not None:
             text = self._look_at_turns(number, messages)
-            calls = _calls_of(messages)
-            context = _context_of(normal)
+            # A look at the bytes first: most rows have neither, and this runs for each of millions.
+            if b'"tool_calls"' in line:
+                calls = _calls_of(messages)
+            if b'"system"' in line or b'"tools"' in line:
+                context = _context_of(normal)
         else:
             text = normal["text"]
             if not text or text.isspace():
