@@ -151,7 +151,7 @@ DATASETS: tuple[Bad, ...] = (
     Bad(30, "nul.jsonl", raw(b'{"prompt": "a\0", "completion": "b"}\n'), "DATA-CTRL", "NUL"),
     Bad(31, "nulcsv.csv", raw(b"prompt,completion\na\0,b\n"), "DATA-CTRL", "NUL"),
     Bad(32, "surrogate.jsonl", text('{"prompt": "a", "completion": "\\ud800"}'), "DATA-UTF8", "surrogate"),
-    Bad(33, "nanval.jsonl", text('{"text": NaN}'), "DATA-FIELD", "`text` is NaN"),
+    Bad(33, "nanval.jsonl", text('{"text": NaN}'), "DATA-FIELD", "`text` is empty"),
     Bad(34, "bigint.jsonl", text('{"prompt": "a", "completion": "b", "id": 123456789012345678901234567890}'), "DATA-TINY", "1 row",
         is_error=False, verdict="look"),
     Bad(35, "dupkeys.jsonl", text('{"text": "a", "text": "b"}'), "DATA-JSON", "“text” twice"),

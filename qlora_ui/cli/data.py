@@ -65,6 +65,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         unusable = sum(source.num_seen - source.num_rows for source in loaded.report.sources)
         if unusable and not arguments.skip_bad:
             loaded.report.raise_if_not_trainable()
+        loaded.report.raise_if_unread()
         num_rows = _write(loaded.conversations, out)
     result = {"out": str(out), "format": loaded.report.format, "rows": num_rows, "left_out": unusable}
     if arguments.json:

@@ -19,6 +19,7 @@ from qlora_ui.data.similar import Similar
 TINY_ROWS = 10
 _CHUNK_ROWS = 2000
 _CHUNK_CHARS = 1 << 20
+_64_BITS = (1 << 64) - 1
 
 _CONTROL = re.compile(
     r"<\|[a-z_0-9]{2,30}\|>|<[｜|][^<>\n]{2,40}[｜|]>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>|<\|[A-Z_]{4,40}\|>"
@@ -62,6 +63,17 @@ def order_problems(roles: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _calls_of(messages: list[dict[str, Any]]) -> str:
+    calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+    return "\n".join(f"{call['name']} {call['arguments']}" for call in calls)
+
+
+def _context_of(normal: Mapping[str, Any]) -> str:
+    """System prompts and tools of a row. They stay out of its text, since a long prompt that all rows share would make them all alike."""
+    prompts = [message["content"] for message in normal["messages"] if message["role"] == "system"]
+    return "\n".join([*prompts, str(normal["tools"])] if normal.get("tools") else prompts)
+
+
 class TextChecks:
     """Takes rows one by one, tells findings at the end."""
 
@@ -72,6 +84,10 @@ class TextChecks:
         self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._kinds: Counter[str] = Counter()
         self._texts: list[str] = []
+        self._compared: list[str] = []
+        """The texts with the tool calls, which tell rows apart."""
+        self._contexts = array("Q")
+        """Hashes of system prompts and tools: what is said under another one is not nearly the same."""
         self._numbers: list[int] = []
         self._num_chars = 0
         self._hashes = array("q")
@@ -80,19 +96,29 @@ class TextChecks:
         self._languages = Languages()
         self._control: Counter[str] = Counter()
 
-    def add(self, number: int, normal: Mapping[str, Any]) -> None:
-        """Look at one standard row."""
+    def add(self, number: int, normal: Mapping[str, Any], line: bytes) -> None:
+        """Look at one standard row; `line` is all of it as JSON."""
         self.num_rows += 1
         messages = normal.get("messages")
+        calls = context = ""
         if messages is not None:
             text = self._look_at_turns(number, messages)
+            # A look at the bytes first: most rows have neither, and this runs for each of millions.
+            if b'"tool_calls"' in line:
+                calls = _calls_of(messages)
+            if b'"system"' in line or b'"tools"' in line:
+                context = _context_of(normal)
         else:
             text = normal["text"]
             if not text or text.isspace():
                 self._flag("empty-text", number)
+        self._hashes.append(hash(line))
         self._texts.append(text)
+        compared = f"{text}\n{calls}" if calls else text
+        self._compared.append(compared)
+        self._contexts.append(hash(context) & _64_BITS)
         self._numbers.append(number)
-        self._num_chars += len(text)
+        self._num_chars += len(compared)
         if len(self._texts) >= _CHUNK_ROWS or self._num_chars > _CHUNK_CHARS:
             self._look_at_texts()
 
@@ -130,9 +156,8 @@ class TextChecks:
 
     def _look_at_texts(self) -> None:
         texts, numbers = self._texts, self._numbers
-        self._hashes.extend([hash(text) for text in texts])
         self._all_numbers.extend(numbers)
-        self._similar.add(texts)
+        self._similar.add(self._compared, np.array(self._contexts, dtype=np.uint64))
         self._languages.add(texts)
         together = "\n".join(texts)
         if "<" in together or "[INST]" in together:
@@ -142,7 +167,8 @@ class TextChecks:
         for needle, pattern, words in _SECRETS:
             if needle in together and pattern.search(together):
                 self._search(pattern, f"secret:{words}", needle[0])
-        self._texts, self._numbers, self._num_chars = [], [], 0
+        self._texts, self._compared, self._numbers, self._num_chars = [], [], [], 0
+        self._contexts = array("Q")
 
     def _search(self, pattern: re.Pattern[str], kind: str, signs: str) -> None:
         for number, text in zip(self._numbers, self._texts, strict=True):

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
 from qlora_ui.catalog.formats.preference import REJECTED
 from qlora_ui.catalog.formats.transcript import style_of
 from qlora_ui.data.checks import TextChecks
-from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect
+from qlora_ui.data.detect import SAMPLE_ROWS, Detection, detect, is_filled, media_columns
 from qlora_ui.data.limits import confine
 from qlora_ui.data.readers import read_rows
-from qlora_ui.data.report import SHOWN_ROWS, Finding, SourceReport, in_order
+from qlora_ui.data.report import SHOWN_ROWS, UNREAD, UNREAD_FIX, Finding, SourceReport, in_order
 from qlora_ui.data.reshape import Reshape
 from qlora_ui.data.row_stream import Item, Progress
 from qlora_ui.data.sniff import type_of_file
@@ -100,6 +100,8 @@ class _Parse:
         self.notices: dict[str, str] = {}
         self.problems: dict[str, tuple[array[int], RowProblem]] = {}
         """By code: the rows, and the first problem."""
+        self.last: tuple[int, RowProblem] | None = None
+        """The row after which nothing could be read."""
         self.formats: Counter[str] = Counter()
         self.first_of: dict[str, int] = {}
         self.num_seen = 0
@@ -136,7 +138,10 @@ class _Parse:
             scripts=checks.scripts(),
             languages=checks.languages(),
             num_bytes=self.size,
-            findings=in_order([*self._row_findings(num_rows), *self._notes(detection, sample), *checks.findings(self.folder, self.name)]),
+            findings=in_order(
+                self._fixable([*self._row_findings(num_rows), *self._notes(detection, sample), *checks.findings(self.folder, self.name)])
+            ),
+            unread=self._unread(),
         )
 
     def _rows(self, file_type: str) -> Iterator[Item]:
@@ -161,7 +166,7 @@ class _Parse:
 
     def _convert(self, rows: Iterator[Item], detection: Detection, checks: TextChecks) -> int:
         chosen, mapping, convert = detection.format, detection.mapping, detection.format.convert
-        shapes: dict[tuple[str, ...], DataFormat] = {}
+        shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...]]] = {}
         num_rows, num_pending = 0, 0
         offsets, numbers = array("q"), array("q")
         position = 0
@@ -176,15 +181,21 @@ class _Parse:
                     continue
                 self.num_seen += 1
                 shape = tuple(item)
-                form = shapes.get(shape)
-                if form is None:
-                    form = self._format_of(item, chosen, mapping)
+                known = shapes.get(shape)
+                if known is None:
+                    known = self._format_of(item, chosen, mapping), media_columns(shape)
                     if len(shapes) < 1000:
-                        shapes[shape] = form
+                        shapes[shape] = known
+                form, media = known
                 self.formats[form.name] += 1
                 if form is not chosen:
                     self.first_of.setdefault(form.name, number)
                     self._note_row("DATA-SHAPE", number, RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}"))
+                    continue
+                if filled := next((column for column in media if is_filled(item[column])), ""):
+                    what = f"holds pictures or sound in `{filled}`; only text is learned from"
+                    problem = RowProblem("DATA-MEDIA", what, filled, "Empty the cell if the text makes sense without it")
+                    self._note_row(problem.code, number, problem)
                     continue
                 try:
                     normal = convert(item, mapping)
@@ -201,7 +212,7 @@ class _Parse:
                 numbers.append(number)
                 position += len(line) + 1
                 num_rows += 1
-                checks.add(number, normal)
+                checks.add(number, normal, line)
         checks.finish()
         for name, values in (("offsets", offsets), ("numbers", numbers)):
             (self.folder / f"{name}.bin").write_bytes(values.tobytes())
@@ -222,7 +233,10 @@ class _Parse:
     def _note(self, number: int, item: Any) -> None:
         if isinstance(item, RowProblem):
             self.num_seen += 1
-            self._note_row(item.code, number, item)
+            if item.is_last:
+                self.last = (number, item)
+            else:
+                self._note_row(item.code, number, item)
 
     def _note_row(self, code: str, number: int, problem: RowProblem) -> None:
         if code not in self.problems:
@@ -235,6 +249,9 @@ class _Parse:
     def _row_findings(self, num_rows: int) -> list[Finding]:
         """A finding for every kind of row that could not be used."""
         findings = []
+        if self.last is not None:
+            why = "Rows that were not read cannot be learned from."
+            findings.append(Finding(UNREAD, "error", 1, (self.last[0],), self._unread(), why, UNREAD_FIX, source=self.name))
         for code, (rows, problem) in self.problems.items():
             what = f"{self._place(rows[0])} {problem.what}"
             if code == "DATA-SHAPE" and len(self.formats) > 1:
@@ -259,6 +276,20 @@ class _Parse:
                 )
             )
         return findings
+
+    def _unread(self) -> str:
+        """Where and why the reading stopped, in a sentence; empty where it did not."""
+        if self.last is None:
+            return ""
+        number, problem = self.last
+        before = f"only the {number - 1:,} rows before it were" if number > 2 else "only the row before it was"
+        return f"{_sentence(f'{self._place(number)} {problem.what}')} Nothing after it was read{f', {before}' if number > 1 else ''}."
+
+    def _fixable(self, findings: list[Finding]) -> list[Finding]:
+        """The findings; without buttons that write a new version where that would lack what was not read."""
+        if self.last is None:
+            return findings
+        return [replace(found, fix_action=None) if (found.fix_action or {}).get("action") != "set" else found for found in findings]
 
     def _mixed(self) -> str:
         parts = [f"{count} × {name} (first: row {self.first_of.get(name, 1)})" for name, count in self.formats.most_common()]
@@ -310,11 +341,16 @@ class _Parse:
             of_all = "none of the {} rows can be used" if len(rows) == self.num_seen else f"{len(rows):,} of {{}} rows cannot be used"
             why = _sentence(of_all.format(f"{self.num_seen:,}")) if self.num_seen > 1 else ""
             yield Problem(f"{self.name} {self._place(rows[0])}", _sentence(problem.what), why, problem.fix, code)
+        if self.last is not None:
+            number, problem = self.last
+            yield Problem(
+                f"{self.name} {self._place(number)}", _sentence(problem.what), "Nothing after it can be read.", problem.fix, problem.code
+            )
 
     def _nothing(self, file_type: str) -> DataError:
         """No row can be used: every reason, with its place."""
-        if self.problems:
-            return DataError(problems=list(self._all_problems()), code=next(iter(self.problems)))
+        if problems := list(self._all_problems()):
+            return DataError(problems=problems, code=problems[0].code)
         if file_type in ("csv", "tsv"):
             what = "The file has a header but no rows."
         elif file_type == "parquet":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats import FORMATS, format_named
@@ -36,7 +37,7 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
     Raises DataError where no format fits, where the columns are of a kind that is refused, and for preference pairs that
     were not asked for.
     """
-    _refuse_columns(rows[0], name)
+    _refuse_columns(rows, name)
     mapping = standard_mapping(mapping)
     shapes = Counter(tuple(row) for row in rows)
     if wanted != "auto":
@@ -102,11 +103,25 @@ def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> 
 _ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt", "thinking": "thinking before the answer"}
 
 
-def _refuse_columns(row: Row, name: str) -> None:
-    media = [column for column in row if column in _MEDIA]
+def media_columns(columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold pictures or sound where there is something in them."""
+    return tuple(column for column in columns if column in _MEDIA)
+
+
+def is_filled(value: Any) -> bool:
+    """Whether there is something in a cell; a list of empty things is empty too."""
+    if isinstance(value, list | dict):
+        return any(map(is_filled, value.values() if isinstance(value, dict) else value))
+    return value is not None and value != ""
+
+
+def _refuse_columns(rows: Sequence[Row], name: str) -> None:
+    row = rows[0]
+    # Programs that know pictures write the column into datasets of text too, and leave it empty.
+    media = next((column for column in media_columns(row) if any(is_filled(row.get(column)) for row in rows)), "")
     if media:
         raise DataError(
-            f"The column “{media[0]}” holds pictures or sound.",
+            f"The column “{media}” holds pictures or sound.",
             where=name,
             why="Only text is learned from.",
             fix="Use a text dataset, or remove the column if the text makes sense without it.",

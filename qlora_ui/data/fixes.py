@@ -29,12 +29,14 @@ def apply_fix(
 
     `drop` leaves out the rows of a finding: those at `positions` of the loaded conversations, else those that the check of
     the text flagged under the code; rows that could not be read are left out by every new version. `mask-email` writes
-    `<email>` for addresses. `set` changes one setting. Raises DataError where no row would be left.
+    `<email>` for addresses. `set` changes one setting. Raises DataError where no row would be left, or a file was not read
+    to its end.
     """
     kind = action.get("action")
     if kind == "set":
         return {str(action["path"]): action["value"]}
     loaded = load_anyway(data, workspace)
+    loaded.report.raise_if_unread()
     if kind == "drop":
         keep = np.ones(len(loaded.conversations), dtype=bool)
         keep[_positions(loaded.conversations, str(action.get("code", ""))) if positions is None else list(positions)] = False

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data.row_stream import Notice
 
 MAX_DEPTH = 32
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -44,19 +45,17 @@ def depth_problem() -> RowProblem:
     return RowProblem("DATA-LIMIT", f"is nested deeper than {MAX_DEPTH} levels", fix="Flatten the row or drop it.")
 
 
-def careful_loads(raw: bytes) -> Any:
-    """The value of a line that the fast parser refused, if it is harmless after all (huge numbers); else RowProblem.
+def careful_loads(raw: bytes, notice: Notice) -> Any:
+    """The value of a line that the fast parser refused, if it is harmless after all (huge numbers, NaN); else RowProblem.
 
-    Also told: doubled keys, NaN, lone surrogates, deep nesting.
+    Also told: doubled keys, lone surrogates, deep nesting.
     """
     text = decode(raw)
     if "\0" in text:
         raise RowProblem("DATA-CTRL", f"has a NUL character at column {text.index(chr(0)) + 1}", fix="Remove it or drop the row.")
-    nan: list[str] = []
 
-    def constant(name: str) -> float:
-        nan.append(name)
-        return float("nan")
+    def constant(name: str) -> None:
+        note_nan(notice)
 
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
@@ -67,16 +66,16 @@ def careful_loads(raw: bytes) -> Any:
         raise RowProblem("DATA-JSON", f"column {position + 1}: {what}", fix="Correct the line or drop it.") from None
     except ValueError:  # An integer of thousands of digits.
         raise RowProblem("DATA-JSON", "holds a number with too many digits", fix="Write it as text or drop the row.") from None
-    if nan:
-        column = next((key for key, item in value.items() if item != item), "") if isinstance(value, dict) else ""  # noqa: PLR0124
-        raise RowProblem(
-            "DATA-FIELD", f"{f'`{column}`' if column else 'a value'} is {nan[0]}, not text", column, "Fill it or drop the row."
-        )
     if "\\u" in text and _has_surrogate(value):
         raise RowProblem("DATA-UTF8", "has half a character (a lone surrogate)", fix="Write the text as UTF-8, or drop the row.")
     if too_deep(value):
         raise depth_problem()
     return value
+
+
+def note_nan(notice: Notice) -> None:
+    """What stands for no value where pandas wrote the file is read so; a column that is needed then says that it is empty."""
+    notice("DATA-NAN", "NaN and Infinity, which JSON does not have, were read as empty (null).")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

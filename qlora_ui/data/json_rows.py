@@ -12,11 +12,13 @@ import orjson
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, too_deep
+from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, note_nan, too_deep
 from qlora_ui.data.json_shapes import rows_in_object
 from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
 
 _ONE_OBJECT_BYTES = 64 << 20
+_LONGEST_WORD = 16
+"""Nothing but a text is longer where the end of the buffer may cut it: -Infinity, \\u1234, the exponent of a number."""
 
 
 def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]:
@@ -38,7 +40,7 @@ def read_jsonl(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]
                 if raw.rstrip().endswith(b"},"):
                     raw = raw.rstrip()[:-1]
                     notice("DATA-COMMA", "Lines end with a comma, which JSON lines do not have; it was skipped.")
-                yield number, _line(raw, needles)
+                yield number, _line(raw, needles, notice)
 
 
 def _skip_line(file: BinaryIO) -> int:
@@ -50,7 +52,7 @@ def _skip_line(file: BinaryIO) -> int:
     return skipped
 
 
-def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, Any] | RowProblem:
+def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]], notice: Notice) -> dict[str, Any] | RowProblem:
     try:
         if b"\0" in raw or b"\\u0000" in raw:
             place = f" at column {raw.index(0) + 1}" if b"\0" in raw else ""
@@ -58,7 +60,7 @@ def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, 
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError:
-            value = careful_loads(raw.rstrip(b"\r\n"))
+            value = careful_loads(raw.rstrip(b"\r\n"), notice)
         if type(value) is not dict:
             return as_row(value)
         if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and too_deep(value):
@@ -71,7 +73,7 @@ def _line(raw: bytes, needles: dict[tuple[str, ...], list[bytes]]) -> dict[str, 
                 needles[shape] = searched
         for needle in searched:
             if raw.count(needle) > 1:
-                careful_loads(raw)  # Raises for a key that is there twice; the parser above silently takes the last.
+                careful_loads(raw, notice)  # Raises for a key that is there twice; the parser above silently takes the last.
                 break
     except RowProblem as problem:
         return problem
@@ -92,33 +94,40 @@ def read_json_file(path: Path, progress: Progress, notice: Notice) -> Iterator[I
             value = values.next_value()
         except RowProblem as problem:
             # The place after a broken value is unknown, so this is the last row that can be spoken of.
-            yield number, problem
+            if single is not None:
+                yield 1, _row(single)
+            yield number, RowProblem(problem.code, problem.what, problem.column, problem.fix, is_last=True)
             return
         if number == 1 and not is_list:
             single = value
         else:
             if single is not None:
-                yield 1, as_row(single)
+                yield 1, _row(single)
                 single = None
-            yield number, as_row(value)
+            yield number, _row(value)
         if is_list and values.peek() not in ("]", ","):
-            yield number + 1, RowProblem("DATA-JSON", f"line {values.line}: the list is not finished", fix="Export the file again.")
+            what = f"line {values.line}: the list is not finished"
+            yield number + 1, RowProblem("DATA-JSON", what, fix="Export the file again.", is_last=True)
             return
         values.skip(",")
     if is_list:
         values.skip("]")
         if values.peek():
-            what = f"line {values.line}: more text after the end of the list, which is not read"
-            yield number + 1, RowProblem("DATA-JSON", what, fix="Write one list, or one object a line.")
+            what = f"line {values.line}: more text after the end of the list"
+            yield number + 1, RowProblem("DATA-JSON", what, fix="Write one list, or one object a line.", is_last=True)
     if single is None:
         return
     rows = rows_in_object(single, notice)
     if rows is None:
         notice("DATA-ONE-OBJECT", "The file is one object, taken as one row.")
-        yield 1, as_row(single)
+        yield 1, _row(single)
         return
     for position, value in enumerate(rows, 1):
-        yield position, as_row(value)
+        yield position, _row(value)
+
+
+def _row(value: Any) -> dict[str, Any] | RowProblem:
+    return depth_problem() if too_deep(value) else as_row(value)
 
 
 class _Values:
@@ -131,20 +140,16 @@ class _Values:
         self._text = ""
         self._at = 0
         self._is_done = False
-        self.line = 1
-        self._nan = ""
-        self._json = json.JSONDecoder(parse_constant=self._note_nan)
+        self._lines_before = 0
+        """Line ends before the text that is held."""
+        self._json = json.JSONDecoder(parse_constant=lambda name: note_nan(notice))
         self._fill()
         if self._text.startswith("\ufeff"):
             self._at = 1
             notice("DATA-BOM", "The file begins with a byte order mark, which was skipped.")
 
-    def _note_nan(self, name: str) -> float:
-        self._nan = name
-        return float("nan")
-
-    def _fill(self, num_bytes: int = BLOCK) -> None:
-        raw = self._file.read(num_bytes)
+    def _fill(self, num_bytes: int = 0) -> None:
+        raw = self._file.read(max(BLOCK, num_bytes))
         self._progress.done_bytes += len(raw)
         self._is_done = not raw
         try:
@@ -165,11 +170,16 @@ class _Values:
                 fix="Export the file again; it is damaged.",
                 code="DATA-CTRL",
             )
-        self.line += self._text.count("\n", 0, self._at)
+        self._lines_before += self._text.count("\n", 0, self._at)
         self._text = self._text[self._at :] + more
         self._at = 0
         if self._is_done:
             self._file.close()
+
+    @property
+    def line(self) -> int:
+        """The line of the next character, from 1."""
+        return self._lines_before + self._text.count("\n", 0, self._at) + 1
 
     def peek(self) -> str:
         """The next character that is no white space; empty at the end."""
@@ -187,15 +197,14 @@ class _Values:
 
     def next_value(self) -> Any:
         """The next value; raises RowProblem."""
-        self._nan = ""
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except RecursionError:
                 raise depth_problem() from None
             except json.JSONDecodeError as error:
-                if not self._is_done and self._may_grow():
-                    self._fill(max(BLOCK, len(self._text) - self._at))
+                if not self._is_done and self._may_be_cut(error) and self._may_grow():
+                    self._fill(len(self._text) - self._at)
                     continue
                 raise self._problem(error) from None
             except ValueError:
@@ -205,11 +214,11 @@ class _Values:
                 continue
             break
         self._at = end
-        if self._nan:
-            raise RowProblem("DATA-FIELD", f"a value is {self._nan}, not text", fix="Fill it or drop the row.")
-        if too_deep(value):
-            raise depth_problem()
         return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come from the end of what was read so far, and not from the file."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
 
     def _may_grow(self) -> bool:
         if len(self._text) - self._at > _ONE_OBJECT_BYTES:
@@ -219,6 +228,6 @@ class _Values:
     def _problem(self, error: json.JSONDecodeError) -> RowProblem:
         start = self._text.rfind("\n", 0, error.pos) + 1
         end = self._text.find("\n", error.pos)
-        line = self.line + self._text.count("\n", 0, error.pos)
+        line = self._lines_before + self._text.count("\n", 0, error.pos) + 1
         what, position = explain(self._text[start : end if end >= 0 else len(self._text)], error.msg, error.pos - start)
         return RowProblem("DATA-JSON", f"line {line}, column {position + 1}: {what}", fix="Correct the file there.")

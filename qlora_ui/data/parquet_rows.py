@@ -16,6 +16,10 @@ _BATCH_ROWS = 32
 _BATCH_BYTES = 128 << 20
 _DECODED_RATIO = 100
 _DECODED_FREE = 64 << 20
+_DECODED_MOST = 4 << 30
+"""Unpacked bytes of a file that packs better than the ratio; they pass through memory a few rows at a time."""
+_LONG_ROW_BYTES = 256 << 10
+"""A prompt that all rows share packs better than the ratio too, and is never so long."""
 
 
 def read_parquet(path: Path, progress: Progress) -> Iterator[Item]:
@@ -42,7 +46,7 @@ def read_parquet(path: Path, progress: Progress) -> Iterator[Item]:
             batch_number += 1
             decoded += batch.nbytes
             progress.unpacked_bytes = decoded
-            if batch.nbytes > _BATCH_BYTES or (decoded > _DECODED_FREE and decoded > _DECODED_RATIO * size):
+            if batch.nbytes > _BATCH_BYTES or (decoded > _DECODED_RATIO * size and _is_much(decoded, number + batch.num_rows)):
                 raise DataError(
                     f"Unpacked, the file is over {format_bytes(decoded)} by batch {batch_number}; on the disk it has {format_bytes(size)}.",
                     where=f"{name} row {number + 1}",
@@ -62,6 +66,10 @@ def read_parquet(path: Path, progress: Progress) -> Iterator[Item]:
             fix="Download or export it again.",
             code="DATA-PARQUET",
         ) from None
+
+
+def _is_much(decoded: int, num_rows: int) -> bool:
+    return decoded > _DECODED_MOST or decoded > max(_DECODED_FREE, _LONG_ROW_BYTES * num_rows)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any] | RowProblem:

@@ -36,28 +36,38 @@ def read_rows(path: Path, file_type: str, progress: Progress, notice: Notice) ->
 def read_paragraphs(path: Path, progress: Progress, notice: Notice) -> Iterator[Item]:
     """A text file: a row for each paragraph, since a blank line is the only mark that plain text has."""
     notice("DATA-PARAGRAPHS", "Plain text: every paragraph (up to a blank line) is a row.")
-    number, line_number, lines, num_bytes = 0, 0, [], 0
+    number, line_number, num_bytes = 0, 0, 0
+    lines: list[str] = []
+    problem: RowProblem | None = None
     with path.open("rb", buffering=BLOCK) as file:
         while True:
             raw = file.readline(MAX_ROW_BYTES + 1)
             line_number += 1
             progress.done_bytes += len(raw)
             num_bytes += len(raw)
-            try:
-                line = decode(raw.removeprefix(codecs.BOM_UTF8) if line_number == 1 else raw)
-                if "\0" in line:
-                    raise RowProblem("DATA-CTRL", f"line {line_number} has a NUL character", fix="Remove it.")
-                if num_bytes > MAX_ROW_BYTES:
-                    raise too_long(num_bytes)
-            except RowProblem as problem:
-                yield number + 1, RowProblem(problem.code, f"line {line_number}: {problem.what}", fix=problem.fix)
-                return
-            if line.strip():
-                lines.append(line)
+            line = ""
+            if problem is None:
+                try:
+                    line = _text_of_line(raw.removeprefix(codecs.BOM_UTF8) if line_number == 1 else raw, num_bytes)
+                except RowProblem as found:
+                    problem = RowProblem(found.code, f"line {line_number}: {found.what}", fix=found.fix)
+            is_blank = not line.strip() if problem is None else raw.isspace()
+            if raw and not is_blank:
+                lines.append(line)  # Of a paragraph with a problem no more is kept.
                 continue
-            if lines:
+            if lines or problem:
                 number += 1
-                yield number, {"text": "".join(lines).strip("\n")}
+                yield number, problem or {"text": "".join(lines).strip("\n")}
             if not raw:
                 return
-            lines, num_bytes = [], 0
+            lines, num_bytes, problem = [], 0, None
+
+
+def _text_of_line(raw: bytes, num_bytes: int) -> str:
+    """A line of a paragraph that has so many bytes with it; raises RowProblem."""
+    if num_bytes > MAX_ROW_BYTES:
+        raise too_long(num_bytes)
+    line = decode(raw)
+    if "\0" in line:
+        raise RowProblem("DATA-CTRL", "has a NUL character", fix="Remove it.")
+    return line

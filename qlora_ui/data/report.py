@@ -11,6 +11,9 @@ from qlora_ui.base.errors import DataError, Problem
 Severity = Literal["error", "warning", "note"]
 Verdict = Literal["ready", "look", "not-trainable"]
 
+UNREAD = "DATA-UNREAD"
+"""The code of the place after which nothing could be read."""
+UNREAD_FIX = "Correct the file there; leaving out the one row would leave out all that follows."
 SHOWN_ROWS = 200
 """Row numbers that a finding carries; `count` is the true number."""
 
@@ -83,6 +86,8 @@ class SourceReport:
     """Rough share of rows by language, told by their commonest words."""
     num_bytes: int = 0
     findings: tuple[Finding, ...] = ()
+    unread: str = ""
+    """Where the reading had to stop and why, as a sentence; empty where the file was read to its end."""
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SourceReport:
@@ -165,6 +170,16 @@ class DataReport:
         errors = [finding.as_problem() for finding in self.findings if finding.severity == "error"]
         if errors:
             raise DataError(problems=errors, code=errors[0].code)
+
+    def raise_if_unread(self) -> None:
+        """Raise DataError where a file was not read to its end: what is made from it would lack the rest without a word."""
+        problems = [
+            Problem(source.name, source.unread, "What is made from it would lack the rest.", UNREAD_FIX, UNREAD)
+            for source in self.sources
+            if source.unread
+        ]
+        if problems:
+            raise DataError(problems=problems, code=UNREAD)
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:

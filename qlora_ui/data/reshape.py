@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.catalog.formats.turns import LISTS
+from qlora_ui.catalog.formats.format import ROLES, RowProblem
+from qlora_ui.catalog.formats.turns import LISTS, keys_of
 from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, too_deep
 from qlora_ui.data.row_stream import Item, Notice
 from qlora_ui.data.threads import straightened
@@ -23,7 +23,7 @@ _SPELLED = ("messages", "conversations", "conversation", "instruction", "input",
             "rejected", "system", "tools", "history")  # fmt: skip
 _TURNS = frozenset(LISTS) - {"data"}
 _MAYBE_TURNS = frozenset(("prompt", "completion", "chosen", "rejected", "history"))
-"""Columns that hold text as a rule; such a text is opened only where it is a list of objects or pairs."""
+"""Columns that hold text as a rule, also text in JSON that is the answer itself; only a list of chat turns is opened."""
 _MUST_OPEN = ("messages", "conversations", "conversation")
 _MAX_LITERAL = 1 << 20
 _OTHER_ROW = re.compile(r"([}\])])[ \t]*\n\s*([{\[(])")
@@ -79,24 +79,38 @@ class Reshape:
         """Put the list in the place of the text that spells it; a text that is none stays, where texts may stand."""
         language = "JSON"
         try:
-            value = _json(cell)
+            value = _json(cell, self._notice)
         except RowProblem as problem:
             value, language = _literal(cell), "a Python list"
             if value is None and column in _MUST_OPEN:
                 raise RowProblem(problem.code, f"`{column}`: {problem.what}", column, problem.fix) from None
         if not isinstance(value, list):
             return
-        if column in _MAYBE_TURNS and not (all(isinstance(item, dict | list) for item in value) and (value or column == "history")):
+        if column in _MAYBE_TURNS and not _is_meant_as_list(value, column):
             return
         row[column] = value
         self._notice("DATA-NESTED", f"`{column}` is {language} written inside a text; it was read as the list that it spells.")
 
 
-def _json(text: str) -> Any:
+def _is_meant_as_list(value: list[Any], column: str) -> bool:
+    """Whether a list stood for itself: earlier turns in any layout, else turns of known speakers and not an answer in JSON."""
+    if column == "history":
+        return all(isinstance(item, dict | list) for item in value)
+    return bool(value) and all(isinstance(item, dict) and _has_known_speaker(item) for item in value)
+
+
+def _has_known_speaker(item: dict[str, Any]) -> bool:
+    speaker, said = keys_of(item)
+    who = item.get(speaker)
+    name = who.get("role") if isinstance(who, dict) else who
+    return bool(said or "tool_calls" in item) and isinstance(name, str) and name.strip().lower() in ROLES
+
+
+def _json(text: str, notice: Notice) -> Any:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return careful_loads(text.encode("utf-8", "replace"))
+        return careful_loads(text.encode("utf-8", "replace"), notice)
     if text.count("[") + text.count("{") > MAX_DEPTH and too_deep(value):
         raise depth_problem()
     return value

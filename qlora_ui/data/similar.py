@@ -16,7 +16,7 @@ _ALIKE = 13
 _MIN_WORDS = 8
 _MAX_CHARS = 4000
 MAX_ROWS = 1_000_000
-"""Rows that are compared; 64 bytes each."""
+"""Rows that are compared; 80 bytes each."""
 
 Array = np.ndarray[Any, Any]
 
@@ -50,15 +50,20 @@ class Similar:
     def __init__(self) -> None:
         self._signatures: list[Array] = []
         self._positions: list[Array] = []
+        self._contexts: list[Array] = []
         self._num_rows = 0
         self._forward = self._back = np.zeros(0, dtype=np.uint64)
 
-    def add(self, texts: list[str]) -> None:
-        """The next rows; rows under eight words have no signature (exact doubles are found elsewhere)."""
+    def add(self, texts: list[str], contexts: Array) -> None:
+        """The next rows, each with the hash of what it is said under: only rows of one context are compared.
+
+        Rows under eight words have no signature (exact doubles are found elsewhere).
+        """
         if self._num_rows < MAX_ROWS and texts:
             positions, signatures = self._sign(texts)
             self._positions.append(positions + self._num_rows)
             self._signatures.append(signatures)
+            self._contexts.append(contexts[positions])
         self._num_rows += len(texts)
 
     def _sign(self, texts: list[str]) -> tuple[Array, Array]:
@@ -97,12 +102,13 @@ class Similar:
         """Positions (counted from 0, in the order of `add`) of rows like an earlier one, ascending."""
         if not self._signatures:
             return np.zeros(0, dtype=np.int64)
-        signatures, positions = np.concatenate(self._signatures), np.concatenate(self._positions)
+        signatures, positions, contexts = map(np.concatenate, (self._signatures, self._positions, self._contexts))
         if not len(signatures):
             return positions
         is_double = np.zeros(len(signatures), dtype=bool)
         for band in range(0, _NUM_HASHES, _BAND):
             keys = signatures[:, band].astype(np.uint64) << np.uint64(32) | signatures[:, band + 1].astype(np.uint64)
+            keys ^= contexts
             order = np.argsort(keys, kind="stable")
             same = np.concatenate(([False], keys[order][1:] == keys[order][:-1]))
             # Compared with the row before it in the bucket and with the bucket's first: chains and stars are both found.

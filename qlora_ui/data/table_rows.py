@@ -76,8 +76,10 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
             notice("DATA-DELIMITER", f"The columns are separated by {shown} ( {delimiter.strip() or 'tab'} ), not by {usual}.")
         csv.field_size_limit(MAX_ROW_BYTES)
         size = path.stat().st_size
+        num_before = 0
         if head.lstrip("\ufeff").lower().startswith("sep="):
             file.readline()  # A spreadsheet's own line that names the delimiter.
+            num_before = 1
         lines = _counted(file, progress)
         # Some programs write a quote inside a text as \" instead of doubling it.
         escape = "\\" if _ESCAPED.search(head) and not _DOUBLED.search(head) else None
@@ -90,18 +92,20 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
         number = 0
         while True:
             number += 1
+            first = num_before + reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
                 break
             except csv.Error as error:
-                yield number, _csv_problem(reader.line_num, error)
-                return
+                # The reader goes on with the line after the one that it gave up at.
+                yield number, _csv_problem(first, num_before + reader.line_num, error)
+                continue
             progress.done_bytes = min(progress.done_bytes, size)
             if not cells:
                 number -= 1
                 continue
-            yield number, _cells(header, cells, reader.line_num, delimiter)
+            yield number, _cells(header, cells, _place(first, num_before + reader.line_num), delimiter)
 
 
 def _counted(file: Any, progress: Progress) -> Iterator[str]:
@@ -129,35 +133,41 @@ def _check_header(header: list[str], name: str) -> None:
         )
 
 
-def _cells(header: list[str], cells: list[str], line: int, delimiter: str) -> dict[str, Any] | RowProblem:
+def _place(first: int, last: int) -> str:
+    return f"line {first}" if first >= last else f"the row on lines {first} to {last}"
+
+
+def _cells(header: list[str], cells: list[str], place: str, delimiter: str) -> dict[str, Any] | RowProblem:
     if len(cells) != len(header):
         return RowProblem(
             "DATA-CSV",
-            f"line {line} has {len(cells)} fields, the header has {len(header)}",
+            f"{place} has {len(cells)} fields, the header has {len(header)}",
             fix=f"A text with “{delimiter}” in it must stand in double quotes.",
         )
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for column, cell in row.items():
         if "\0" in cell:
-            return RowProblem("DATA-CTRL", f"line {line}: `{column}` has a NUL character", column, "Remove it or drop the row.")
+            return RowProblem("DATA-CTRL", f"{place}: `{column}` has a NUL character", column, "Remove it or drop the row.")
     return row
 
 
-def _csv_problem(line: int, error: csv.Error) -> RowProblem:
-    text = str(error)
+def _csv_problem(first: int, last: int, error: csv.Error) -> RowProblem:
+    text, line = str(error), _place(first, last)
+    is_last = False
     if "unexpected end" in text:
-        what = f"line {line}: a double quote is opened and never closed"
+        what = f"line {first}: a double quote is opened and never closed"
+        is_last = last > first  # The lines after it went into the text that it opens.
     elif "expected after" in text:
-        what = f"line {line}: text stands after a closing quote; a quote inside a text must be doubled"
+        what = f"{line}: text stands after a closing quote; a quote inside a text must be doubled"
     elif "field larger" in text:
-        return RowProblem("DATA-LIMIT", f"line {line}: a field is longer than {format_bytes(MAX_ROW_BYTES)}", fix="Split the row.")
+        return RowProblem("DATA-LIMIT", f"{line}: a field is longer than {format_bytes(MAX_ROW_BYTES)}", fix="Split the row.")
     elif "NUL" in text:
-        return RowProblem("DATA-CTRL", f"line {line} has a NUL character", fix="Remove it.")
+        return RowProblem("DATA-CTRL", f"{line} has a NUL character", fix="Remove it.")
     else:
-        what = f"line {line}: {text}"
-    return RowProblem("DATA-CSV", what, fix="Correct the quotes there, or save the table as CSV again.")
+        what = f"{line}: {text}"
+    return RowProblem("DATA-CSV", what, fix="Correct the quotes there, or save the table as CSV again.", is_last=is_last)
 
 
 def _csv_error(name: str, line: int, error: csv.Error) -> DataError:
-    problem = _csv_problem(line, error)
+    problem = _csv_problem(line, line, error)
     return DataError(problem.what, where=name, fix=problem.fix, code=problem.code)

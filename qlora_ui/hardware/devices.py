@@ -50,21 +50,29 @@ class Card:
 KNOWN_CARDS = (
     Card("RTX 2060", 6144, 26, 336, (7, 5), 160),
     Card("RTX 2070", 8192, 30, 448, (7, 5), 175),
+    Card("RTX 2070 Super", 8192, 36, 448, (7, 5), 215),
+    Card("RTX 2080", 8192, 40, 448, (7, 5), 215),
+    Card("RTX 2080 Super", 8192, 45, 496, (7, 5), 250),
     Card("RTX 2080 Ti", 11264, 54, 616, (7, 5), 250),
     Card("RTX 3050", 8192, 18, 224, (8, 6), 130),
     Card("RTX 3060", 12288, 25, 360, (8, 6), 170),
     Card("RTX 3060 Ti", 8192, 32, 448, (8, 6), 200),
     Card("RTX 3070", 8192, 41, 448, (8, 6), 220),
+    Card("RTX 3070 Ti", 8192, 43, 608, (8, 6), 290),
     Card("RTX 3080", 10240, 60, 760, (8, 6), 320),
     Card("RTX 3080 12 GB", 12288, 61, 912, (8, 6), 350),
+    Card("RTX 3080 Ti", 12288, 68, 912, (8, 6), 350),
     Card("RTX 3090", 24576, 71, 936, (8, 6), 350),
+    Card("RTX 3090 Ti", 24564, 80, 1008, (8, 6), 450),
     Card("RTX 4060", 8188, 30, 272, (8, 9), 115),
     Card("RTX 4060 Ti", 8188, 44, 288, (8, 9), 160),
     Card("RTX 4060 Ti 16 GB", 16380, 44, 288, (8, 9), 165),
     Card("RTX 4070", 12282, 58, 504, (8, 9), 200),
+    Card("RTX 4070 Super", 12282, 71, 504, (8, 9), 220),
     Card("RTX 4070 Ti", 12282, 80, 504, (8, 9), 285),
     Card("RTX 4070 Ti Super", 16376, 88, 672, (8, 9), 285),
     Card("RTX 4080", 16376, 97, 717, (8, 9), 320),
+    Card("RTX 4080 Super", 16376, 104, 736, (8, 9), 320),
     Card("RTX 4090", 24564, 165, 1008, (8, 9), 450),
     Card("RTX 5060", 8151, 38, 448, (12, 0), 145),
     Card("RTX 5060 Ti", 16311, 47, 448, (12, 0), 180),
@@ -72,7 +80,12 @@ KNOWN_CARDS = (
     Card("RTX 5070 Ti", 16303, 88, 896, (12, 0), 300),
     Card("RTX 5080", 16303, 113, 960, (12, 0), 360),
     Card("RTX 5090", 32607, 210, 1792, (12, 0), 575),
+    Card("RTX 5090 Laptop", 24463, 114, 896, (12, 0), 150),
+    Card("RTX 5080 Laptop", 16303, 83, 896, (12, 0), 150),
+    Card("RTX 5070 Ti Laptop", 12227, 62, 672, (12, 0), 115),
+    Card("RTX 5070 Laptop", 8151, 50, 384, (12, 0), 100),
     Card("RTX 4090 Laptop", 16376, 115, 576, (8, 9), 150),
+    Card("RTX 4080 Laptop", 12282, 68, 432, (8, 9), 150),
     Card("RTX 4070 Laptop", 8188, 60, 256, (8, 9), 115),
     Card("T4", 15360, 65, 320, (7, 5), 70, False),
     Card("V100 16 GB", 16384, 112, 900, (7, 0), 250, False),
@@ -97,6 +110,10 @@ KNOWN_CARDS = (
 
 ASSUMED_CONTEXT_BYTES = 500 * MIB
 """CUDA context with the kernels' code, until this machine's was measured; 742 MiB on an H100."""
+_SAY_NOTHING = frozenset(
+    ("rtx", "gtx", "tesla", "generation", "pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e")
+)
+"""Words of a card's name that people leave out and the driver adds; where they do tell cards apart, the whole name is listed."""
 _DEVICES_FILE = "devices.json"
 _RUNS_NEEDED, _RUNS_KEPT, _LARGEST_CORRECTION = 3, 20, 0.15
 
@@ -294,21 +311,17 @@ def assumed_context(capability: tuple[int, int] | None) -> int:
 
 
 def find_card(words: str) -> Card | None:
-    """The listed card that the words name: all of a name first, then a part of one, then a longer name (the driver's).
+    """The listed card that the words name: by its whole name, or by one that leaves out or adds what tells no cards apart.
 
-    A size in the words (`RTX 4060 Ti 16 GB`) tells models of one name apart; without one the smaller model is meant.
+    `4090` and the driver's `NVIDIA A100-SXM4-80GB` are understood; Ti, Super or Laptop too many or too few is another card, with
+    another memory. A size in the words (`RTX 4060 Ti 16 GB`) tells models of one name apart; without one the smaller model is meant.
     """
     wanted, gib = _split_size(_words(words))
     cards = [card for card in KNOWN_CARDS if gib is None or card.gib == gib]
     names = [(_split_size(_words(card.name))[0], card) for card in cards]
     exact = [card for name, card in names if name == wanted]
-    if exact:
-        return min(exact, key=lambda card: card.total_mib)
-    inside = [(len(name), card.total_mib, card.name, card) for name, card in names if wanted and wanted <= name]
-    if inside:
-        return min(inside)[-1]
-    within = [(len(name), card) for name, card in names if name <= wanted]
-    return max(within, key=lambda pair: pair[0])[1] if within else None
+    found = exact or [card for name, card in names if name - _SAY_NOTHING == wanted - _SAY_NOTHING]
+    return min(found, key=lambda card: card.total_mib) if found else None
 
 
 def stored_context(workspace: HasCache | None, uuid: str) -> int | None:
@@ -386,6 +399,7 @@ def _stored(workspace: HasCache | None) -> dict[str, Any]:
 
 def _words(text: str) -> set[str]:
     joined = re.sub(r"(\d+)\s*g(?:i?b)\b", r"\1gb", text.lower())
+    joined = re.sub(r"\b(mobile|notebook)\b", "laptop", joined)
     return set(re.findall(r"[a-z0-9]+", joined)) - {"nvidia", "geforce", "gpu", "graphics", "card"}
 
 
@@ -399,7 +413,7 @@ def _spec_of(gpu: GpuState) -> Card | None:
     gib = gpu.total_bytes / GIB
     wanted, _ = _split_size(_words(gpu.name))
     names = [(_split_size(_words(card.name))[0], card) for card in KNOWN_CARDS if abs(card.total_mib / 1024 - gib) < 0.08 * gib]
-    fitting = [(len(name), card) for name, card in names if name <= wanted]
+    fitting = [(len(name), card) for name, card in names if name <= wanted and ("laptop" in name) == ("laptop" in wanted)]
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 

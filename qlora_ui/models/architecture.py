@@ -61,7 +61,10 @@ def _all_layers(config: Config, num_layers: int) -> int:
 def _qwen_layers(config: Config, num_layers: int) -> int:
     if not config.get("use_sliding_window"):
         return 0
-    return max(0, num_layers - int(config.get("max_window_layers", 28)))
+    first = config.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise _bad_number("max_window_layers", first)
+    return max(0, num_layers - first)
 
 
 def _every_other_layer(config: Config, num_layers: int) -> int:
@@ -69,8 +72,8 @@ def _every_other_layer(config: Config, num_layers: int) -> int:
 
 
 def _gemma3_layers(config: Config, num_layers: int) -> int:
-    pattern = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    return num_layers - num_layers // pattern
+    key = "sliding_window_pattern" if config.get("sliding_window_pattern") else "_sliding_window_pattern"
+    return num_layers - num_layers // _count(config, key, 6)
 
 
 _GEMMA = _Family(is_tied=True, activation="gelu_pytorch_tanh", head_dim=256, vocab_size=256000)
@@ -101,8 +104,8 @@ _NAMES = "Llama, Qwen 2, 2.5 and 3, Mistral, Gemma 1, 2 and 3 (text), Phi-3 and 
 def facts_from_config(config: Config) -> ModelFacts:
     """The shape of the model that a config.json describes.
 
-    Raises ModelError for mixtures of experts, models that need code of their own, other quantizations than bitsandbytes' and types
-    that the app does not know: a wrong estimate would be worse than none.
+    Raises ModelError for mixtures of experts, models that need code of their own or cannot write text, other quantizations than
+    bitsandbytes' and types that the app does not know: a wrong estimate would be worse than none.
     """
     model_type = str(config.get("model_type") or "")
     _refuse(config, model_type)
@@ -114,11 +117,10 @@ def facts_from_config(config: Config) -> ModelFacts:
     intermediate = _count(config, "intermediate_size")
     windowed = _num_windowed(config, family, num_layers)
     rotary_share = _number(config, "partial_rotary_factor", _rope(config).get("partial_rotary_factor"), 1.0)
-    architectures = config.get("architectures") or [""]
     norm_params = num_layers * (family.norms_per_layer * hidden + (2 * head_dim if family.has_qk_norm else 0)) + hidden
     return ModelFacts(
         model_type=model_type,
-        architecture=str(architectures[0]),
+        architecture=_architecture(config),
         num_layers=num_layers,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -171,6 +173,14 @@ def _refuse(config: Config, model_type: str) -> None:
             fix="Choose a model of one of these families.",
             code="model-unsupported",
         )
+    architecture = _architecture(config)
+    if architecture and not architecture.endswith("ForCausalLM"):
+        raise ModelError(
+            f"This model does not write text: its config.json names it {architecture[:60]}.",
+            why="Models for embeddings, rewards or classes have no output layer for words, so training would use a random one.",
+            fix="Choose a model that writes text; its config.json names one that ends in ForCausalLM.",
+            code="model-no-text",
+        )
     quantization = config.get("quantization_config")
     method = str(quantization.get("quant_method") or _QUANTIZED_AS) if isinstance(quantization, Mapping) else _QUANTIZED_AS
     if method != _QUANTIZED_AS:
@@ -180,6 +190,12 @@ def _refuse(config: Config, model_type: str) -> None:
             fix="Choose the original model, in 16 bits.",
             code="model-quantized",
         )
+
+
+def _architecture(config: Config) -> str:
+    """The class that the config.json names first; empty where it names none."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _linears(config: Config, family: _Family, q_out: int, kv_out: int) -> tuple[Linear, ...]:
@@ -227,13 +243,17 @@ def _count(config: Config, key: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ModelError(
-            f"The config.json gives {key} as {str(value)[:40]}.",
-            why="A positive whole number belongs there.",
-            fix="Download the model again, or choose another.",
-            code="model-config",
-        )
+        raise _bad_number(key, value)
     return value
+
+
+def _bad_number(key: str, value: object) -> ModelError:
+    return ModelError(
+        f"The config.json gives {key} as {str(value)[:40]}.",
+        why="A positive whole number belongs there.",
+        fix="Download the model again, or choose another.",
+        code="model-config",
+    )
 
 
 def _number(config: Config, key: str, *defaults: Any) -> float:

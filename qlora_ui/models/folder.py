@@ -27,6 +27,10 @@ MAX_TOKENIZER_BYTES = 100 * MIB
 MAX_HEADER_BYTES = 100 * MIB
 MAX_TEMPLATE_BYTES = 256 * 1024
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_QUANTIZATION_KEYS = ("quantization_config", "quantization")
+"""The second is MLX's, which alone its older 4-bit folders have."""
+_HEAD = "lm_head.weight"
+"""The output layer, as every supported family names it."""
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", "custom_pipelines")
 _SHARD = re.compile(r"^model-\d{5}-of-(\d{5})\.safetensors$")
 
@@ -47,16 +51,24 @@ def read_folder(folder: Path) -> FolderFacts:
     """The facts of a model folder; raises ModelError, with the reason, where it cannot or must not be used."""
     config = refuse_unsafe(folder)
     weights = weight_files(folder)
-    num_params = sum(math.prod(shape) for file in weights for shape in _tensor_shapes(file))
+    shapes = {name: shape for file in weights for name, shape in _tensor_shapes(file)}
     licence, has_template = read_licence(folder), has_chat_template(folder)
     size_bytes = sum(file.stat().st_size for file in weights)
     facts = replace(
         facts_from_config(config),
-        stored_params=num_params,
+        stored_params=sum(map(math.prod, shapes.values())),
         stored_bytes=size_bytes,
         licence=licence,
         has_chat_template=has_template,
     )
+    if not facts.is_tied and _HEAD not in shapes:
+        raise ModelError(
+            f"The weights of {folder.name} lack the output layer ({_HEAD}).",
+            why="It has one of its own, apart from the embeddings; without it training would use a random one. Embedding models come so.",
+            fix="Choose the original model that writes text.",
+            where="model.id",
+            code="model-no-text",
+        )
     return FolderFacts(folder, facts, size_bytes, licence, has_template)
 
 
@@ -82,8 +94,8 @@ def refuse_unsafe(folder: Path) -> dict[str, Any]:
 def refuse_config(config: Mapping[str, Any], name: str) -> None:
     """Raise ModelError where a config.json asks for code, is quantized already or is of a kind that the app does not train."""
     _refuse_code(config, f"{name}/config.json")
-    if config.get("quantization_config"):
-        method = str(dict(config["quantization_config"]).get("quant_method", "4-bit"))[:30]
+    if given := next((config[key] for key in _QUANTIZATION_KEYS if config.get(key)), None):
+        method = str(given.get("quant_method", f"{given.get('bits', 4)}-bit") if isinstance(given, Mapping) else given)[:30]
         raise ModelError(
             f"The weights of {name} are already quantized ({method}).",
             why="QLoRA makes its own 4-bit copy from 16-bit weights; quantizing twice loses more, and cannot be undone for an export.",
@@ -283,10 +295,10 @@ def _is_tensor(entry: object) -> bool:
     )
 
 
-def _tensor_shapes(file: Path) -> Iterator[list[int]]:
-    for entry in read_header(file).values():
+def _tensor_shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    for name, entry in read_header(file).items():
         if _is_tensor(entry):
-            yield entry["shape"]
+            yield name, entry["shape"]
 
 
 def _broken(file: Path, why: str) -> ModelError:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.cli import main
 from qlora_ui.data import parse
-from qlora_ui.data.checks import order_problems
+from qlora_ui.data.checks import TextChecks, order_problems
 from qlora_ui.data.collect import add_chat
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.languages import Languages
@@ -164,6 +165,22 @@ def test_fixes_write_new_versions_and_never_touch_the_file(tmp_path: Path, works
     assert apply_fix(data, workspace, {"action": "set", "path": "data.max_length", "value": 64}) == {"data.max_length": 64}
 
 
+def test_no_new_version_of_a_file_that_was_not_read_to_its_end(
+    tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cut.json"
+    path.write_text(json.dumps(ROWS)[:-1] + ', {"question": "?",}, {"question": "?", "answer": "!"}]', encoding="utf-8")
+    data = DataSection(sources=(str(path),))
+    with pytest.raises(DataError, match="Nothing after it was read, only the 20 rows before it were"):
+        apply_fix(data, workspace, {"action": "drop", "code": "DATA-DUPLICATE"})
+    words = ("data", "convert", str(path), "--out", str(tmp_path / "out.jsonl"))
+    for more in ((), ("--skip-bad",)):
+        code, answer = run_cli(capsys, workspace, *words, *more)
+        assert code == 2 and "Nothing after it was read" in answer["error"]["problems"][0]["what"]
+    assert not (tmp_path / "out.jsonl").exists()
+    assert inspect(data, workspace).verdict == "not-trainable"
+
+
 def test_secrets_and_control_tokens_are_spotted(tmp_path: Path, workspace: Workspace) -> None:
     path = tmp_path / "s.jsonl"
     texts = ["fine"] * 10 + [
@@ -199,9 +216,48 @@ def test_near_duplicates() -> None:
         for n in range(300)
     ]
     similar = Similar()
-    similar.add([*others[:150], base])
-    similar.add([*others[150:], base.upper().replace("BOOK", "LEDGER"), base.replace(",", ";") + " Yes.", "too short", ""])
+    more = [*others[150:], base.upper().replace("BOOK", "LEDGER"), base.replace(",", ";") + " Yes.", "too short", ""]
+    similar.add([*others[:150], base], np.zeros(151, dtype=np.uint64))
+    similar.add(more, np.zeros(len(more), dtype=np.uint64))
     assert similar.near_duplicates().tolist() == [301, 302]
+    similar.add([base + " Well."] * 2, np.full(2, 7, dtype=np.uint64))
+    assert similar.near_duplicates().tolist() == [301, 302, 306]  # Under another system prompt it is another row.
+
+
+def doubles(*normals: dict[str, Any]) -> tuple[list[int], list[int]]:
+    checks = TextChecks()
+    for number, normal in enumerate(normals, 1):
+        checks.add(number, normal, json.dumps(normal).encode())
+    checks.finish()
+    checks._doubles(np.arange(1, len(normals) + 1))
+    return checks.flags["duplicate"].tolist(), checks.flags["near"].tolist()
+
+
+def test_rows_that_differ_in_system_prompt_tools_or_calls_are_no_doubles() -> None:
+    said = [
+        {"role": "user", "content": "Please turn on the light in the room that I told you of before."},
+        {"role": "assistant", "content": "Yes."},
+    ]
+
+    def call(room: str) -> dict[str, Any]:
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "light", "arguments": {"where": room}}}],
+        }
+
+    tool = {"type": "function", "function": {"name": "light"}}
+    assert doubles({"messages": said}, {"messages": said}) == ([2], [])
+    prompts = [{"role": "system", "content": f"You may light room {n} only."} for n in range(3)]
+    assert doubles(*({"messages": [prompt, *said]} for prompt in prompts)) == ([], [])
+    assert doubles({"messages": said}, {"messages": said, "tools": [tool]}) == ([], [])
+    rooms = "the long kitchen beside the stairs with two lamps", "a small attic under the northern roof that nobody uses"
+    assert doubles(*({"messages": [said[0], call(room)]} for room in rooms)) == ([], [])
+    assert doubles(*({"messages": [{"role": "user", "content": "Light!"}, call(room)]} for room in "abc")) == ([], [])
+    assert doubles({"messages": [prompts[0], *said]}, {"messages": [prompts[0], said[0], {"role": "assistant", "content": "Yes!"}]}) == (
+        [],
+        [2],
+    )
 
 
 def test_scripts_and_languages() -> None:

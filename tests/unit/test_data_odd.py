@@ -14,8 +14,11 @@ import orjson
 import pytest
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.data import child, json_rows, parquet_rows
 from qlora_ui.data.child import parse
-from qlora_ui.data.report import SourceReport
+from qlora_ui.data.report import Finding, SourceReport
+from qlora_ui.data.row_stream import Progress
 from qlora_ui.data.rows import Conversation
 
 NUM_ROWS = 30
@@ -199,6 +202,27 @@ def test_parquet_with_structs_of_lists_maps_and_binary_text(tmp_path: Path) -> N
         assert [said(row) for row in read(path, tmp_path / "out")[1]] == [pair(n) for n in range(NUM_ROWS)]
 
 
+def test_a_prompt_that_all_rows_share_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(parquet_rows, "_DECODED_FREE", 1 << 20)
+    path = tmp_path / "t.parquet"
+
+    def refused(num_rows: int, system: str) -> str:
+        prompts = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), pa.array([system])).cast(pa.string())
+        pq.write_table(pa.table({"system": prompts, "question": ["q"] * num_rows, "answer": ["a"] * num_rows}), path, compression="zstd")
+        try:
+            return "" if read(path, tmp_path / "out")[0].num_rows == num_rows else "rows are missing"
+        except DataError as error:
+            return str(error)
+
+    assert refused(200, "You are the assistant of a shop. " * 600) == ""  # 3.8 MiB out of 2 KiB
+    assert "made to fill the memory" in refused(200, "a" * (300 << 10))
+    monkeypatch.setattr(parquet_rows, "_DECODED_MOST", 2 << 20)
+    assert "made to fill the memory" in refused(200, "You are the assistant of a shop. " * 600)
+
+
 def test_single_messages_become_conversations_of_the_best_replies(tmp_path: Path) -> None:
     rows = []
     for n in range(NUM_ROWS):
@@ -227,6 +251,182 @@ def test_rated_answers_need_a_word_and_bad_ones_are_left_out(tmp_path: Path) -> 
     assert [said(row) for row in conversations] == [pair(n) for n in range(0, NUM_ROWS, 2)]
     left_out = next(finding for finding in report.findings if finding.code == "DATA-REJECTED")
     assert (left_out.severity, left_out.count) == ("note", NUM_ROWS // 2)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_nan_is_an_empty_cell(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    nan, inf = float("nan"), float("inf")
+    rows = [{"instruction": q(n), "input": nan, "output": a(n) if n else nan, "score": (nan, inf, -inf, n)[n % 4]} for n in range(NUM_ROWS)]
+    path.write_text(json.dumps(rows), encoding="utf-8") if name == "t.json" else path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(1, NUM_ROWS)]
+    found = found_by_code(report)
+    assert "`output` is empty" in found["DATA-FIELD"].what and found["DATA-NAN"].severity == "note"
+
+
+ANSWERS_IN_JSON: tuple[Callable[[int], str], ...] = (
+    lambda n: json.dumps([{"name": "Ada", "age": n}]),
+    lambda n: json.dumps([{"name": "get_weather", "arguments": {"city": f"town {n}"}}]),
+    lambda n: json.dumps([["Ada", n], ["Ben", n]]),
+    lambda n: json.dumps([{"role": "Treasurer", "content": f"pays {n}"}]),
+    lambda n: ("[]", json.dumps([{"name": n}]), '{"a": 1}')[n % 3],
+)
+
+
+@pytest.mark.parametrize("empty", [[], None, "", [None], [{"bytes": None}]])
+def test_a_column_for_pictures_that_is_empty_does_no_harm(empty: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows: list[dict[str, Any]] = [{"messages": turns(n), "images": empty} for n in range(NUM_ROWS)]
+    path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert [said(row) for row in conversations] == [pair(n) for n in range(NUM_ROWS)]
+    assert not any(finding.severity == "error" for finding in report.findings)
+    rows[7]["images"] = ["a.png"]
+    path.write_bytes(lines(rows))
+    with pytest.raises(DataError, match="holds pictures or sound"):
+        read(path, tmp_path / "out")
+
+
+def test_a_picture_where_the_first_rows_have_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.jsonl"
+    monkeypatch.setattr(child, "SAMPLE_ROWS", 10)
+    rows: list[dict[str, Any]] = [{"messages": turns(n), "images": []} for n in range(NUM_ROWS)]
+    rows[20]["images"] = ["a.png"]
+    path.write_bytes(lines(rows))
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 1 and found_by_code(report)["DATA-MEDIA"].rows == (21,)
+
+
+def found_by_code(report: SourceReport) -> dict[str, Finding]:
+    return {finding.code: finding for finding in report.findings}
+
+
+def test_after_a_bad_record_of_a_table_the_reading_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f'"{q(n)}","{a(n)}"' for n in range(NUM_ROWS)]
+    rows[4] = f'"{q(4)} "quoted" text","{a(4)}"'
+    rows[9], rows[10] = f'"{q(9)}', f'of two "lines",{a(9)}'
+    path.write_text("\n".join(["question,answer", *rows]), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 3 and said(conversations[-1]) == pair(NUM_ROWS - 1)
+    bad = found_by_code(report)["DATA-CSV"]
+    assert bad.what.startswith("Row 5 line 6: text stands after a closing quote") and bad.rows == (5, 10) and bad.fix_action
+    assert not report.unread
+
+
+def test_a_quote_that_is_never_closed_is_told_where_it_opens_and_what_was_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{n},{a(n).replace(',', '')}" for n in range(NUM_ROWS)]
+    rows[7] = '"' + rows[7]
+    path.write_text("\n".join(["question,answer", *rows, *rows[:3]]), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == 7
+    assert report.unread.startswith("Row 8 line 9: a double quote is opened and never closed. Nothing after it was read, only the 7 rows")
+    assert found_by_code(report)["DATA-UNREAD"].what == report.unread
+    assert not any(finding.fix_action for finding in report.findings)  # A new version would lack the rest.
+
+
+def test_a_record_with_too_many_fields_is_named_by_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('sep=,\nquestion,answer\na,b\n"two\nlines",b,c\nd,e\n', encoding="utf-8")
+    assert "the row on lines 4 to 5 has 3 fields" in found_by_code(read(path, tmp_path / "out")[0])["DATA-CSV"].what
+
+
+def test_a_broken_place_in_a_list_ends_it_and_no_button_leaves_out_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    rows = [json.dumps({"question": q(n), "answer": a(n)}) for n in range(NUM_ROWS)]
+    rows[5] = rows[5][:-1] + ",}"
+    rows[2] = rows[0]
+    path.write_text("[\n" + ",\n".join(rows) + "\n]", encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == 5
+    assert report.unread.startswith("Row 6 line 7, column ") and "a trailing comma" in report.unread
+    assert report.unread.endswith("Nothing after it was read, only the 5 rows before it were.")
+    assert "DATA-DUPLICATE" in found_by_code(report) and not any(finding.fix_action for finding in report.findings)
+    path.write_text("".join(rows[3:]), encoding="utf-8")
+    assert len(read(path, tmp_path / "out")[1]) == 2
+    path.write_text("[" + ",".join(rows[3:5]), encoding="utf-8")
+    assert "the list is not finished" in read(path, tmp_path / "out")[0].unread
+
+
+def test_a_value_of_a_list_that_is_too_deep_is_one_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    rows: list[Any] = [{"question": q(n), "answer": a(n)} for n in range(NUM_ROWS)]
+    rows[5]["answer"] = json.loads("[" * 50 + "]" * 50)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    report, conversations = read(path, tmp_path / "out")
+    assert len(conversations) == NUM_ROWS - 1 and found_by_code(report)["DATA-LIMIT"].rows == (6,) and not report.unread
+
+
+def test_a_broken_place_far_before_the_end_is_found_without_reading_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.json"
+    rows = [json.dumps({"question": q(n), "answer": a(n), "number": -1.5e-10 * n, "is": True}) for n in range(300)]
+    path.write_text("[" + ", ".join(rows) + "]", encoding="utf-8")
+    for block in (61, 67, 71, 1000):  # Cut at every kind of place.
+        monkeypatch.setattr(json_rows, "BLOCK", block)
+        whole = list(json_rows.read_json_file(path, Progress(), lambda code, what: None))
+        assert [row for _, row in whole] == [json.loads(row) for row in rows]
+    rows[4] = rows[4][:-1] + ",}"
+    path.write_text("[" + ", ".join(rows) + "]", encoding="utf-8")
+    progress = Progress()
+    *_, (number, problem) = json_rows.read_json_file(path, progress, lambda code, what: None)
+    assert number == 5 and isinstance(problem, RowProblem) and "a trailing comma" in problem.what
+    assert progress.done_bytes < 3000
+
+
+def test_a_paragraph_with_a_bad_byte_is_left_out_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    parts = [f"{q(n)}\n{a(n)}".encode() for n in range(NUM_ROWS)]
+    parts[3] = "caf\u00e9\nafter it".encode("cp1252")
+    parts[8] = b"a\0b"
+    path.write_bytes(b"\xef\xbb\xbf\n" + b"\n\n".join(parts))
+    report, conversations = read(path, tmp_path / "out")
+    assert [row.text for row in conversations] == [part.decode() for n, part in enumerate(parts) if n not in (3, 8)]
+    bad = found_by_code(report)
+    assert bad["DATA-UTF8"].rows == (4,) and bad["DATA-UTF8"].what.startswith("Row 4 line 11: byte 4 (0xe9)")
+    assert bad["DATA-CTRL"].rows == (9,)
+
+
+@pytest.mark.parametrize("answer", ANSWERS_IN_JSON)
+def test_an_answer_that_is_a_json_list_stays_the_text_that_it_is(answer: Callable[[int], str], tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines({"prompt": q(n), "completion": answer(n)} for n in range(NUM_ROWS)))
+    assert [said(row) for row in read(path, tmp_path / "out")[1]] == [[("user", q(n)), ("assistant", answer(n))] for n in range(NUM_ROWS)]
+    path.write_bytes(lines({"prompt": answer(n), "chosen": answer(n), "rejected": answer(n + 1)} for n in range(NUM_ROWS)))
+    conversations = read(path, tmp_path / "out", "preference")[1]
+    assert said(conversations[5]) == [("user", answer(5)), ("assistant", answer(5))]
+
+
+def test_prompts_and_answers_as_text_of_turns_are_opened(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    asked, answers = json.dumps(turns(1)[:1]), json.dumps([call, {"role": "tool", "content": "1"}, *turns(1)[1:]])
+    path.write_bytes(lines([{"prompt": asked, "completion": answers}] * NUM_ROWS))
+    assert said(read(path, tmp_path / "out")[1][0]) == [pair(1)[0], ("assistant", ""), ("tool", "1"), pair(1)[1]]
+
+
+@pytest.mark.parametrize("marks", [("True", "False"), (1, 0), (1.0, 0.0), ("TRUE", "FALSE"), ("1", "0")])
+def test_ratings_as_tables_write_them(marks: tuple[Any, Any], tmp_path: Path) -> None:
+    path = tmp_path / ("kto.csv" if isinstance(marks[0], str) else "kto.jsonl")
+    rows = [{"prompt": q(n), "completion": a(n), "label": marks[n % 2]} for n in range(NUM_ROWS)]
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_bytes(lines(rows))
+    with pytest.raises(DataError, match="rated good or bad"):
+        read(path, tmp_path / "out")
+    assert [said(row) for row in read(path, tmp_path / "out", "preference")[1]] == [pair(n) for n in range(0, NUM_ROWS, 2)]
+
+
+@pytest.mark.parametrize("label", ["billing", 7, 0.5, None])
+def test_another_label_is_no_rating(label: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines({"prompt": q(n), "completion": a(n), "label": label} for n in range(NUM_ROWS)))
+    assert read(path, tmp_path / "out")[0].format == "prompt-completion"
 
 
 PREFERENCES: tuple[Callable[[int], Any], ...] = (

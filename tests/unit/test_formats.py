@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats import FORMATS, format_named
 from qlora_ui.catalog.formats.columns import guess_mapping
 from qlora_ui.catalog.formats.format import RowProblem
+from qlora_ui.catalog.formats.transcript import turns_in
 from qlora_ui.data.detect import detect
 from qlora_ui.settings.run_config import option_by_path
 
@@ -97,6 +99,47 @@ def test_tools_and_thinking_are_kept() -> None:
     old = {"functions": [{"name": "f"}], "messages": [{"role": "user", "content": "q"}, call, *answer]}
     assert form.convert(old, {})["tools"] == [{"type": "function", "function": {"name": "f"}}]
     assert [turn["role"] for turn in form.convert(old, {})["messages"]] == ["user", "assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Our manual says: the format is [INST] question [/INST] answer. That is all.",
+        "[INST] is a marker of Llama 2.",
+        "[INST] one [INST] two [/INST] three [/INST]",
+        "The markers are ### Human: and ### Assistant: in that file.",
+    ],
+)
+def test_prose_that_mentions_markers_stays_text(text: str) -> None:
+    assert turns_in(text) is None
+    assert format_named("text").convert({"text": text}, {}) == {"text": text}
+
+
+def test_written_out_turns_of_llama_2() -> None:
+    text = "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s> [INST] Bye [/INST] See you.\n</s>\n<s>[INST] And th"
+    found = turns_in(text)
+    assert found is not None and found[0] == "Llama 2"
+    expected = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "See you.")]
+    assert said({"messages": found[1]}) == expected
+    found = turns_in("<|im_start|>user\nWhat is [INST]?<|im_end|>\n<|im_start|>assistant\nA mark.<|im_end|>\n")
+    assert found is not None and said({"messages": found[1]}) == [("user", "What is [INST]?"), ("assistant", "A mark.")]
+
+
+@pytest.mark.parametrize("fill", [" ", "\n", "[INST] a ", "</s>", "### ", "<s>", "\n\n\nx"])
+@pytest.mark.parametrize(
+    ("asks", "answers"),
+    [
+        ("### Human: hi", "\n### Assistant: yo"),
+        ("USER: hi", "\nASSISTANT: yo"),
+        ("<|im_start|>user\nhi", "\n<|im_start|>assistant\nyo"),
+        ("[INST] hi", "[/INST] yo"),
+        ("[INST] hi [/INST] yo", ""),
+    ],
+)
+def test_long_runs_of_one_sign_take_no_longer(asks: str, answers: str, fill: str) -> None:
+    start = time.process_time()
+    turns_in(f"{asks}{fill * 20_000}x{answers}{fill * 20_000}")
+    assert time.process_time() - start < 0.5
 
 
 def test_mapping_by_hand() -> None:

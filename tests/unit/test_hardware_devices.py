@@ -35,11 +35,42 @@ from qlora_ui.runs.workspace import Workspace
         ("3080 12 GB", "RTX 3080 12 GB"),
         ("Tesla T4", "T4"),
         ("NVIDIA A100-SXM4-80GB", "A100 80 GB"),
+        ("A100-PCIE-40GB", "A100 40 GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("A6000", "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("V100", "V100 16 GB"),
+        ("2080", "RTX 2080"),
+        ("4070 Super", "RTX 4070 Super"),
+        ("RTX 4080 Super", "RTX 4080 Super"),
+        ("RTX 3080 Ti", "RTX 3080 Ti"),
+        ("NVIDIA GeForce RTX 4080 Laptop GPU", "RTX 4080 Laptop"),
+        ("RTX 5090 Laptop", "RTX 5090 Laptop"),
+        ("5070 Ti mobile", "RTX 5070 Ti Laptop"),
     ],
 )
 def test_find_card(words: str, name: str) -> None:
     card = find_card(words)
     assert card is not None and card.name == name
+
+
+@pytest.mark.parametrize(
+    "words", ["RTX 3070 Laptop GPU", "RTX 5060 Ti Super", "H100 NVL", "RTX A5000 Laptop GPU", "RTX", "Ti", "Super", "GPU"]
+)
+def test_another_card_of_a_family_is_not_taken_for_the_listed_one(words: str) -> None:
+    with pytest.raises(HardwareError, match="There is no card"):
+        named_device(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "gib"),
+    [("4070 Super", 12), ("5090 Laptop", 24), ("5080 Laptop", 16), ("5070 Ti Laptop", 12), ("5070 Laptop", 8), ("4090 Laptop", 16),
+     ("4080 Laptop", 12), ("4070 Laptop", 8)],
+)  # fmt: skip
+def test_a_laptop_has_its_own_memory(words: str, gib: int) -> None:
+    card = find_card(words)
+    assert card is not None and card.gib == gib
 
 
 def test_every_card_is_found_by_its_own_name() -> None:
@@ -68,6 +99,11 @@ def test_a_card_of_this_machine(workspace: Workspace) -> None:
     store_context(workspace, "GPU-1", gpu.name, 412 * MIB)
     assert card_profile(gpu, workspace).context_bytes == 412 * MIB
     assert card_profile(gpu, workspace).context_source == "measured"
+
+
+def test_a_laptop_of_this_machine_has_not_the_figures_of_the_desktop_card(workspace: Workspace) -> None:
+    gpu = GpuState(0, "GPU-1", "NVIDIA GeForce RTX 3070 Laptop GPU", 8192 * MIB, 0, 0, compute_capability=(8, 6))
+    assert card_profile(gpu, workspace).speed_source == "capability"
 
 
 def test_an_implausible_context_is_not_kept(workspace: Workspace) -> None:

@@ -25,6 +25,12 @@ def test_a_good_folder_is_read_to_the_parameter(tmp_path: Path) -> None:
     assert (found.licence, found.has_chat_template) == ("apache-2.0", True)
 
 
+def test_a_model_with_an_output_layer_of_its_own_is_read(tmp_path: Path) -> None:
+    weights = safetensors_bytes(**{"embed": (64, 16), "lm_head.weight": (64, 16)})
+    folder = write_model(tmp_path, model_files(tie_word_embeddings=False) | {"model.safetensors": weights})
+    assert read_folder(folder).facts.stored_params == 2 * 64 * 16
+
+
 @pytest.mark.parametrize(
     ("front", "licence"),
     [
@@ -84,6 +90,10 @@ def _index_outside(folder: Path) -> None:
         (_text("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["x.Y", null]}}'), "model-code", "tokenizer_config.json"),
         (_config(quantization_config={"quant_method": "gptq"}), "model-quantized", "gptq"),
         (_config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "model-quantized", "bitsandbytes"),
+        (_config(quantization={"group_size": 64, "bits": 4}), "model-quantized", "4-bit"),
+        (_config(quantization_config="int8"), "model-quantized", "int8"),
+        (_config(architectures=["LlamaModel"]), "model-no-text", "LlamaModel"),
+        (_config(tie_word_embeddings=False), "model-no-text", "lm_head.weight"),
         (_config(model_type="banana"), "model-unsupported", "banana"),
         (_config(model_type="mixtral", num_local_experts=8), "model-moe", "8"),
         (_config(hidden_size="16"), "model-config", "hidden_size"),

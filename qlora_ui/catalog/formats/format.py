@@ -27,12 +27,14 @@ ROLES: Mapping[str, str] = {
 class RowProblem(Exception):
     """One row that does not say what its format demands."""
 
-    def __init__(self, code: str, what: str, column: str = "", fix: str = "") -> None:
+    def __init__(self, code: str, what: str, column: str = "", fix: str = "", *, is_last: bool = False) -> None:
         super().__init__(what)
         self.code = code
         self.what = what
         self.column = column
         self.fix = fix
+        self.is_last = is_last
+        """Whether nothing after the row can be read, since nobody knows where the next one begins."""
 
 
 @dataclass(frozen=True, slots=True)

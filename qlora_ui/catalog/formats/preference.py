@@ -23,9 +23,18 @@ def _pair(row: Row) -> tuple[str, str] | None:
     return next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
 
 
+_MARKS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def _mark(row: Row) -> bool | None:
+    """Whether the answer of a row is rated good; tables write the mark as text or number. None where there is no such mark."""
+    label = row.get("label")
+    return _MARKS.get(str(label).strip().lower()) if isinstance(label, bool | int | float | str) else None
+
+
 def is_rated(row: Row) -> bool:
     """Whether a row is one answer with a mark for good or bad, as KTO takes it."""
-    return isinstance(row.get("label"), bool) and "completion" in row and "prompt" in row
+    return "completion" in row and "prompt" in row and _mark(row) is not None
 
 
 def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
@@ -37,7 +46,7 @@ def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
 
 def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     pair = _pair(row)
-    if pair is None and row.get("label") is False:
+    if pair is None and _mark(row) is False:
         raise RowProblem(REJECTED, "has an answer that is rated bad", "label")
     column = pair[0] if pair is not None else "completion"
     answer = row.get(column)

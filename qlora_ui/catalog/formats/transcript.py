@@ -18,26 +18,22 @@ class Style:
 
     name: str
     speaker: re.Pattern[str]
-    """Finds where a turn begins; its first group is the speaker."""
-    end: re.Pattern[str]
-    """What stands at the end of a turn and is no part of it."""
+    """Finds where a turn begins, in time that grows with the text and no faster; its first group is the speaker."""
 
 
-_ENDS = re.compile(r"(?:\s|</s>|<s>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>)+$")
+_ENDS = ("</s>", "<s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+"""What stands at the end of a turn, beside white space, and is no part of it."""
 
 STYLES: tuple[Style, ...] = (
-    Style("### Human / ### Assistant", re.compile(r"(?:^|\s*)### ?(Human|Assistant|System|User|Instruction|Response): ?"), _ENDS),
-    Style("ChatML", re.compile(r"<\|im_start\|> ?(system|user|assistant|tool)\n"), _ENDS),
-    Style(
-        "Llama 3", re.compile(r"(?:<\|begin_of_text\|>)?<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n"), _ENDS
-    ),
-    Style("Gemma", re.compile(r"(?:<bos>)?<start_of_turn>(user|model)\n"), _ENDS),
-    Style("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?"), _ENDS),
-    Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?"), _ENDS),
-    Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n+)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?"), _ENDS),
+    Style("### Human / ### Assistant", re.compile(r"### ?(Human|Assistant|System|User|Instruction|Response): ?")),
+    Style("ChatML", re.compile(r"<\|im_start\|> ?(system|user|assistant|tool)\n")),
+    Style("Llama 3", re.compile(r"(?:<\|begin_of_text\|>)?<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n")),
+    Style("Gemma", re.compile(r"(?:<bos>)?<start_of_turn>(user|model)\n")),
+    Style("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?")),
+    Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?")),
+    Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?")),
 )
 _SPEAKERS = {"function response": "tool", "instruction": "user", "response": "assistant", "ipython": "tool"}
-_LLAMA2 = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.DOTALL)
 _LLAMA2_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*(.*)$", re.DOTALL)
 
 
@@ -49,8 +45,8 @@ def style_of(text: str) -> str:
 
 def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
     """The style of a written-out conversation and its messages; None for ordinary text."""
-    if "[INST]" in text:
-        return _llama2(text)
+    if "[INST]" in text and (messages := _llama2(text)):
+        return "Llama 2", messages
     head = text[:300]
     for style in STYLES:
         first = style.speaker.search(head)
@@ -58,7 +54,7 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
             continue  # A conversation begins with a speaker; a text that merely mentions one is none.
         parts = style.speaker.split(text)
         messages = [
-            turn(_SPEAKERS.get(speaker.lower()) or ROLES[speaker.lower()], style.end.sub("", said))
+            turn(_SPEAKERS.get(speaker.lower()) or ROLES[speaker.lower()], _without_end(said))
             for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
         ]
         roles = {message["role"] for message in messages}
@@ -67,13 +63,32 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
     return None
 
 
-def _llama2(text: str) -> tuple[str, list[dict[str, Any]]] | None:
+def _without_end(said: str) -> str:
+    end = len(said)
+    while end:
+        if said[end - 1].isspace():
+            end -= 1
+        elif mark := next((mark for mark in _ENDS if said.endswith(mark, 0, end)), ""):
+            end -= len(mark)
+        else:
+            break
+    return said[:end]
+
+
+def _llama2(text: str) -> list[dict[str, Any]]:
+    """The messages of a text that begins with [INST]; none for one that only mentions it."""
+    before, *parts = text.split("[INST]")
+    if "[/INST]" not in parts[-1]:
+        parts.pop()  # A question that was cut off.
+    if before.strip() not in ("", "<s>") or not all("[/INST]" in part for part in parts):
+        return []
     messages: list[dict[str, Any]] = []
-    for asked, answer in _LLAMA2.findall(text):
+    for part in parts:
+        asked, _, answer = part.partition("[/INST]")
         system = _LLAMA2_SYSTEM.match(asked) if not messages else None
         if system:
             messages.append(turn("system", system[1].strip()))
         messages.append(turn("user", (system[2] if system else asked).strip()))
-        if answer := _ENDS.sub("", answer).strip():
+        if answer := _without_end(answer).strip():
             messages.append(turn("assistant", answer))
-    return ("Llama 2", messages) if any(message["role"] == "assistant" for message in messages) else None
+    return messages if any(message["role"] == "assistant" for message in messages) else []
