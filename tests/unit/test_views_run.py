@@ -10,7 +10,7 @@ import pytest
 from qlora_ui.runs.events import Failed, PhaseChanged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunView, read_run
-from qlora_ui.runs.run_dir import Request
+from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.views.probes import probes_html
 from qlora_ui.ui.views.run import NO_RUN, head_html
@@ -100,8 +100,15 @@ def test_the_probe_strip_begins_before_training(workspace: Workspace) -> None:
 
 def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
     html = tiles_html(view_of(workspace))
-    assert re.search(r"predicted 5\.3, measured 5\.\d GiB \(\+\d %\)", html)
+    assert re.search(r"predicted 5\.3, measured 5\.\d\xa0GiB \(\+\d\xa0%\)", html)  # a narrow tile keeps a number and its unit together
     assert "tokens/s".lower() in html.lower()
+
+
+def test_a_run_that_waits_says_whether_it_starts_by_itself(workspace: Workspace) -> None:
+    view = replace(view_of(workspace, end="live", done=0), status=Status.QUEUED)
+    assert "It starts by itself." in head_html(view, [view])
+    held = head_html(view, [view], is_held=True)
+    assert "by itself" not in held and "held" in held and "release" in buttons(held)
 
 
 def test_without_a_run_it_says_how_to_get_one() -> None:

@@ -52,7 +52,7 @@ def head_html(
         _title(view),
         _progress(view),
         _echo(view),
-        _ending(view),
+        _ending(view, is_held),
         _queue(waiting, is_held, blocked_by),
     )
     return f'<section class="q-run" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
@@ -146,7 +146,7 @@ def _echo(view: RunView) -> str:
     return f'<p class="q-note q-note-live" role="status">{escape(text)}</p>' if text else ""
 
 
-def _ending(view: RunView) -> str:
+def _ending(view: RunView, is_held: bool) -> str:
     match view.ended:
         case Failed() as failed:
             return _failure(view, failed)
@@ -158,7 +158,8 @@ def _ending(view: RunView) -> str:
             f"{escape(_kept(view))}</div>"
         )
     if view.status is Status.QUEUED:
-        return '<p class="q-note" role="status">Waits for its turn. It starts by itself.</p>'
+        then = "The queue is held: start it below." if is_held else "It starts by itself."
+        return f'<p class="q-note" role="status">Waits for its turn. {then}</p>'
     return ""
 
 
