@@ -83,8 +83,9 @@ class RunView:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
-        return self.steps[-1].step if self.steps else 0
+        """Optimizer steps done, as far as anything tells: between two points of the curve (`output.log_every`) others do."""
+        known = (self.steps[-1:], self.evals[-1:], self.checkpoints[-1:], (self.ended,) if self.ended else ())
+        return max((event.step for events in known for event in events), default=0)
 
     @property
     def num_steps(self) -> int | None:

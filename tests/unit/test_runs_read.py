@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:
     assert view.steps[5].loss == 26.0
     assert view.evals == () and len(view.checkpoints) == 1
     assert view.elapsed_s == pytest.approx(8.0 + 15.0)
+
+
+def test_steps_between_two_points_of_the_curve_are_counted(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    reader = RunReader(run)
+    for event in (started(), replace(PLAN, num_steps=25), step(1), step(10)):
+        journal.write(event)
+    assert reader.view().step == 10
+    journal.write(CheckpointSaved(step=15, path="checkpoints/checkpoint-15", num_bytes=1, duration_s=1.0))
+    assert reader.view().step == 15
+    journal.write(Paused(step=17))
+    assert reader.view().step == 17 and ended_values(reader.view())["steps"] == 17
+    journal.write(started(resumed_from=15))
+    assert reader.view().step == 15
+    journal.write(Finished(step=25))
+    assert reader.view().progress == 1.0
 
 
 def test_reading_is_incremental_and_unchanged_is_the_same_object(run: RunDir) -> None:
