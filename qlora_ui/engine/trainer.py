@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
@@ -316,7 +317,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             return
         try:
             self._save_whole(model, trial, step)
-        except (OSError, RuntimeError, RunError, ValueError) as error:
+        except (OSError, RuntimeError, RunError, SafetensorError, ValueError) as error:
             session.store.abandon(step)
             if not is_disk_full(error) or self.args.world_size > 1:
                 raise
