@@ -156,8 +156,6 @@ class Job:
     def _completed(self, config: RunConfig, trainer: QloraTrainer, plan: Intervals) -> Ended:
         assert self.recorder is not None
         self._enter("save")
-        if said := self.recorder.say_at_end():
-            self.journal.write(said)
         is_over = trainer.state.global_step >= plan.num_steps
         if self.desk.wants_end and not is_over:
             if self.desk.has(Request.PAUSE):
@@ -165,6 +163,8 @@ class Job:
             return self._fill(Stopped(), self._publish(self._final_state(trainer, None)))
         best = self.best.step if config.eval.keep_best else None
         adapter = self._publish(self._final_state(trainer, best))
+        if said := self.recorder.say_at_end():
+            self.journal.write(said)
         reason = "all steps done" if is_over else f"the held-back loss did not get better in {config.eval.patience} checks"
         return self._fill(Finished(reason=reason), adapter)
 
@@ -212,7 +212,11 @@ class Job:
         self._raise_if_ending()
         agree = agreement(num_processes(), ground.device)
         check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
-        self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
+        sentinels = Sentinels()
+        if checkpoint is not None:
+            before = read_run(self.run)
+            sentinels.follow(before.steps, before.evals)
+        self.recorder = Recorder(self.journal, self.desk, self.best, sentinels)
         session = Session(
             config=config,
             store=self.store,
