@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -17,6 +18,7 @@ from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
     CheckpointSaved,
     EvalLogged,
+    Failed,
     Finished,
     Noticed,
     Paused,
@@ -36,6 +38,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.evaluate import chosen_run
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -220,6 +223,34 @@ def test_a_row_follows_its_run(workspace: Workspace, run: RunDir) -> None:
     journal.write(Finished())
     delete_run(workspace, run)
     assert runs.rows() == [] and list_runs(workspace) == []
+
+
+@pytest.mark.parametrize("end", ["failed", "killed"])
+def test_an_adapter_stays_on_offer_when_a_continuation_fails(end: str, workspace: Workspace) -> None:
+    run = write_run(workspace, end="stopped", done=40)
+    service, runs = Service(workspace), RunList(workspace)
+    journal = JournalWriter(run.journal_path)
+    journal.write(Queued())
+    run.claim()
+    journal.write(started(resumed_from=40))
+    # Seen while it lives: nothing is written when it is killed.
+    assert runs.rows()[0].has_adapter
+    run.release()
+    if end == "failed":
+        journal.write(Failed(code="out-of-memory"))
+    row = runs.rows()[0]
+    assert (row.status, row.has_adapter) == (Status.FAILED if end == "failed" else Status.CRASHED, True)
+    view = chosen_run(service, run.id)
+    assert view is not None and view.id == run.id
+
+
+def test_rows_that_an_earlier_version_wrote_down_are_read_again(workspace: Workspace) -> None:
+    run = write_run(workspace, end="stopped", done=40)
+    row = RunList(workspace).rows()[0]
+    size, about = run.journal_size(), run.about_version()
+    earlier = {run.id: [f"{size}.{about}", {**row.as_dict(), "has_adapter": False}]}
+    (workspace.cache / "run-rows.json").write_text(json.dumps(earlier), encoding="utf-8")
+    assert RunList(workspace).rows() == [row] and row.has_adapter
 
 
 def test_differences_of_two_runs_are_found() -> None:
