@@ -32,7 +32,8 @@ class Sentinels:
     def follow(self, steps: Sequence[StepLogged], evals: Sequence[EvalLogged]) -> None:
         """Take in what earlier attempts of the run have logged; what is to be said of it was said then."""
         # At the same step the point comes before the check.
-        for event in sorted((*steps, *evals), key=lambda event: event.step):
+        events: list[StepLogged | EvalLogged] = [*steps, *evals]
+        for event in sorted(events, key=lambda event: event.step):
             if isinstance(event, StepLogged):
                 self.on_step(event)
             else:
