@@ -36,9 +36,12 @@ def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, i
     return newest
 
 
-def check_same(checkpoint: Checkpoint, marks: Mapping[str, str]) -> None:
-    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with."""
-    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) != value]
+def check_same(checkpoint: Checkpoint, marks: Mapping[str, str], former: Mapping[str, str]) -> None:
+    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with.
+
+    `former` are marks in an older form, as good as today's.
+    """
+    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) not in (value, former.get(name, value))]
     if changed:
         raise RunError(
             f"This run cannot be continued exactly: {' and '.join(_WORDS[name] for name in changed)} changed since step {checkpoint.step}.",
