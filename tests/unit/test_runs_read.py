@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -288,6 +289,43 @@ def test_a_full_disk_loses_no_event(run: RunDir, monkeypatch: pytest.MonkeyPatch
     journal.write(PhaseChanged(phase="train"))
     kinds = [type(event).__name__ for event in read_events(run.journal_path)]
     assert kinds == ["Queued", "Noticed", "PhaseChanged"]
+
+
+class _SmallDisk(io.FileIO):
+    """A file on a disk that has room for some bytes more: it takes the first of a write and then refuses."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if not _SmallDisk.room:
+            raise OSError(28, "No space left on device")
+        taken = super().write(bytes(data)[: _SmallDisk.room])
+        _SmallDisk.room -= taken
+        return taken
+
+
+@pytest.mark.parametrize("room", [0, 1, 60, 150, 400, 520])
+def test_lines_that_are_on_the_disk_are_not_written_again(room: int, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = JournalWriter(run.journal_path)
+    original = Path.open
+
+    def opened(self: Path, mode: str = "r", buffering: int = -1, **named: Any) -> Any:
+        if self != run.journal_path or "a" not in mode:
+            return original(self, mode, buffering, **named)
+        raw = _SmallDisk(str(self), "ab")
+        return raw if buffering == 0 else io.BufferedWriter(raw)
+
+    monkeypatch.setattr(Path, "open", opened)
+    _SmallDisk.room = 0
+    for number in range(1, 4):
+        journal.write(step(number))
+    # Room for a part of what waits, then for a bit of the next line, then for all.
+    for number, space in ((4, room), (5, 7), (6, 10**6)):
+        _SmallDisk.room = space
+        journal.write(step(number))
+    lines = run.journal_path.read_bytes().split(b"\n")
+    assert [event.step for event in read_events(run.journal_path) if isinstance(event, StepLogged)] == [1, 2, 3, 4, 5, 6]
+    assert len([line for line in lines if line.startswith(b"{") and line.endswith(b"}")]) == 7
 
 
 def test_turns_come_in_the_order_of_asking() -> None:
