@@ -28,6 +28,7 @@ from qlora_ui.runs.events import (
     Stopped,
 )
 from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.read import ADAPTER_WEIGHTS
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -191,6 +192,10 @@ def _train(journal: _Pen, num_steps: int, done: int, *, step_s: float, chance: r
 
 def _end(run: RunDir, journal: _Pen, end: str, done: int) -> None:
     result = {"duration_s": 150.0, "final_loss": 0.61, "best_eval_loss": 0.69, "tokens_per_s": 1234.0, "peak_bytes": int(5.4 * GIB)}
+    # Before the last event, as a job does.
+    if end in ("done", "stopped"):
+        run.adapter.mkdir(exist_ok=True)
+        (run.adapter / ADAPTER_WEIGHTS).touch()
     match end:
         case "done":
             journal.write(Finished(adapter="adapter", **result), 1)
@@ -222,5 +227,3 @@ def _end(run: RunDir, journal: _Pen, end: str, done: int) -> None:
             run.claim()
         case "crashed":
             pass
-    if end in ("done", "stopped"):
-        run.adapter.mkdir(exist_ok=True)

@@ -196,6 +196,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._best = best
         self._sentinels = sentinels
         self._mark = time.monotonic()
+        self._spent = 0.0
+        """Seconds in the steps since the last point: a point stands for all of them where not each step is logged."""
         self._mark_step = 0
         self._tokens = 0
         self.train_s = 0.0
@@ -206,7 +208,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def begin(self, step: int, tokens: int) -> None:
         """Training (re)starts at `step` with `tokens` seen so far."""
-        self._tokens, self._mark_step = tokens, step
+        self._tokens, self._mark_step, self._spent = tokens, step, 0.0
         self.resume_clock()
 
     def resume_clock(self) -> None:
@@ -214,8 +216,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._mark = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Events that follow carry this step."""
+        """Events that follow carry this step; its time is kept until the next point."""
         self._journal.step = state.global_step
+        now = time.monotonic()
+        self._spent, self._mark = self._spent + now - self._mark, now
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
@@ -225,10 +229,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             return
         now = time.monotonic()
         steps = max(state.global_step - self._mark_step, 1)
-        spent = now - self._mark
+        spent = self._spent + now - self._mark
         total = int(logs.get("num_tokens", self._tokens))
         fresh = total - self._tokens
-        self._mark, self._mark_step, self._tokens = now, state.global_step, total
+        self._spent, self._mark = 0.0, now
+        self._mark_step, self._tokens = state.global_step, total
         self.train_s += spent
         self.session_tokens += fresh
         self._desk.step_s = spent / steps

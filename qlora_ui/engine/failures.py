@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import secrets
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.settings.run_config import RunConfig
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_WORDS = ("inline_container", "PytorchStreamWriter failed", "No space left", "os error 28", "File too large", "Disk quota exceeded")
@@ -111,6 +116,20 @@ def forget(error: BaseException | None) -> None:
     gc.collect()
 
 
+def attempt(what: str, step: Callable[[], T]) -> T | None:
+    """Do one thing of an ending, logged as `what` and None where it fails: the rest of the ending must come all the same.
+
+    On a lost card every call fails, the freeing of its memory too, and on a full disk every write.
+    """
+    try:
+        return step()
+    # Part of the job's boundary: the failure to tell is the one that came first.
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, str(error)[:300])
+        forget(error)
+        return None
+
+
 def make_room(config: RunConfig, batch_size: int, max_length: int) -> list[dict[str, Any]]:
     """Three changes that need less memory, the one that costs least first."""
     ideas: list[dict[str, Any]] = []
@@ -133,7 +152,9 @@ def make_room(config: RunConfig, batch_size: int, max_length: int) -> list[dict[
 
 def _out_of_memory(error: BaseException, config: RunConfig | None, trace: str) -> Failure:
     where = "card" if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available() else "machine"
-    free = f"; {format_bytes(torch.cuda.mem_get_info()[0])} were free" if torch.cuda.is_available() else ""
+    # On a card that others have filled even the question can fail.
+    info = attempt("free memory of the card", torch.cuda.mem_get_info) if torch.cuda.is_available() else None
+    free = f"; {format_bytes(info[0])} were free" if info else ""
     ideas = make_room(config, config.train.batch_size, config.data.max_length) if config else []
     return Failure(
         "out-of-memory",

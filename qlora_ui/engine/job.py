@@ -10,7 +10,9 @@ import logging
 import signal
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,13 +26,13 @@ from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.failures import NonFinite, StopRun, describe, forget
+from qlora_ui.engine.failures import NonFinite, StopRun, attempt, describe, forget
 from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
-from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, started
+from qlora_ui.engine.plan import Prediction, fingerprint, former_marks, learn_from, planned, predict, started
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
 from qlora_ui.engine.quiet import hush
@@ -40,7 +42,7 @@ from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoi
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Failed, Finished, Noticed, Paused, PhaseChanged, Stopped
+from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, PhaseChanged, Stopped
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -97,32 +99,28 @@ class Job:
 
     def work(self) -> None:
         """All phases; never raises for what can go wrong in a run."""
-        ending: Ended
+        ending = self._end_of(self._work)
+        if ending is None:
+            ending = self._end_of(self._ended_early)
+        self._finish(ending or Stopped())
+
+    def _end_of(self, work: Callable[[], Ended]) -> Ended | None:
+        """How `work` ended, failures too; None where the user ended it. Nothing is done while an exception is still alive."""
         try:
-            ending = self._work()
+            return work()
         except (StopRun, Cancelled) as stop:
             forget(stop)
-            ending = self._ended_early()
+            return None
         # The boundary: whatever goes wrong in a run is told on its journal.
         except Exception as error:
             failure = describe(error, self.config)
             # As text: a log record with the exception itself would hold the model.
             log.error("run %s failed: %s\n%s", self.run.id, failure.what, failure.traceback)
-            adapter = self._keep_last_good(has_good_weights=isinstance(error, NonFinite))
+            has_good_weights = isinstance(error, NonFinite)
             forget(error)
-            del error
-            ending = self._fill(
-                Failed(
-                    code=failure.code,
-                    what=failure.what,
-                    why=failure.why,
-                    fix=failure.fix,
-                    traceback=failure.traceback,
-                    suggestions=failure.suggestions,
-                ),
-                adapter,
-            )
-        self._finish(ending)
+        adapter = attempt("the adapter could not be kept", partial(self._keep_last_good, has_good_weights=has_good_weights))
+        failed = Failed(**{item.name: getattr(failure, item.name) for item in fields(failure)}, adapter=adapter)
+        return attempt("the figures of the end", partial(self._fill, failed, adapter)) or failed
 
     def _work(self) -> Ended:
         config = self.config = self.run.config()
@@ -158,8 +156,6 @@ class Job:
     def _completed(self, config: RunConfig, trainer: QloraTrainer, plan: Intervals) -> Ended:
         assert self.recorder is not None
         self._enter("save")
-        if said := self.recorder.say_at_end():
-            self.journal.write(said)
         is_over = trainer.state.global_step >= plan.num_steps
         if self.desk.wants_end and not is_over:
             if self.desk.has(Request.PAUSE):
@@ -167,6 +163,8 @@ class Job:
             return self._fill(Stopped(), self._publish(self._final_state(trainer, None)))
         best = self.best.step if config.eval.keep_best else None
         adapter = self._publish(self._final_state(trainer, best))
+        if said := self.recorder.say_at_end():
+            self.journal.write(said)
         reason = "all steps done" if is_over else f"the held-back loss did not get better in {config.eval.patience} checks"
         return self._fill(Finished(reason=reason), adapter)
 
@@ -205,7 +203,7 @@ class Job:
         self._raise_if_ending()
         marks = fingerprint(config, ground.rows.train)
         if checkpoint is not None:
-            check_same(checkpoint, marks)
+            check_same(checkpoint, marks, former_marks(config))
         # A checkpoint holds the weights already, and where they once came from may be gone.
         initial = find_initial_adapter(config, self.base, self.workspace) if checkpoint is None else None
         model = build.load_model(ground, config)
@@ -214,7 +212,11 @@ class Job:
         self._raise_if_ending()
         agree = agreement(num_processes(), ground.device)
         check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
-        self.recorder = Recorder(self.journal, self.desk, self.best, Sentinels())
+        sentinels = Sentinels()
+        if checkpoint is not None:
+            before = read_run(self.run)
+            sentinels.follow(before.steps, before.evals)
+        self.recorder = Recorder(self.journal, self.desk, self.best, sentinels)
         session = Session(
             config=config,
             store=self.store,
@@ -290,13 +292,7 @@ class Job:
         if self.trainer is None or self.store is None or self.trainer.state.global_step == self._first_step:
             return None
         source = last_good(self.trainer, self.store, has_good_weights=has_good_weights)
-        try:
-            return self._publish(source) if source is not None else None
-        except (OSError, RuntimeError, ValueError) as error:
-            # The disk may be full or the card lost: the checkpoints stay, and the first failure is the one to tell.
-            log.warning("the adapter could not be kept: %s", error)
-            forget(error)
-            return None
+        return self._publish(source) if source is not None else None
 
     def _publish(self, source: Any) -> str | None:
         """Put the finished adapter, of a model or a Checkpoint, in its place."""
@@ -323,31 +319,40 @@ class Job:
         )
 
     def _finish(self, ending: Ended) -> None:
-        """Give the memory back, measured; then, and only then, the last event."""
-        self._enter("finish")
-        if self.watch is not None:
-            end = self.watch.measure("end")
-            self.watch.stop()
-            self.journal.write(end)
-            if isinstance(ending, Finished) and self.config is not None and self.trainer is not None and self.is_main:
-                times = [event.step_s for event in read_run(self.run).steps if event.step > self._first_step]
-                learn_from(self.workspace, self.config, self.prediction, end, times, is_fast=self.trainer.fast_step_active)
+        """Give the memory back, measured; then, and only then, the last event, whatever fails before it."""
+        attempt("the last phase", partial(self._enter, "finish"))
+        end = attempt("the last measurement", partial(self._measured, "end"))
+        if end is not None:
             ending = replace(ending, peak_bytes=end.peak_allocated_bytes or end.process_bytes)
+            if isinstance(ending, Finished):
+                attempt("what the estimates learn", partial(self._teach, end))
         trainer, self.trainer, self.recorder = self.trainer, None, None
-        held = release(trainer)
+        held = attempt("release", partial(release, trainer))
         del trainer
-        if self.watch is not None:
-            self.journal.write(self.watch.measure("returned"))
+        attempt("the memory given back", partial(self._measured, "returned"))
         if isinstance(ending, Paused):
             ending = replace(ending, held_bytes=held)
         for request in Request:
             self.desk.done(request)
         self.journal.write(ending, durable=True)
         if self.is_main and not isinstance(ending, Paused):
-            try:
-                write_receipt(read_run(self.run), self.data_receipt, self.base, self.prediction.as_dict())
-            except OSError as error:
-                log.warning("no receipt: %s", error)
+            attempt("the receipt", self._write_receipt)
+
+    def _measured(self, at: str) -> MemoryMeasured | None:
+        if self.watch is None:
+            return None
+        self.watch.stop()
+        measured = self.watch.measure(at)
+        self.journal.write(measured)
+        return measured
+
+    def _teach(self, end: MemoryMeasured) -> None:
+        if self.config is not None and self.trainer is not None and self.is_main:
+            times = [event.step_s for event in read_run(self.run).steps if event.step > self._first_step]
+            learn_from(self.workspace, self.config, self.prediction, end, times, is_fast=self.trainer.fast_step_active)
+
+    def _write_receipt(self) -> None:
+        write_receipt(read_run(self.run), self.data_receipt, self.base, self.prediction.as_dict())
 
     # Small things
 

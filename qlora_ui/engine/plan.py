@@ -130,11 +130,21 @@ def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
         for name in ("input_ids", "labels"):
             for row in part[name]:
                 digest.update(np.asarray(row, dtype=np.int64).tobytes() + b"|")
-    nested = config.to_nested()
-    kept = {name: nested[name] for name in ("model", "quant", "lora", "data", "train")}
+    return {"rows_sha256": digest.hexdigest(), "settings_sha256": _settings_mark(config, only_changed=True)}
+
+
+def former_marks(config: RunConfig) -> dict[str, str]:
+    """Marks in another form, that checkpoints of the app's first version carry: of all options, whether they were chosen or not."""
+    return {"settings_sha256": _settings_mark(config, only_changed=False)}
+
+
+def _settings_mark(config: RunConfig, *, only_changed: bool) -> str:
+    # An option that a later version of the app adds has its default in the runs of before, and must not make them others.
+    nested = config.model_dump(mode="json", exclude_defaults=only_changed)
+    kept = {name: dict(nested.get(name, {})) for name in ("model", "quant", "lora", "data", "train")}
     # A checkpoint has its own weights; where the first ones came from does not matter to it.
-    kept["lora"] = {key: value for key, value in nested["lora"].items() if key != "start_from"}
-    train_section = {key: value for key, value in nested["train"].items() if key not in ("batch_size", "accumulation")}
-    settings = {**kept, "train": train_section, "effective_batch": config.effective_batch, "share": config.eval.share}
-    text = json.dumps(settings, sort_keys=True)
-    return {"rows_sha256": digest.hexdigest(), "settings_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    kept["lora"].pop("start_from", None)
+    for name in ("batch_size", "accumulation"):
+        kept["train"].pop(name, None)
+    settings = {**kept, "effective_batch": config.effective_batch, "share": config.eval.share}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from qlora_ui.engine.callbacks import Best
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.fast.packing import PackedCollator
 from qlora_ui.engine.trainer import QloraTrainer
+from qlora_ui.engine.unlogged import unlogged_in
 from qlora_ui.runs.events import Event, Noticed
 
 _WORDS = {"rows_sha256": "the data", "settings_sha256": "the settings"}
@@ -35,9 +36,12 @@ def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, i
     return newest
 
 
-def check_same(checkpoint: Checkpoint, marks: Mapping[str, str]) -> None:
-    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with."""
-    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) != value]
+def check_same(checkpoint: Checkpoint, marks: Mapping[str, str], former: Mapping[str, str]) -> None:
+    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with.
+
+    `former` are marks in an older form, as good as today's.
+    """
+    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) not in (value, former.get(name, value))]
     if changed:
         raise RunError(
             f"This run cannot be continued exactly: {' and '.join(_WORDS[name] for name in changed)} changed since step {checkpoint.step}.",
@@ -60,8 +64,9 @@ def check_all_begin_at(step: int, agree: Callable[[int], int]) -> None:
 
 
 def take_up(checkpoint: Checkpoint, trainer: QloraTrainer, best: Best, store: CheckpointStore) -> None:
-    """What the Trainer does not restore: the best check, one that was broken off, micro-batches halved for want of memory."""
+    """What the Trainer does not restore: the best check, one that was broken off, sums of the curve, halved micro-batches."""
     best.restore(checkpoint.notes)
+    trainer.unlogged = unlogged_in(checkpoint.notes.get("unlogged"))
     if best.step is not None and store.find(best.step) is None:
         best.step = None
     if checkpoint.notes.get("owes_check") and trainer.eval_dataset is not None:

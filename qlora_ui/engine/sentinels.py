@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import fmean
 
 from qlora_ui.runs.events import EvalLogged, Noticed, StepLogged
@@ -27,6 +28,16 @@ class Sentinels:
         self._said: set[str] = set()
         self._num_zero = 0
         self._num_points = 0
+
+    def follow(self, steps: Sequence[StepLogged], evals: Sequence[EvalLogged]) -> None:
+        """Take in what earlier attempts of the run have logged; what is to be said of it was said then."""
+        # At the same step the point comes before the check.
+        events: list[StepLogged | EvalLogged] = [*steps, *evals]
+        for event in sorted(events, key=lambda event: event.step):
+            if isinstance(event, StepLogged):
+                self.on_step(event)
+            else:
+                self.on_eval(event)
 
     def on_step(self, event: StepLogged) -> Noticed | None:
         """What the training loss says."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from peft import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
@@ -32,6 +33,7 @@ from qlora_ui.engine.fast.packing import PackedCollator
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.randomness import RandomState, read_random_state, restore_random_state
 from qlora_ui.engine.split import adapter_names, gather_adapter, scatter_adapter
+from qlora_ui.engine.unlogged import Unlogged, unlogged_of
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import CheckpointSaved, Event, Healed, Noticed
 from qlora_ui.settings.intervals import Intervals
@@ -110,6 +112,9 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self.boundary: RandomState | None = None
         """Random state at the last point from which the run can be continued exactly."""
         self._boundary_tokens = 0
+        self.unlogged = Unlogged()
+        """What was added up for the curve at that point."""
+        self._has_unlogged = False
         self._owes_check = False
         self._adapter_names: dict[str, str] = {}
         super().__init__(*arguments, **named)
@@ -124,13 +129,21 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **named: Any) -> Any:
         """Train, or continue from a verified checkpoint; tokens go on counting where they were."""
-        self._total_train_tokens = self._session.tokens_before
-        self._mark_boundary()
+        self._total_train_tokens = self._boundary_tokens = self._session.tokens_before
+        self.boundary = read_random_state()
+        self._has_unlogged = False
         try:
             return super().train(resume_from_checkpoint, *arguments, **named)
         except EvaluationStopped:
             # Only the check that was owed comes outside of the steps: its checkpoint is as it was.
             raise StopRun from None
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> Any:
+        # The Trainer has set its sums to zero just before the first epoch of this attempt.
+        if not self._has_unlogged:
+            self._has_unlogged = True
+            self.unlogged.put_back(self)
+        return super()._run_epoch(*arguments, **named)
 
     def owe_check(self) -> None:
         """The checkpoint to continue from was saved when its check was broken off: the check comes before the next step."""
@@ -187,14 +200,17 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self.model.zero_grad()
         if self.boundary is not None:
             restore_random_state(self.boundary)
-        self._total_train_tokens = self._session.tokens_before = self._boundary_tokens
+        # The step that was given up has added to the sums of the curve; its tokens are counted again.
+        self.unlogged.put_back(self)
+        self._total_train_tokens = self._session.tokens_before = self._boundary_tokens + self.unlogged.num_tokens
+        self.unlogged = replace(self.unlogged, fast_tokens=None)
         if step == 0:
             return None
         self._save_checkpoint(self.model_wrapped, None, must=True)
         return self._session.store.path_of(step)
 
     def _mark_boundary(self) -> None:
-        self.boundary = read_random_state()
+        self.boundary, self.unlogged = read_random_state(), unlogged_of(self)
         self._boundary_tokens = int(self._total_train_tokens)
 
     def set_geometry(self, batch_size: int, accumulation: int) -> None:
@@ -301,7 +317,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             return
         try:
             self._save_whole(model, trial, step)
-        except (OSError, RuntimeError, RunError, ValueError) as error:
+        except (OSError, RuntimeError, RunError, SafetensorError, ValueError) as error:
             session.store.abandon(step)
             if not is_disk_full(error) or self.args.world_size > 1:
                 raise
@@ -326,6 +342,8 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
 
     def _save_whole(self, model: Any, trial: Any, step: int) -> None:
         session, started = self._session, time.monotonic()
+        unlogged = unlogged_of(self)
+        notes = unlogged.as_notes(self)
         if self.args.should_save:
             session.store.check_space(self._expected_bytes())
             session.store.stage(step)
@@ -333,7 +351,8 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self._write_staged(model, trial, step)
         if not self.args.should_save:
             return
-        own = {"tokens": int(self._total_train_tokens), "owes_check": self._owes_check}
+        tokens = int(self._total_train_tokens) + unlogged.num_tokens
+        own = {"tokens": tokens, "owes_check": self._owes_check, "unlogged": notes}
         saved = session.store.commit(step, {**session.notes(), **own})
         session.store.rotate(session.best.step if session.best.wants_save else None)
         session.write(

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from io import RawIOBase
 from pathlib import Path
 
 from qlora_ui.base.files import GrowingLines
@@ -44,17 +45,27 @@ class JournalWriter:
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
-                self._is_torn = True
 
     def _append(self, durable: bool) -> None:
-        with self._path.open("ab") as file:
-            # What a failed write may have left of a line gets an end of its own.
-            file.write((b"\n" if self._is_torn else b"") + b"".join(self._unwritten))
-            file.flush()
+        # Line by line and unbuffered: what is on the disk is known when one fails, and is not written again.
+        with self._path.open("ab", buffering=0) as file:
+            if self._is_torn:
+                # What a failed write may have left of a line gets an end of its own.
+                _write_whole(file, b"\n")
+            while self._unwritten:
+                self._is_torn = True
+                _write_whole(file, self._unwritten[0])
+                self._is_torn = False
+                self._unwritten.popleft()
             if durable:
                 os.fsync(file.fileno())
-        self._is_torn = False
-        self._unwritten.clear()
+
+
+def _write_whole(file: RawIOBase, line: bytes) -> None:
+    """On a disk that gets full a write takes a part, and only the next one fails."""
+    left = memoryview(line)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 def _end_broken_line(path: Path) -> None:

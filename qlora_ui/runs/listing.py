@@ -30,6 +30,8 @@ LOOK_AT_ALL_S = 5.0
 NEWEST = 40
 """Of so many runs every change is seen at once, as of all that have not ended."""
 _CACHE = "run-rows.json"
+_KIND = 2
+"""Of the rows: those that an earlier version of the app has written down are read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ def row_of(view: RunView) -> RunRow:
         peak_bytes=view.peak_bytes,
         predicted_bytes=view.planned.predicted_bytes if view.planned else None,
         elapsed_s=view.elapsed_s if not view.status.is_live else 0.0,
-        has_adapter=bool(ended and ended.adapter),
+        has_adapter=view.has_adapter,
         sparkline=tuple(event.loss for event in _thinned(view.steps)),
         notes=view.notes,
         tags=view.tags,
@@ -181,9 +183,9 @@ def _is_over(status: Status) -> bool:
 
 
 def _version(run: RunDir) -> str:
-    """`{run.journal_size()}.{run.about_version()}`, for thousands of them."""
+    """`{run.journal_size()}.{run.about_version()}`, for thousands of them; an adapter comes with an event, and needs no look of its own."""
     folder = str(run.path)
-    return f"{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
+    return f"{_KIND}.{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
 
 
 def _stat(path: str) -> tuple[int, int]:

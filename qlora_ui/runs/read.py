@@ -38,6 +38,9 @@ from qlora_ui.runs.timing import seconds_left, seconds_per_step
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The file that makes a folder an adapter."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunView:
@@ -72,6 +75,8 @@ class RunView:
     timeline: tuple[Event, ...]
     """What happened, without points of curves: for the strip under the chart."""
     ended: Ended | None
+    has_adapter: bool
+    """Whether a result lies in the run's folder: also that of an earlier attempt, whatever the latest one comes to."""
     elapsed_s: float
     """Time in jobs, without the pauses between them."""
     time_left_s: float | None
@@ -83,8 +88,9 @@ class RunView:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
-        return self.steps[-1].step if self.steps else 0
+        """Optimizer steps done, as far as anything tells: between two points of the curve (`output.log_every`) others do."""
+        known = (self.steps[-1:], self.evals[-1:], self.checkpoints[-1:], (self.ended,) if self.ended else ())
+        return max((event.step for events in known for event in events), default=0)
 
     @property
     def num_steps(self) -> int | None:
@@ -270,6 +276,7 @@ class RunReader:
             pending=pending,
             timeline=tuple(picture.timeline),
             ended=picture.ended,
+            has_adapter=(self.run.adapter / ADAPTER_WEIGHTS).is_file(),
             elapsed_s=picture.elapsed_s(now, status.is_live),
             time_left_s=left,
             step_s=seconds_per_step(picture.steps),

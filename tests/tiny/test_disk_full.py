@@ -32,6 +32,7 @@ IN_SAVE = {
     "before the save": ("qlora_ui.engine.checkpoints.CheckpointStore.check_space", 0),
     "folder": ("qlora_ui.engine.checkpoints.CheckpointStore.stage", 0),
     "adapter": ("qlora_ui.engine.trainer.write_adapter", 0),
+    "half of the adapter": ("qlora_ui.engine.trainer.write_adapter", 12_288),
     "optimizer": (f"{TRAINER}._save_optimizer_and_scheduler", 0),
     "half of the optimizer": (f"{TRAINER}._save_optimizer_and_scheduler", 12_288),
     "random state": (f"{TRAINER}._save_rng_state", 0),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from jobs import again, curve, tiny_config, train, write_rows
+from safetensors import SafetensorError
 
+from qlora_ui.engine import job
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.runs.events import Failed, Healed, Noticed
 from qlora_ui.runs.read import RunView
-from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -204,3 +208,69 @@ def test_a_disk_that_is_full_at_the_end_fails_in_words_and_continues_later(
     assert whole_steps(view)
     view = again(view.run)
     assert view.status is Status.DONE and view.ended is not None and view.ended.adapter == "adapter"
+
+
+def raising(error: Exception) -> Any:
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise type(error)(*error.args)
+
+    return fail
+
+
+def models_alive() -> int:
+    from transformers import LlamaForCausalLM
+
+    return sum(isinstance(item, LlamaForCausalLM) for item in gc.get_objects())
+
+
+def failed_and_let_go(workspace: Workspace, config: RunConfig) -> Failed:
+    """The failure of a run that left nothing in this process for the next one to stumble over."""
+    before = models_alive()
+    view = train(workspace, config.changed({"eval.share": 0}))
+    assert isinstance(view.ended, Failed), view.ended
+    assert not AcceleratorState._shared_state and models_alive() == before
+    return view.ended
+
+
+def test_a_lost_card_is_told_though_every_call_to_it_fails_from_then_on(
+    config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported")
+
+    def lose(trainer: Any) -> None:
+        if trainer.state.global_step == 3:
+            monkeypatch.setattr("qlora_ui.engine.memory_watch.MemoryWatch._measure_cpu", raising(lost))
+            monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", raising(lost))
+            monkeypatch.setattr("qlora_ui.engine.release.give_back_memory", lambda: (gc.collect(), raising(lost)()))
+            raise lost
+
+    patched_step(monkeypatch, lose)
+    failed = failed_and_let_go(workspace, config)
+    assert failed.code == "card-lost" and "device-side assert" in failed.why and failed.step == 3
+
+
+def test_stop_now_on_a_full_disk_names_the_disk(config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(trainer: Any) -> None:
+        if trainer.state.global_step == 5:
+            RunDir(next(workspace.runs.iterdir())).request(Request.STOP_NOW)
+
+    patched_step(monkeypatch, ask)
+    monkeypatch.setattr(job, "publish_adapter", raising(OSError(errno.ENOSPC, "No space left on device")))
+    failed = failed_and_let_go(workspace, config)
+    assert failed.code == "disk-full" and failed.fix
+
+
+def test_a_result_that_cannot_be_kept_does_not_hide_the_failure(
+    config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def poison(trainer: Any) -> None:
+        parameter = trained_parameters(trainer)[0]
+        if trainer.state.global_step == 3 and parameter.grad is not None:
+            parameter.grad.fill_(float("nan"))
+
+    patched_step(monkeypatch, poison)
+    monkeypatch.setattr(job, "publish_adapter", raising(full))
+    failed = failed_and_let_go(workspace, config)
+    assert failed.code == "not-a-number" and failed.adapter is None

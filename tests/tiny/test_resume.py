@@ -146,3 +146,16 @@ def test_a_stop_in_the_check_that_is_made_up_for_leaves_it_owed(whole: tuple[Run
     paused = read_run(made)
     assert (paused.status, paused.step) == (Status.PAUSED, 4) and not paused.evals
     assert_same(view, again(made))
+
+
+def test_what_the_curve_says_is_said_of_all_attempts_and_at_the_end(
+    whole: tuple[RunConfig, RunView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_ui.engine.sentinels import Sentinels
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(Sentinels, "on_end", lambda self: asked.append((self._num_points, len(self._evals))))
+    made = interrupted(Workspace.at(tmp_path), whole[0], Request.PAUSE, 4)
+    assert asked == []
+    assert again(made).status is Status.DONE
+    assert asked == [(8, 2)]

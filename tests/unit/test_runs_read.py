@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
     CheckpointSaved,
     EvalLogged,
+    Failed,
     Finished,
     Noticed,
     Paused,
@@ -35,6 +39,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.evaluate import chosen_run
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -100,6 +105,22 @@ def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:
     assert view.steps[5].loss == 26.0
     assert view.evals == () and len(view.checkpoints) == 1
     assert view.elapsed_s == pytest.approx(8.0 + 15.0)
+
+
+def test_steps_between_two_points_of_the_curve_are_counted(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    reader = RunReader(run)
+    for event in (started(), replace(PLAN, num_steps=25), step(1), step(10)):
+        journal.write(event)
+    assert reader.view().step == 10
+    journal.write(CheckpointSaved(step=15, path="checkpoints/checkpoint-15", num_bytes=1, duration_s=1.0))
+    assert reader.view().step == 15
+    journal.write(Paused(step=17))
+    assert reader.view().step == 17 and ended_values(reader.view())["steps"] == 17
+    journal.write(started(resumed_from=15))
+    assert reader.view().step == 15
+    journal.write(Finished(step=25))
+    assert reader.view().progress == 1.0
 
 
 def test_reading_is_incremental_and_unchanged_is_the_same_object(run: RunDir) -> None:
@@ -205,6 +226,34 @@ def test_a_row_follows_its_run(workspace: Workspace, run: RunDir) -> None:
     assert runs.rows() == [] and list_runs(workspace) == []
 
 
+@pytest.mark.parametrize("end", ["failed", "killed"])
+def test_an_adapter_stays_on_offer_when_a_continuation_fails(end: str, workspace: Workspace) -> None:
+    run = write_run(workspace, end="stopped", done=40)
+    service, runs = Service(workspace), RunList(workspace)
+    journal = JournalWriter(run.journal_path)
+    journal.write(Queued())
+    run.claim()
+    journal.write(started(resumed_from=40))
+    # Seen while it lives: nothing is written when it is killed.
+    assert runs.rows()[0].has_adapter
+    run.release()
+    if end == "failed":
+        journal.write(Failed(code="out-of-memory"))
+    row = runs.rows()[0]
+    assert (row.status, row.has_adapter) == (Status.FAILED if end == "failed" else Status.CRASHED, True)
+    view = chosen_run(service, run.id)
+    assert view is not None and view.id == run.id
+
+
+def test_rows_that_an_earlier_version_wrote_down_are_read_again(workspace: Workspace) -> None:
+    run = write_run(workspace, end="stopped", done=40)
+    row = RunList(workspace).rows()[0]
+    size, about = run.journal_size(), run.about_version()
+    earlier = {run.id: [f"{size}.{about}", {**row.as_dict(), "has_adapter": False}]}
+    (workspace.cache / "run-rows.json").write_text(json.dumps(earlier), encoding="utf-8")
+    assert RunList(workspace).rows() == [row] and row.has_adapter
+
+
 def test_differences_of_two_runs_are_found() -> None:
     rows = compare(RunConfig(), RunConfig().changed({"lora.rank": 8}))
     assert rows == [("lora.rank", (16, 8))]
@@ -240,6 +289,43 @@ def test_a_full_disk_loses_no_event(run: RunDir, monkeypatch: pytest.MonkeyPatch
     journal.write(PhaseChanged(phase="train"))
     kinds = [type(event).__name__ for event in read_events(run.journal_path)]
     assert kinds == ["Queued", "Noticed", "PhaseChanged"]
+
+
+class _SmallDisk(io.FileIO):
+    """A file on a disk that has room for some bytes more: it takes the first of a write and then refuses."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if not _SmallDisk.room:
+            raise OSError(28, "No space left on device")
+        taken = super().write(bytes(data)[: _SmallDisk.room])
+        _SmallDisk.room -= taken
+        return taken
+
+
+@pytest.mark.parametrize("room", [0, 1, 60, 150, 400, 520])
+def test_lines_that_are_on_the_disk_are_not_written_again(room: int, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = JournalWriter(run.journal_path)
+    original = Path.open
+
+    def opened(self: Path, mode: str = "r", buffering: int = -1, **named: Any) -> Any:
+        if self != run.journal_path or "a" not in mode:
+            return original(self, mode, buffering, **named)
+        raw = _SmallDisk(str(self), "ab")
+        return raw if buffering == 0 else io.BufferedWriter(raw)
+
+    monkeypatch.setattr(Path, "open", opened)
+    _SmallDisk.room = 0
+    for number in range(1, 4):
+        journal.write(step(number))
+    # Room for a part of what waits, then for a bit of the next line, then for all.
+    for number, space in ((4, room), (5, 7), (6, 10**6)):
+        _SmallDisk.room = space
+        journal.write(step(number))
+    lines = run.journal_path.read_bytes().split(b"\n")
+    assert [event.step for event in read_events(run.journal_path) if isinstance(event, StepLogged)] == [1, 2, 3, 4, 5, 6]
+    assert len([line for line in lines if line.startswith(b"{") and line.endswith(b"}")]) == 7
 
 
 def test_turns_come_in_the_order_of_asking() -> None:
