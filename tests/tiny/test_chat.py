@@ -161,6 +161,30 @@ def test_adapters_are_swapped_without_reloading_the_base(service: ChatService, s
     assert three["adapter"] == second and three[side] == first
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_what_was_trained_in_full_leaves_with_its_adapter(service: ChatService, tiny_model_dir: Path, tmp_path: Path, module: str) -> None:
+    folder = write_adapter(tmp_path / "full", tiny_model_dir, 4, modules_to_save=[module])
+    weights = load_file(str(folder / "adapter_model.safetensors"))
+    name = next(name for name in weights if module in name)
+    torch.manual_seed(1)
+    save_file({**weights, name: weights[name] + 0.05 * torch.randn_like(weights[name])}, str(folder / "adapter_model.safetensors"))
+
+    def logits(loaded: Any) -> torch.Tensor:
+        loaded.switch.choose(["base"], torch.float32, loaded.device)
+        out: torch.Tensor = loaded.base(input_ids=torch.tensor([loaded.prompt_ids(HELLO)])).logits.clone()
+        return out
+
+    def swap(loaded: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loaded.remove_adapter("adapter")
+        before = logits(loaded)
+        loaded.add_adapter("full", folder)
+        loaded.remove_adapter("full")
+        return before, logits(loaded)
+
+    before, after = service.call(swap)
+    assert torch.equal(before, after)
+
+
 def test_dora_answers_one_side_at_a_time(service: ChatService, shared: tuple[Workspace, str]) -> None:
     service.load(ChatTarget(run_id=shared[1], checkpoint="checkpoint-3"))
     got = answers(service.stream(HELLO, GREEDY, ("base", "adapter")))
