@@ -5,6 +5,7 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -348,14 +349,16 @@ class ChatDesk:
 def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[tuple[str, str]]:
     """First question and its answer of rows that the run held back."""
     try:
-        lines = (find_run(service.workspace, run_id).data / "eval.jsonl").read_text(encoding="utf-8").splitlines()[:most]
+        # As bytes: a text would also end a line at the U+2028 in somebody's answer.
+        with (find_run(service.workspace, run_id).data / "eval.jsonl").open("rb") as file:
+            lines = list(itertools.islice(file, most))
     except (OSError, RunError):
         return []
     rows = []
     for line in lines:
         try:
             messages = json.loads(line).get("messages") or []
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError):
             continue
         question = next((message["content"] for message in messages if message.get("role") == "user"), "")
         answer = next((message["content"] for message in messages if message.get("role") == "assistant"), "")

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.engine.exports import llama_cpp
+from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
-from qlora_ui.engine.exports.check import CheckResult
+from qlora_ui.engine.exports.check import CheckResult, DoesNotLoad, NotCompared, ShortOfMemory
 from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import merge
+from qlora_ui.engine.exports.prompts import check_prompts
 from qlora_ui.engine.load import load_quantized
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
@@ -171,6 +173,80 @@ def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_m
     assert {"README.md", "tokenizer.json"} <= names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     assert "[More Information Needed]" not in (result.path / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".making")] == []
+
+
+def test_the_check_asks_what_training_wrote(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A template without a place for a system prompt (Gemma 2), and a line separator of Unicode in a question."""
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    run = create_run(workspace, _config(base))
+    run.data.mkdir()
+    turns = (Message("system", "be brief"), Message("user", "hello\u2028world"), Message("assistant", "you"))
+    lines = [Conversation(turns).as_line(), '{"text": "no turns"}', Conversation(turns[2:]).as_line(), Conversation(turns[1:]).as_line()]
+    (run.data / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert [tokenizer.decode(ids) for ids in check_prompts(run, 5, base)] == [
+        "<|im_start|>user\nbe brief\n\nhello\u2028world<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nhello\u2028world<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    assert len(check_prompts(run, 1, base)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (NotCompared("the checking process was ended from outside or broke down (signal 15)"), "signal 15"),
+        (ShortOfMemory("there was too little free memory to load it beside the app"), "too little free memory"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (ZeroDivisionError("unforeseen"), "ZeroDivisionError, id "),
+    ],
+)
+def test_an_export_that_cannot_be_checked_is_kept_and_says_so(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, note: str
+) -> None:
+    def fail(*args: Any, **arguments: Any) -> CheckResult:
+        raise error
+
+    run = _run(workspace, tiny_model_dir)
+    monkeypatch.setattr("qlora_ui.engine.exports.export.check_artefact", fail)
+    result = export_run(run, "adapter", workspace, num_prompts=2)
+    assert result.check is None and result.note.startswith("Not compared with the chat: ") and note in result.note
+    assert (result.path / "adapter_model.safetensors").is_file()
+    assert json.loads((run.exports / "exports.json").read_text(encoding="utf-8"))["adapter"] == {"sign": "", "note": result.note}
+
+
+def test_an_export_that_does_not_load_is_not_kept(workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **arguments: Any) -> CheckResult:
+        raise DoesNotLoad("It does not load.")
+
+    run = _run(workspace, tiny_model_dir)
+    monkeypatch.setattr("qlora_ui.engine.exports.export.check_artefact", fail)
+    with pytest.raises(DoesNotLoad):
+        export_run(run, "adapter", workspace, num_prompts=2)
+    assert list(run.exports.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(check.NO_CHAT, NotCompared), (check.SHORT_OF_MEMORY, ShortOfMemory), (-15, NotCompared), (1, DoesNotLoad)]
+)
+def test_the_child_says_who_is_to_blame(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, kind: type[RunError]) -> None:
+    monkeypatch.setattr(check, "_run_child", lambda *args: status)
+    with pytest.raises(kind):
+        check.check_artefact("adapter", tmp_path, base=tmp_path, adapter=tmp_path, config_path=tmp_path, prompts=[[1]])
+
+
+def test_a_chat_that_cannot_be_asked_says_nothing_of_the_export(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(workspace, _config(tiny_model_dir))
+    request = {"kind": "adapter", "artefact": "x", "base": str(tiny_model_dir), "adapter": str(run.adapter), "prompts": [[1]]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({**request, "config": str(run.config_path)})))
+    assert check_child.main() == check.NO_CHAT
 
 
 def test_it_is_said_why_answers_differ() -> None:

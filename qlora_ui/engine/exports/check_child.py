@@ -20,7 +20,7 @@ import torch
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.chat_model import unpack_for_cpu
-from qlora_ui.engine.exports.check import SHORT_OF_MEMORY, CheckResult
+from qlora_ui.engine.exports.check import NO_CHAT, SHORT_OF_MEMORY, CheckResult
 from qlora_ui.engine.load import compute_dtype, load_quantized, training_device
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
@@ -28,6 +28,10 @@ from qlora_ui.settings.run_config import RunConfig
 ANSWER_TOKENS = 24
 BATCH = 5
 """Prompts answered at once: a token of a 4-bit model costs a CPU the same for one row and for five."""
+
+
+class NoChat(Exception):
+    """The chat's own model failed, which the artefact has no part in; its cause says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,7 @@ def compare(request: dict[str, Any]) -> CheckResult:
     base, adapter, artefact = Path(request["base"]), Path(request["adapter"]), Path(request["artefact"])
     prompts, kind, reader = request["prompts"], request["kind"], "transformers"
     with torch.inference_mode():
-        model = _load_adapter(base, adapter, config, device)
-        stops = _stop_ids(model)
-        expected = _answers(model, prompts, device, stops)
-        del model
+        expected, stops = _chat_answers(base, adapter, config, device, prompts)
         _collect()
         if kind == "adapter":
             found = _answers(_load_adapter(base, artefact, config, device), prompts, device, stops)
@@ -72,6 +73,20 @@ def compare(request: dict[str, Any]) -> CheckResult:
         reader=reader,
         duration_s=round(time.monotonic() - began, 1),
     )
+
+
+def _chat_answers(
+    base: Path, adapter: Path, config: RunConfig, device: torch.device, prompts: Sequence[Sequence[int]]
+) -> tuple[list[Answer], list[int]]:
+    """What the chat's model answers, and its end tokens; raises NoChat where it cannot be asked for another reason than memory."""
+    try:
+        model = _load_adapter(base, adapter, config, device)
+        stops = _stop_ids(model)
+        return _answers(model, prompts, device, stops), stops
+    except Exception as error:
+        if isinstance(error, RuntimeError | MemoryError) and _is_out_of_memory(error):
+            raise
+        raise NoChat from error
 
 
 def _load_adapter(base: Path, adapter: Path, config: RunConfig, device: torch.device) -> Any:
@@ -198,6 +213,9 @@ def main() -> int:
     """Answer the request on stdin; the status says whether it was memory that ended it."""
     try:
         print(json.dumps(asdict(compare(json.load(sys.stdin)))))
+    except NoChat as error:
+        print(error.__cause__, file=sys.stderr)
+        return NO_CHAT
     except QloraUiError as error:
         print(error, file=sys.stderr)
         return 1
