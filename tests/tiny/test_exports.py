@@ -23,6 +23,7 @@ from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import merge
 from qlora_ui.engine.exports.prompts import check_prompts
+from qlora_ui.engine.exports.stops import name_turn_end, stop_ids
 from qlora_ui.engine.load import load_quantized
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
@@ -154,6 +155,85 @@ def test_parts_that_cannot_be_merged_are_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}', encoding="utf-8")
     with pytest.raises(ModelError, match="embed_tokens"):
         read_lora(tmp_path)
+
+
+@pytest.fixture
+def plain_base(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A base as it is before its maker teaches it to chat: it ends at <|endoftext|> alone, beside a ChatML template."""
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "plain-base"
+    shutil.copytree(tiny_model_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((base / name).read_text(encoding="utf-8"))
+        (base / name).write_text(json.dumps({**settings, "eos_token_id": 0}), encoding="utf-8")
+    return base
+
+
+@pytest.mark.parametrize("template", ["auto", "chatml"])
+@pytest.mark.parametrize("has_generation_config", [True, False])
+def test_a_whole_model_ends_its_answers_where_the_chat_does(
+    plain_base: Path, tmp_path: Path, template: str, has_generation_config: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    if has_generation_config:
+        (plain_base / "generation_config.json").write_text('{"eos_token_id": 0, "max_length": 1234}', encoding="utf-8")
+    else:
+        (plain_base / "generation_config.json").unlink()
+    config = _config(plain_base, model__template=template)
+    _peft_model(plain_base, config, in_4bit=False).save_pretrained(tmp_path / "adapter")
+    merge(plain_base, tmp_path / "adapter", tmp_path / "out", config, dequantized=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert set(model.generation_config.eos_token_id) == set(model.config.eos_token_id) == {0, 2}
+    assert model.generation_config.pad_token_id == (None if has_generation_config else 0)
+    assert model.generation_config.max_length == (1234 if has_generation_config else None)
+
+
+def test_the_card_of_an_adapter_says_where_answers_end(workspace: Workspace, plain_base: Path, tmp_path: Path) -> None:
+    result = export_run(_run(workspace, plain_base), "adapter", workspace, tmp_path / "out", num_prompts=0)
+    card = (result.path / "README.md").read_text(encoding="utf-8")
+    assert "max_new_tokens=100, eos_token_id=[0, 2])" in card
+    compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+
+
+def test_gguf_is_made_with_the_end_of_a_turn(plain_base: Path) -> None:
+    from gguf import SpecialVocab
+    from transformers import AutoTokenizer
+
+    # As llama.cpp's converter reads it.
+    assert SpecialVocab(plain_base).special_token_ids["eos"] == 0
+    name_turn_end(plain_base)
+    assert SpecialVocab(plain_base).special_token_ids["eos"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    for template in (tokenizer.chat_template.replace("'<|im_end|>'", "eos_token"), "{{ messages[0].nothing.at_all }}"):
+        tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template
+        tokenizer.save_pretrained(plain_base)
+        name_turn_end(plain_base)
+        assert AutoTokenizer.from_pretrained(plain_base).eos_token == "<|endoftext|>"
+
+
+def test_a_base_whose_template_writes_no_chat_still_ends(plain_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    assert stop_ids(plain_base, tokenizer) == [0, 2]
+    tokenizer.chat_template = "{{ messages[0].nothing.at_all }}"
+    assert stop_ids(plain_base, tokenizer) == [0]
+
+
+def test_a_whole_model_that_ends_elsewhere_is_seen_by_the_check(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+    merge(tiny_model_dir, run.adapter, tmp_path / "out", run.config(), dequantized=True)
+    request = {"base": str(tiny_model_dir), "adapter": str(run.adapter), "config": str(run.config_path), "prompts": [[5, 6, 7]]}
+    request |= {"kind": "merged", "artefact": str(tmp_path / "out")}
+    assert check_child.compare(request).num_equal == 1
+    path = tmp_path / "out" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "eos_token_id": list(range(512))}), encoding="utf-8")
+    assert check_child.compare(request).num_equal == 0
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged-dequantized"])

@@ -165,9 +165,11 @@ class _Maker:
 
     def gguf(self, outtype: str) -> None:
         from qlora_ui.engine.exports.llama_cpp import convert_model, converter
+        from qlora_ui.engine.exports.stops import name_turn_end
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
         self.merged(self.work / self.name, "merged-dequantized", for_gguf=True)
+        name_turn_end(self.work / self.name)
         target = self.out / f"{self.name}-{outtype}.gguf"
         convert_model(
             tool,
@@ -194,11 +196,12 @@ class _Maker:
 
     def modelfile(self) -> tuple[str, ...]:
         from qlora_ui.engine.exports.ollama import write_modelfile
-        from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
+        from qlora_ui.engine.exports.stops import stop_ids
+        from qlora_ui.engine.tokenizer import load_tokenizer
         from qlora_ui.models.folder import read_licence
 
         tokenizer = load_tokenizer(self.base, self.config.model.template)
-        stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_token_ids(tokenizer)]
+        stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_ids(self.base, tokenizer)]
         gguf = next(self.out.glob("*.gguf"))
         return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
 
