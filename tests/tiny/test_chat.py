@@ -253,6 +253,43 @@ def test_choice_follows_the_probabilities() -> None:
     assert Noise(Sampling(seed=1), 4, torch.device("cpu")).at(2) == Noise(Sampling(seed=1), 9, torch.device("cpu")).at(2)
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_temperature_next_to_nothing_takes_the_likeliest(top_p: float) -> None:
+    logits = torch.tensor([[1.0, 20.0, 3.0], [90.0, -20.0, 89.0]])
+    for temperature in (1e-40, 1e-39, 1e-12):
+        assert choose_tokens(logits, Sampling(temperature, top_p), torch.tensor(0.9)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1), Sampling(temperature=0)])
+def test_what_is_not_a_number_gives_no_token(sampling: Sampling) -> None:
+    nan, rows = float("nan"), torch.tensor([[0.0, 40.0, 0.0]] * 4)
+    rows[1, 2], rows[2] = nan, nan
+    rows[3, 0] = float("inf")
+    assert choose_tokens(rows, sampling, torch.tensor(0.5)).tolist() == [1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_numbers_that_are_none_end_an_answer_and_not_the_chat(service: ChatService, temperature: float) -> None:
+    sampling = Sampling(temperature, max_tokens=24, seed=1)
+    expected = answers(service.stream(HELLO, sampling))
+    assert service._pass is not None and service._cache is not None
+    run, layer, calls = service._pass.run, service._cache.layer(0), []
+
+    def break_once(*args: Any, **arguments: Any) -> torch.Tensor:
+        calls.append(0)
+        logits = run(*args, **arguments)
+        if len(calls) == 3:
+            layer.values[:, :, -20:-10] = float("nan")
+            logits = logits * float("nan")
+        return logits
+
+    service._pass.run = break_once  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="NaN"):
+        answers(service.stream(HELLO, sampling))
+    assert len(calls) == 3
+    assert answers(service.stream(HELLO, sampling)) == expected
+
+
 def test_wrong_sampling_names_all_problems() -> None:
     with pytest.raises(SettingsError) as caught:
         Sampling(temperature=-1, top_p=0, max_tokens=0)
