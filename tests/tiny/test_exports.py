@@ -375,6 +375,28 @@ def test_planted_secrets_and_pickles_are_found(workspace: Workspace, tmp_path: P
         refuse_leaks(out, workspace)
 
 
+@pytest.mark.parametrize("root", ["/config", "/data", "/"])
+def test_a_vocabulary_with_the_name_of_the_workspace_is_no_leak(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with QLORA_UI_HOME=/config, where the home is often there as well."""
+    monkeypatch.setenv("HOME", root)
+    workspace = Workspace(Path(root))
+    words = json.dumps({"model": {"vocab": {"/config": 1, "/data": 2, "/database": 3, "/model": 4}}})
+    for name in ("tokenizer.json", "model.gguf"):
+        (tmp_path / name).write_text(words, encoding="utf-8")
+    (tmp_path / "README.md").write_text("https://host/config and owner/model, /runs, /database, and/data\n", encoding="utf-8")
+    refuse_leaks(tmp_path, workspace, "/model")
+    leaks = {"config.json": '{"base": "/model"}'}
+    if root != "/":
+        leaks |= {"a.json": f'{{"path": "{root}"}}', "b.json": f'{{"path": "{root}/mine/rows.jsonl"}}', "README.md": f"from {root}/x"}
+        leaks |= {"tokenizer.json": f'{{"path": "{root}/models/x"}}', "model.gguf": f"{root}/runs/x", "x.gguf": f"{root}/.cache/hub"}
+    for number, (name, content) in enumerate(leaks.items()):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / name).write_text(content, encoding="utf-8")
+        with pytest.raises(RunError, match=name):
+            refuse_leaks(out, workspace, "/model")
+
+
 def test_only_the_converter_is_unpacked_and_only_inside(tmp_path: Path) -> None:
     archive = tmp_path / "package.tar.gz"
     with tarfile.open(archive, "w:gz") as package:
