@@ -324,8 +324,9 @@ class ChatDesk:
     def _row(self, index: int, side: str, answer: str) -> dict[str, Any]:
         messages = [{"role": "system", "content": self.history.system}] if self.history.system.strip() else []
         for turn in self.history.turns[:index]:
-            messages.append({"role": "user", "content": turn.question})
-            messages.append({"role": "assistant", "content": turn.answers.get(side) or next(iter(turn.answers.values()), "")})
+            # A turn without a word would teach to say nothing.
+            if said := turn.seen_by(side):
+                messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": said}]
         messages.append({"role": "user", "content": self.history.turns[index].question})
         messages.append({"role": "assistant", "content": answer})
         return {"messages": messages, "saved": time.strftime("%Y-%m-%dT%H:%M:%S")}
