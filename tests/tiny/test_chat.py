@@ -253,6 +253,17 @@ def test_choice_follows_the_probabilities() -> None:
     assert Noise(Sampling(seed=1), 4, torch.device("cpu")).at(2) == Noise(Sampling(seed=1), 9, torch.device("cpu")).at(2)
 
 
+def test_stop_reaches_answers_that_wait(service: ChatService) -> None:
+    assert service._model is not None
+    service._model.stop_ids = frozenset()
+    streams = [service.stream(HELLO, Sampling(max_tokens=1500, seed=1)) for _ in range(3)]
+    next(streams[0])
+    service.stop()
+    assert [list(stream)[-1].stopped_by for stream in streams] == ["stop"] * 3
+    assert not service._to_stop
+    assert answers(service.stream(HELLO, GREEDY))["adapter"]
+
+
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
 def test_a_temperature_next_to_nothing_takes_the_likeliest(top_p: float) -> None:
     logits = torch.tensor([[1.0, 20.0, 3.0], [90.0, -20.0, 89.0]])
