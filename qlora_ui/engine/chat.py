@@ -84,7 +84,8 @@ class ChatService:
         self._keys: dict[str, str] = {}
         """Key of the adapter that a side stands for."""
         self._loaded: Loaded | None = None
-        self._current: threading.Event | None = None
+        self._to_stop: set[threading.Event] = set()
+        """Of every answer that is being given or waits for its turn."""
 
     # Loading -----------------------------------------------------------------------------------------------------
 
@@ -132,14 +133,14 @@ class ChatService:
             )
         own = messages if isinstance(messages, Mapping) else dict.fromkeys(sides, messages)
         stopped = threading.Event()
-        self._current = stopped
+        self._to_stop.add(stopped)
         request = _Request(tuple(sides), own, sampling or Sampling(), queue.SimpleQueue(), stopped, time.perf_counter())
         return self._deltas(request, self._thread.submit(self._answer, request))
 
     def stop(self) -> None:
-        """End the answer that is being given, within a token."""
-        if self._current is not None:
-            self._current.set()
+        """End the answer that is being given, within a token, and those that wait behind it (of other pages, or of the server)."""
+        for stopped in tuple(self._to_stop):
+            stopped.set()
 
     def count_tokens(self, messages: Sequence[Message]) -> tuple[int, int]:
         """(tokens of the conversation, tokens that the model can read); (0, 0) where nothing is loaded."""
@@ -321,6 +322,7 @@ class ChatService:
                 for group in groups:
                     self._answer_together(request, group)
         finally:
+            self._to_stop.discard(request.stopped)
             request.out.put(None)
 
     def _answer_together(self, request: _Request, names: Sequence[str]) -> None:

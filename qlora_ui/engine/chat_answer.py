@@ -15,7 +15,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.chat_step import ForwardPass, keys_of
-from qlora_ui.engine.decode import GrowingText, Noise, Sampling, choose_tokens
+from qlora_ui.engine.decode import NO_TOKEN, GrowingText, Noise, Sampling, choose_tokens
 
 BUCKET_TOKENS = {"cuda": 1024, "cpu": 256}
 """Slots of the cache at first; a step attends to all of them, a new size means new graphs."""
@@ -101,7 +101,7 @@ class Answering:
                 self._end(side, "stop")
             return
         if not bool(torch.isfinite(logits_BV).all()):
-            raise ModelError("The model answers with numbers that are none (NaN).", fix="Choose fp32 or bf16 arithmetic.", code="nan")
+            raise self._not_a_number()
         self._decode(sides, logits_BV, noise)
 
     def _prefill(self, sides: Sequence[_Side]) -> torch.Tensor | None:
@@ -126,6 +126,8 @@ class Answering:
             chosen = choose_tokens(logits_BV, self._sampling, noise.at(index)).tolist()
             for side, token in zip(live, chosen, strict=True):
                 if not side.stopped_by:
+                    if token == NO_TOKEN:
+                        raise self._not_a_number()
                     self._take(side, token, is_last=index + 1 >= self._sampling.max_tokens)
             if all(side.stopped_by for side in live):
                 return
@@ -139,6 +141,11 @@ class Answering:
             longest = max(len(self.cache.rows[side.row].tokens) for side in live)
             self.cache.reserve([row.key for row in self.cache.rows], longest + 1)
             logits_BV = self._run(live, [[] if side.stopped_by else [token] for side, token in zip(live, chosen, strict=True)])
+
+    def _not_a_number(self) -> ModelError:
+        """The error to raise; the cache is emptied, as one NaN in it would spoil every answer to come."""
+        self.cache.wipe()
+        return ModelError("The model answers with numbers that are none (NaN).", fix="Choose fp32 or bf16 arithmetic.", code="nan")
 
     def _run(self, sides: Sequence[_Side], parts: Sequence[list[int]]) -> torch.Tensor:
         rows = [self.cache.rows[side.row] for side in sides]

@@ -150,6 +150,14 @@ class ChatCache:
             if key is None or row.key == key:
                 row.tokens.clear()
 
+    def wipe(self) -> None:
+        """Forget everything and empty the buffers in place: even where nobody looks at it, 0 times NaN is NaN."""
+        self.forget()
+        for layer in self._layers:
+            if layer.is_initialized:
+                layer.keys.zero_()
+                layer.values.zero_()
+
 
 def cache_argument(model: Any) -> str:
     """The name by which this model's forward takes a cache: transformers 5.24 renamed `past_key_values` to `cache`."""

@@ -126,7 +126,8 @@ class ChatModel:
             self._peft.delete_adapter(key)
             self._install()
             return
-        # The last one takes PEFT's layers with it.
+        # The last one takes PEFT's layers with it; of modules trained in full, `unload` alone would leave the trained ones in the base.
+        self._peft.delete_adapter(key)
         self.base = self._peft.unload()
         self._peft = None
         self.switch = RowSwitch()

@@ -128,10 +128,12 @@ class ForwardPass:
         return self._logits(ids_BT, positions_BT, last_B)
 
     def _logits(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
+        # Rope that grows with the text (Phi-3 128k) counts the text's length from the last position, and padding has the cache's last slot.
+        padding = self.cache.num_slots - 1
         logits_BBV = self.model(
             input_ids=ids_BT,
             attention_mask=self._masks(positions_BT),
-            position_ids=positions_BT,
+            position_ids=positions_BT.masked_fill(positions_BT == padding, 0),
             use_cache=True,
             logits_to_keep=last_B,
             **{self._argument: self.cache.states},

@@ -23,6 +23,12 @@ class Turn:
     question: str
     answers: dict[SideName, str] = field(default_factory=dict)
 
+    def seen_by(self, side: SideName) -> str | None:
+        """That side's answer, be it empty; else another side's, one with words first; None where nobody answered."""
+        if side in self.answers:
+            return self.answers[side]
+        return max(self.answers.values(), key=bool, default=None)
+
 
 class ChatHistory:
     """Turns with edit, retry, undo and clear; indentation and line ends stay as they were typed."""
@@ -73,16 +79,17 @@ class ChatHistory:
     def messages(self, side: SideName) -> list[Message]:
         """The conversation as that side has seen it, up to the question without an answer (or the last answer).
 
-        A turn that the side has not answered, because it was not asked then, shows it the other side's answer.
+        A turn that the side has not answered, because it was not asked then, shows it the other side's answer. An answer without a
+        word stays one, so that turns alternate; a question that nobody answered, as that failed, goes with its answer.
         """
         messages = [Message("system", self.system)] if self.system.strip() else []
         for turn in self.turns:
-            messages.append(Message("user", turn.question))
-            answer = turn.answers.get(side) or next((text for text in turn.answers.values() if text), None)
-            if answer is not None and turn is not self.turns[-1]:
+            is_last = turn is self.turns[-1]
+            answer = turn.answers.get(side) if is_last else turn.seen_by(side)
+            if answer is not None or is_last:
+                messages.append(Message("user", turn.question))
+            if answer is not None:
                 messages.append(Message("assistant", answer))
-            elif turn is self.turns[-1] and turn.answers.get(side):
-                messages.append(Message("assistant", turn.answers[side]))
         return messages
 
     def questions(self, sides: Iterable[SideName]) -> dict[SideName, list[Message]]:

@@ -18,6 +18,12 @@ MAX_PENDING_TOKENS = 8
 """Tokens that may wait for the rest of a character; the longest one has 4 bytes, so more means that they are no text."""
 
 
+NO_TOKEN = -1
+"""Chosen where the logits hold no numbers (NaN)."""
+COLDEST = 1e-6
+"""Smallest temperature above 0 that is divided by: below it logits become infinite, and the likeliest token was chosen long before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen."""
@@ -61,18 +67,23 @@ class Noise:
 
 
 def choose_tokens(logits_BV: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:
-    """The next token of every row: the likeliest, or the one at `uniform` on the line of sorted probabilities, cut at top-p."""
+    """The next token of every row: the likeliest, or the one at `uniform` on the line of sorted probabilities, cut at top-p.
+
+    NO_TOKEN for a row with NaN in it, which is seen where tokens are read back anyway: asking the card would make it wait.
+    """
     if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    probs_BV, order_BV = torch.softmax(logits_BV.float() / sampling.temperature, -1).sort(-1, descending=True)
+        best_BV, chosen_B = logits_BV.max(-1)
+        return chosen_B.where(best_BV.isfinite(), NO_TOKEN)
+    probs_BV, order_BV = torch.softmax(logits_BV.float() / max(sampling.temperature, COLDEST), -1).sort(-1, descending=True)
     if sampling.top_p < 1:
         before_BV = probs_BV.cumsum(-1) - probs_BV
         probs_BV = torch.where(before_BV < sampling.top_p, probs_BV, 0.0)
     reached_BV = probs_BV.cumsum(-1)
     place_B1 = (reached_BV <= uniform * reached_BV[:, -1:]).sum(-1, keepdim=True)
-    # Rounding may carry the last step past the last token that is allowed.
+    # Rounding may carry the last step past the last token that is allowed. NaN allows none, and an index below 0 breaks a card's process.
     allowed_B1 = (probs_BV > 0).sum(-1, keepdim=True) - 1
-    return order_BV.gather(-1, torch.minimum(place_B1, allowed_B1)).squeeze(-1)
+    chosen_B1 = order_BV.gather(-1, torch.minimum(place_B1, allowed_B1).clamp(min=0))
+    return chosen_B1.where(allowed_B1 >= 0, NO_TOKEN).squeeze(-1)
 
 
 class GrowingText:

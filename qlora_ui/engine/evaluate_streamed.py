@@ -100,13 +100,13 @@ class StreamedModel:
     def pass_through(self, rows: Sequence[EvalRow], between: Callable[[int, int], None]) -> None:
         """Send the rows through all layers; `between` is called with layers done and layers in all, and may raise to stop."""
         prefix = next(name for name, module in self._model.named_modules() if module is self._layers)
+        # A row that is there twice passes once: its second pass would take what the layer gave for what it was given.
+        distinct = dict.fromkeys(tuple(row.ids) for row in rows)
         for index, layer in enumerate(self._layers):
             between(index, len(self._layers))
             self._fill(layer, f"{prefix}.{index}.")
-            for row in rows:
-                key = tuple(row.ids)
-                if index == 0 or key in self._hidden:
-                    self._hidden[key] = self._step(row.ids).to("cpu")
+            for ids in distinct:
+                self._hidden[ids] = self._step(ids).to("cpu")
             layer.to("meta")
             self._num_done += 1
 

@@ -50,7 +50,7 @@ def write_bundle(
     facts = _facts(config, data, run)
     write_text(out / "requirements.txt", requirements())
     if config.model.template != "auto":
-        write_text(out / "chat_template.jinja", template_named(config.model.template).jinja)
+        write_text(out / "chat_template.jinja", _chat_template(config.model.template, run))
     if form == "script":
         shutil.copytree(data, out / "data", ignore=lambda _, names: [name for name in names if not name.endswith((".jsonl", ".parquet"))])
         start = out / "train.py"
@@ -73,6 +73,12 @@ def requirements() -> str:
     """The pinned lines of the packages that the program imports."""
     lines = _REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     return "".join(f"{line}\n" for line in lines if re.split(r"[=<>~ ]", line, maxsplit=1)[0] in PACKAGES)
+
+
+def _chat_template(name: str, run: RunDir | None) -> str:
+    """The template as the run's tokenizer got it, with its own end token where it does not know the template's; the program looks too."""
+    written = run.adapter / "chat_template.jinja" if run else None
+    return written.read_text(encoding="utf-8") if written is not None and written.is_file() else template_named(name).jinja
 
 
 def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:

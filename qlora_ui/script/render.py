@@ -78,11 +78,10 @@ tokenizer = AutoTokenizer.from_pretrained(MODEL{_revision(config)}){_template(fa
 def _model(config: RunConfig) -> str:
     """The base model in 4 bits."""
     bnb = _call("BitsAndBytesConfig", {**bnb_arguments(config, "DTYPE"), "bnb_4bit_compute_dtype": _Code("DTYPE")})
-    attention = "eager" if config.model.attention == "eager" else "sdpa"
-    return f'''# The base in 4 bits: 16 levels a weight, one scale for each block of 64, arithmetic in DTYPE.
+    return f"""# The base in 4 bits: 16 levels a weight, one scale for each block of 64, arithmetic in DTYPE.
 quantization = {bnb}
 model = AutoModelForCausalLM.from_pretrained(
-    MODEL{_revision(config)}, dtype=DTYPE, attn_implementation="{attention}", device_map={{"": 0 if CUDA else "cpu"}},
+    MODEL{_revision(config)}, dtype=DTYPE{_attention(config)}, device_map={{"": 0 if CUDA else "cpu"}},
     quantization_config=quantization,
 )
 model.config.use_cache = False
@@ -91,7 +90,12 @@ for module in model.modules():
         # CPUs with AVX512-BF16 would repack the weights at the first evaluation, and the gradients after it would be wrong.
         module.support_avx512bf16_for_cpu = False
 
-'''
+"""
+
+
+def _attention(config: RunConfig) -> str:
+    """The chosen attention; nothing leaves it to transformers, which takes what the app takes: SDPA, and eager where scores are capped."""
+    return "" if config.model.attention == "auto" else f', attn_implementation="{config.model.attention}"'
 
 
 def _training(config: RunConfig, facts: ScriptFacts) -> str:
@@ -185,10 +189,12 @@ def _dtype(config: RunConfig) -> str:
 def _template(facts: ScriptFacts) -> str:
     if facts.template is None:
         return ""
-    return (
-        '\ntokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")'
-        f"\nif {facts.template!r} in tokenizer.get_vocab():\n    tokenizer.eos_token = {facts.template!r}"
-    )
+    return f"""
+template, end = (HERE / "chat_template.jinja").read_text(encoding="utf-8"), {facts.template!r}
+if end in tokenizer.get_vocab():
+    tokenizer.eos_token = end
+# The end of a turn must be one token: the model's own where it does not know this one.
+tokenizer.chat_template = template.replace(end, tokenizer.eos_token)"""
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ def render_trl_yaml(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, comp
     document: dict[str, Any] = {
         "model_name_or_path": facts.model,
         "dtype": compute_dtype,
-        "attn_implementation": "eager" if config.model.attention == "eager" else "sdpa",
+        # Without the key transformers takes what the app takes: SDPA, and eager where a model caps its scores (Gemma 2).
+        **({} if config.model.attention == "auto" else {"attn_implementation": config.model.attention}),
         **_quantization(config),
         **_adapter(config),
         "dataset_name": "tokens",

@@ -5,6 +5,7 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -323,8 +324,9 @@ class ChatDesk:
     def _row(self, index: int, side: str, answer: str) -> dict[str, Any]:
         messages = [{"role": "system", "content": self.history.system}] if self.history.system.strip() else []
         for turn in self.history.turns[:index]:
-            messages.append({"role": "user", "content": turn.question})
-            messages.append({"role": "assistant", "content": turn.answers.get(side) or next(iter(turn.answers.values()), "")})
+            # A turn without a word would teach to say nothing.
+            if said := turn.seen_by(side):
+                messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": said}]
         messages.append({"role": "user", "content": self.history.turns[index].question})
         messages.append({"role": "assistant", "content": answer})
         return {"messages": messages, "saved": time.strftime("%Y-%m-%dT%H:%M:%S")}
@@ -348,14 +350,16 @@ class ChatDesk:
 def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[tuple[str, str]]:
     """First question and its answer of rows that the run held back."""
     try:
-        lines = (find_run(service.workspace, run_id).data / "eval.jsonl").read_text(encoding="utf-8").splitlines()[:most]
+        # As bytes: a text would also end a line at the U+2028 in somebody's answer.
+        with (find_run(service.workspace, run_id).data / "eval.jsonl").open("rb") as file:
+            lines = list(itertools.islice(file, most))
     except (OSError, RunError):
         return []
     rows = []
     for line in lines:
         try:
             messages = json.loads(line).get("messages") or []
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError):
             continue
         question = next((message["content"] for message in messages if message.get("role") == "user"), "")
         answer = next((message["content"] for message in messages if message.get("role") == "assistant"), "")

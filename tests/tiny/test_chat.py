@@ -161,6 +161,30 @@ def test_adapters_are_swapped_without_reloading_the_base(service: ChatService, s
     assert three["adapter"] == second and three[side] == first
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_what_was_trained_in_full_leaves_with_its_adapter(service: ChatService, tiny_model_dir: Path, tmp_path: Path, module: str) -> None:
+    folder = write_adapter(tmp_path / "full", tiny_model_dir, 4, modules_to_save=[module])
+    weights = load_file(str(folder / "adapter_model.safetensors"))
+    name = next(name for name in weights if module in name)
+    torch.manual_seed(1)
+    save_file({**weights, name: weights[name] + 0.05 * torch.randn_like(weights[name])}, str(folder / "adapter_model.safetensors"))
+
+    def logits(loaded: Any) -> torch.Tensor:
+        loaded.switch.choose(["base"], torch.float32, loaded.device)
+        out: torch.Tensor = loaded.base(input_ids=torch.tensor([loaded.prompt_ids(HELLO)])).logits.clone()
+        return out
+
+    def swap(loaded: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loaded.remove_adapter("adapter")
+        before = logits(loaded)
+        loaded.add_adapter("full", folder)
+        loaded.remove_adapter("full")
+        return before, logits(loaded)
+
+    before, after = service.call(swap)
+    assert torch.equal(before, after)
+
+
 def test_dora_answers_one_side_at_a_time(service: ChatService, shared: tuple[Workspace, str]) -> None:
     service.load(ChatTarget(run_id=shared[1], checkpoint="checkpoint-3"))
     got = answers(service.stream(HELLO, GREEDY, ("base", "adapter")))
@@ -227,6 +251,54 @@ def test_choice_follows_the_probabilities() -> None:
     assert choose_tokens(logits[:1], Sampling(temperature=0), noise[0]).item() == 1
     assert choose_tokens(logits[:1], one, torch.tensor(0.99999994)).item() == 3
     assert Noise(Sampling(seed=1), 4, torch.device("cpu")).at(2) == Noise(Sampling(seed=1), 9, torch.device("cpu")).at(2)
+
+
+def test_stop_reaches_answers_that_wait(service: ChatService) -> None:
+    assert service._model is not None
+    service._model.stop_ids = frozenset()
+    streams = [service.stream(HELLO, Sampling(max_tokens=1500, seed=1)) for _ in range(3)]
+    next(streams[0])
+    service.stop()
+    assert [list(stream)[-1].stopped_by for stream in streams] == ["stop"] * 3
+    assert not service._to_stop
+    assert answers(service.stream(HELLO, GREEDY))["adapter"]
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_temperature_next_to_nothing_takes_the_likeliest(top_p: float) -> None:
+    logits = torch.tensor([[1.0, 20.0, 3.0], [90.0, -20.0, 89.0]])
+    for temperature in (1e-40, 1e-39, 1e-12):
+        assert choose_tokens(logits, Sampling(temperature, top_p), torch.tensor(0.9)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1), Sampling(temperature=0)])
+def test_what_is_not_a_number_gives_no_token(sampling: Sampling) -> None:
+    nan, rows = float("nan"), torch.tensor([[0.0, 40.0, 0.0]] * 4)
+    rows[1, 2], rows[2] = nan, nan
+    rows[3, 0] = float("inf")
+    assert choose_tokens(rows, sampling, torch.tensor(0.5)).tolist() == [1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_numbers_that_are_none_end_an_answer_and_not_the_chat(service: ChatService, temperature: float) -> None:
+    sampling = Sampling(temperature, max_tokens=24, seed=1)
+    expected = answers(service.stream(HELLO, sampling))
+    assert service._pass is not None and service._cache is not None
+    run, layer, calls = service._pass.run, service._cache.layer(0), []
+
+    def break_once(*args: Any, **arguments: Any) -> torch.Tensor:
+        calls.append(0)
+        logits = run(*args, **arguments)
+        if len(calls) == 3:
+            layer.values[:, :, -20:-10] = float("nan")
+            logits = logits * float("nan")
+        return logits
+
+    service._pass.run = break_once  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="NaN"):
+        answers(service.stream(HELLO, sampling))
+    assert len(calls) == 3
+    assert answers(service.stream(HELLO, sampling)) == expected
 
 
 def test_wrong_sampling_names_all_problems() -> None:

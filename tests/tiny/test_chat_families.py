@@ -11,7 +11,7 @@ from qlora_ui.engine.chat_adapters import RowSwitch
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.load import keep_plain_layout
-from tests.tiny.fast_models import FAMILIES, build
+from tests.tiny.fast_models import COMMON, FAMILIES, build
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -50,3 +50,27 @@ def test_same_logits_as_without_a_cache(family: str, attention: str, tmp_path: P
     assert kept == 11
     alone = forward.run(["default"], [ids[1][11:12]], [11], [1])
     torch.testing.assert_close(alone[0], want["default"][11], rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_padding_does_not_make_a_short_text_long() -> None:
+    """Longrope (Phi-3 128k) turns by other factors from `original_max_position_embeddings` on; padding lies in the cache's last slot."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0 + 4 * place for place in range(8)]}
+    lengths = {"max_position_embeddings": 512, "original_max_position_embeddings": 64, "sliding_window": None}
+    config = Phi3Config(**{**COMMON, "num_key_value_heads": 4, "rope_parameters": rope | factors, **lengths})
+    model = Phi3ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        # Else attention is next to even, and where a token stands makes no difference.
+        parameter.mul_(4 if parameter.ndim == 2 else 1)
+    ids = torch.randint(3, 150, (50,)).tolist()
+    cache = ChatCache(2, context=512, bucket=16)
+    cache.reserve(["base", "other"], 200)
+    forward = ForwardPass(model, cache, RowSwitch(), torch.device("cpu"), capture=False)
+    padded = forward.run(["base", "base"], [ids, ids[:20]], [0, 0], [0, 1], at_least=60)
+    for row, length in enumerate((50, 20)):
+        want = model(input_ids=torch.tensor([ids[:length]]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(padded[row], want, rtol=1e-4, atol=2e-5)

@@ -49,6 +49,15 @@ def test_layer_by_layer_the_numbers_are_the_same(tiny_model_dir: Path, tmp_path:
     _assert_same(whole, streamed)
 
 
+def test_rows_that_are_there_twice_pass_once(tiny_model_dir: Path) -> None:
+    models = WholeModels(tiny_model_dir, _config(tiny_model_dir), CPU, 10**6)
+    rows = [*ROWS, ROWS[0], ROWS[2], ROWS[0]]
+    with models.plain() as model:
+        whole = score_rows(model, rows, CPU)
+    with models.by_layer(BASE_FULL, tiny_model_dir, rows, lambda done, total: None) as model:
+        _assert_same(whole, score_rows(model, rows, CPU))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_can_be_streamed(family: str, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.engine.exports import llama_cpp
+from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
-from qlora_ui.engine.exports.check import CheckResult
+from qlora_ui.engine.exports.check import CheckResult, DoesNotLoad, NotCompared, ShortOfMemory
 from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import merge
+from qlora_ui.engine.exports.prompts import check_prompts
+from qlora_ui.engine.exports.stops import name_turn_end, stop_ids
 from qlora_ui.engine.load import load_quantized
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
@@ -154,6 +157,85 @@ def test_parts_that_cannot_be_merged_are_named(tmp_path: Path) -> None:
         read_lora(tmp_path)
 
 
+@pytest.fixture
+def plain_base(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A base as it is before its maker teaches it to chat: it ends at <|endoftext|> alone, beside a ChatML template."""
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "plain-base"
+    shutil.copytree(tiny_model_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((base / name).read_text(encoding="utf-8"))
+        (base / name).write_text(json.dumps({**settings, "eos_token_id": 0}), encoding="utf-8")
+    return base
+
+
+@pytest.mark.parametrize("template", ["auto", "chatml"])
+@pytest.mark.parametrize("has_generation_config", [True, False])
+def test_a_whole_model_ends_its_answers_where_the_chat_does(
+    plain_base: Path, tmp_path: Path, template: str, has_generation_config: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    if has_generation_config:
+        (plain_base / "generation_config.json").write_text('{"eos_token_id": 0, "max_length": 1234}', encoding="utf-8")
+    else:
+        (plain_base / "generation_config.json").unlink()
+    config = _config(plain_base, model__template=template)
+    _peft_model(plain_base, config, in_4bit=False).save_pretrained(tmp_path / "adapter")
+    merge(plain_base, tmp_path / "adapter", tmp_path / "out", config, dequantized=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert set(model.generation_config.eos_token_id) == set(model.config.eos_token_id) == {0, 2}
+    assert model.generation_config.pad_token_id == (None if has_generation_config else 0)
+    assert model.generation_config.max_length == (1234 if has_generation_config else None)
+
+
+def test_the_card_of_an_adapter_says_where_answers_end(workspace: Workspace, plain_base: Path, tmp_path: Path) -> None:
+    result = export_run(_run(workspace, plain_base), "adapter", workspace, tmp_path / "out", num_prompts=0)
+    card = (result.path / "README.md").read_text(encoding="utf-8")
+    assert "max_new_tokens=100, eos_token_id=[0, 2])" in card
+    compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+
+
+def test_gguf_is_made_with_the_end_of_a_turn(plain_base: Path) -> None:
+    from gguf import SpecialVocab
+    from transformers import AutoTokenizer
+
+    # As llama.cpp's converter reads it.
+    assert SpecialVocab(plain_base).special_token_ids["eos"] == 0
+    name_turn_end(plain_base)
+    assert SpecialVocab(plain_base).special_token_ids["eos"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    for template in (tokenizer.chat_template.replace("'<|im_end|>'", "eos_token"), "{{ messages[0].nothing.at_all }}"):
+        tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template
+        tokenizer.save_pretrained(plain_base)
+        name_turn_end(plain_base)
+        assert AutoTokenizer.from_pretrained(plain_base).eos_token == "<|endoftext|>"
+
+
+def test_a_base_whose_template_writes_no_chat_still_ends(plain_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(plain_base)
+    assert stop_ids(plain_base, tokenizer) == [0, 2]
+    tokenizer.chat_template = "{{ messages[0].nothing.at_all }}"
+    assert stop_ids(plain_base, tokenizer) == [0]
+
+
+def test_a_whole_model_that_ends_elsewhere_is_seen_by_the_check(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+    merge(tiny_model_dir, run.adapter, tmp_path / "out", run.config(), dequantized=True)
+    request = {"base": str(tiny_model_dir), "adapter": str(run.adapter), "config": str(run.config_path), "prompts": [[5, 6, 7]]}
+    request |= {"kind": "merged", "artefact": str(tmp_path / "out")}
+    assert check_child.compare(request).num_equal == 1
+    path = tmp_path / "out" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "eos_token_id": list(range(512))}), encoding="utf-8")
+    assert check_child.compare(request).num_equal == 0
+
+
 @pytest.mark.parametrize("form", ["adapter", "merged-dequantized"])
 def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, form: str) -> None:
     run = _run(workspace, tiny_model_dir)
@@ -171,6 +253,80 @@ def test_an_export_is_clean_and_answers_as_the_chat(workspace: Workspace, tiny_m
     assert {"README.md", "tokenizer.json"} <= names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     assert "[More Information Needed]" not in (result.path / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".making")] == []
+
+
+def test_the_check_asks_what_training_wrote(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A template without a place for a system prompt (Gemma 2), and a line separator of Unicode in a question."""
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    run = create_run(workspace, _config(base))
+    run.data.mkdir()
+    turns = (Message("system", "be brief"), Message("user", "hello\u2028world"), Message("assistant", "you"))
+    lines = [Conversation(turns).as_line(), '{"text": "no turns"}', Conversation(turns[2:]).as_line(), Conversation(turns[1:]).as_line()]
+    (run.data / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert [tokenizer.decode(ids) for ids in check_prompts(run, 5, base)] == [
+        "<|im_start|>user\nbe brief\n\nhello\u2028world<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nhello\u2028world<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    assert len(check_prompts(run, 1, base)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (NotCompared("the checking process was ended from outside or broke down (signal 15)"), "signal 15"),
+        (ShortOfMemory("there was too little free memory to load it beside the app"), "too little free memory"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (ZeroDivisionError("unforeseen"), "ZeroDivisionError, id "),
+    ],
+)
+def test_an_export_that_cannot_be_checked_is_kept_and_says_so(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, note: str
+) -> None:
+    def fail(*args: Any, **arguments: Any) -> CheckResult:
+        raise error
+
+    run = _run(workspace, tiny_model_dir)
+    monkeypatch.setattr("qlora_ui.engine.exports.export.check_artefact", fail)
+    result = export_run(run, "adapter", workspace, num_prompts=2)
+    assert result.check is None and result.note.startswith("Not compared with the chat: ") and note in result.note
+    assert (result.path / "adapter_model.safetensors").is_file()
+    assert json.loads((run.exports / "exports.json").read_text(encoding="utf-8"))["adapter"] == {"sign": "", "note": result.note}
+
+
+def test_an_export_that_does_not_load_is_not_kept(workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **arguments: Any) -> CheckResult:
+        raise DoesNotLoad("It does not load.")
+
+    run = _run(workspace, tiny_model_dir)
+    monkeypatch.setattr("qlora_ui.engine.exports.export.check_artefact", fail)
+    with pytest.raises(DoesNotLoad):
+        export_run(run, "adapter", workspace, num_prompts=2)
+    assert list(run.exports.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(check.NO_CHAT, NotCompared), (check.SHORT_OF_MEMORY, ShortOfMemory), (-15, NotCompared), (1, DoesNotLoad)]
+)
+def test_the_child_says_who_is_to_blame(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, kind: type[RunError]) -> None:
+    monkeypatch.setattr(check, "_run_child", lambda *args: status)
+    with pytest.raises(kind):
+        check.check_artefact("adapter", tmp_path, base=tmp_path, adapter=tmp_path, config_path=tmp_path, prompts=[[1]])
+
+
+def test_a_chat_that_cannot_be_asked_says_nothing_of_the_export(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(workspace, _config(tiny_model_dir))
+    request = {"kind": "adapter", "artefact": "x", "base": str(tiny_model_dir), "adapter": str(run.adapter), "prompts": [[1]]}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({**request, "config": str(run.config_path)})))
+    assert check_child.main() == check.NO_CHAT
 
 
 def test_it_is_said_why_answers_differ() -> None:
@@ -217,6 +373,28 @@ def test_planted_secrets_and_pickles_are_found(workspace: Workspace, tmp_path: P
     (out / name).write_text(content.replace("ROOT", str(workspace.root)), encoding="utf-8")
     with pytest.raises(RunError, match=name):
         refuse_leaks(out, workspace)
+
+
+@pytest.mark.parametrize("root", ["/config", "/data", "/"])
+def test_a_vocabulary_with_the_name_of_the_workspace_is_no_leak(tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with QLORA_UI_HOME=/config, where the home is often there as well."""
+    monkeypatch.setenv("HOME", root)
+    workspace = Workspace(Path(root))
+    words = json.dumps({"model": {"vocab": {"/config": 1, "/data": 2, "/database": 3, "/model": 4}}})
+    for name in ("tokenizer.json", "model.gguf"):
+        (tmp_path / name).write_text(words, encoding="utf-8")
+    (tmp_path / "README.md").write_text("https://host/config and owner/model, /runs, /database, and/data\n", encoding="utf-8")
+    refuse_leaks(tmp_path, workspace, "/model")
+    leaks = {"config.json": '{"base": "/model"}'}
+    if root != "/":
+        leaks |= {"a.json": f'{{"path": "{root}"}}', "b.json": f'{{"path": "{root}/mine/rows.jsonl"}}', "README.md": f"from {root}/x"}
+        leaks |= {"tokenizer.json": f'{{"path": "{root}/models/x"}}', "model.gguf": f"{root}/runs/x", "x.gguf": f"{root}/.cache/hub"}
+    for number, (name, content) in enumerate(leaks.items()):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / name).write_text(content, encoding="utf-8")
+        with pytest.raises(RunError, match=name):
+            refuse_leaks(out, workspace, "/model")
 
 
 def test_only_the_converter_is_unpacked_and_only_inside(tmp_path: Path) -> None:

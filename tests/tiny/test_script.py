@@ -7,16 +7,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fast_models import COMMON, FAMILIES
 
 from qlora_ui.cli import main
+from qlora_ui.engine.load import attention_kernel
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.runs.events import EvalLogged, StepLogged
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.script.bundle import write_bundle
+from qlora_ui.script.render import ScriptFacts, render_script
+from qlora_ui.script.trl_yaml import render_trl_yaml
+from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.presets import list_presets
 from qlora_ui.settings.run_config import RunConfig
 
@@ -91,10 +99,6 @@ def test_trl_trains_from_the_yaml(trained: tuple[Workspace, RunDir], tiny_model_
 def test_trl_parses_every_preset(preset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from trl.scripts.sft import make_parser
 
-    from qlora_ui.script.render import ScriptFacts, render_script
-    from qlora_ui.script.trl_yaml import render_trl_yaml
-    from qlora_ui.settings.intervals import intervals
-
     facts = ScriptFacts("owner/model", intervals(preset.config, 1000, 50), True)
     text = render_trl_yaml(preset.config, facts, on_gpu=False, compute_dtype="float32")
     path = tmp_path / "trl_sft.yaml"
@@ -111,3 +115,52 @@ def test_a_folder_with_something_in_it_is_left_alone(trained: tuple[Workspace, R
     words = ["script", "--run", trained[1].id, "--out", str(tmp_path), "--workspace", str(trained[0].root), "--json"]
     assert main(words) == 2
     assert "not empty" in json.loads(capsys.readouterr().out)["error"]["problems"][0]["what"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_that_is_not_named_is_the_apps(family: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+    settings.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(settings)
+    assert model.config._attn_implementation == attention_kernel(tmp_path, RunConfig())
+
+
+@pytest.mark.parametrize(("attention", "words"), [("auto", 0), ("eager", 1), ("sdpa", 1)])
+def test_attention_is_named_where_it_was_chosen(attention: str, words: int) -> None:
+    config = RunConfig().changed({"model.attention": attention})
+    facts = ScriptFacts("owner/model", intervals(config, 1000, 50), True)
+    assert render_script(config, facts).count(f'attn_implementation="{attention}"') == words
+    assert "attn_implementation" not in render_script(RunConfig(), facts)
+    assert yaml.safe_load(render_trl_yaml(config, facts, on_gpu=False, compute_dtype="float32")).get("attn_implementation") == (
+        attention if words else None
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-3", "chatml"])
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_the_program_writes_turns_as_the_app_does(
+    workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, name: str, has_adapter: bool
+) -> None:
+    """Also where the model does not know the template's end token."""
+    from transformers import AutoTokenizer
+
+    config = RunConfig().changed({"model.id": str(tiny_model_dir), "model.template": name})
+    run = create_run(workspace, config)
+    ours = load_tokenizer(tiny_model_dir, name)
+    if has_adapter:
+        ours.save_pretrained(run.adapter)
+    run.data.mkdir()
+    (run.data / "train.tokens.parquet").write_bytes(b"PAR1")
+    write_bundle(config, run.data, tmp_path / "out", "script", on_gpu=False, run=run)
+    if has_adapter:
+        assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == ours.chat_template
+    program = (tmp_path / "out" / "train.py").read_text(encoding="utf-8")
+    lines = program.partition("\ntokenizer = ")[2].partition("\n\n")[0]
+    theirs = {"AutoTokenizer": AutoTokenizer, "MODEL": str(tiny_model_dir), "HERE": tmp_path / "out"}
+    exec(f"tokenizer = {lines}", theirs)
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
+    tokenizer: Any = theirs["tokenizer"]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == ours.apply_chat_template(turns, tokenize=False)
+    assert tokenizer.eos_token == ours.eos_token

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.chat_desk import held_back_rows
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _talk, choose_run
 from tests.journals import write_run
@@ -34,3 +36,11 @@ def test_what_was_chosen_stays(workspace: Workspace) -> None:
     assert _talk(service, {"do": "choose", "key": "model|builtin:smollm2-135m-instruct|"})["mode"] == "base"
     write_run(workspace, end="done")
     assert looked(service)[0].startswith("model|builtin:")
+
+
+def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspace: Workspace) -> None:
+    run = write_run(workspace, end="done")
+    run.data.mkdir(exist_ok=True)
+    turns = (Message("user", "one\u2028two"), Message("assistant", "three\x85four\u2029five"))
+    (run.data / "eval.jsonl").write_text((Conversation(turns).as_line() + "\n") * 3, encoding="utf-8")
+    assert held_back_rows(Service(workspace), run.id, most=2) == [("one\u2028two", "three\x85four\u2029five")] * 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from qlora_ui.base.errors import ModelError, RunError
@@ -19,6 +21,13 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", 
 _MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
 _TEXTS = (".json", ".md", ".jinja", ".txt", ".yaml", "")
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
+_FOLDERS = ("runs", "models", "datasets", "presets", "temp", "trash", "cache")
+"""Folders of a workspace."""
+_HOME = (".cache", ".local")
+"""Folders of a home in which models and workspaces lie."""
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+_BEFORE, _BEHIND = rb"(?<![\w./\\-])", rb"(?=[\"'`\s/\\]|$)"
+"""What stands around a path that is not part of a longer one or of a word."""
 _CHUNK_BYTES = 1 << 24
 
 
@@ -46,16 +55,34 @@ def clean_tokenizer(folder: Path) -> None:
 
 def refuse_leaks(out: Path, workspace: Workspace, *more: str) -> None:
     """Raise RunError where a file of an export holds a path of this machine, a token, or is a pickle: a last look at all of it."""
-    home = str(Path.home())
-    traces = [str(workspace.root), *more, *([home] if len(home) > 5 else [])]
-    needles = sorted({trace.encode() for trace in traces} | {json.dumps(trace)[1:-1].encode() for trace in traces})
+    home, root = str(Path.home()), str(workspace.root)
+    # `/config` or `/data`, as containers have them, is a word of many vocabularies: there only what lies inside tells.
+    short = {trace for trace in (root, home, *more) if _num_folders(trace) == 1}
+    inside = [os.path.join(folder, name) for folder, names in ((root, _FOLDERS), (home, _HOME)) if folder in short for name in names]
+    needles = _as_written([trace for trace in (root, home, *more, *inside) if _num_folders(trace) > 1])
+    alone = [re.compile(_BEFORE + re.escape(trace) + _BEHIND) for trace in _as_written(short)]
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         if file.suffix in PICKLES:
             raise _leak(file, "It is a pickle, a format that can run code")
-        if _holds(file, needles):
+        if needles and _holds(file, needles):
             raise _leak(file, "It names a folder of this computer")
-        if file.suffix in _TEXTS and _TOKEN.search(file.read_bytes()):
+        if file.suffix not in _TEXTS:
+            continue
+        text = file.read_bytes()
+        if file.name not in _VOCABULARIES and any(pattern.search(text) for pattern in alone):
+            raise _leak(file, "It names a folder of this computer")
+        if _TOKEN.search(text):
             raise _leak(file, "It holds something that looks like a Hub token")
+
+
+def _num_folders(path: str) -> int:
+    """How deep a folder lies: 1 for `/data`, 2 for `/home/jane`."""
+    return len(Path(path).parts) - 1
+
+
+def _as_written(paths: Iterable[str]) -> list[bytes]:
+    """The paths as they stand in a text and in JSON."""
+    return sorted({form.encode() for path in paths for form in (path, json.dumps(path)[1:-1])})
 
 
 def _holds(file: Path, needles: list[bytes]) -> bool:

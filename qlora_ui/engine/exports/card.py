@@ -11,6 +11,8 @@ import yaml
 from qlora_ui import __version__
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json
+from qlora_ui.engine.exports.stops import stop_ids
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import is_hub_id
 from qlora_ui.models.folder import read_licence
@@ -39,7 +41,7 @@ def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {run.about().get('name') or config.output.name or f'{Path(name).name}, fine-tuned'}",
         _summary(config, name, form),
-        _usage(name, form, config),
+        _usage(name, form, config, base),
         "## Training\n\n" + _table(_training(config, receipt if isinstance(receipt, dict) else {})),
         "## Limits\n\nTrained with QLoRA UI on the data named above and nothing else. It inherits the base model's licence and "
         "weaknesses, and may repeat what was in the data.",
@@ -60,7 +62,8 @@ def _summary(config: RunConfig, name: str, form: str) -> str:
     return what[form] + note
 
 
-def _usage(name: str, form: str, config: RunConfig) -> str:
+def _usage(name: str, form: str, config: RunConfig, base: Path) -> str:
+    ends = ""
     if form != "adapter":
         load = 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto", device_map="auto")'
         imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
@@ -72,11 +75,15 @@ def _usage(name: str, form: str, config: RunConfig) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{name}", quantization_config=bnb, device_map="auto")\n'
             'model = PeftModel.from_pretrained(base, ".")'
         )
+        # A whole model says it in its own generation_config.json; here it would be the base's.
+        stops = stop_ids(base, load_tokenizer(base, config.model.template))
+        ends = f", eos_token_id={stops}" if stops else ""
     ask = (
         'tokenizer = AutoTokenizer.from_pretrained(".")\n'
         'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], add_generation_prompt=True,\n'
         '                                       return_tensors="pt", return_dict=True).to(model.device)\n'
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0][prompt['input_ids'].shape[1]:]))"
+        f"answer = model.generate(**prompt, max_new_tokens=100{ends})\n"
+        "print(tokenizer.decode(answer[0][prompt['input_ids'].shape[1]:]))"
     )
     return f"## Use\n\n```python\n{imports}\n\n{load}\n{ask}\n```"
 

@@ -23,6 +23,8 @@ PROMPT_TOKENS = 512
 POLL_S = 0.3
 SHORT_OF_MEMORY = 77
 """Exit status of a child that ran out of memory and could say so."""
+NO_CHAT = 78
+"""Exit status of a child in which the chat's own model could not be asked."""
 READABLE_GGUF = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
 """Model types whose GGUF files transformers reads."""
 
@@ -31,6 +33,18 @@ class ShortOfMemory(RunError):
     """The artefact could not be compared because memory ended; it says nothing about the artefact."""
 
     code = "export-check-memory"
+
+
+class NotCompared(RunError):
+    """The comparison could not be made for a reason that says nothing about the artefact."""
+
+    code = "export-check-impossible"
+
+
+class DoesNotLoad(RunError):
+    """The artefact could not be loaded, or not asked: it is no export."""
+
+    code = "export-check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +87,8 @@ def check_artefact(
 ) -> CheckResult:
     """Load the artefact (`adapter`, `merged` or `gguf`) in a child process and compare it with 4-bit base and adapter on token prompts.
 
-    Raises ShortOfMemory where the child could not load both for lack of memory, and RunError where it fails otherwise: an
-    artefact that does not load is no export.
+    Raises DoesNotLoad where the artefact fails, ShortOfMemory where memory ended, and NotCompared where the chat's own model fails or
+    the child is ended from outside.
     """
     request = {
         "kind": kind,
@@ -87,16 +101,19 @@ def check_artefact(
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as trouble:
         code = _run_child(request, said, trouble, on_progress, is_cancelled)
         lines, last = _lines(said), _lines(trouble)[-1:]
+    # Without the class of the exception in front: `safetensors.SafetensorError: incomplete metadata`.
+    said_last = re.sub(r"^[\w.]+: ", "", last[0])[:300] if last else ""
     if code in (SHORT_OF_MEMORY, -signal.SIGKILL):
-        raise ShortOfMemory("Not compared with the chat: there was too little free memory to load it beside the app.")
+        raise ShortOfMemory("there was too little free memory to load it beside the app")
+    if code == NO_CHAT:
+        raise NotCompared(f"the chat's own model could not be asked: {said_last}")
+    if code < 0:
+        raise NotCompared(f"the checking process was ended from outside or broke down (signal {-code})")
     if code or not lines:
-        # Without the class of the exception in front: `safetensors.SafetensorError: incomplete metadata`.
-        said_last = re.sub(r"^[\w.]+: ", "", last[0])[:300] if last else ""
-        raise RunError(
+        raise DoesNotLoad(
             "What was made could not be loaded again, so it was not kept.",
             why=f"The check said: {said_last}" if said_last else "The checking process ended without a word.",
             fix="Try again. If it stays so, the run's adapter is damaged: continue the run.",
-            code="export-check",
         )
     return CheckResult(**json.loads(lines[-1]))
 

@@ -20,14 +20,20 @@ import torch
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.chat_model import unpack_for_cpu
-from qlora_ui.engine.exports.check import SHORT_OF_MEMORY, CheckResult
+from qlora_ui.engine.exports.check import NO_CHAT, SHORT_OF_MEMORY, CheckResult
+from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.load import compute_dtype, load_quantized, training_device
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
 
 ANSWER_TOKENS = 24
 BATCH = 5
 """Prompts answered at once: a token of a 4-bit model costs a CPU the same for one row and for five."""
+
+
+class NoChat(Exception):
+    """The chat's own model failed, which the artefact has no part in; its cause says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +54,16 @@ def compare(request: dict[str, Any]) -> CheckResult:
     base, adapter, artefact = Path(request["base"]), Path(request["adapter"]), Path(request["artefact"])
     prompts, kind, reader = request["prompts"], request["kind"], "transformers"
     with torch.inference_mode():
-        model = _load_adapter(base, adapter, config, device)
-        stops = _stop_ids(model)
-        expected = _answers(model, prompts, device, stops)
-        del model
+        expected, stops = _chat_answers(base, adapter, config, device, prompts)
         _collect()
         if kind == "adapter":
             found = _answers(_load_adapter(base, artefact, config, device), prompts, device, stops)
         elif kind == "merged":
-            found = _answers(_load(artefact, config, device), prompts, device, stops)
+            # Its own end tokens: where its files name too few, it talks on behind the chat's answer.
+            merged = _load(artefact, config, device)
+            found = _answers(merged, prompts, device, _stop_ids(merged))
         elif find_spec("llama_cpp") is not None:
-            found, reader = _llama_cpp_answers(_gguf(artefact), prompts, stops), "llama.cpp"
+            found, reader = _llama_cpp_answers(_gguf(artefact), prompts), "llama.cpp"
         else:
             found = _answers(_load_gguf(artefact, config, device), prompts, device, stops)
     differences = [_difference(left.logits_V, right.logits_V) for left, right in zip(expected, found, strict=True)]
@@ -72,6 +77,20 @@ def compare(request: dict[str, Any]) -> CheckResult:
         reader=reader,
         duration_s=round(time.monotonic() - began, 1),
     )
+
+
+def _chat_answers(
+    base: Path, adapter: Path, config: RunConfig, device: torch.device, prompts: Sequence[Sequence[int]]
+) -> tuple[list[Answer], list[int]]:
+    """What the chat's model answers, and its end tokens; raises NoChat where it cannot be asked for another reason than memory."""
+    try:
+        stops = stop_ids(base, load_tokenizer(base, config.model.template))
+        model = _load_adapter(base, adapter, config, device)
+        return _answers(model, prompts, device, stops), stops
+    except Exception as error:
+        if isinstance(error, RuntimeError | MemoryError) and _is_out_of_memory(error):
+            raise
+        raise NoChat from error
 
 
 def _load_adapter(base: Path, adapter: Path, config: RunConfig, device: torch.device) -> Any:
@@ -125,6 +144,7 @@ def _answers(model: Any, prompts: Sequence[Sequence[int]], device: torch.device,
             max_new_tokens=ANSWER_TOKENS,
             do_sample=False,
             pad_token_id=pad,
+            eos_token_id=list(stops) or None,
             output_logits=True,
             return_dict_in_generate=True,
         )
@@ -133,8 +153,8 @@ def _answers(model: Any, prompts: Sequence[Sequence[int]], device: torch.device,
     return answers
 
 
-def _llama_cpp_answers(file: Path, prompts: Sequence[Sequence[int]], stops: Collection[int]) -> list[Answer]:
-    """Greedy answers of llama.cpp itself, which an extra (requirements-gguf.txt) brings; on the CPU."""
+def _llama_cpp_answers(file: Path, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    """Greedy answers of llama.cpp itself, which an extra (requirements-gguf.txt) brings; on the CPU, up to where it would end them."""
     import llama_cpp
     import numpy as np
 
@@ -145,6 +165,8 @@ def _llama_cpp_answers(file: Path, prompts: Sequence[Sequence[int]], stops: Coll
         model.eval(list(tokens))
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
 
+    vocab = llama_cpp.llama_model_get_vocab(model.model)
+    stops = {token for token in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, token)}
     return [_greedy(prompt, stops, logits_after, model.reset) for prompt in prompts]
 
 
@@ -198,6 +220,9 @@ def main() -> int:
     """Answer the request on stdin; the status says whether it was memory that ended it."""
     try:
         print(json.dumps(asdict(compare(json.load(sys.stdin)))))
+    except NoChat as error:
+        print(error.__cause__, file=sys.stderr)
+        return NO_CHAT
     except QloraUiError as error:
         print(error, file=sys.stderr)
         return 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,19 +13,21 @@ from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import free_bytes, read_json, size_of_tree, write_json
-from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
+from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
-from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, ShortOfMemory, check_artefact
+from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, plan_export
 from qlora_ui.hardware.system import read_system
 from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+
+logger = logging.getLogger("qlora_ui.engine")
 
 DEQUANTIZED = ("merged-dequantized", "gguf-f16", "gguf-q8_0", "ollama")
 """Forms made on the weights that were trained with, so that they answer as the chat does."""
@@ -74,7 +76,8 @@ def export_run(
     if form not in {known.name for known in EXPORT_FORMS}:
         names = ", ".join(known.name for known in EXPORT_FORMS)
         raise QloraUiError(f"There is no export “{form[:40]}”.", fix=f"Choose one of {names}.", where="--format", code="export-form")
-    adapter, config = adapter_or_fail(run), run.config()
+    adapter_or_fail(run)
+    config = run.config()
     target = _free_target(run, form, out)
     base = ensure_model(config.model, workspace, on_progress, is_cancelled)
     _refuse_without_room(plan_export(run, base, form), target)
@@ -90,7 +93,6 @@ def export_run(
             form,
             making,
             base=base,
-            adapter=adapter,
             run=run,
             num_prompts=num_prompts,
             on_progress=on_progress,
@@ -163,9 +165,11 @@ class _Maker:
 
     def gguf(self, outtype: str) -> None:
         from qlora_ui.engine.exports.llama_cpp import convert_model, converter
+        from qlora_ui.engine.exports.stops import name_turn_end
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
         self.merged(self.work / self.name, "merged-dequantized", for_gguf=True)
+        name_turn_end(self.work / self.name)
         target = self.out / f"{self.name}-{outtype}.gguf"
         convert_model(
             tool,
@@ -192,11 +196,12 @@ class _Maker:
 
     def modelfile(self) -> tuple[str, ...]:
         from qlora_ui.engine.exports.ollama import write_modelfile
-        from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
+        from qlora_ui.engine.exports.stops import stop_ids
+        from qlora_ui.engine.tokenizer import load_tokenizer
         from qlora_ui.models.folder import read_licence
 
         tokenizer = load_tokenizer(self.base, self.config.model.template)
-        stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_token_ids(tokenizer)]
+        stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_ids(self.base, tokenizer)]
         gguf = next(self.out.glob("*.gguf"))
         return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
 
@@ -234,7 +239,6 @@ def _check(
     target: Path,
     *,
     base: Path,
-    adapter: Path,
     run: RunDir,
     num_prompts: int,
     on_progress: OnProgress,
@@ -244,29 +248,47 @@ def _check(
     is_gguf = form.startswith("gguf") or form == "ollama"
     readable = find_spec("llama_cpp") is not None or read_folder(base).facts.model_type in READABLE_GGUF
     if form == "gguf-lora" or (is_gguf and not readable):
-        return None, "Not compared with the chat: only llama.cpp reads this form, and it is not part of this app."
+        return None, _not_compared("only llama.cpp reads this form, and it is not part of this app")
     if num_prompts == 0:
         return None, "Not compared with the chat."
-    prompts = _prompts(run, num_prompts, base)
-    if not prompts:
-        return None, "Not compared with the chat: the run's rows are gone."
-    short = _short_of_memory(plan_export(run, base, form).check_bytes, run.config())
-    if short:
-        return None, short
     try:
+        prompts = _prompts(run, base, form, num_prompts)
         result = check_artefact(
             "gguf" if is_gguf else form.partition("-")[0],
             target,
             base=base,
-            adapter=adapter,
+            adapter=run.adapter,
             config_path=run.config_path,
             prompts=prompts,
             on_progress=on_progress,
             is_cancelled=is_cancelled,
         )
-    except ShortOfMemory as error:
-        return None, str(error)
+    except (DoesNotLoad, Cancelled):
+        raise
+    except (QloraUiError, OSError) as error:
+        return None, _not_compared(str(error))
+    except Exception as error:
+        # A boundary like the page's: hours of work are not thrown away for a bug in looking at them.
+        mark = secrets.token_hex(4)
+        logger.exception("the check of an export, id %s", mark)
+        return None, _not_compared(f"something went wrong that should not have ({type(error).__name__}, id {mark})")
     return result, result.sentence() + ("" if result.is_equal else why_answers_differ(form, result, _in_16_bits(run.config())))
+
+
+def _prompts(run: RunDir, base: Path, form: str, num_prompts: int) -> list[list[int]]:
+    """What to ask in the comparison; raises QloraUiError where there is nothing to ask, or no memory to ask it in."""
+    from qlora_ui.engine.exports.prompts import check_prompts
+
+    prompts = check_prompts(run, num_prompts, base)
+    if not prompts:
+        raise RunError("the run's rows are gone, or none of them is a question with an answer", code="export-check-rows")
+    _refuse_without_memory(plan_export(run, base, form).check_bytes, run.config())
+    return prompts
+
+
+def _not_compared(why: str) -> str:
+    """The note of an export that is kept unchecked."""
+    return f"Not compared with the chat: {why.rstrip('.')}."
 
 
 def _in_16_bits(config: RunConfig) -> bool:
@@ -297,41 +319,10 @@ def why_answers_differ(form: str, result: CheckResult, in_16_bits: bool) -> str:
     return ""
 
 
-def _short_of_memory(needed: int, config: RunConfig) -> str:
-    """Why the comparison is left out on a CPU, where running out of memory could end the app; empty where there is enough."""
+def _refuse_without_memory(needed: int, config: RunConfig) -> None:
+    """Leave the comparison out on a CPU without the memory for it: running out there could end the app."""
     from qlora_ui.engine.load import training_device
 
     free = read_system().ram_available_bytes
-    if training_device(config).type != "cpu" or needed <= free:
-        return ""
-    return f"Not compared with the chat: that takes {format_bytes(needed)} of memory, and {format_bytes(free)} are free."
-
-
-def _prompts(run: RunDir, num_prompts: int, base: Path) -> list[list[int]]:
-    """Questions of the run's own rows as tokens: held-back ones first."""
-    from qlora_ui.engine.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(base, run.config().model.template)
-    prompts: list[list[int]] = []
-    for name in ("eval.jsonl", "train.jsonl"):
-        for messages in _conversations(run.data / name):
-            if len(prompts) == num_prompts:
-                return prompts
-            first = next((at for at, message in enumerate(messages) if message["role"] == "assistant"), 0)
-            if first == 0:
-                continue
-            if tokenizer.chat_template:
-                ids = tokenizer.apply_chat_template(messages[:first], add_generation_prompt=True, return_dict=True)["input_ids"]
-            else:
-                ids = tokenizer("\n".join(message["content"] for message in messages[:first]))["input_ids"]
-            prompts.append(list(ids))
-    return prompts
-
-
-def _conversations(path: Path) -> Sequence[list[dict[str, str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    rows = [json.loads(line) for line in lines if line]
-    return [row["messages"] for row in rows if isinstance(row.get("messages"), list)]
+    if training_device(config).type == "cpu" and needed > free:
+        raise ShortOfMemory(f"that takes {format_bytes(needed)} of memory, and {format_bytes(free)} are free")

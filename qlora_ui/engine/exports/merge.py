@@ -24,6 +24,7 @@ from qlora_ui.base.files import write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.engine.exports.lora import LoraWeights, read_lora
 from qlora_ui.engine.exports.safetensors_stream import rewrite
+from qlora_ui.engine.exports.stops import write_stops
 from qlora_ui.engine.load import compute_dtype, training_device
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models.folder import INDEX, read_folder, read_header, weight_files
@@ -169,7 +170,9 @@ def _write_settings(base: Path, out: Path, config: RunConfig, dtype: torch.dtype
     for name in _COPIED:
         if (base / name).is_file():
             shutil.copyfile(base / name, out / name)
-    load_tokenizer(base, config.model.template).save_pretrained(str(out))
+    tokenizer = load_tokenizer(base, config.model.template)
+    tokenizer.save_pretrained(str(out))
+    write_stops(base, out, tokenizer)
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -1,0 +1,56 @@
+"""What each side of a chat is told of what was said, also where an answer has no word or never came."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+from qlora_ui.engine.conversation import ChatHistory
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.chat_desk import KEPT_ROWS, ChatDesk, TurnNotes
+from qlora_ui.ui.service import Service
+
+
+def _history(*turns: tuple[str, dict[str, str]], system: str = "") -> ChatHistory:
+    return ChatHistory.from_dict({"system": system, "turns": [{"question": question, "answers": answers} for question, answers in turns]})
+
+
+def _seen(history: ChatHistory, side: str) -> list[tuple[str, str]]:
+    """What the side is asked; turns of user and assistant always alternate."""
+    messages = [(message.role, message.content) for message in history.questions([side])[side]]
+    turns = [role for role, _ in messages if role != "system"]
+    assert turns[-1] == "user" and all(one != two for one, two in pairwise(turns))
+    return messages
+
+
+def test_an_answer_without_a_word_stays_an_answer() -> None:
+    history = _history(("one", {"adapter": "", "base": "said"}), ("two", {}))
+    assert _seen(history, "adapter") == [("user", "one"), ("assistant", ""), ("user", "two")]
+    assert _seen(history, "base") == [("user", "one"), ("assistant", "said"), ("user", "two")]
+    alone = _history(("one", {"adapter": ""}), ("two", {}), system="be brief")
+    assert _seen(alone, "base") == [("system", "be brief"), ("user", "one"), ("assistant", ""), ("user", "two")]
+
+
+def test_a_side_that_was_not_asked_is_told_the_others_answer() -> None:
+    history = _history(("one", {"base": "", "adapter": "said"}), ("two", {}))
+    assert _seen(history, "more") == [("user", "one"), ("assistant", "said"), ("user", "two")]
+
+
+def test_a_question_that_failed_goes_with_its_answer() -> None:
+    history = _history(("too long for the model", {}), ("two", {}))
+    assert _seen(history, "adapter") == [("user", "two")]
+    history.add("adapter", "")
+    assert [message.role for message in history.messages("adapter")] == ["user", "assistant"]
+    history.retry()
+    assert _seen(history, "adapter") == [("user", "two")]
+
+
+def test_a_kept_row_has_the_words_of_its_own_side_and_no_empty_answer(workspace: Workspace) -> None:
+    desk = ChatDesk(Service(workspace))
+    desk.history = _history(
+        ("one", {"adapter": "", "base": "not mine"}), ("two", {}), ("three", {"adapter": "mine"}), ("four", {"adapter": "good"})
+    )
+    desk.notes = [TurnNotes() for _ in desk.history.turns]
+    desk.keep(3, "adapter")
+    row = json.loads((workspace.datasets / KEPT_ROWS).read_text(encoding="utf-8"))
+    assert [message["content"] for message in row["messages"]] == ["three", "mine", "four", "good"]
