@@ -272,10 +272,17 @@ class Service:
         saved = read_json(self.workspace.root / "draft.json")
         if isinstance(saved, dict):
             try:
-                return str(saved.get("preset", "")), RunConfig.parse(saved["settings"])
+                return self._preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
             except (SettingsError, KeyError, TypeError):
                 pass
         return FIRST_PRESET, self.preset_config(FIRST_PRESET)
+
+    def _preset_here(self, name: object) -> str:
+        """The name; empty for a preset that was deleted, renamed or broken since.
+
+        Gradio refuses every request of a page whose picker shows what is not among its choices, so Start would never come on.
+        """
+        return next((preset.name for preset in self.presets() if preset.name == name), "")
 
     def shutdown(self, timeout_s: float = 30) -> None:
         """Stop and save the running job, free the chat."""
