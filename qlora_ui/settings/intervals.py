@@ -23,8 +23,7 @@ class Intervals:
 def intervals(config: RunConfig, num_train_rows: int, num_eval_rows: int) -> Intervals:
     """The intervals for that many rows (packed rows where packing is on): 0 in the settings means about ten checks a run, a
     save each tenth of it but at least every 100 steps, and about five answers to the probe questions."""
-    steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
-    num_steps = config.train.max_steps or max(math.ceil(config.train.epochs * steps_per_epoch), 1)
+    num_steps = count_steps(config, num_train_rows)
     eval_every = (config.eval.every or max(round(num_steps / 10), 1)) if num_eval_rows else 0
     return Intervals(
         num_steps=num_steps,
@@ -32,3 +31,14 @@ def intervals(config: RunConfig, num_train_rows: int, num_eval_rows: int) -> Int
         save_every=min(config.output.save_every or min(max(num_steps // 10, 1), 100), num_steps),
         probe_every=min(config.eval.probe_every or max(round(num_steps / 5), 1), num_steps) if config.eval.probes else 0,
     )
+
+
+def count_steps(config: RunConfig, num_train_rows: int) -> int:
+    """Corrections of the weights in a run over that many training rows (packed rows where packing is on).
+
+    As upstream has it, a number of steps takes the place of the passes, whether it is fewer or more.
+    """
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
+    return max(math.ceil(config.train.epochs * steps_per_epoch), 1)
