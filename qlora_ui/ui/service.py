@@ -257,15 +257,18 @@ class Service:
             return RunConfig()
 
     def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "") -> Draft:
-        """The settings on a page with all that follows from them; remembered for the next page load when they are right."""
-        draft = make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
-        if draft.config is not None:
-            saved = {"preset": preset, "settings": draft.config.to_nested(only_changed=True)}
-            with self._lock:
-                if saved != self._saved_draft:
-                    write_json(self.workspace.root / "draft.json", saved)
-                    self._saved_draft = saved
-        return draft
+        """The settings on a page with all that follows from them."""
+        return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
+
+    def remember(self, draft: Draft) -> None:
+        """Keep the settings of a page for the next page load, when they are right."""
+        if draft.config is None:
+            return
+        saved = {"preset": draft.preset, "settings": draft.config.to_nested(only_changed=True)}
+        with self._lock:
+            if saved != self._saved_draft:
+                write_json(self.workspace.root / "draft.json", saved)
+                self._saved_draft = saved
 
     def last_draft(self) -> tuple[str, RunConfig]:
         """Preset and settings as a page last had them; on the first visit the demo, ready to start."""
