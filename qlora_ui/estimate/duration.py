@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import FAST, PLAIN, DeviceProfile
 from qlora_ui.models.facts import ModelFacts
-from qlora_ui.settings.intervals import count_steps
+from qlora_ui.settings.intervals import count_steps, num_held_back
 from qlora_ui.settings.run_config import RunConfig
 
 FAST_EFFICIENCY, PLAIN_EFFICIENCY, CPU_EFFICIENCY = 0.55, 0.45, 1.0
@@ -53,15 +53,16 @@ def estimate_duration(
     """
     mean = min(mean_tokens or config.data.max_length / 2, config.data.max_length)
     rows = num_rows if num_rows is not None else 1000
-    train_rows = max(1, round(rows * (1 - config.eval.share)))
+    held_back = num_held_back(rows, config.eval.share)
+    train_rows = max(1, rows - held_back)
     work = workload_of(facts, config, device, DataShape(num_rows=rows, mean_tokens=mean))
     num_steps, tokens_per_step, positions = _steps(config, work, train_rows, mean)
     micro = micro_step_s(facts, config, device, work, positions)
     learned = device.speeds.get(FAST if work.is_fast else PLAIN)
     factor = learned.factor if learned else 1.0
     step = micro * config.train.accumulation * factor
-    eval_positions = rows * config.eval.share * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
-    evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if config.eval.share else 0
+    eval_positions = held_back * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
+    evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if held_back else 0
     evaluation = evaluations * eval_positions * _flop_per_token(facts, 2) / _throughput(device, work) * factor
     starting = _starting_s(facts, device)
     total = starting + num_steps * step * 1.03 + evaluation

@@ -1,4 +1,4 @@
-"""How many steps a run has and how often it checks, saves and asks: what the job does, the estimate counts and the script writes."""
+"""How many rows, steps and interruptions a run has: what the job does, the estimate counts, the page says and the script writes."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def count_steps(config: RunConfig, num_train_rows: int) -> int:
         return config.train.max_steps
     steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
     return max(math.ceil(config.train.epochs * steps_per_epoch), 1)
+
+
+def num_held_back(num_rows: int, share: float) -> int:
+    """Rows that are kept from training: at least one where any are to be, and never all."""
+    return min(max(round(num_rows * share), 1), num_rows - 1) if share > 0 and num_rows > 1 else 0
+
+
+def num_warmup_steps(warmup: float, num_steps: int) -> int:
+    """Steps with a rising learning rate, a share below 1 rounded as transformers does."""
+    return math.ceil(num_steps * warmup) if warmup < 1 else round(warmup)
