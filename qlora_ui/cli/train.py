@@ -9,9 +9,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
+from qlora_ui.base.signals import end_signals, is_hangup
 from qlora_ui.base.units import format_bytes, format_duration
+from qlora_ui.cli import silence
 from qlora_ui.cli.config_flags import add_config_flags, config_from
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import EvalLogged, Event, Failed, Healed, Noticed, PhaseChanged, Planned, ProbeAnswered, RequestSeen, StepLogged
@@ -24,6 +26,7 @@ from qlora_ui.runs.workspace import Ownership, Workspace
 
 HELP = "train without the page"
 LOOK_S = 0.2
+SAVING_S = 30.0
 _PHASES = {
     "download": "Getting the model ready",
     "data": "Reading the data",
@@ -45,21 +48,27 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     with Ownership(workspace):
         launcher = Launcher(workspace, Card())
-        if arguments.resume:
-            target = launcher.resume(find_run(workspace, arguments.resume))
-        else:
-            target = launcher.start(config_from(arguments, workspace))
-        with _stopping(target):
-            _follow(launcher, target, None if arguments.quiet else _say)
-        launcher.shutdown()
+        patience_s = SAVING_S
+        try:
+            if arguments.resume:
+                target = launcher.resume(find_run(workspace, arguments.resume))
+            else:
+                target = launcher.start(config_from(arguments, workspace))
+            with _stopping(target):
+                _follow(launcher, target, None if arguments.quiet else _say)
+        except KeyboardInterrupt:
+            patience_s = 0.0  # pressed three times
+            raise
+        finally:
+            launcher.shutdown(patience_s)
     view = read_run(target)
     if arguments.json:
         values = ended_values(view)
         if isinstance(view.ended, Failed):
             values["error"] = _error(view.ended)
-        print(json.dumps(values, ensure_ascii=False), flush=True)
+        _say(json.dumps(values, ensure_ascii=False), sys.stdout)
     else:
-        print(f"{view.id}: {view.status.value}, step {view.step}, {view.run.path}")
+        _say(f"{view.id}: {view.status.value}, step {view.step}, {view.run.path}", sys.stdout)
     return 0 if view.status in (Status.DONE, Status.STOPPED, Status.PAUSED) else 1
 
 
@@ -100,8 +109,13 @@ def _line(event: Event, plan: Planned | None) -> str:
     return ""
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """A line, on stderr. Where its reader is gone (head, a closed terminal) the run goes on in silence: the journal has it all."""
+    stream = stream or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        silence(stream)
 
 
 def _error(failed: Failed) -> dict[str, Any]:
@@ -113,19 +127,20 @@ def _error(failed: Failed) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stopping(target: RunDir) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop and save; the second, or the first after 25 seconds without an end, ends at once."""
+    """Ctrl-C, SIGTERM and a closed terminal stop and save; the second, or the first after 25 seconds without an end, ends at once."""
     pressed: list[float] = []
 
     def stop(number: int, frame: Any) -> None:
+        if pressed and is_hangup(number):
+            return
         pressed.append(time.monotonic())
         target.request(Request.STOP if len(pressed) == 1 else Request.STOP_NOW)
         if len(pressed) > 2:
             raise KeyboardInterrupt
 
-    names = [name for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
+    before = {number: signal.signal(number, stop) for number in end_signals()}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

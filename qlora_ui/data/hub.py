@@ -28,6 +28,8 @@ KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps its own Parquet copy of datasets whose files are of other kinds."""
 PREVIEW_BYTES = 512 << 10
+ROOM_BYTES = 256 * MIB
+"""Left free on the disk after a download."""
 _PIECE_BYTES = 256 << 10
 _ROWS_SERVER = "https://datasets-server.huggingface.co"
 _NO_DATA = ("dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
@@ -139,11 +141,7 @@ def download(
     splits = splits_of(repo, workspace)
     names = splits.files(subset, split)
     total = splits.num_bytes(subset, split)
-    if total + 256 * MIB > free_bytes(cache_folder()):
-        free = format_bytes(free_bytes(cache_folder()))
-        raise _error(
-            "hub-disk", f"There is not enough space for {repo}.", f"It needs {format_bytes(total)}; {free} are free.", "Free some space."
-        )
+    _refuse_without_room(splits, names)
     # The library looks up after every piece; pieces of 10 MB would keep a slow line silent, and deaf to a cancel, for too long.
     constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES
     paths, done = [], 0
@@ -166,6 +164,23 @@ def download(
         done += splits.sizes.get(name, 0)
         on_progress(f"Downloading {repo}", done / max(total, 1))
     return paths
+
+
+def _refuse_without_room(splits: HubSplits, names: Iterable[str]) -> None:
+    """Raise DataError where the files that are not in the cache yet would fill the disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_here(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(splits.id, name, cache_folder(), splits.commit, "dataset"), str)
+
+    missing = sum(splits.sizes.get(name, 0) for name in names if not is_here(name))
+    free = free_bytes(cache_folder())
+    if missing and missing + ROOM_BYTES > free:
+        needed, room = format_bytes(missing), format_bytes(ROOM_BYTES)
+        why = f"{needed} are to be downloaded, and {room} stay free for the work; {format_bytes(free)} are free."
+        raise _error(
+            "hub-disk", f"There is not enough space for {splits.id}.", why, "Free some space, or move the Hub's cache with HF_HOME."
+        )
 
 
 def first_rows(repo: str, subset: str | None, split: str, workspace: DataFolders, num_rows: int = 20) -> list[dict[str, Any]]:

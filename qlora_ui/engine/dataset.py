@@ -34,6 +34,7 @@ from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids, tokenizer_
 from qlora_ui.engine.tokens import IGNORED, TokenizedRow, tokenize_all, tokenize_conversation
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 
@@ -132,7 +133,7 @@ def build_datasets(
         on_progress=on_progress,
         is_cancelled=is_cancelled,
     )
-    kept = _usable(table, data)
+    kept = usable_rows(table, data)
     if not kept.any():
         raise _nothing_left(table, data)
     train_rows, eval_rows = split_rows(np.flatnonzero(kept), table, config.eval.share, config.train.seed)
@@ -201,7 +202,7 @@ def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple
 
     Rows that occur once are held back first: a checked row whose double is trained on would look better than it is.
     """
-    num_eval = min(max(round(len(rows) * share), 1), len(rows) - 1) if share > 0 and len(rows) > 1 else 0
+    num_eval = num_held_back(len(rows), share)
     if not num_eval:
         return rows, rows[:0]
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -214,7 +215,7 @@ def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple
     return rows[~held], rows[held]
 
 
-def _usable(table: TokenTable, data: DataSection) -> Array:
+def usable_rows(table: TokenTable, data: DataSection) -> Array:
     """Which rows still hold something to learn after cutting."""
     usable = table.trained_counts(data.max_length) > 0
     if data.too_long == "drop":

@@ -15,7 +15,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import Conversations, load_anyway
 from qlora_ui.data.report import DataReport
-from qlora_ui.engine.dataset import split_rows
+from qlora_ui.engine.dataset import split_rows, usable_rows
 from qlora_ui.engine.lint import TokenLint, lint_tokens
 from qlora_ui.engine.preview import Preview, preview_row
 from qlora_ui.engine.token_table import TokenTable
@@ -134,8 +134,7 @@ class Lens:
 
 def _overlap(table: TokenTable, config: RunConfig) -> np.ndarray[Any, Any]:
     """Held-back rows whose double is trained on."""
-    usable = np.flatnonzero(table.trained_counts(config.data.max_length) > 0)
-    train, held = split_rows(usable, table, config.eval.share, config.train.seed)
+    train, held = split_rows(np.flatnonzero(usable_rows(table, config.data)), table, config.eval.share, config.train.seed)
     if not len(held):
         return held
     hashes = table.hashes()

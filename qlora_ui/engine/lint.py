@@ -11,6 +11,7 @@ import numpy as np
 
 from qlora_ui.data.load import Conversations
 from qlora_ui.data.report import SHOWN_ROWS, Finding, Severity
+from qlora_ui.engine.dataset import usable_rows
 from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.sections import DataSection
@@ -85,6 +86,7 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> 
     edges = np.unique(np.linspace(0, max(longest, 1), _BARS + 1).round().astype(int))
     return {
         "total": int(lengths.sum()),
+        "usable": _usable(table, data, kept, left),
         "kept": int(kept.sum()),
         "trained": int(left.sum()),
         "trained_share": round(float(left.sum() / max(kept.sum(), 1)), 4),
@@ -103,6 +105,19 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> 
         # From which the estimate says how many rows a shorter limit would cut, to half a hundredth.
         "quantiles": np.percentile(lengths, np.linspace(0, 100, 201)).astype(int).tolist(),
         "histogram": {"edges": edges.tolist(), "counts": np.histogram(lengths, bins=edges)[0].tolist()},
+    }
+
+
+def _usable(table: TokenTable, data: DataSection, kept: Array, left: Array) -> dict[str, Any]:
+    """Of the rows that are trained on and checked: their number, and their tokens as the trainer gets them."""
+    rows = usable_rows(table, data)
+    if not rows.any():
+        return {"rows": 0}
+    return {
+        "rows": int(rows.sum()),
+        "mean": round(float(kept[rows].mean()), 1),
+        "longest": int(table.lengths[rows].max()),
+        "trained_share": round(float(left[rows].sum() / kept[rows].sum()), 4),
     }
 
 

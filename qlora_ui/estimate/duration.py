@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import FAST, PLAIN, DeviceProfile
 from qlora_ui.models.facts import ModelFacts
+from qlora_ui.settings.intervals import count_steps, num_held_back
 from qlora_ui.settings.run_config import RunConfig
 
 FAST_EFFICIENCY, PLAIN_EFFICIENCY, CPU_EFFICIENCY = 0.55, 0.45, 1.0
@@ -52,15 +53,16 @@ def estimate_duration(
     """
     mean = min(mean_tokens or config.data.max_length / 2, config.data.max_length)
     rows = num_rows if num_rows is not None else 1000
-    train_rows = max(1, round(rows * (1 - config.eval.share)))
+    held_back = num_held_back(rows, config.eval.share)
+    train_rows = max(1, rows - held_back)
     work = workload_of(facts, config, device, DataShape(num_rows=rows, mean_tokens=mean))
     num_steps, tokens_per_step, positions = _steps(config, work, train_rows, mean)
     micro = micro_step_s(facts, config, device, work, positions)
     learned = device.speeds.get(FAST if work.is_fast else PLAIN)
     factor = learned.factor if learned else 1.0
     step = micro * config.train.accumulation * factor
-    eval_positions = rows * config.eval.share * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
-    evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if config.eval.share else 0
+    eval_positions = held_back * (mean if work.is_packed else min(mean * 1.4, config.data.max_length))
+    evaluations = max(1, num_steps // config.eval.every if config.eval.every else 10) if held_back else 0
     evaluation = evaluations * eval_positions * _flop_per_token(facts, 2) / _throughput(device, work) * factor
     starting = _starting_s(facts, device)
     total = starting + num_steps * step * 1.03 + evaluation
@@ -82,14 +84,6 @@ def _first_error(work: Workload) -> float:
     return FAST_ERROR if work.is_fast else PLAIN_ERROR
 
 
-def count_steps(config: RunConfig, num_rows: int, mean_tokens: float, *, is_packed: bool) -> int:
-    """Corrections of the weights in a run over that many training rows."""
-    rows = math.ceil(num_rows * mean_tokens / (0.95 * config.data.max_length)) if is_packed else num_rows
-    per_epoch = max(1, math.ceil(rows / config.effective_batch))
-    steps = max(1, math.ceil(config.train.epochs * per_epoch))
-    return min(steps, config.train.max_steps) if config.train.max_steps is not None else steps
-
-
 def micro_step_s(facts: ModelFacts, config: RunConfig, device: DeviceProfile, work: Workload, positions: float) -> float:
     """Seconds of one micro-step over that many token positions: arithmetic, dequantization, and launches where Python is slower."""
     recomputed = (facts.num_layers - work.kept_layers) / facts.num_layers
@@ -107,7 +101,8 @@ def micro_step_s(facts: ModelFacts, config: RunConfig, device: DeviceProfile, wo
 
 def _steps(config: RunConfig, work: Workload, train_rows: int, mean: float) -> tuple[int, float, float]:
     """(steps, real tokens of a step, positions of a micro-batch): padding costs time, packing fills rows."""
-    steps = count_steps(config, train_rows, mean, is_packed=work.is_packed)
+    rows = math.ceil(train_rows * mean / (0.95 * config.data.max_length)) if work.is_packed else train_rows
+    steps = count_steps(config, rows)
     if work.is_packed:
         positions = float(work.tokens)
         return steps, positions * 0.95 * config.train.accumulation * work.num_devices, positions

@@ -1,4 +1,4 @@
-"""How many steps a run has and how often it checks, saves and asks: what the job does, the estimate counts and the script writes."""
+"""How many rows, steps and interruptions a run has: what the job does, the estimate counts, the page says and the script writes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class Intervals:
 def intervals(config: RunConfig, num_train_rows: int, num_eval_rows: int) -> Intervals:
     """The intervals for that many rows (packed rows where packing is on): 0 in the settings means about ten checks a run, a
     save each tenth of it but at least every 100 steps, and about five answers to the probe questions."""
-    steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
-    num_steps = config.train.max_steps or max(math.ceil(config.train.epochs * steps_per_epoch), 1)
+    num_steps = count_steps(config, num_train_rows)
     eval_every = (config.eval.every or max(round(num_steps / 10), 1)) if num_eval_rows else 0
     return Intervals(
         num_steps=num_steps,
@@ -32,3 +31,24 @@ def intervals(config: RunConfig, num_train_rows: int, num_eval_rows: int) -> Int
         save_every=min(config.output.save_every or min(max(num_steps // 10, 1), 100), num_steps),
         probe_every=min(config.eval.probe_every or max(round(num_steps / 5), 1), num_steps) if config.eval.probes else 0,
     )
+
+
+def count_steps(config: RunConfig, num_train_rows: int) -> int:
+    """Corrections of the weights in a run over that many training rows (packed rows where packing is on).
+
+    As upstream has it, a number of steps takes the place of the passes, whether it is fewer or more.
+    """
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    steps_per_epoch = max(math.ceil(num_train_rows / config.effective_batch), 1)
+    return max(math.ceil(config.train.epochs * steps_per_epoch), 1)
+
+
+def num_held_back(num_rows: int, share: float) -> int:
+    """Rows that are kept from training: at least one where any are to be, and never all."""
+    return min(max(round(num_rows * share), 1), num_rows - 1) if share > 0 and num_rows > 1 else 0
+
+
+def num_warmup_steps(warmup: float, num_steps: int) -> int:
+    """Steps with a rising learning rate, a share below 1 rounded as transformers does."""
+    return math.ceil(num_steps * warmup) if warmup < 1 else round(warmup)

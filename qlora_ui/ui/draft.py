@@ -58,8 +58,9 @@ class Draft:
 
     @property
     def num_rows(self) -> int | None:
-        """Conversations of one pass, held-back ones included."""
-        return self.report.num_rows if self.report is not None else None
+        """Conversations that the run uses, held-back ones included; without a look in tokens all that were read."""
+        shape = data_shape(self.report)
+        return shape.num_rows if shape is not None else None
 
     @property
     def is_reading(self) -> bool:
@@ -156,14 +157,18 @@ def _estimated(draft: Draft, config: RunConfig, facts: ModelFacts) -> Draft:
 
 
 def data_shape(report: DataReport | None) -> DataShape | None:
-    """Rows and lengths as the estimates want them; in tokens where the tokenizer was asked, else rows only."""
+    """Rows and lengths as the estimates want them; in tokens where the tokenizer was asked, else rows only.
+
+    Rows that the job leaves out, for their length or since cutting takes their answer, do not count.
+    """
     if report is None:
         return None
     tokens = report.tokens or {}
+    used = tokens.get("usable") or {}
     return DataShape(
-        num_rows=report.num_rows,
-        mean_tokens=tokens.get("mean"),
-        longest_tokens=tokens.get("longest"),
-        trained_share=tokens.get("trained_share", 1.0),
+        num_rows=used.get("rows", report.num_rows),
+        mean_tokens=used.get("mean"),
+        longest_tokens=used.get("longest"),
+        trained_share=used.get("trained_share", 1.0),
         lengths=tuple(tokens.get("quantiles", ())),
     )

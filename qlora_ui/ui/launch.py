@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import importlib
@@ -24,6 +25,7 @@ import psutil
 from starlette.middleware import Middleware
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.signals import end_signals, is_hangup
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
 from qlora_ui.ui.blocks import Blocks
@@ -242,15 +244,15 @@ def _taken(port: int) -> QloraUiError:
 
 
 def wait_for_the_end(served: Served) -> None:
-    """Sleep until Ctrl-C or SIGTERM, then stop the job, save it and close; a second signal ends at once."""
+    """Sleep until Ctrl-C, SIGTERM or the terminal's end, then stop the job, save it and close; a second signal ends at once."""
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked.is_set() and not is_hangup(number):
             os._exit(130)
         asked.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in end_signals():
         signal.signal(number, ask)
     # A wait without limit would not be woken by Ctrl-C on Windows.
     while not asked.wait(0.5):
@@ -258,7 +260,9 @@ def wait_for_the_end(served: Served) -> None:
     view = served.service.view("")
     if view is not None and view.status.is_live:
         words = f"Stopping {view.name or view.id} and saving it, {SHUTDOWN_S} s at most; Ctrl-C again ends at once."
-        print(words, file=sys.stderr, flush=True)
+        # Where the terminal is gone nobody reads it, and the saving matters.
+        with contextlib.suppress(OSError, ValueError):
+            print(words, file=sys.stderr, flush=True)
     served.close()
 
 

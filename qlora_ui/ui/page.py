@@ -141,17 +141,18 @@ class Page:
         outputs = [form_receipt, *(out for view in self.form_views for out in view.outputs)]
         others = {needed for view in self.form_views for needed in view.inputs}
         inputs = self.form.inputs | self.pickers | others | {form_receipt, self._is_restored}
-        form: dict[str, Any] = {"fn": self._form_changed, "inputs": inputs, "outputs": outputs}
+        form: dict[str, Any] = {"fn": self._form_edited, "inputs": inputs, "outputs": outputs}
+        untouched = form | {"fn": self._form_drawn}
         # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
         edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
         edits = [_edited(component) for component in edited if component is not self.preset]
         # What was found out in the background (a dataset that is read now) changes this number, which draws the form's views.
         self.live_views.append(LiveView(lambda run_id: str(self.service.num_news), ("q-news",), ()))
-        self.pulse.found(**form, **quiet)
+        self.pulse.found(**untouched, **quiet)
         gr.on(edits, **form, trigger_mode="always_last", **quiet)
         restored = [*(out for _, outputs in self._loads for out in outputs), self._is_restored]
         loaded = blocks.load(handler(self._restore), None, restored, **quiet)
-        loaded.then(**form, **quiet)
+        loaded.then(**untouched, **quiet)
         fields = [needed for view in self.live_views for needed in view.inputs if not needed.stateful]
         now: dict[str, Any] = {"fn": None, "inputs": fields, "outputs": None, "js": "(...inputs) => { qLive.now(inputs); }"}
         for event in self._redraw:
@@ -219,13 +220,25 @@ class Page:
                 parts.append(self._drawings.of(moment, number, args, draw))
         return joined(parts)
 
-    def _form_changed(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
+    def _form_edited(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
+        """`_form_drawn` after the user or the app changed a control: the settings are kept for the next visit.
+
+        Only then: a page that lies open in another window is drawn at every piece of news, and would put its old settings back.
+        """
+        return self._draw_form(request, data, is_edit=True)
+
+    def _form_drawn(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
         """Check the settings and draw every view of them; nothing before the page has them."""
+        return self._draw_form(request, data, is_edit=False)
+
+    def _draw_form(self, request: gr.Request, data: dict[Any, Any], *, is_edit: bool) -> list[Any]:
         if not data[self._is_restored]:
             return [gr.skip() for _ in (None, *(out for view in self.form_views for out in view.outputs))]
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)
+        if is_edit:
+            self.service.remember(draft)
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))

@@ -257,25 +257,35 @@ class Service:
             return RunConfig()
 
     def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "") -> Draft:
-        """The settings on a page with all that follows from them; remembered for the next page load when they are right."""
-        draft = make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
-        if draft.config is not None:
-            saved = {"preset": preset, "settings": draft.config.to_nested(only_changed=True)}
-            with self._lock:
-                if saved != self._saved_draft:
-                    write_json(self.workspace.root / "draft.json", saved)
-                    self._saved_draft = saved
-        return draft
+        """The settings on a page with all that follows from them."""
+        return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
+
+    def remember(self, draft: Draft) -> None:
+        """Keep the settings of a page for the next page load, when they are right."""
+        if draft.config is None:
+            return
+        saved = {"preset": draft.preset, "settings": draft.config.to_nested(only_changed=True)}
+        with self._lock:
+            if saved != self._saved_draft:
+                write_json(self.workspace.root / "draft.json", saved)
+                self._saved_draft = saved
 
     def last_draft(self) -> tuple[str, RunConfig]:
         """Preset and settings as a page last had them; on the first visit the demo, ready to start."""
         saved = read_json(self.workspace.root / "draft.json")
         if isinstance(saved, dict):
             try:
-                return str(saved.get("preset", "")), RunConfig.parse(saved["settings"])
+                return self._preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
             except (SettingsError, KeyError, TypeError):
                 pass
         return FIRST_PRESET, self.preset_config(FIRST_PRESET)
+
+    def _preset_here(self, name: object) -> str:
+        """The name; empty for a preset that was deleted, renamed or broken since.
+
+        Gradio refuses every request of a page whose picker shows what is not among its choices, so Start would never come on.
+        """
+        return next((preset.name for preset in self.presets() if preset.name == name), "")
 
     def shutdown(self, timeout_s: float = 30) -> None:
         """Stop and save the running job, free the chat."""

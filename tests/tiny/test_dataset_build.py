@@ -17,9 +17,14 @@ from qlora_ui.data.load import load_conversations
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer, preview_row
 from qlora_ui.engine.lens import Lens
 from qlora_ui.engine.tokens import IGNORED
+from qlora_ui.estimate.duration import estimate_duration
+from qlora_ui.hardware.devices import cpu_profile
+from qlora_ui.models.architecture import builtin_facts
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.draft import data_shape
 
 WORDS = [
     "tide",
@@ -217,3 +222,18 @@ def test_an_empty_slice_is_told_and_breaks_nothing(tiny_model_dir: Path, workspa
     assert report.verdict == "not-trainable" and report.num_rows == 0
     with pytest.raises(DataError, match="slice"):
         build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
+
+
+@pytest.mark.parametrize("too_long", ["cut", "drop"])
+def test_the_estimate_counts_the_rows_that_the_job_uses(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, too_long: str) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 120), tiny_model_dir, **{"data.too_long": too_long, "train.batch_size": 1})
+    shape = data_shape(Lens(workspace).report(config))
+    built = build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
+    receipt = built.receipt
+    assert shape is not None and receipt.num_dropped > 20
+    assert shape.num_rows == receipt.num_train_rows + receipt.num_eval_rows
+    tokens = receipt.num_train_tokens + receipt.num_eval_tokens
+    assert shape.mean_tokens == pytest.approx(tokens / shape.num_rows, abs=0.1)
+    assert shape.longest_tokens is not None and min(shape.longest_tokens, 96) == receipt.longest_tokens
+    duration = estimate_duration(builtin_facts(), config, cpu_profile(workspace), shape.num_rows, shape.mean_tokens)
+    assert duration.num_steps == intervals(config, receipt.num_train_rows, receipt.num_eval_rows).num_steps

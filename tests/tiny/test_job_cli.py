@@ -82,3 +82,21 @@ def test_an_interrupt_stops_and_saves_and_the_run_continues(words: list[str], tm
     view = read_run(run)
     assert view.status is Status.STOPPED and view.checkpoints[-1].step == view.step
     assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(words: list[str], tmp_path: Path) -> None:
+    # `start.py train … 2>&1 | head`
+    child = subprocess.Popen(
+        [sys.executable, "app.py", *words, "--train.max_steps", "20"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(timeout=120) == 0
+    view = read_run(find_run(Workspace.at(tmp_path / "workspace"), "latest"))
+    assert (view.status, view.step) == (Status.DONE, 20)

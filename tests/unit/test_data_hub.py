@@ -11,7 +11,7 @@ from dataset_hub_stub import COMMIT, DatasetHub, serve
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.data.hub import download, first_rows, search, splits_of
+from qlora_ui.data.hub import ROOM_BYTES, download, first_rows, search, splits_of
 from qlora_ui.data.load import load_conversations
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
@@ -153,3 +153,21 @@ def test_a_refused_preview_has_its_words_too(hub: DatasetHub, workspace: Workspa
     with pytest.raises(DataError, match="slow down") as refused:
         first_rows(REPO, None, "train", workspace)
     assert refused.value.code == "hub-429"
+
+
+def test_room_is_asked_for_what_is_missing_and_not_for_what_is_here(
+    hub: DatasetHub, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = splits_of(REPO, workspace).files(None, "train")
+    num_bytes = {name: len(hub.repos[REPO][name]) for name in (first, second)}
+    monkeypatch.setattr("qlora_ui.data.hub.free_bytes", lambda folder: ROOM_BYTES + num_bytes[first])
+    with pytest.raises(DataError, match="not enough space") as caught:
+        download(REPO, None, "train", workspace)
+    assert "256 MiB stay free" in caught.value.problems[0].why
+    monkeypatch.setattr("qlora_ui.data.hub.free_bytes", lambda folder: 1 << 40)
+    paths = download(REPO, None, "train", workspace)
+    monkeypatch.setattr("qlora_ui.data.hub.free_bytes", lambda folder: 0)
+    assert download(REPO, None, "train", workspace) == paths
+    paths[1].unlink()
+    monkeypatch.setattr("qlora_ui.data.hub.free_bytes", lambda folder: ROOM_BYTES + num_bytes[second])
+    assert download(REPO, None, "train", workspace) == paths

@@ -65,7 +65,9 @@ def test_using_the_memory_keeps_the_result() -> None:
 
 def test_quantiles_of_the_lengths_say_what_a_shorter_limit_cuts() -> None:
     lengths = tuple(range(0, 4020, 20))  # 201 quantiles of rows between 0 and 4,000 tokens, as many of each
-    shape = data_shape(report_with({"mean": 2000.0, "longest": 4000, "trained_share": 0.5, "quantiles": list(lengths)}))
+    shape = data_shape(
+        report_with({"usable": {"rows": 2000, "mean": 2000.0, "longest": 4000, "trained_share": 0.5}, "quantiles": list(lengths)})
+    )
     assert shape is not None and shape.lengths == lengths and shape.longest_tokens == 4000
     advice = make_it_fit(LLAMA, LARGE.changed({"lora.rank": 16}), named_device("7GB"), shape)
     new = advice.changes["data.max_length"][1]

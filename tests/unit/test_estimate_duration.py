@@ -13,6 +13,7 @@ from qlora_ui.estimate.workload import workload_of
 from qlora_ui.hardware.devices import cpu_profile, forget_learned, named_device, stored_speeds
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.run_config import RunConfig
 
 QWEN = facts_from_config({
@@ -76,3 +77,14 @@ def test_one_run_sets_the_pace_and_not_the_error(workspace: Workspace) -> None:
     learned = estimate_duration(QWEN, config, cpu_profile(workspace), 100, 200)
     assert learned.step_s == pytest.approx(3 * first.step_s) and learned.basis == "measured"
     assert learned.error_share == first.error_share == CPU_ERROR
+
+
+@pytest.mark.parametrize("max_steps", [None, 5, 1000])
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_the_estimate_counts_the_steps_that_the_job_takes(max_steps: int | None, packing: str) -> None:
+    # 120 rows and three passes: 24 steps. A number of steps takes their place, a larger one too.
+    config = RunConfig().changed({"train.max_steps": max_steps, "train.packing": packing, "data.max_length": 512})
+    num_rows, packed_rows = 120, 15
+    num_steps = estimate_duration(QWEN, config, CARD, num_rows, 60).num_steps
+    assert num_steps == intervals(config, packed_rows if packing == "on" else 114, 6).num_steps
+    assert max_steps in (None, num_steps)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import socket
+import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +23,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import launch
 from qlora_ui.ui.blocks import Blocks
-from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve
+from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve, wait_for_the_end
 from qlora_ui.ui.service import Service
 
 
@@ -109,3 +115,23 @@ def test_two_apps_at_once_get_different_ports(tmp_path: Path) -> None:
     finally:
         for app in apps:
             app.close(5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_closed_terminal_ends_the_app_with_its_run_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    view = SimpleNamespace(status=Status.RUNNING, name="a run", id="1")
+    served: Any = SimpleNamespace(service=SimpleNamespace(view=lambda run_id: view), close=lambda: closed.append(True))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    sys.stderr.close()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        # The system and the shell say so, each.
+        for wait_s in (0.05, 0.1):
+            threading.Timer(wait_s, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        wait_for_the_end(served)
+        time.sleep(0.15)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert closed == [True]

@@ -16,6 +16,8 @@ from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import verdict_html
+from qlora_ui.ui.views.ready import ready_html
+from qlora_ui.ui.views.recipe import automatic_words
 
 TOKENS = {
     "total": 9000, "kept": 8800, "trained": 4400, "trained_share": 0.5, "mean": 90.0, "median": 80, "p95": 250, "p99": 500, "shortest": 20,
@@ -33,6 +35,25 @@ def drafted(workspace: Workspace, path: Path) -> tuple[Draft, DataReport]:
     report = inspect(DataSection(sources=(str(path),)), workspace).with_tokens(TOKENS, ())
     draft = make_draft(service, {**_all_values(), **values}, "", service.device("NVIDIA GeForce RTX 3060"))
     return replace(draft, look=done(report)), report
+
+
+def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path: Path) -> None:
+    draft, report = drafted(workspace, tmp_path / "rows.jsonl")
+    tokens = TOKENS | {"usable": {"rows": 19, "mean": 80.0, "longest": 500, "trained_share": 0.5}}
+    values = {**draft.values, "eval.share": 0.01, "train.packing": "off", "train.warmup": 0.03}
+    draft = make_draft(service_that_counted(workspace, report.with_tokens(tokens, ())), values, "", draft.device)
+    # One row is held back at least; of 100 rows, 81 are left out for their length or since cutting takes their answer.
+    assert " 18 rows, 1 held back, 81 left out" in ready_html(draft)
+    assert draft.duration is not None and draft.duration.num_steps == 6
+    # transformers rounds the share of warm-up steps up.
+    assert automatic_words(draft, "train.warmup") == "1 of 6 steps"
+
+
+def service_that_counted(workspace: Workspace, report: DataReport) -> Service:
+    """A service whose looks are done."""
+    service = Service(workspace)
+    service.inspect = service.look = lambda asked: done(report)  # type: ignore[method-assign,assignment]
+    return service
 
 
 def done(report: DataReport) -> Pending[DataReport]:

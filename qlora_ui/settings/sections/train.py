@@ -24,8 +24,8 @@ class TrainSection(Section):
     )
     max_steps: int | None = option(
         None,
-        "Stops after this many steps, whatever the number of passes.",
-        label="Step limit",
+        "Trains exactly this many steps, fewer or more than the passes over the data would take: those then do not count.",
+        label="Number of steps",
         term="max steps",
         to="sft.max_steps",
         affects=("time",),

@@ -272,7 +272,8 @@ def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
 def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> None:
     @handler
     def step(data: dict[Any, Any], by: int) -> int:
-        count = page.service.draft(page.form.values(data)).num_rows or 1
+        report = page.service.draft(page.form.values(data)).report
+        count = (report.num_rows if report is not None else 0) or 1
         return (int(data[row] or 1) - 1 + by) % count + 1
 
     @handler

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case
 from qlora_ui.ui.views.memory_bar import prediction_html
@@ -130,8 +131,10 @@ def _model_words(draft: Draft, config: RunConfig) -> str:
 def _data_words(draft: Draft, config: RunConfig) -> str:
     words = escape(data_title(config))
     if draft.num_rows is not None:
-        held = round(draft.num_rows * config.eval.share)
-        kept = f", {held} held back" if held else ""
+        held = num_held_back(draft.num_rows, config.eval.share)
+        kept = f", {format_count(held)} held back" if held else ""
+        left_out = draft.report.num_rows - draft.num_rows if draft.report is not None else 0
+        kept += f", {format_count(left_out)} left out" if left_out else ""
         count = draft.num_rows - held
         words += f'<span class="q-small"> {escape(format_count(count))} row{"" if count == 1 else "s"}{kept}</span>'
     elif draft.is_reading:

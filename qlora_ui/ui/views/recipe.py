@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape
@@ -51,8 +52,7 @@ def automatic_words(draft: Draft, path: str) -> str:
         return f"Effective batch {config.effective_batch}"
     steps = draft.duration.num_steps if draft.duration is not None else None
     if path == "train.warmup" and steps is not None:
-        warm = config.train.warmup
-        return f"{round(warm * steps) if warm < 1 else round(warm)} of {steps} steps"
+        return f"{num_warmup_steps(config.train.warmup, steps)} of {steps} steps"
     return ""
 
 

@@ -1,0 +1,88 @@
+"""`train` on the command line when nobody listens any more: the run goes on, or is saved."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_ui.cli import main, train
+from qlora_ui.runs.run_dir import Request
+from qlora_ui.runs.workspace import Workspace
+
+
+class _Gone:
+    """A stream of a terminal that was closed."""
+
+    def __init__(self, file: Any) -> None:
+        self.fileno = file.fileno
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "said").open("w") as file:
+        monkeypatch.setattr("sys.stderr", _Gone(file))
+        train._say("step 1/30")
+        # Nor does anybody else's line: a library that warns in the job's thread would end it.
+        os.write(file.fileno(), b"a warning")
+    assert (tmp_path / "said").read_bytes() == b""
+
+
+def test_the_job_is_saved_whatever_ends_the_command(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    shut: list[float] = []
+
+    class Started(train.Launcher):
+        def start(self, config: Any, *, key: str = "") -> Any:
+            raise RuntimeError("something unforeseen after the job began")
+
+        def shutdown(self, timeout_s: float = 30.0) -> bool:
+            shut.append(timeout_s)
+            return True
+
+    monkeypatch.setattr(train, "Launcher", Started)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        main(["train", "--preset", "demo", "--workspace", str(workspace.root)])
+    assert shut == [train.SAVING_S]
+
+
+class _Asked:
+    """Takes a run's requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def request(self, request: Request) -> None:
+        self.requests.append(request)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_closed_terminal_stops_and_saves_and_is_not_counted_twice() -> None:
+    target: Any = _Asked()
+    with train._stopping(target):
+        # The system and the shell say so, each.
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert target.requests == [Request.STOP]
+        signal.raise_signal(signal.SIGTERM)
+    assert target.requests == [Request.STOP, Request.STOP_NOW]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_what_was_started_to_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        target: Any = _Asked()
+        with train._stopping(target):
+            signal.raise_signal(signal.SIGHUP)
+        assert target.requests == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,40 @@
+"""The settings of a page: what the next visit finds of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qlora_ui.base.files import write_json
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.app import build
+from qlora_ui.ui.service import Service
+
+
+@pytest.mark.parametrize(("name", "found"), [("demo", "demo"), ("", ""), ("deleted", ""), ("broken", ""), (None, "")])
+def test_a_preset_that_is_gone_is_not_picked_again_and_its_settings_stay(workspace: Workspace, name: str | None, found: str) -> None:
+    (workspace.presets / "broken.yaml").write_text("lora: [", encoding="utf-8")
+    write_json(workspace.root / "draft.json", {"preset": name, "settings": {"lora": {"rank": 7}}})
+    preset, config = Service(workspace).last_draft()
+    assert (preset, config.lora.rank) == (found, 7)
+
+
+def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspace) -> None:
+    service = Service(workspace)
+    blocks = build(service)
+
+    def raised(elem_id: str, event: str, rank: int) -> None:
+        """What a page with that adapter size asks for when a component of it raises an event."""
+        source = next(block for block in blocks.blocks.values() if getattr(block, "elem_id", "") == elem_id)
+        (handler,) = (fn for fn in blocks.fns.values() if (source._id, event) in fn.targets and str(fn.name).startswith("_form"))
+        shown = {"q-is-restored": "yes", "lora-rank": rank}
+        data: dict[Any, Any] = {one: shown.get(str(one.elem_id), one.value) for one in handler.inputs}
+        assert handler.fn is not None
+        handler.fn(SimpleNamespace(session_hash=f"page with {rank}"), data)
+
+    raised("lora-rank", "input", 77)
+    raised("q-pulse", "found", 16)
+    service.stop_reading()
+    assert Service(workspace).last_draft()[1].lora.rank == 77
