@@ -100,7 +100,7 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
     context = overhead.context_bytes
     tokens = work.eval_tokens if moment == "evaluation" else work.tokens
     idle = _slack(facts, activations, loss_head, tokens, work, device)
-    slack = overhead.workspace_bytes + idle + _beside_the_graph(facts, config, adapter, work)
+    slack = overhead.workspace_bytes + idle + beside_the_graph(facts, config, adapter, work)
     load_peak = load_reserved_bytes(facts, config, work) + context
     slack += round((allocated + slack) * (device.correction - 1))
     total = allocated + slack + context
@@ -262,7 +262,7 @@ def padding_slack(facts: ModelFacts, work: Workload) -> int:
     return 30 * MIB + round(1.3 * tile)
 
 
-def _beside_the_graph(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> int:
+def beside_the_graph(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> int:
     """An evaluation while a captured step keeps its memory for itself; 0 on the plain path, whose memory is used again."""
     if not (work.is_fast and work.eval_tokens):
         return 0
