@@ -155,7 +155,7 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
         code = f"hub-{status}" if status in _BY_STATUS else "hub-error"
         return _error(code, what.format(id=model_id, status=status), why, fix.format(id=model_id))
     if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return disk_full(model_id, None, None)
+        return disk_full(model_id)
     copy = cached_snapshot(model_id) if "/" in model_id else None
     here = " A copy is on this computer: leave the version empty to use it." if copy and revision not in (None, "main") else ""
     return _error(
@@ -166,9 +166,8 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
     )
 
 
-def disk_full(model_id: str, needed: str | None, free: str | None) -> ModelError:
+def disk_full(model_id: str, why: str = "The disk filled up on the way; what came is kept.") -> ModelError:
     """No room for a download."""
-    why = f"It needs {needed}; {free} are free." if needed else "The disk filled up on the way; what came is kept."
     return _error("hub-disk", f"There is not enough space for {model_id}.", why, "Free some space, or move the Hub's cache with HF_HOME.")
 
 
