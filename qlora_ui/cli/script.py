@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import write_text
-from qlora_ui.cli.config_flags import add_config_flags, config_from
+from qlora_ui.cli.config_flags import add_config_flags, config_from, refuse_settings_beside
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser().resolve()
     if sum(map(bool, (arguments.run, arguments.preset, arguments.config, arguments.foreign))) > 1:
         raise QloraUiError("There is more than one source of settings.", fix="Give --run, --preset, --config or --from.", code="usage")
+    if arguments.run:
+        refuse_settings_beside("--run", arguments, "A run is written down with its own settings.", "edit what is written.")
     if arguments.format == "settings":
         return _write_settings(arguments, workspace, out)
     if arguments.run:
