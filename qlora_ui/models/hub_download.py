@@ -130,14 +130,14 @@ def _child(request: dict[str, Any]) -> int:
 
     model_id, revision = request["model_id"], request["revision"]
     lock = cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with hub_errors(model_id, revision), FileLock(lock):
-            for name, (sha256, num_bytes) in request["large"].items():
-                _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
-            snapshot_download(
-                model_id, revision=revision, allow_patterns=request["files"], endpoint=endpoint(), cache_dir=cache_folder(), max_workers=4
-            )
+        with hub_errors(model_id, revision):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):
+                for name, (sha256, num_bytes) in request["large"].items():
+                    _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
+                files, cache = request["files"], cache_folder()
+                snapshot_download(model_id, revision=revision, allow_patterns=files, endpoint=endpoint(), cache_dir=cache, max_workers=4)
     except ModelError as error:
         print(json.dumps(error.as_dict()))
         return 1

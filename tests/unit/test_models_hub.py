@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from model_files import model_files, safetensors_bytes
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.models import hub_download
-from qlora_ui.models.hub import describe, search
+from qlora_ui.models.hub import describe, in_words, search
 from qlora_ui.models.hub_cache import cache_folder, cached_models, cached_snapshot, repository_folder, stored_bytes
 from qlora_ui.models.hub_download import download
 
@@ -235,3 +236,33 @@ def test_models_without_safetensors_or_with_code_are_refused_before_any_download
             download(name)
         assert caught.value.code == code
         assert stored_bytes(name) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (errno.EACCES, "hub-folder", "belongs to another user"),
+        (errno.EPERM, "hub-folder", "belongs to another user"),
+        (errno.EROFS, "hub-folder", "can only be read"),
+        (errno.ENOTDIR, "hub-folder", "Not a directory"),
+        (errno.ENOSPC, "hub-disk", "filled up"),
+        (errno.ECONNREFUSED, "hub-offline", "offline"),
+    ],
+)
+def test_what_the_disk_refuses_is_not_told_as_a_lack_of_network(number: int, code: str, says: str) -> None:
+    folder = None if number == errno.ECONNREFUSED else str(repository_folder(MODEL))
+    error = in_words(OSError(number, os.strerror(number), folder), MODEL)
+    assert error.code == code and says in str(error)
+    if code != "hub-offline":
+        assert str(cache_folder()) in str(error) and "HF_HOME" in error.problems[0].fix
+
+
+def test_a_cache_that_cannot_be_made_comes_back_from_the_child_in_words(
+    hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = describe(MODEL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(ModelError, match="cannot be written") as caught:
+        hub_download._run_child(details, None, lambda what, share: None, lambda: False)
+    assert caught.value.code == "hub-folder" and str(tmp_path / "file") in str(caught.value)
