@@ -42,7 +42,10 @@ def main(words: list[str]) -> int:
     try:
         refuse_machine(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)
         stamps = STAMPS if wants_tests else STAMPS[:1]
-        if any(read(os.path.join(VENV, name)) != fingerprint(files) for name, files in stamps):
+        is_usable = venv_is_usable()
+        if not is_usable and os.path.exists(os.path.join(VENV, STAMPS[0][0])):
+            say("The Python that .venv was made with is gone, or is another version since an update: .venv is made anew.")
+        if not is_usable or any(read(os.path.join(VENV, name)) != fingerprint(files) for name, files in stamps):
             set_up(stamps)
     except SetupFailed as failure:
         say(f"\nThe set-up stopped: {failure.step}.")
@@ -97,9 +100,35 @@ def fingerprint(files: tuple[str, ...]) -> str:
 
 def venv_version() -> str:
     """Version of the Python in .venv, from its own note; empty where there is no .venv."""
-    lines = [line.partition("=") for line in read(os.path.join(VENV, "pyvenv.cfg")).splitlines()]
-    found = {key.strip(): value.strip() for key, _, value in lines}
+    found = venv_notes()
     return found.get("version", found.get("version_info", ""))
+
+
+def venv_notes() -> dict[str, str]:
+    """What .venv says of itself; empty where there is no .venv."""
+    lines = [line.partition("=") for line in read(os.path.join(VENV, "pyvenv.cfg")).splitlines()]
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def venv_is_usable() -> bool:
+    """Whether .venv's Python is still there and finds its packages; told by names of files, since starting it would take time."""
+    if not os.path.exists(PYTHON):
+        return False  # also a link to a Python that was taken off the system
+    if IS_WINDOWS:
+        home = venv_notes().get("home", "")
+        return os.path.exists(os.path.join(home, "python.exe")) if home else True
+    name = python_name(os.path.realpath(PYTHON))
+    return not name or os.path.isdir(os.path.join(VENV, "lib", name))
+
+
+def python_name(path: str) -> str:
+    """`python3.12` for the program at that path, by which its folder of packages is called; empty where its name does not say."""
+    name = os.path.basename(path)
+    if name.startswith("python3.") and name[len("python3.") :].rstrip("t").isdigit():
+        return name
+    if path != os.path.realpath(sys.executable):
+        return ""
+    return f"python{sys.version_info[0]}.{sys.version_info[1]}{'t' if 't' in getattr(sys, 'abiflags', '') else ''}"
 
 
 def read(path: str) -> str:
@@ -144,7 +173,7 @@ def set_up(stamps: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
 def make_venv() -> None:
     """A .venv with a working pip; an unusable one is made anew."""
     version = tuple(int(part) for part in venv_version().split(".")[:2] if part.isdigit())
-    if os.path.exists(PYTHON) and OLDEST <= version <= NEWEST and run([PYTHON, "-c", "import pip"])[0] == 0:
+    if venv_is_usable() and OLDEST <= version <= NEWEST and run([PYTHON, "-c", "import pip"])[0] == 0:
         return
     say("Making .venv")
     code, lines = run([sys.executable, "-m", "venv", "--clear", VENV])
@@ -240,16 +269,21 @@ def shield_loopback(environment: dict[str, str]) -> None:
 
 def hand_over(command: list[str], environment: dict[str, str]) -> int:
     """Become the command; on Windows, which cannot, wait for it and return its exit code."""
-    if not IS_WINDOWS:
-        os.execve(command[0], command, environment)
-    import subprocess
+    try:
+        if not IS_WINDOWS:
+            os.execve(command[0], command, environment)
+        import subprocess
 
-    with subprocess.Popen(command, env=environment) as child:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue  # the child got it too and stops in its own time
+        with subprocess.Popen(command, env=environment) as child:
+            while True:
+                try:
+                    return child.wait()
+                except KeyboardInterrupt:
+                    continue  # the child got it too and stops in its own time
+    except OSError as error:
+        say(f"{command[0]} cannot be started: {error.strerror or error}.")
+        say("Delete the folder .venv and run this again. If it says the same then, this disk may not allow programs: move it to another.")
+        return 1
 
 
 if __name__ == "__main__":

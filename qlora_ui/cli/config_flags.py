@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from qlora_ui.base.errors import SettingsError
+from qlora_ui.base.errors import QloraUiError, SettingsError
+from qlora_ui.base.files import write_text
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import find_preset, read_yaml
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -31,6 +32,26 @@ def config_from(arguments: argparse.Namespace, workspace: Workspace, *, default_
         preset = arguments.preset or default_preset
         start = find_preset(preset, workspace.presets).config if preset else RunConfig()
     return start.changed(given) if given else start
+
+
+def refuse_settings_beside(flag: str, arguments: argparse.Namespace, what: str, fix: str) -> None:
+    """Raise QloraUiError where settings are given beside a run (`flag`), which has its own: they would be ignored, right or wrong."""
+    starts = [name for name in ("preset", "config") if getattr(arguments, name)]
+    given = [f"--{name}" for name in (*starts, *vars(arguments)) if name in (*starts, *option_by_path())]
+    if given:
+        names = ", ".join(dict.fromkeys(given))
+        raise QloraUiError(
+            what, why=f"{names} beside {flag} would change nothing.", fix=f"Leave {names} out, or {fix}", where=flag, code="usage"
+        )
+
+
+def write_settings(path: Path, config: RunConfig, flag: str) -> None:
+    """Write what differs from the defaults as YAML; raises QloraUiError, naming the flag that gave the place, where that cannot be."""
+    try:
+        write_text(path, config.to_yaml(only_changed=True))
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise QloraUiError(f"{path} cannot be written.", why=why, fix="Give another place.", where=flag, code="usage") from None
 
 
 def _read_config_file(path: Path) -> RunConfig:

@@ -135,6 +135,7 @@ def _say(values: dict[str, Any], memory: MemoryEstimate, duration: DurationEstim
         f"{format_count(memory.trainable_params)} trained numbers, {share:.2%} of the model; "
         f"adapter {format_bytes(values['adapter_bytes'])}."
     )
-    print(f"{duration.num_steps} steps, about {format_duration(duration.total_s)} (±{duration.error_share:.0%}).")
+    span = f"{format_duration(duration.low_s)} to {format_duration(duration.high_s)}"
+    print(f"{duration.num_steps} steps, about {format_duration(duration.total_s)} ({span}).")
     for note in memory.notes:
         print(note)

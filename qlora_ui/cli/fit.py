@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qlora_ui.base.files import write_text
-from qlora_ui.cli.config_flags import add_config_flags, config_from, table
+from qlora_ui.cli.config_flags import add_config_flags, config_from, table, write_settings
 from qlora_ui.cli.estimate import add_device_flag, as_values, data_shape_of, device_of, facts_of
 from qlora_ui.estimate.advice import Advice, make_it_fit, use_the_memory
 from qlora_ui.runs.workspace import Workspace
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     advice = solve(facts, config, device, data_shape_of(config, workspace))
     changed = config.changed({path: new for path, (_, new) in advice.changes.items()})
     if arguments.write:
-        write_text(Path(arguments.write), changed.to_yaml(only_changed=True))
+        write_settings(Path(arguments.write), changed, "--write")
     if arguments.json:
         values = {**as_values(facts, changed, device, advice.after, None), **_values(advice)}
         print(json.dumps(values, ensure_ascii=False))

@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.files import write_text
-from qlora_ui.cli.config_flags import add_config_flags, config_from
+from qlora_ui.cli.config_flags import add_config_flags, config_from, refuse_settings_beside, write_settings
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
@@ -42,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).expanduser().resolve()
     if sum(map(bool, (arguments.run, arguments.preset, arguments.config, arguments.foreign))) > 1:
         raise QloraUiError("There is more than one source of settings.", fix="Give --run, --preset, --config or --from.", code="usage")
+    if arguments.run:
+        refuse_settings_beside("--run", arguments, "A run is written down with its own settings.", "edit what is written.")
     if arguments.format == "settings":
         return _write_settings(arguments, workspace, out)
     if arguments.run:
@@ -83,7 +84,7 @@ def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Pa
     path = out / "settings.yaml"
     if path.exists():
         raise QloraUiError(f"{path} is there already.", fix="Give a new folder.", where="--out", code="out-not-empty")
-    write_text(path, config.to_yaml(only_changed=True))
+    write_settings(path, config, "--out")
     command = f"python app.py train --config {path}"
     print(json.dumps({"path": str(path), "command": command, "ignored": ignored}, ensure_ascii=False) if arguments.json else command)
     return 0

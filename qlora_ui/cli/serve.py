@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
+import time
 from functools import partial
+from typing import NoReturn
 
 from qlora_ui.cli.ui import port_number
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
+SLICE_S = 0.5
 HELP = "serve a run's adapter (or a model) to other programs on this computer, in the way of OpenAI's chat API"
 
 
@@ -45,12 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
             url = server.start()
             row = {"url": url, "models": list(loaded.sides)}
             print(json.dumps(row) if arguments.json else f"{url}   models: {', '.join(loaded.sides)}   Ctrl-C ends it", flush=True)
-            threading.Event().wait()
+            _wait_for_ctrl_c()
         finally:
             server.stop()
     finally:
         service.close()
     return 0
+
+
+def _wait_for_ctrl_c() -> NoReturn:
+    while True:
+        # In slices: Windows wakes no wait without an end for Ctrl-C.
+        time.sleep(SLICE_S)
 
 
 def _tell(what: str, share: float | None) -> None:

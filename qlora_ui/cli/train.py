@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from qlora_ui.base.signals import end_signals, is_hangup
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.cli import silence
-from qlora_ui.cli.config_flags import add_config_flags, config_from
+from qlora_ui.cli.config_flags import add_config_flags, config_from, refuse_settings_beside
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import EvalLogged, Event, Failed, Healed, Noticed, PhaseChanged, Planned, ProbeAnswered, RequestSeen, StepLogged
 from qlora_ui.runs.journal import JournalReader
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and return 0 when done or stopped, 1 when the run failed. Ctrl-C stops and saves, a second one ends at once."""
+    if arguments.resume:
+        anew = f"start a new one: “script --run {arguments.resume} --format settings --out DIR”, then “train --config DIR/settings.yaml”."
+        refuse_settings_beside("--resume", arguments, "A run goes on with its own settings.", anew)
     workspace = Workspace.at(arguments.workspace)
     with Ownership(workspace):
         launcher = Launcher(workspace, Card())

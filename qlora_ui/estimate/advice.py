@@ -13,6 +13,7 @@ from typing import Any
 
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.base.units import format_bytes, format_percent
+from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import DeviceProfile
@@ -49,6 +50,10 @@ class _Problem:
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
         return estimate_memory(self.facts, config, self.device, self.data)
+
+    def seconds(self, config: RunConfig) -> float:
+        data = self.data or DataShape()
+        return estimate_duration(self.facts, config, self.device, data.num_rows, data.mean_tokens).total_s
 
     @property
     def budget_bytes(self) -> int:
@@ -93,7 +98,8 @@ def use_the_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile, 
     while accumulation % 2 == 0 and 2 * batch * current.data.max_length <= MAX_TOKENS_AT_ONCE:
         batch, accumulation = 2 * batch, accumulation // 2
         larger = _try(current, {"train.batch_size": batch, "train.accumulation": accumulation})
-        if larger is None or not problem.fits(larger):
+        # On a CPU, and wherever rows are padded, a larger batch may compute more and not be faster.
+        if larger is None or not problem.fits(larger) or problem.seconds(larger) >= problem.seconds(current):
             break
         current = larger
     if current.train.checkpointing == "none" and config.quant.double_quant and not device.is_cpu:

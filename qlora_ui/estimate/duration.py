@@ -26,7 +26,7 @@ CPU_STEP_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DurationEstimate:
-    """Time and energy of a run; wrong by `error_share` either way."""
+    """Time and energy of a run; it may take longer by `error_share` of it, or be shorter by as many times."""
 
     total_s: float
     step_s: float
@@ -38,6 +38,16 @@ class DurationEstimate:
     error_share: float
     basis: str
     """`measured` on this machine with a like run, else `estimated`."""
+
+    @property
+    def low_s(self) -> float:
+        """The shortest that it may take: above nothing however far earlier runs lay apart."""
+        return self.total_s / (1 + self.error_share)
+
+    @property
+    def high_s(self) -> float:
+        """The longest that it may take."""
+        return self.total_s * (1 + self.error_share)
 
 
 def estimate_duration(

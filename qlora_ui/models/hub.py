@@ -6,6 +6,7 @@ login and is never held here.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from qlora_ui.models.folder import PICKLES, refuse_config
 from qlora_ui.models.hub_cache import cache_folder, cached_snapshot
 
 TIMEOUT_S = 15
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
 
@@ -154,8 +157,9 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
         what, why, fix = _BY_STATUS.get(status, _OTHER_STATUS)
         code = f"hub-{status}" if status in _BY_STATUS else "hub-error"
         return _error(code, what.format(id=model_id, status=status), why, fix.format(id=model_id))
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return disk_full(model_id, None, None)
+    # What the network refuses names no file.
+    if isinstance(error, OSError) and (error.filename or error.errno in (*_FULL, *_FORBIDDEN, errno.EROFS)):
+        return _of_the_disk(model_id, error)
     copy = cached_snapshot(model_id) if "/" in model_id else None
     here = " A copy is on this computer: leave the version empty to use it." if copy and revision not in (None, "main") else ""
     return _error(
@@ -166,9 +170,22 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
     )
 
 
-def disk_full(model_id: str, needed: str | None, free: str | None) -> ModelError:
+def _of_the_disk(model_id: str, error: OSError) -> ModelError:
+    """What the disk of the Hub's cache refused."""
+    if error.errno in _FULL:
+        return disk_full(model_id, f"The disk of {cache_folder()} filled up on the way; what came is kept.")
+    if error.errno == errno.EROFS:
+        why = "Its disk can only be read."
+    elif error.errno in _FORBIDDEN:
+        why = "It, or what is in it, belongs to another user or is write-protected."
+    else:
+        why = f"The system says: {error.strerror}."
+    fix = "Make it a folder that you may write to, or set HF_HOME to one and start the app again."
+    return _error("hub-folder", f"{error.filename or cache_folder()} cannot be written.", why, fix)
+
+
+def disk_full(model_id: str, why: str) -> ModelError:
     """No room for a download."""
-    why = f"It needs {needed}; {free} are free." if needed else "The disk filled up on the way; what came is kept."
     return _error("hub-disk", f"There is not enough space for {model_id}.", why, "Free some space, or move the Hub's cache with HF_HOME.")
 
 

@@ -1,8 +1,9 @@
 """Downloading a model from the Hub into the Hub's own cache.
 
 A child process does the work: stopping it is then certain at any moment. Large files are fetched piece after piece into the
-cache's `blobs`, and a stopped one goes on where it ended; the Hub's library (2.4) would begin it anew. The library then puts the
-small files and the links of the snapshot in place, so that every program finds the model.
+cache's `blobs`, and a stopped one goes on where it ended; the Hub's library (2.4) would begin it anew. Only what has the SHA-256 that
+the Hub names gets its name there and its place in the snapshot, so what has a place is never read through again. The library then
+brings the small files and notes the version, so that every program finds the model.
 """
 
 from __future__ import annotations
@@ -40,12 +41,10 @@ def download(model_id: str, revision: str | None = None, on_progress: OnProgress
     details = describe(model_id, revision)
     before = _present(details)
     _refuse_without_room(details, before)
-    new = [file for file in details.files if file.name not in before]
     _run_child(details, revision, on_progress, is_cancelled)
     folder = cached_snapshot(model_id, details.commit)
     if folder is None:
         raise ModelError(f"{model_id} did not arrive.", fix="Start the download again.", where="model.id", code="hub-error")
-    _check(folder, new, on_progress, is_cancelled)
     read_folder(folder)
     on_progress(f"{model_id} is on this computer", 1.0)
     return folder
@@ -59,25 +58,29 @@ def _present(details: HubDetails) -> set[str]:
 
 def _refuse_without_room(details: HubDetails, present: set[str]) -> None:
     begun = stored_bytes(details.id) - stored_bytes(details.id, unfinished=False)
-    needed = sum(file.num_bytes for file in details.files if file.name not in present) - begun
+    blobs = repository_folder(details.id) / "blobs"
+    missing = [file for file in details.files if file.name not in present and not (file.sha256 and (blobs / file.sha256).exists())]
+    needed = sum(file.num_bytes for file in missing) - begun
     free = free_bytes(cache_folder())
     if needed > 0 and needed + ROOM_BYTES > free:
-        raise disk_full(details.id, format_bytes(needed), format_bytes(free))
+        room = f"It needs {format_bytes(needed)}, and {format_bytes(ROOM_BYTES)} stay free for the work; {format_bytes(free)} are free."
+        raise disk_full(details.id, room)
 
 
 def _run_child(details: HubDetails, revision: str | None, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
     root = str(Path(__file__).resolve().parents[2])
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"}
     environment = {**os.environ, **quiet, "HF_HUB_CACHE": str(cache_folder())}
+    present = _present(details)
     request = {
         "model_id": details.id,
         "revision": revision or "main",
         "commit": details.commit,
         "files": [file.name for file in details.files],
-        "large": {file.name: (file.sha256, file.num_bytes) for file in details.files if file.sha256},
+        "large": {file.name: (file.sha256, file.num_bytes) for file in details.files if file.sha256 and file.name not in present},
     }
     start = stored_bytes(details.id, unfinished=False)
-    had = sum(file.num_bytes for file in details.files if file.name in _present(details))
+    had = sum(file.num_bytes for file in details.files if file.name in present)
     with tempfile.TemporaryFile() as answer:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "qlora_ui.models.hub_download", json.dumps(request)],
@@ -91,7 +94,7 @@ def _run_child(details: HubDetails, revision: str | None, on_progress: OnProgres
                 stop_if(is_cancelled, f"The download of {details.id}")
                 done = min(had + stored_bytes(details.id) - start, details.size_bytes)
                 words = f"Downloading {details.id}: {format_bytes(done)} of {format_bytes(details.size_bytes)}"
-                on_progress(words, 0.97 * done / max(details.size_bytes, 1))
+                on_progress(words if done < details.size_bytes else f"Checking {details.id}", 0.97 * done / max(details.size_bytes, 1))
                 time.sleep(POLL_S)
         finally:
             _end(child)
@@ -121,39 +124,20 @@ def _told(text: str, model_id: str) -> ModelError:
         return ModelError(f"{model_id} did not arrive.", why=why, fix="Start the download again.", where="model.id", code="hub-error")
 
 
-def _check(folder: Path, files: list[HubFile], on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
-    """Compare what was downloaded with the Hub's SHA-256; a damaged file is removed, so that it is fetched again."""
-    for number, file in enumerate(files):
-        stop_if(is_cancelled, "The check of the download")
-        on_progress(f"Checking {file.name}", 0.97 + 0.03 * number / len(files))
-        path = folder / file.name
-        if file.sha256 and path.is_file() and sha256_of(path) != file.sha256:
-            blob = path.resolve()
-            path.unlink()
-            blob.unlink(missing_ok=True)
-            raise ModelError(
-                f"{file.name} arrived damaged.",
-                why="Its SHA-256 is not the one that the Hub names.",
-                fix="Start the download again; the other files are kept.",
-                where="model.id",
-                code="model-corrupt",
-            )
-
-
 def _child(request: dict[str, Any]) -> int:
     from filelock import FileLock
     from huggingface_hub import snapshot_download
 
     model_id, revision = request["model_id"], request["revision"]
     lock = cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with hub_errors(model_id, revision), FileLock(lock):
-            for name, (sha256, num_bytes) in request["large"].items():
-                _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
-            snapshot_download(
-                model_id, revision=revision, allow_patterns=request["files"], endpoint=endpoint(), cache_dir=cache_folder(), max_workers=4
-            )
+        with hub_errors(model_id, revision):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):
+                for name, (sha256, num_bytes) in request["large"].items():
+                    _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
+                files, cache = request["files"], cache_folder()
+                snapshot_download(model_id, revision=revision, allow_patterns=files, endpoint=endpoint(), cache_dir=cache, max_workers=4)
     except ModelError as error:
         print(json.dumps(error.as_dict()))
         return 1
@@ -161,16 +145,34 @@ def _child(request: dict[str, Any]) -> int:
 
 
 def _fetch(model_id: str, commit: str, file: HubFile) -> None:
-    """Bring a large file into the cache under its SHA-256, going on after what an earlier start brought."""
+    """Bring a large file into the cache and its place in the snapshot; raises ModelError where it arrived damaged."""
+    repository = repository_folder(model_id)
+    blob = repository / "blobs" / file.sha256
+    if blob.exists() and sha256_of(blob) != file.sha256:
+        blob.unlink()  # another program's, or of a version of the app that looked too late
+    if not blob.exists():
+        partial = blob.with_name(f"{blob.name}.qlora-ui.incomplete")
+        _bring(model_id, commit, file, partial)
+        if sha256_of(partial) != file.sha256:
+            partial.unlink()
+            raise ModelError(
+                f"{file.name} arrived damaged.",
+                why="Its SHA-256 is not the one that the Hub names.",
+                fix="Start the download again; the other files are kept.",
+                where="model.id",
+                code="model-corrupt",
+            )
+        os.replace(partial, blob)
+    _place(blob, repository / "snapshots" / commit / file.name)
+
+
+def _bring(model_id: str, commit: str, file: HubFile, partial: Path) -> None:
+    """Download a file, going on after what an earlier start brought."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    blob = repository_folder(model_id) / "blobs" / file.sha256
-    partial = blob.with_name(f"{blob.name}.qlora-ui.incomplete")
-    if blob.exists():
-        return
-    blob.parent.mkdir(parents=True, exist_ok=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     url, headers = hf_hub_url(model_id, file.name, revision=commit, endpoint=endpoint()), build_hf_headers()
     location = get_hf_file_metadata(url, headers=headers, endpoint=endpoint()).location
     if urlsplit(location).netloc != urlsplit(url).netloc:
@@ -181,7 +183,21 @@ def _fetch(model_id: str, commit: str, file: HubFile) -> None:
         have = 0
     with partial.open("ab") as stream:
         http_get(location, stream, resume_size=have, headers=headers, expected_size=file.num_bytes)
-    os.replace(partial, blob)
+
+
+def _place(blob: Path, pointer: Path) -> None:
+    """Let a file of a snapshot be the blob. Without links as on Windows the Hub's library would write it a second time."""
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)
+    if are_symlinks_supported(blob.parents[1]):
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        return
+    try:
+        pointer.hardlink_to(blob)
+    except OSError:
+        os.replace(blob, pointer)  # a disk without links of any kind, as exFAT
 
 
 if __name__ == "__main__":

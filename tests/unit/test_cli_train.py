@@ -86,3 +86,20 @@ def test_what_was_started_to_outlive_its_terminal_does() -> None:
         assert target.requests == []
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("words", [["--lora.rank", "8"], ["--lora.rank", "none at all"], ["--preset", "demo"], ["--config", "my.yaml"]])
+def test_settings_beside_a_run_that_has_its_own_are_refused(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    end = ["--workspace", str(workspace.root)]
+    assert main(["train", "--resume", "latest", *words, *end]) == 2
+    said = capsys.readouterr().err
+    assert "A run goes on with its own settings." in said and f"{words[0]} beside --resume would change nothing" in said
+    assert main(["script", "--run", "latest", "--out", str(tmp_path / "out"), *words, *end]) == 2
+    assert "settings" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_alone_is_not_refused_for_settings(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "latest", "--workspace", str(workspace.root)]) == 2
+    assert "settings" not in capsys.readouterr().err

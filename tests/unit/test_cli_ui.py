@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ui.cli import main
+from qlora_ui.cli import main, serve
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
@@ -17,3 +17,17 @@ def test_a_port_that_is_none_is_refused_in_words(port: str, capsys: pytest.Captu
 def test_so_does_serve_which_takes_any_free_one_for_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port=99999"]) == 2
     assert "“99999” is no port, give a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_serving_waits_in_slices_that_ctrl_c_can_end_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        serve._wait_for_ctrl_c()
+    assert len(slept) == 3 and max(slept) <= 1

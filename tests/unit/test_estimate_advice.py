@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
+from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import named_device
-from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.draft import data_shape
 
@@ -61,6 +63,18 @@ def test_using_the_memory_keeps_the_result() -> None:
     assert advice.fits and advice.after.total_bytes > advice.before.total_bytes
     assert set(advice.changes) <= {
         "train.checkpointing", "train.kept_layers", "train.batch_size", "train.accumulation", "quant.double_quant"}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "T4", "RTX 4090"])
+@pytest.mark.parametrize("shape", [DataShape(120, 60.0, 138), DataShape(2000, 250.0, 1200), DataShape()])
+def test_using_the_memory_makes_no_run_slower(device: str, shape: DataShape) -> None:
+    # On a CPU the larger batch pads more: 469 s became 482 s.
+    facts, config = builtin_facts(), RunConfig()
+    card = replace(named_device(device), total_bytes=64 << 30, free_bytes=64 << 30)
+    advice = use_the_memory(facts, config, card, shape)
+    changed = config.changed({path: new for path, (_, new) in advice.changes.items()})
+    before, after = (estimate_duration(facts, one, card, shape.num_rows, shape.mean_tokens) for one in (config, changed))
+    assert after.total_s < before.total_s and changed.effective_batch == config.effective_batch
 
 
 def test_quantiles_of_the_lengths_say_what_a_shorter_limit_cuts() -> None:

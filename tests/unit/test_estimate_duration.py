@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base.units import format_duration
 from qlora_ui.estimate.duration import CPU_ERROR, FAST_ERROR, PLAIN_ERROR, estimate_duration, micro_step_s
 from qlora_ui.estimate.learned import learn_speed
 from qlora_ui.estimate.workload import workload_of
-from qlora_ui.hardware.devices import cpu_profile, forget_learned, named_device, stored_speeds
+from qlora_ui.hardware.devices import Speed, cpu_profile, forget_learned, named_device, stored_speeds
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import intervals
@@ -88,3 +89,11 @@ def test_the_estimate_counts_the_steps_that_the_job_takes(max_steps: int | None,
     num_steps = estimate_duration(QWEN, config, CARD, num_rows, 60).num_steps
     assert num_steps == intervals(config, packed_rows if packing == "on" else 114, 6).num_steps
     assert max_steps in (None, num_steps)
+
+
+def test_runs_that_lay_far_apart_leave_a_shortest_time_that_can_be_said() -> None:
+    card = replace(CARD, speeds={"fast": Speed(1.0, 3, 1.4), "plain": Speed(1.0, 3, 1.4)})
+    duration = estimate_duration(QWEN, RunConfig(), card, 1000, 200)
+    assert duration.error_share == 1.4
+    assert 0 < duration.low_s < duration.total_s < duration.high_s
+    assert format_duration(duration.low_s) != "unknown"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_stub import COMMIT, HubStub, serve
@@ -14,8 +19,8 @@ from model_files import model_files, safetensors_bytes
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.models import hub_download
-from qlora_ui.models.hub import describe, search
-from qlora_ui.models.hub_cache import cached_models, cached_snapshot, stored_bytes
+from qlora_ui.models.hub import describe, in_words, search
+from qlora_ui.models.hub_cache import cache_folder, cached_models, cached_snapshot, repository_folder, stored_bytes
 from qlora_ui.models.hub_download import download
 
 MODEL = "some-owner/small-model"
@@ -80,13 +85,74 @@ def test_cancel_keeps_the_half_and_the_next_start_goes_on_there(hub: HubStub) ->
     assert hub.ranges and int(hub.ranges[0].split("bytes=")[1].rstrip("-").split("-")[0]) >= 9_000_000
 
 
-def test_a_damaged_file_is_refused_and_removed(hub: HubStub) -> None:
-    hub.wrong_sha = True
-    with pytest.raises(ModelError) as caught:
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with symbolic links, and one without, as Windows has it for most people."""
+    if request.param == "no links":
+        monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
+
+
+@pytest.mark.usefixtures("links")
+def test_a_damaged_file_is_refused_and_the_next_download_mends_it(hub: HubStub) -> None:
+    good = hub.repos[MODEL]["model.safetensors"]
+    sha256 = hashlib.sha256(good).hexdigest()
+    named = hub.info(MODEL)
+    hub.info = lambda repo: named  # type: ignore[method-assign]
+    hub.repos[MODEL]["model.safetensors"] = good[:-8] + b"damaged!"
+    with pytest.raises(ModelError, match="arrived damaged") as caught:
         download(MODEL)
     assert caught.value.code == "model-corrupt"
-    hub.wrong_sha = False
-    assert (download(MODEL) / "model.safetensors").is_file()
+    # Nothing has its name or place, so a download that is cancelled before any check leaves nothing that would be taken for whole.
+    assert sha256 not in {path.name for path in cache_folder().rglob("*")}
+    assert not list(cache_folder().rglob("*.safetensors"))
+    hub.repos[MODEL]["model.safetensors"] = good
+    assert (download(MODEL) / "model.safetensors").read_bytes() == good
+
+
+@pytest.mark.usefixtures("links")
+def test_weights_are_on_the_disk_once_and_read_through_once(hub: HubStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = safetensors_bytes(weights=(1024, 1024))
+    hub.repos[MODEL]["model.safetensors"] = big
+    folder = download(MODEL)
+    files = {path.stat().st_ino: path.stat().st_size for path in cache_folder().rglob("*") if path.is_file()}
+    assert len(big) < sum(files.values()) < 1.1 * len(big)
+    begun: list[str] = []
+    monkeypatch.setattr(hub_download.subprocess, "Popen", _noting(begun))
+    assert download(MODEL) == folder
+    assert json.loads(begun[0])["large"] == {}
+
+
+@pytest.mark.usefixtures("links")
+def test_damaged_weights_of_an_earlier_version_are_fetched_anew(hub: HubStub) -> None:
+    good = hub.repos[MODEL]["model.safetensors"]
+    blob = repository_folder(MODEL) / "blobs" / hashlib.sha256(good).hexdigest()
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(good[:-8] + b"damaged!")
+    assert (download(MODEL) / "model.safetensors").read_bytes() == good
+
+
+def test_a_disk_without_any_links_gets_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda folder: False)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    blob, pointer = tmp_path / "blobs" / "one", tmp_path / "snapshots" / "commit" / "model.safetensors"
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    hub_download._place(blob, pointer)
+    assert pointer.read_bytes() == b"weights" and not blob.exists()
+
+
+def _noting(begun: list[str]) -> Any:
+    """Popen that notes the last word of its command."""
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        begun.append(command[-1])
+        return popen(command, **options)
+
+    return start
 
 
 @pytest.mark.parametrize(
@@ -170,3 +236,33 @@ def test_models_without_safetensors_or_with_code_are_refused_before_any_download
             download(name)
         assert caught.value.code == code
         assert stored_bytes(name) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (errno.EACCES, "hub-folder", "belongs to another user"),
+        (errno.EPERM, "hub-folder", "belongs to another user"),
+        (errno.EROFS, "hub-folder", "can only be read"),
+        (errno.ENOTDIR, "hub-folder", "Not a directory"),
+        (errno.ENOSPC, "hub-disk", "filled up"),
+        (errno.ECONNREFUSED, "hub-offline", "offline"),
+    ],
+)
+def test_what_the_disk_refuses_is_not_told_as_a_lack_of_network(number: int, code: str, says: str) -> None:
+    folder = None if number == errno.ECONNREFUSED else str(repository_folder(MODEL))
+    error = in_words(OSError(number, os.strerror(number), folder), MODEL)
+    assert error.code == code and says in str(error)
+    if code != "hub-offline":
+        assert str(cache_folder()) in str(error) and "HF_HOME" in error.problems[0].fix
+
+
+def test_a_cache_that_cannot_be_made_comes_back_from_the_child_in_words(
+    hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = describe(MODEL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(ModelError, match="cannot be written") as caught:
+        hub_download._run_child(details, None, lambda what, share: None, lambda: False)
+    assert caught.value.code == "hub-folder" and str(tmp_path / "file") in str(caught.value)

@@ -115,6 +115,7 @@ def test_a_second_start_goes_straight_to_the_app(tmp_path: Path) -> None:
     python = root / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
+    (root / ".venv" / "lib" / "python{}.{}".format(*sys.version_info)).mkdir(parents=True)
     (root / ".venv" / "pyvenv.cfg").write_text(f"version = {sys.version.split()[0]}\n", encoding="utf-8")
     stamp = subprocess.run(
         [sys.executable, "-c", "import start; print(start.fingerprint(('requirements.txt',)), end='')"],
@@ -140,3 +141,47 @@ def test_the_stamp_follows_the_requirement_files(tmp_path: Path, monkeypatch: py
     assert first == start.fingerprint(("requirements.txt",))
     (tmp_path / "requirements.txt").write_text("a==2\n", encoding="utf-8")
     assert start.fingerprint(("requirements.txt",)) != first
+
+
+@pytest.fixture
+def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A .venv of Python 3.12, linked to a python3 of a system."""
+    folder = tmp_path / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "lib" / "python3.12").mkdir(parents=True)
+    (tmp_path / "usr").mkdir()
+    for name in ("python3.12", "python3.13", "python"):
+        (tmp_path / "usr" / name).touch(mode=0o755)
+    (tmp_path / "usr" / "python3").symlink_to("python3.12")
+    (folder / "bin" / "python").symlink_to(tmp_path / "usr" / "python3")
+    monkeypatch.setattr(start, "VENV", str(folder))
+    monkeypatch.setattr(start, "PYTHON", str(folder / "bin" / "python"))
+    return folder
+
+
+@posix
+@pytest.mark.parametrize(("now", "is_usable"), [("python3.12", True), ("python3.13", False), ("nowhere", False), ("python", True)])
+def test_a_python_that_the_system_took_away_or_updated_is_found_out(venv: Path, now: str, is_usable: bool) -> None:
+    system = venv.parent / "usr" / "python3"
+    system.unlink()
+    system.symlink_to(now)
+    assert start.venv_is_usable() is is_usable
+
+
+@posix
+def test_it_is_set_up_anew_then_and_says_why(venv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(start, "set_up", lambda stamps: done.append("set up"))
+    monkeypatch.setattr(start, "hand_over", lambda command, environment: done.append("started") or 0)
+    (venv / ".qlora-ui").write_text(start.fingerprint(("requirements.txt",)), encoding="utf-8")
+    assert start.main([]) == 0 and done == ["started"]
+    (venv.parent / "usr" / "python3").unlink()
+    assert start.main([]) == 0 and done == ["started", "set up", "started"]
+    assert "The Python that .venv was made with is gone" in capsys.readouterr().err
+
+
+@posix
+def test_a_python_that_cannot_be_started_is_told_in_words(venv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start.hand_over([str(venv / "bin" / "none")], {}) == 1
+    said = capsys.readouterr().err
+    assert "cannot be started: No such file or directory." in said and "Delete the folder .venv" in said

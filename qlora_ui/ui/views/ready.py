@@ -153,9 +153,11 @@ def _memory(draft: Draft) -> str:
 def _time(draft: Draft) -> str:
     if draft.duration is None:
         return ""
-    low, high = (draft.duration.total_s * (1 + sign * draft.duration.error_share) for sign in (-1, 1))
     basis = "from earlier runs here" if draft.duration.basis == "measured" else "a first estimate"
-    total, spread = format_duration(draft.duration.total_s), f"{format_duration(low)} to {format_duration(high)}"
+    total, spread = (
+        format_duration(draft.duration.total_s),
+        f"{format_duration(draft.duration.low_s)} to {format_duration(draft.duration.high_s)}",
+    )
     return (
         f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
         f'<span class="q-small">{basis}: <span class="q-num">{escape(spread)}</span></span></div>'
