@@ -15,7 +15,7 @@ from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.data_report import verdict_html
+from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.ready import ready_html
 from qlora_ui.ui.views.recipe import automatic_words
 
@@ -121,3 +121,10 @@ def test_a_read_can_be_stopped_and_begun_again() -> None:
     assert inquiry.ask("key", slow, 0) is pending and len(seen) == 1, "a stopped question is not asked by itself"
     inquiry.forget_stopped()
     assert inquiry.ask("key", lambda told, stopped: "read", 5).answer == "read"
+
+
+def test_two_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    first, second, other = "/home/a/2024/chats.jsonl", "/home/a/2025/chats.jsonl", "/home/a/2025/more.jsonl"
+    html = sources_html([{"id": first}, {"id": second}, {"id": other}], None)
+    assert html.count("in 2024") == html.count("in 2025") == 1
+    assert "in 2025" not in sources_html([{"id": second}, {"id": other}], None)

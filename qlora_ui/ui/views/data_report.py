@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
@@ -31,7 +33,8 @@ def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None
     if not sources:
         return '<div class="q-empty"><h2>No dataset yet</h2>Take the built-in one, upload a file, or name a path or a Hub id below.</div>'
     several = len(sources) > 1
-    rows = "".join(_source(number, source, report, several) for number, source in enumerate(sources))
+    titles = Counter(source_title(str(source.get("id", ""))) for source in sources)
+    rows = "".join(_source(number, source, report, several, titles) for number, source in enumerate(sources))
     return f'<ul class="q-sources">{rows}</ul>'
 
 
@@ -148,10 +151,11 @@ def _token_line(draft: Draft, report: DataReport) -> str:
     return ""
 
 
-def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool) -> str:
+def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool, titles: Mapping[str, int]) -> str:
     source_id = str(source.get("id", ""))
     title = TITLES.get(source_id) or source_title(source_id)
-    about = " · ".join(filter(None, (_part_of(source), _about(source_id, report))))
+    folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[source_title(source_id)] > 1 and _is_path(source_id) else ""
+    about = " · ".join(filter(None, (folder, _part_of(source), _about(source_id, report))))
     weight = (
         f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
         f'data-change="weight" data-id="{number}"></label>'
@@ -174,6 +178,10 @@ def source_title(source_id: str) -> str:
     if source_id.startswith("hub:"):
         return middle_cut(source_id.removeprefix("hub:"), 44)
     return middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, 44)
+
+
+def _is_path(source_id: str) -> bool:
+    return not source_id.startswith(("hub:", "builtin:"))
 
 
 def _part_of(source: Mapping[str, Any]) -> str:
