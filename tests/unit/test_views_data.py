@@ -128,3 +128,18 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders() -> None:
     html = sources_html([{"id": first}, {"id": second}, {"id": other}], None)
     assert html.count("in 2024") == html.count("in 2025") == 1
     assert "in 2025" not in sources_html([{"id": second}, {"id": other}], None)
+
+
+def test_a_row_that_could_not_be_read_is_not_offered_to_be_shown(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "a", "completion": ""}\n{"prompt": "a"\n' + '{"prompt": "b", "completion": "c"}\n' * 2)
+    report = inspect(DataSection(sources=(str(path),)), workspace)
+    draft = replace(drafted(workspace, tmp_path / "rows.jsonl")[0], look=done(report))
+    broken, empty = (next(found for found in report.findings if words in found.what) for words in ("ends too early", "empty answer"))
+    html = verdict_html(draft)
+    assert broken.rows == (2,) and 'data-id="2"' not in html
+    assert empty.rows == (1,) and 'data-act="show-row" data-id="1"' in html
+
+
+def test_the_box_for_rows_shows_how_to_write_some() -> None:
+    assert 'placeholder="all, or first 500"' in sources_html([{"id": "/a/chats.jsonl"}], None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
 from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
@@ -157,14 +158,14 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
     folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[source_title(source_id)] > 1 and _is_path(source_id) else ""
     about = " · ".join(filter(None, (folder, _part_of(source), _about(source_id, report))))
     weight = (
-        f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
+        f'<label>{LABELS["weight"]}<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
         f'data-change="weight" data-id="{number}"></label>'
         if several
         else ""
     )
     rows = (
-        f'<label>Rows<input type="text" placeholder="all" value="{escape(source.get("rows", ""))}" data-change="rows" data-id="{number}" '
-        'title="first 500, 100-200 or 20 %"></label>'
+        f'<label>{LABELS["rows"]}<input type="text" class="q-source-rows" placeholder="all, or first 500" '
+        f'value="{escape(source.get("rows", ""))}" data-change="rows" data-id="{number}" title="500, first 500, 100-200 or 20 %"></label>'
     )
     return (
         f'<li class="q-source"><div class="q-source-head"><span class="q-source-name" title="{escape(source_id)}">{escape(title)}</span>'
@@ -210,7 +211,8 @@ def _size(files: Sequence[SourceReport]) -> str:
 
 def _finding(finding: Finding) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
-    show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if finding.rows else ""
+    can_show = bool(finding.rows) and finding.is_read
+    show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
     fix = act_button(fix_words(finding), "fix", finding.code) if finding.fix_action else ""
     rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
     return (
