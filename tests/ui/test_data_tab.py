@@ -47,6 +47,15 @@ def test_rows_of_strangers_stay_text_and_a_bad_row_is_left_out_and_taken_back(vi
     expect(page.locator("#q-verdict-body")).to_contain_text("40 rows")
     assert len(path.read_text(encoding="utf-8").splitlines()) == 40
 
+    # What was added after a change is not thrown away with it: its way back is closed.
+    finding.get_by_role("button", name="Leave this row out").click()
+    expect(page.locator("#q-undo")).to_contain_text("rows.jsonl → rows-v")
+    other = tmp_path / "fresh.jsonl"
+    other.write_text(json.dumps({"prompt": "One more?", "completion": "Yes"}), encoding="utf-8")
+    use(page, other)
+    expect(page.locator("#q-undo")).to_be_hidden()
+    expect(page.locator(".q-source")).to_have_count(2)
+
 
 def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"

@@ -14,7 +14,7 @@ from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.ready import TITLES
+from qlora_ui.ui.views.words import source_title
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -154,8 +154,8 @@ def _token_line(draft: Draft, report: DataReport) -> str:
 
 def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool, titles: Mapping[str, int]) -> str:
     source_id = str(source.get("id", ""))
-    title = TITLES.get(source_id) or source_title(source_id)
-    folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[source_title(source_id)] > 1 and _is_path(source_id) else ""
+    title = source_title(source_id)
+    folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[title] > 1 and _is_path(source_id) else ""
     about = " · ".join(filter(None, (folder, _part_of(source), _about(source_id, report))))
     weight = (
         f'<label>{LABELS["weight"]}<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
@@ -172,13 +172,6 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
         f"{act_button('Remove', 'remove', str(number), look='link', title=f'Remove {title}')}</div>"
         f'<span class="q-small">{escape(about)}</span><div class="q-source-mix">{rows}{weight}</div></li>'
     )
-
-
-def source_title(source_id: str) -> str:
-    """A dataset's id as a name: the file's own name, or the id on the Hub."""
-    if source_id.startswith("hub:"):
-        return middle_cut(source_id.removeprefix("hub:"), 44)
-    return middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, 44)
 
 
 def _is_path(source_id: str) -> bool:

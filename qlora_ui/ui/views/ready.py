@@ -10,6 +10,7 @@ from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
+from qlora_ui.ui.views.words import TITLES, source_title
 
 if TYPE_CHECKING:
     from qlora_ui.runs.read import RunView
@@ -29,7 +30,6 @@ TAB_OF_SECTION = {
 TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 """Options that stand elsewhere; no tab for those of the card itself."""
 STEPS = ("model", "data", "recipe")
-TITLES = {"builtin:smollm2-135m-instruct": "SmolLM2-135M-Instruct", "builtin:plain-pirate": "Everyday questions, answered by a pirate"}
 
 
 def ready_html(draft: Draft | None) -> str:
@@ -76,7 +76,7 @@ def model_title(model_id: str) -> str:
 
 def data_title(config: RunConfig) -> str:
     """The datasets of a run in words."""
-    names = [TITLES.get(source.id) or middle_cut(source.id.replace("\\", "/").rsplit("/", 1)[-1], 40) for source in config.data.sources]
+    names = [source_title(source.id, 40) for source in config.data.sources]
     return names[0] if len(names) == 1 else f"{len(names)} datasets"
 
 
