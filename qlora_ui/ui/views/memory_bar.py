@@ -55,9 +55,8 @@ def bound_html(memory: MemoryEstimate, device: DeviceProfile, why: str) -> str:
     """What is needed at most, where that is more than is free and nobody knows yet how much it is: no bar and no verdict."""
     where = "memory" if device.is_cpu else escape(device.name)
     return (
-        f'<div class="q-predict"><div class="q-predict-line"><span class="q-small">at most</span> '
-        f'<span class="q-big q-num">{escape(format_bytes(memory.total_bytes))}</span>'
-        f'<span class="q-small">of <span class="q-num">{escape(format_bytes(device.free_bytes))}</span> free {where}</span>'
+        f'<div class="q-predict"><div class="q-predict-line"><span class="q-big q-num">{escape(format_bytes(memory.total_bytes))}</span>'
+        f'<span class="q-small">at most, of <span class="q-num">{escape(format_bytes(device.free_bytes))}</span> free {where}</span>'
         f'<span class="q-chip">not known yet</span></div><p class="q-small">{escape(why)}</p></div>'
     )
 
