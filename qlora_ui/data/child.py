@@ -251,7 +251,7 @@ class _Parse:
         findings = []
         if self.last is not None:
             why = "Rows that were not read cannot be learned from."
-            findings.append(Finding(UNREAD, "error", 1, (self.last[0],), self._unread(), why, UNREAD_FIX, source=self.name))
+            findings.append(Finding(UNREAD, "error", 1, (self.last[0],), self._unread(), why, UNREAD_FIX, source=self.name, is_read=False))
         for code, (rows, problem) in self.problems.items():
             what = f"{self._place(rows[0])} {problem.what}"
             if code == "DATA-SHAPE" and len(self.formats) > 1:
@@ -260,7 +260,9 @@ class _Parse:
                 what += f" (the first of {len(rows)} such rows)"
             if code == REJECTED:
                 why = "Only good answers are learned; such rows are left out."
-                findings.append(Finding(code, "note", len(rows), tuple(rows[:SHOWN_ROWS]), _sentence(what), why, source=self.name))
+                findings.append(
+                    Finding(code, "note", len(rows), tuple(rows[:SHOWN_ROWS]), _sentence(what), why, source=self.name, is_read=False)
+                )
                 continue
             findings.append(
                 Finding(
@@ -273,6 +275,7 @@ class _Parse:
                     fix=f"{problem.fix.rstrip('.') or 'Correct it'}; or leave out {_rows(len(rows))}, which keeps {num_rows}.",
                     fix_action={"action": "drop", "code": code},
                     source=self.name,
+                    is_read=False,
                 )
             )
         return findings

@@ -34,6 +34,8 @@ class Finding:
     """What the fix button does: `{"action": "drop", "code": ...}` or `{"action": "set", "path": ..., "value": ...}`;
     `data.fixes.apply_fix` and the form take it as it is."""
     source: str = ""
+    is_read: bool = True
+    """Whether its rows became conversations, so that they can be shown."""
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as JSON."""

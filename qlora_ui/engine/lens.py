@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qlora_ui.base.errors import DataError
+from qlora_ui.base.errors import DataError, ModelError
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import Conversations, load_anyway
@@ -22,6 +22,7 @@ from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.tokenizer_files import tokenizer_folder
 from qlora_ui.engine.tokens import RowTokenizer, tokenize_all
+from qlora_ui.models.catalogue import model_facts
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection, ModelSection
@@ -87,7 +88,8 @@ class Lens:
         )
         is_plain = len(loaded.conversations) > 0 and loaded.conversations[0].text is not None
         ends = is_plain or RowTokenizer(tokenizer, data).renderer.end_is_token
-        lint = lint_tokens(table, loaded.conversations, data, end_is_token=ends, overlap=_overlap(table, config))
+        overlap, context = _overlap(table, config), _context_tokens(config.model, self._workspace)
+        lint = lint_tokens(table, loaded.conversations, data, end_is_token=ends, overlap=overlap, context_tokens=context)
         return Look(loaded.report.with_tokens(lint.tokens, lint.findings), lint, loaded.conversations, table)
 
     def report(self, config: RunConfig, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> DataReport:
@@ -130,6 +132,15 @@ class Lens:
             flagged = self.look(config).lint.flagged.get(str(code))
             positions = None if flagged is None else flagged.tolist()
         return apply_fix(config.data, self._workspace, action, positions=positions)
+
+
+def _context_tokens(model: ModelSection, workspace: Workspace) -> int | None:
+    """How long a text the model was made for; None where only its tokenizer is here."""
+    try:
+        facts = model_facts(model.id, model.revision, workspace)
+    except ModelError:
+        return None
+    return facts.context_tokens if facts is not None else None
 
 
 def _overlap(table: TokenTable, config: RunConfig) -> np.ndarray[Any, Any]:

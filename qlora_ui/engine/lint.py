@@ -18,6 +18,8 @@ from qlora_ui.settings.sections import DataSection
 
 _ROUND_TO = 64
 _BARS = 30
+MAX_TOKENS = int(option_by_path()["data.max_length"].maximum or 0)
+"""The longest conversation that can be set."""
 
 Array = np.ndarray[Any, Any]
 Words = tuple[Severity, str, str, str, dict[str, Any] | None]
@@ -37,9 +39,18 @@ class TokenLint:
 
 
 def lint_tokens(
-    table: TokenTable, conversations: Conversations, data: DataSection, *, end_is_token: bool = True, overlap: Array | None = None
+    table: TokenTable,
+    conversations: Conversations,
+    data: DataSection,
+    *,
+    end_is_token: bool = True,
+    overlap: Array | None = None,
+    context_tokens: int | None = None,
 ) -> TokenLint:
-    """What can be said of rows that are tokenized; `overlap`: positions of held-back rows that are trained on too."""
+    """What can be said of rows that are tokenized; `overlap`: positions of held-back rows that are trained on too.
+
+    `context_tokens`: what the model was made for, where that is known; no longer conversation is proposed.
+    """
     lengths, learned, left = table.lengths, table.trained_counts(), table.trained_counts(data.max_length)
     is_refused = np.zeros(len(table), dtype=bool)
     is_refused[list(table.refused)] = True
@@ -49,11 +60,12 @@ def lint_tokens(
         "DATA-LABEL": np.flatnonzero((left == 0) & ~is_refused),
         "DATA-ANSWER-CUT": np.flatnonzero(is_long & (left > 0) & (left < learned)),
         "DATA-TRUNCATED": np.flatnonzero(is_long),
+        "DATA-CONTEXT": _beyond(lengths, data, context_tokens),
         "DATA-SPECIAL": np.array(table.marks.get("special", []), dtype=np.int64),
         "DATA-BOS": np.array(table.marks.get("bos", []), dtype=np.int64),
         "DATA-OVERLAP": overlap if overlap is not None else np.zeros(0, dtype=np.int64),
     }
-    tokens = _counts(table, data, flagged)
+    tokens = _counts(table, data, flagged, context_tokens)
     findings = []
     for code, rows in flagged.items():
         if len(rows):
@@ -75,13 +87,21 @@ def propose_max_length(lengths: Array) -> int:
     return max(_ROUND_TO, math.ceil(float(np.percentile(lengths, 95)) / _ROUND_TO) * _ROUND_TO) if len(lengths) else _ROUND_TO
 
 
-def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> dict[str, Any]:
+def _beyond(lengths: Array, data: DataSection, context_tokens: int | None) -> Array:
+    """Rows of which more would be trained on than the model was made for."""
+    if context_tokens is None or data.max_length <= context_tokens:
+        return np.zeros(0, dtype=np.int64)
+    is_used = (lengths <= data.max_length) | (data.too_long != "drop")
+    return np.flatnonzero((lengths > context_tokens) & is_used)
+
+
+def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array], context_tokens: int | None) -> dict[str, Any]:
     lengths = table.lengths
     if not len(lengths):
         return {}
     left = table.trained_counts(data.max_length)
     kept = np.minimum(lengths, data.max_length)
-    proposed = propose_max_length(lengths)
+    proposed = min(propose_max_length(lengths), context_tokens or MAX_TOKENS)
     longest = int(lengths.max())
     edges = np.unique(np.linspace(0, max(longest, 1), _BARS + 1).round().astype(int))
     return {
@@ -98,6 +118,7 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array]) -> 
         "longest": longest,
         "max_length": data.max_length,
         "proposed_max_length": proposed,
+        "context": context_tokens,
         "cut_at_proposed": int((lengths > proposed).sum()),
         "truncated": len(flagged["DATA-TRUNCATED"]),
         "answers_cut": len(flagged["DATA-ANSWER-CUT"]),
@@ -156,6 +177,11 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
             return "error" if count == total else "warning", what, "", "Drop them.", _drop(code)
         case "DATA-LABEL" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
             return _length_words(code, rows, tokens, table, data, of_all=of_all)
+        case "DATA-CONTEXT":
+            context = tokens["context"]
+            what = f"{of_all} {'are' if total > 1 else 'is'} longer than the {context} tokens that this model was made for."
+            fix = f"Cut conversations at {context} tokens, or divide them."
+            return "warning", what, "It has never learned to read what lies beyond.", fix, _set_length(context)
         case "DATA-SPECIAL" if data.neutralize_special_tokens:
             return "note", f"Control tokens in the text of {of_all} are turned into plain text.", "", "", None
         case "DATA-SPECIAL":
@@ -179,17 +205,30 @@ def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTa
         severity: Severity = "error" if count > total / 2 else "warning"
         what = f"{of_all} ({share}) {lose_their} whole answer at {limit} tokens; the longest has {needed}."
         why = "The question alone fills the length, so nothing is left to learn; they are left out."
-        return severity, what, why, f"Raise the longest conversation to {longer}, or drop the rows.", _set_length(longer)
+        return severity, what, why, *_raised(code, longer, tokens)
     if code == "DATA-ANSWER-CUT":
         what = f"{of_all} ({share}) {lose_their} answer's end at {limit} tokens."
-        fix = f"Raise the longest conversation to {longer}, or drop them."
-        return "warning", what, "The model would learn to break off.", fix, _set_length(longer)
+        return "warning", what, "The model would learn to break off.", *_raised(code, longer, tokens)
     what = f"{of_all} ({share}) {be} longer than {limit} tokens and {be} {'left out' if data.too_long == 'drop' else 'cut'}."
-    proposed, cut_at_proposed = int(tokens["proposed_max_length"]), int(tokens["cut_at_proposed"])
-    value = proposed if proposed > limit else longer
-    kept = f"{100 * (1 - cut_at_proposed / total):.0f} % of the" if value == proposed and cut_at_proposed else "all"
+    proposed, context = int(tokens["proposed_max_length"]), tokens["context"] or MAX_TOKENS
+    value = min(proposed if proposed > limit else longer, context)
+    if value <= limit:
+        return "warning", what, "What is cut is not learned.", *_raised(code, longer, tokens)
+    left = int((table.lengths > value).sum())
+    kept = f"{100 * (1 - left / total):.0f} % of the" if left else "all"
     fix = f"{value} tokens would keep {kept} rows whole, for more memory and time."
     return "warning", what, "What is cut is not learned.", fix, _set_length(value)
+
+
+def _raised(code: str, longer: int, tokens: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """How rows are kept that need `longer` tokens, and its button; never with more tokens than the model was made for."""
+    context = tokens["context"] or MAX_TOKENS
+    if longer <= context:
+        return f"Raise the longest conversation to {longer}, or drop the rows.", _set_length(longer)
+    if tokens["max_length"] < context:
+        words = f"Raise the longest conversation to {context}, the most that this model was made for, or drop the rows."
+        return words, _set_length(context)
+    return f"No more than {context} tokens can be learned from at once: divide the rows, or drop them.", _drop(code)
 
 
 def _drop(code: str) -> dict[str, Any]:
@@ -201,4 +240,4 @@ def _set(path: str, value: Any) -> dict[str, Any]:
 
 
 def _set_length(num_tokens: int) -> dict[str, Any]:
-    return _set("data.max_length", min(num_tokens, int(option_by_path()["data.max_length"].maximum or num_tokens)))
+    return _set("data.max_length", min(num_tokens, MAX_TOKENS))

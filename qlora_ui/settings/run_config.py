@@ -23,6 +23,7 @@ from qlora_ui.settings.sections import (
     QuantSection,
     TrainSection,
 )
+from qlora_ui.settings.source import LABELS
 
 
 class RunConfig(BaseModel):
@@ -147,7 +148,9 @@ def _in_words(error: Any) -> Problem:
         return Problem(where, "there is no such option", fix=_did_you_mean(path), code="unknown-option")
     if option is None:
         return Problem(where, error["msg"], code="setting")
-    what = f"{option.meta.label} cannot be {_shown(error.get('input'))}"
+    # A source has parts of its own; its Weight is wrong, not “Datasets”.
+    label = LABELS.get(location[-1], option.meta.label) if path == "data.sources" and len(location) > 3 else option.meta.label
+    what = f"{label} cannot be {_shown(error.get('input'))}"
     return Problem(where, what, _reason(option, error), _bounds(option), "setting")
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_SLICE = re.compile(r"^(?:first (?P<first>\d+)|(?P<start>\d+)-(?P<stop>\d+)|(?P<share>\d+(?:\.\d+)?) ?%)$")
+_SLICE = re.compile(r"^(?:(?:first )?(?P<first>\d+)|(?P<start>\d+)-(?P<stop>\d+)|(?P<share>\d+(?:\.\d+)?) ?%)$")
+
+LABELS = {"id": "The name of a dataset", "config": "Subset", "split": "Split", "weight": "Weight", "rows": "Rows"}
+"""How messages and the page name the parts of a source."""
 
 
 class DataSource(BaseModel):
@@ -22,12 +25,18 @@ class DataSource(BaseModel):
     weight: float = Field(1.0, gt=0, le=1000)
     """Share in a mix: 2 means twice the rows per pass, 0.5 half of them."""
     rows: str = ""
-    """Slice of the rows: empty for all, `first 500`, `100-200` (both included, counted from 1) or `20 %`."""
+    """Slice of the rows: empty for all, `first 500` or `500`, `100-200` (both included, counted from 1) or `20 %`."""
 
     @model_validator(mode="before")
     @classmethod
     def _bare_text_is_id(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _number_is_text(cls, value: Any) -> Any:
+        # YAML reads `rows: 500` as a number.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("rows")
     @classmethod

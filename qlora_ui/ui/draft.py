@@ -23,6 +23,9 @@ from qlora_ui.ui.inspection import Pending
 if TYPE_CHECKING:
     from qlora_ui.ui.service import Service
 
+SHORTEST_TOKENS = 16
+"""A conversation of a few words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -46,6 +49,9 @@ class Draft:
     """The look in tokens; None while the engine rests or the model is not here."""
     shape: DataShape | None = None
     memory: MemoryEstimate | None = None
+    """For the longest row, and while tokens are not counted for the longest that is allowed."""
+    least: MemoryEstimate | None = None
+    """With the shortest rows there can be; the same as `memory` once tokens are counted."""
     duration: DurationEstimate | None = None
 
     @property
@@ -74,8 +80,22 @@ class Draft:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the predicted memory is free on the device; None where it cannot be told."""
-        return self.memory.total_bytes <= self.device.free_bytes if self.memory is not None else None
+        """Whether the predicted memory is free on the device; None where it cannot be told, or not before tokens are counted."""
+        if self.memory is None or self.least is None:
+            return None
+        if self.memory.fits(self.device):
+            return True
+        return None if self.least.fits(self.device) else False
+
+    @property
+    def is_at_most(self) -> bool:
+        """Whether the memory is a bound: how long the rows are was not counted yet, and it depends on them."""
+        return self.memory is not None and self.least is not None and self.least.total_bytes < self.memory.total_bytes
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether tokens are being counted."""
+        return self.look is not None and not self.look.is_done
 
     def problems_of(self, path: str) -> tuple[Problem, ...]:
         """What is wrong with one option."""
@@ -152,8 +172,11 @@ def _data_section(values: Mapping[str, Any]) -> DataSection | None:
 def _estimated(draft: Draft, config: RunConfig, facts: ModelFacts) -> Draft:
     shape = data_shape(draft.report)
     memory = estimate_memory(facts, config, draft.device, shape)
+    is_counted = shape is not None and shape.longest_tokens is not None
+    shortest = replace(shape or DataShape(), longest_tokens=SHORTEST_TOKENS)
+    least = memory if is_counted else estimate_memory(facts, config, draft.device, shortest)
     duration = estimate_duration(facts, config, draft.device, shape.num_rows, shape.mean_tokens) if shape is not None else None
-    return replace(draft, shape=shape, memory=memory, duration=duration)
+    return replace(draft, shape=shape, memory=memory, least=least, duration=duration)
 
 
 def data_shape(report: DataReport | None) -> DataShape | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import unicodedata
+from itertools import count
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
@@ -13,6 +15,8 @@ from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
 
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
+MAX_STEM_BYTES = 120
+"""File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
 
 
 def keep_upload(temporary: str, workspace: Workspace) -> str:
@@ -22,9 +26,7 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
         raise DataError("Only uploaded files can be added this way.", fix="Give the file's path instead", code="DATA-UPLOAD")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    # A folder for each content: the file keeps the name that its owner knows it by.
-    target = workspace.datasets / digest / f"{_safe_stem(source.stem)}{source.suffix.lower()}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = _place(workspace, digest, _safe_stem(source.stem), re.sub(r"[^.a-z0-9]", "", source.suffix.lower())[:12])
     if not target.exists():
         shutil.copyfile(source, target)
     return str(target)
@@ -37,8 +39,7 @@ def keep_pasted(text: str, workspace: Workspace) -> str:
         raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV", code="DATA-EMPTY")
     suffix = ".json" if body.startswith("[") else ".jsonl" if body.startswith("{") else ".csv"
     digest = hashlib.sha256(body.encode()).hexdigest()[:8]
-    target = workspace.datasets / digest / f"pasted-rows{suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = _place(workspace, digest, "pasted-rows", suffix)
     write_text(target, body + "\n")
     return str(target)
 
@@ -69,7 +70,28 @@ def named_source(name: str) -> str:
     return f"hub:{repo}"
 
 
+def _place(workspace: Workspace, digest: str, stem: str, suffix: str) -> Path:
+    """Where a file of that content is kept: in a folder for each content, under the name that its owner knows it by.
+
+    Another content that has the name already makes it `name-2`: in lists and pickers the two are to be told apart.
+    """
+    mine = workspace.datasets / digest
+    mine.mkdir(parents=True, exist_ok=True)
+    others = [folder for folder in workspace.datasets.iterdir() if folder.is_dir() and folder != mine]
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}{suffix}" for number in count(1))
+    return mine / next(name for name in names if not any((other / name).exists() for other in others))
+
+
 def _safe_stem(stem: str) -> str:
-    """A file name that every system takes."""
-    word = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "upload"
-    return f"_{word}" if word.lower() in _RESERVED else word
+    """A file name that every system takes and that its owner knows again: letters of every script with their marks, digits and `_.-`.
+
+    Signs that steer (control, direction, zero width) are left out, and what else there is becomes a dash.
+    """
+    told = (sign for sign in unicodedata.normalize("NFC", stem) if not unicodedata.category(sign).startswith("C"))
+    kept = "".join(sign if sign in "_.-" or unicodedata.category(sign)[0] in "LMN" else " " for sign in told)
+    word = re.sub(r" +", "-", kept)
+    # Half a letter at the cut is dropped with the bytes that it lacks.
+    word = word.encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("-.") or "upload"
+    # Windows takes the part before the first dot for a device's name, and a raised digit for a digit.
+    device = unicodedata.normalize("NFKC", word.partition(".")[0]).lower()
+    return f"_{word}" if device in _RESERVED else word

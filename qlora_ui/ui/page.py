@@ -145,7 +145,7 @@ class Page:
         untouched = form | {"fn": self._form_drawn}
         # A picked preset is no edit: it is drawn once its values are in their controls, else the old ones would be kept under its name.
         edited = dict.fromkeys((*self.form.outputs, *self.pickers, *others))
-        edits = [_edited(component) for component in edited if component is not self.preset]
+        edits = [_edited(component) for component in edited if component is not self.preset and not component.stateful]
         # What was found out in the background (a dataset that is read now) changes this number, which draws the form's views.
         self.live_views.append(LiveView(lambda run_id: str(self.service.num_news), ("q-news",), ()))
         self.pulse.found(**untouched, **quiet)

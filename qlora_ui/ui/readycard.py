@@ -25,8 +25,9 @@ def build(page: Page) -> None:
     card = gr.HTML(ready_html(None), elem_id="q-ready", apply_default_css=False)
     _check(page)
     with gr.Column(elem_classes="q-ready-more", min_width=0):
-        page.device = _device_picker(page)
+        # On a low screen the card scrolls: what belongs to the run comes before what only asks.
         page.form.place("output.name", maker=_name_box, min_width=0)
+        page.device = _device_picker(page)
     waits = live_html("", "q-ready-waits")
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start", interactive=False)
 

@@ -14,15 +14,19 @@ from pydantic import BaseModel
 from qlora_ui.settings.option import Option
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import Action
+from qlora_ui.ui.controls import from_component
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.views.words import source_title
 
 SHOWN = 6
 PRESET = "preset"
 """Key of the preset that was chosen before the change, beside the options' paths."""
 CHANGED_AT = "changed at"
 """Key of the time of the change."""
+SET = "set"
+"""Key of what the change has set, by option path."""
 ECHO_S = 3.0
 """The same change within this time is an echo: Gradio's dropdown at times tells of one choice twice."""
 
@@ -92,6 +96,7 @@ class Undo:
             kept = {path: old[path] for path in differing}
             if _is_echo(kept, data[self._old]):
                 return [gr.skip() for _ in outputs]
+            kept[SET] = {path: _plain(option_by_path()[path], new) for path, new in differing.items()}
             kept |= {PRESET: data[self.preset], CHANGED_AT: time.monotonic()}
             return [*form.show_values(differing), words, gr.update(visible=True), kept, data[self._page.preset], *extras]
 
@@ -102,22 +107,45 @@ class Undo:
 
     def _wire(self) -> None:
         form = self._page.form
+        stays = [gr.skip() for _ in form.outputs]
 
         @handler
-        def back(old: dict[str, Any]) -> list[Any]:
+        def back(data: dict[Any, Any]) -> list[Any]:
+            old = data[self._old]
+            if is_overtaken(form.values(data), old):
+                gr.Info("What was changed here has been changed again since, so it stays as it is now.", duration=6)
+                return [*stays, gr.skip(), gr.skip(), gr.update(visible=False), {}]
             updates = [gr.update(value=old[path]) if path in old else gr.skip() for path in form.controls]
             preset = old.get(PRESET, "")
             return [*updates, preset, preset, gr.update(visible=False), {}]
 
         outputs = [*form.outputs, self._page.preset, self.preset, self._bar, self._old]
-        event = self._back.click(back, [self._old], outputs, show_progress="hidden", api_visibility="private")
+        event = self._back.click(back, form.inputs | {self._old}, outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)
-        self._close.click(lambda: gr.update(visible=False), None, [self._bar], show_progress="hidden", api_visibility="private")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self._close.click(lambda: (gr.update(visible=False), {}), None, [self._bar, self._old], **quiet)
+        # Taking a change back would throw away what the user has made of it since.
+        self._page.on_form(
+            lambda draft, old: gr.update(visible=False) if is_overtaken(draft.values, old) else gr.skip(), [self._bar], [self._old]
+        )
+
+
+def is_overtaken(values: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether an option holds neither what the last change has set nor what it took away.
+
+    The latter is no edit: it is what a page held that asked before the change had reached it.
+    """
+    options = option_by_path()
+    for path, new in old.get(SET, {}).items():
+        held = _plain(options[path], values[path])
+        if held != new and held != _plain(options[path], from_component(options[path], old[path])):
+            return True
+    return False
 
 
 def _is_echo(kept: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     """Whether this change is the one that was just made, by the values that it takes away."""
-    values = {path: value for path, value in last.items() if path not in (PRESET, CHANGED_AT)}
+    values = {path: value for path, value in last.items() if path in option_by_path()}
     return kept == values and time.monotonic() - last.get(CHANGED_AT, -ECHO_S) < ECHO_S
 
 
@@ -141,7 +169,9 @@ def change_html(title: str, changes: Sequence[tuple[Option, Any, Any]], about: s
 
 
 def value_words(option: Option, value: Any) -> str:
-    """A setting's value as a person says it."""
+    """A setting's value as a person says it; datasets by their names, a mapping by its pairs."""
+    if isinstance(option.default, tuple | dict):
+        value = _plain(option, value)
     if value is None or value == "":
         return "automatic" if option.is_optional else "nothing"
     if isinstance(value, bool):
@@ -150,16 +180,26 @@ def value_words(option: Option, value: Any) -> str:
         return option.meta.choices.get(value, str(value))
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return middle_cut(", ".join(f"{name}: {part}" for name, part in value.items()) or "nothing", 40)
     if isinstance(value, list | tuple):
-        return middle_cut(", ".join(item.id if hasattr(item, "id") else str(item) for item in value) or "nothing", 40)
+        return middle_cut(", ".join(_source_words(item) if isinstance(item, dict) else str(item) for item in value) or "nothing", 80)
     return middle_cut(str(value), 40)
+
+
+def _source_words(source: Mapping[str, Any]) -> str:
+    rows = f" ({source['rows']})" if source.get("rows") else ""
+    return source_title(str(source.get("id", "")), 32) + rows
 
 
 def _plain(option: Option, value: Any) -> Any:
     """A value so that a control's and a config's are equal when they mean the same."""
     if isinstance(option.default, tuple | dict) and isinstance(value, str):
         text = value.strip()
-        value = json.loads(text) if text.startswith(("[", "{")) else [line.strip() for line in text.splitlines() if line.strip()]
+        try:
+            value = json.loads(text) if text.startswith(("[", "{")) else [line.strip() for line in text.splitlines() if line.strip()]
+        except ValueError:  # a line of text that begins with such a sign
+            value = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(value, list | tuple):
         return [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
     return option.default if value is None and not option.is_optional else value

@@ -204,6 +204,30 @@ def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Works
     assert {f.code: f.severity for f in lens.report(disarmed).findings}["DATA-SPECIAL"] == "note"
 
 
+def test_no_longer_conversation_is_proposed_than_the_model_was_made_for(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {n}?", "completion": "word " * length} for n, length in enumerate((8, 8, 5000))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = config_for(str(tmp_path / "rows.jsonl"), tiny_model_dir)
+    context = 2048
+    lens = Lens(workspace)
+
+    def found(length: int) -> dict[str, tuple[str, object]]:
+        report = lens.report(config.changed({"data.max_length": length}))
+        assert report.tokens is not None and report.tokens["proposed_max_length"] <= context
+        return {found.code: (found.fix, found.fix_action) for found in report.findings}
+
+    raised = {"action": "set", "path": "data.max_length", "value": context}
+    short, whole, beyond = found(96), found(context), found(32768)
+    assert short["DATA-ANSWER-CUT"][1] == short["DATA-TRUNCATED"][1] == raised
+    # At the model's own limit nothing is left to raise.
+    assert whole["DATA-ANSWER-CUT"] == (
+        "No more than 2048 tokens can be learned from at once: divide the rows, or drop them.",
+        {"action": "drop", "code": "DATA-ANSWER-CUT"},
+    )
+    assert beyond["DATA-CONTEXT"] == ("Cut conversations at 2048 tokens, or divide them.", raised)
+    assert not {"DATA-TRUNCATED", "DATA-CONTEXT"} <= set(beyond) and "DATA-CONTEXT" not in whole | short
+
+
 def test_tokens_are_kept_by_content(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir)
     tokenizer = load_tokenizer(tiny_model_dir)

@@ -47,6 +47,15 @@ def test_rows_of_strangers_stay_text_and_a_bad_row_is_left_out_and_taken_back(vi
     expect(page.locator("#q-verdict-body")).to_contain_text("40 rows")
     assert len(path.read_text(encoding="utf-8").splitlines()) == 40
 
+    # What was added after a change is not thrown away with it: its way back is closed.
+    finding.get_by_role("button", name="Leave this row out").click()
+    expect(page.locator("#q-undo")).to_contain_text("rows.jsonl → rows-v")
+    other = tmp_path / "fresh.jsonl"
+    other.write_text(json.dumps({"prompt": "One more?", "completion": "Yes"}), encoding="utf-8")
+    use(page, other)
+    expect(page.locator("#q-undo")).to_be_hidden()
+    expect(page.locator(".q-source")).to_have_count(2)
+
 
 def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
@@ -58,6 +67,24 @@ def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, t
     page.locator("#q-source-name textarea, #q-source-name input").fill(str(missing))
     page.locator("#q-source-add").click()
     expect(page.get_by_text("There is no file nowhere.jsonl").first).to_be_visible()
+
+
+def test_pasted_rows_stay_until_they_can_be_used_and_the_card_shows_the_name(visit: Visit, tmp_path: Path) -> None:
+    page = visit("data").page
+    page.locator("#q-paste > button").click()
+    box, good = page.locator("#q-paste-text textarea"), '{"prompt": "a", "completion": "b"}\n'
+    box.fill(good + '{"prompt": "a", "completion": \n')
+    page.locator("#q-paste-add").click()
+    expect(page.locator("#q-ready-problems")).to_contain_text("ends too early")
+    expect(box).not_to_have_value("")
+    # At 1280 x 800, with a problem in the card, the whole field is above Start.
+    name, start = (page.locator(part).bounding_box() for part in ("#output-name textarea, #output-name input", "#q-start"))
+    assert name is not None and start is not None and name["y"] + name["height"] <= start["y"] - 12
+    box.fill(good + '{"prompt": "c", "completion": "d"}\n')
+    page.locator("#q-paste-add").click()
+    expect(box).to_have_value("")
+    expect(page.locator(".q-source", has_text="pasted-rows")).to_have_count(1)
+    expect(page.locator("#q-start")).to_be_enabled()
 
 
 def test_without_a_dataset_start_says_so(visit: Visit, tmp_path: Path) -> None:

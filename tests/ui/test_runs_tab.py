@@ -88,6 +88,32 @@ def test_a_new_run_starts_from_an_old_ones_settings(browser: Browser, served: Se
     looked.assert_clean()
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_long_names_and_paths_stay_in_their_cards(browser: Browser, served: Served, width: ViewportSize) -> None:
+    names = ["y" * 60, "<b>x</b> " + "x" * 120]
+    for rank, name in enumerate(names):
+        source = f"{served.service.workspace.datasets}/417ad13e/{'n' * 70}.jsonl"
+        values = {"output.name": name, "data.sources": [source], "lora.rank": 8 + rank, "data.max_length": 20_096, "train.epochs": 7}
+        write_run(served.service.workspace, values=values, done=20, num_steps=20, seed=rank)
+    looked = Looked(browser, served.url, "runs", width)
+    page = looked.page
+    for name in names:
+        page.get_by_label(f"Compare {name}").first.check()
+    expect(page.locator("#runs-charts .q-legend-item").last).to_be_visible()
+    for inner, outer in [
+        ("#runs-table .q-runs", "#q-work"),
+        ("#runs-charts .q-legend-item", "#runs-charts .q-chart"),
+        (".q-compare th", ".q-compare"),
+    ]:
+        edge = page.locator(outer).first.evaluate("e => e.getBoundingClientRect().right")
+        edges = page.locator(inner).evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+        assert len(edges) and max(edges) <= edge + 1, inner
+    # Nothing sticks out of a cell either.
+    sticks_out = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"
+    assert page.locator(".q-compare th, .q-compare td, #runs-table td").evaluate_all(sticks_out) == []
+    looked.assert_clean()
+
+
 def test_thousands_of_runs_stay_fast(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path)
     first = write_run(workspace, done=20, num_steps=20)

@@ -97,10 +97,20 @@ def test_numbers_with_exponents_are_numbers_in_presets() -> None:
     assert RunConfig.parse(read_yaml("train:\n  learning_rate: 2e-4\n", "x")).train.learning_rate == 2e-4
 
 
-@pytest.mark.parametrize(("rows", "expected"), [("", (0, 10)), ("first 3", (0, 3)), ("2-4", (1, 4)), ("20 %", (0, 2)), ("8-99", (7, 10))])
-def test_slices_count_rows_from_one(rows: str, expected: tuple[int, int]) -> None:
-    picked = DataSource(id="x", rows=rows).row_range(10)
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [("", (0, 10)), ("first 3", (0, 3)), ("3", (0, 3)), (3, (0, 3)), ("2-4", (1, 4)), ("20 %", (0, 2)), ("8-99", (7, 10))],
+)
+def test_slices_count_rows_from_one(rows: object, expected: tuple[int, int]) -> None:
+    picked = DataSource.model_validate({"id": "x", "rows": rows}).row_range(10)
     assert (picked.start, picked.stop) == expected
+
+
+@pytest.mark.parametrize(("part", "value", "label"), [("rows", "some", "Rows"), ("weight", 0, "Weight")])
+def test_a_wrong_part_of_a_dataset_is_named_as_the_page_names_it(part: str, value: object, label: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        RunConfig.parse({"data": {"sources": [{"id": "a.jsonl", part: value}]}})
+    assert [problem.what for problem in caught.value.problems] == [f"{label} cannot be “{value}”"]
 
 
 def test_upstream_arguments_follow_the_lesson() -> None:

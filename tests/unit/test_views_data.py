@@ -15,7 +15,7 @@ from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.data_report import verdict_html
+from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.ready import ready_html
 from qlora_ui.ui.views.recipe import automatic_words
 
@@ -121,3 +121,60 @@ def test_a_read_can_be_stopped_and_begun_again() -> None:
     assert inquiry.ask("key", slow, 0) is pending and len(seen) == 1, "a stopped question is not asked by itself"
     inquiry.forget_stopped()
     assert inquiry.ask("key", lambda told, stopped: "read", 5).answer == "read"
+
+
+def test_two_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    first, second, other = "/home/a/2024/chats.jsonl", "/home/a/2025/chats.jsonl", "/home/a/2025/more.jsonl"
+    html = sources_html([{"id": first}, {"id": second}, {"id": other}], None)
+    assert html.count("in 2024") == html.count("in 2025") == 1
+    assert "in 2025" not in sources_html([{"id": second}, {"id": other}], None)
+
+
+def test_a_row_that_could_not_be_read_is_not_offered_to_be_shown(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "a", "completion": ""}\n{"prompt": "a"\n' + '{"prompt": "b", "completion": "c"}\n' * 2)
+    report = inspect(DataSection(sources=(str(path),)), workspace)
+    draft = replace(drafted(workspace, tmp_path / "rows.jsonl")[0], look=done(report))
+    broken, empty = (next(found for found in report.findings if words in found.what) for words in ("ends too early", "empty answer"))
+    html = verdict_html(draft)
+    assert broken.rows == (2,) and 'data-id="2"' not in html
+    assert empty.rows == (1,) and 'data-act="show-row" data-id="1"' in html
+
+
+def test_the_box_for_rows_shows_how_to_write_some() -> None:
+    assert 'placeholder="all, or first 500"' in sources_html([{"id": "/a/chats.jsonl"}], None)
+
+
+def test_a_bound_is_no_refusal_while_tokens_are_not_counted(workspace: Workspace, tmp_path: Path) -> None:
+    counted, report = drafted(workspace, tmp_path / "rows.jsonl")
+    service = service_that_counted(workspace, report)
+    long = {**counted.values, "data.max_length": 100_000, "train.packing": "off", "train.batch_size": 8}
+    service.look = lambda config: Pending()  # type: ignore[method-assign]
+    service.inspect = lambda data: done(replace(report, tokens=None))  # type: ignore[method-assign]
+    counting = make_draft(service, long, "", counted.device)
+    html = ready_html(counting)
+    assert counting.fits is None and counting.is_at_most and counting.memory is not None
+    assert "at most" in html and "Counting tokens" in html and "until tokens are counted" in html and ">Ready<" in html
+    assert "too large" not in html and "not fit" not in html and "q-chip-bad" not in html
+    # What does not fit whatever the rows are is said at once.
+    small = replace(counted.device, free_bytes=1 << 28)
+    assert make_draft(service, long, "", small).fits is False
+
+    usable = {"rows": 100, "mean": 80.0, "longest": 500, "trained_share": 0.5}
+    service.look = lambda config: done(report.with_tokens(TOKENS | {"usable": usable}, ()))  # type: ignore[method-assign]
+    known = make_draft(service, long, "", counted.device)
+    assert known.fits is True and not known.is_at_most and "at most" not in ready_html(known)
+
+
+def test_a_length_beyond_the_context_of_the_model_is_told_on_the_card(workspace: Workspace, tmp_path: Path) -> None:
+    counted, report = drafted(workspace, tmp_path / "rows.jsonl")
+    assert counted.facts is not None and counted.facts.context_tokens == 8192
+
+    def card(limit: int, longest: int) -> str:
+        tokens = TOKENS | {"usable": {"rows": 100, "mean": 80.0, "longest": longest, "trained_share": 0.5}}
+        service = service_that_counted(workspace, report.with_tokens(tokens, ()))
+        return ready_html(make_draft(service, {**counted.values, "data.max_length": limit}, "", counted.device))
+
+    words = "made for at most 8,192 tokens"
+    assert words in card(20_096, 20_000)
+    assert words not in card(8192, 20_000) and words not in card(20_096, 500)

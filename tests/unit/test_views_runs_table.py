@@ -30,6 +30,11 @@ def test_a_row_says_what_differs_and_what_came_out(workspace: Workspace) -> None
     assert "<polyline" in html and "Newer" not in html and "Older" not in html
 
 
+def test_a_dataset_is_named_by_its_file_and_not_by_its_path(workspace: Workspace) -> None:
+    run = write_run(workspace, values={"data.sources": ["/home/someone/.local/share/qlora-ui/datasets/417ad13e/good.jsonl"]})
+    assert differences_in_words(run.config()) == "Datasets good.jsonl"
+
+
 def test_pages(workspace: Workspace) -> None:
     row = row_of(read_run(write_run(workspace, done=5, num_steps=10)))
     html = table_html([row] * PAGE_ROWS, {}, [], page=1, num_found=1_234, num_all=1_234)

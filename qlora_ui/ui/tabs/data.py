@@ -11,9 +11,10 @@ from pydantic import BaseModel
 
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
-from qlora_ui.data.load import load_anyway
+from qlora_ui.data.load import inspect, load_anyway
+from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.settings.sections import BUILTIN_DATA
+from qlora_ui.settings.sections import BUILTIN_DATA, DataSection
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.controls import make_hidden
@@ -90,7 +91,8 @@ def _adders() -> dict[str, Any]:
             placeholder='{"prompt": "Hello", "completion": "Ahoy"}',
         )
         paste = gr.Button("Use these rows", elem_id="q-paste-add", elem_classes="q-tool", scale=0)
-    return {"upload": upload, "builtin": builtin, "name": name, "add": add, "text": text, "paste": paste}
+        rejected = gr.State("")
+    return {"upload": upload, "builtin": builtin, "name": name, "add": add, "text": text, "paste": paste, "rejected": rejected}
 
 
 def _row_picker() -> tuple[dict[str, gr.Button], gr.Number]:
@@ -145,8 +147,8 @@ def _why_no_tokens(draft: Draft) -> str:
 def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
     workspace = page.service.workspace
 
-    def added(data: dict[Any, Any], ids: Sequence[str]) -> list[Any]:
-        return _added(page, data, [DataSource(id=source_id) for source_id in ids])
+    def added(data: dict[Any, Any], ids: Sequence[str], without: str = "") -> list[Any]:
+        return _added(page, data, [DataSource(id=source_id) for source_id in ids], without)
 
     @handler
     def upload(data: dict[Any, Any]) -> list[Any]:
@@ -163,7 +165,10 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
 
     @handler
     def pasted(data: dict[Any, Any]) -> list[Any]:
-        return [*added(data, [keep_pasted(str(data[adders["text"]]), workspace)]), ""]
+        source = keep_pasted(str(data[adders["text"]]), workspace)
+        updates = added(data, [source], without=data[adders["rejected"]])
+        # Rows that have to be corrected stay in the box, and the corrected ones take their place.
+        return [*updates, "", ""] if _is_usable(source, workspace) else [*updates, gr.skip(), source]
 
     def wire() -> None:
         inputs, outputs = page.form.inputs, page.form.outputs
@@ -173,7 +178,9 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
             adders["builtin"].click(builtin, inputs, outputs, **quiet),
             adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
             adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
-            adders["paste"].click(pasted, inputs | {adders["text"]}, [*outputs, adders["text"]], **quiet),
+            adders["paste"].click(
+                pasted, inputs | {adders["text"], adders["rejected"]}, [*outputs, adders["text"], adders["rejected"]], **quiet
+            ),
         ]
         for event in events:
             page.refresh_after(event)
@@ -181,9 +188,20 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
     page.when_complete(wire)
 
 
-def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource]) -> list[Any]:
-    """The form's updates that add datasets to the chosen ones; those that are chosen already are not added twice."""
-    chosen = _sources(page.form.values(data)["data.sources"])
+def _is_usable(source_id: str, workspace: Workspace) -> bool:
+    """Whether every row of a file can be learned from as it is; what was read of it is kept for the verdict."""
+    try:
+        return inspect(DataSection(sources=(DataSource(id=source_id),)), workspace).verdict != "not-trainable"
+    except QloraUiError:
+        return False
+
+
+def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource], without: str = "") -> list[Any]:
+    """The form's updates that add datasets to the chosen ones; those that are chosen already are not added twice.
+
+    The dataset of the id `without` is taken off.
+    """
+    chosen = [source for source in _sources(page.form.values(data)["data.sources"]) if source["id"] != without]
     # The built-in set is there for a first look: the user's own data takes its place.
     if {str(source["id"]) for source in chosen} == {BUILTIN_DATA} and any(source.id != BUILTIN_DATA for source in sources):
         chosen = []

@@ -20,6 +20,8 @@ CLOSE_SHARES = (0.9, 1.2)
 def wants_check(draft: Draft) -> bool:
     """Whether the estimate alone is a weak ground: settings that nobody has measured, or about as much as there is free."""
     memory, (least, most) = draft.memory, CLOSE_SHARES
+    if draft.is_at_most and draft.fits is None:
+        return False  # It would check the longest conversation allowed, which no row may have.
     free = draft.device.free_bytes
     return memory is not None and (bool(memory.doubts) or least * free < memory.total_bytes < most * free)
 

@@ -48,7 +48,8 @@ def comparison_html(rows: Sequence[RunRow], configs: Sequence[RunConfig | None],
     clear = act_button("Clear the choice", "clear", look="quiet")
     settings_head = f'<thead><tr><th scope="col" colspan="{len(rows) + 1}">Settings {box}</th></tr></thead>'
     table = (
-        f'<table class="q-table"><thead><tr><th scope="col">Result</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
+        f'<table class="q-table" style="--q-runs:{len(rows)}">'
+        f'<thead><tr><th scope="col">Result</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
         f"{settings_head}<tbody>{''.join(lines)}{none}</tbody></table>"
     )
     return (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
 from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.ready import TITLES
+from qlora_ui.ui.views.words import source_title
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -31,7 +34,8 @@ def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None
     if not sources:
         return '<div class="q-empty"><h2>No dataset yet</h2>Take the built-in one, upload a file, or name a path or a Hub id below.</div>'
     several = len(sources) > 1
-    rows = "".join(_source(number, source, report, several) for number, source in enumerate(sources))
+    titles = Counter(source_title(str(source.get("id", ""))) for source in sources)
+    rows = "".join(_source(number, source, report, several, titles) for number, source in enumerate(sources))
     return f'<ul class="q-sources">{rows}</ul>'
 
 
@@ -148,19 +152,20 @@ def _token_line(draft: Draft, report: DataReport) -> str:
     return ""
 
 
-def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool) -> str:
+def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool, titles: Mapping[str, int]) -> str:
     source_id = str(source.get("id", ""))
-    title = TITLES.get(source_id) or source_title(source_id)
-    about = " · ".join(filter(None, (_part_of(source), _about(source_id, report))))
+    title = source_title(source_id)
+    folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[title] > 1 and _is_path(source_id) else ""
+    about = " · ".join(filter(None, (folder, _part_of(source), _about(source_id, report))))
     weight = (
-        f'<label>Weight<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
+        f'<label>{LABELS["weight"]}<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
         f'data-change="weight" data-id="{number}"></label>'
         if several
         else ""
     )
     rows = (
-        f'<label>Rows<input type="text" placeholder="all" value="{escape(source.get("rows", ""))}" data-change="rows" data-id="{number}" '
-        'title="first 500, 100-200 or 20 %"></label>'
+        f'<label>{LABELS["rows"]}<input type="text" class="q-source-rows" placeholder="all, or first 500" '
+        f'value="{escape(source.get("rows", ""))}" data-change="rows" data-id="{number}" title="500, first 500, 100-200 or 20 %"></label>'
     )
     return (
         f'<li class="q-source"><div class="q-source-head"><span class="q-source-name" title="{escape(source_id)}">{escape(title)}</span>'
@@ -169,11 +174,8 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
     )
 
 
-def source_title(source_id: str) -> str:
-    """A dataset's id as a name: the file's own name, or the id on the Hub."""
-    if source_id.startswith("hub:"):
-        return middle_cut(source_id.removeprefix("hub:"), 44)
-    return middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, 44)
+def _is_path(source_id: str) -> bool:
+    return not source_id.startswith(("hub:", "builtin:"))
 
 
 def _part_of(source: Mapping[str, Any]) -> str:
@@ -202,7 +204,8 @@ def _size(files: Sequence[SourceReport]) -> str:
 
 def _finding(finding: Finding) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
-    show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if finding.rows else ""
+    can_show = bool(finding.rows) and finding.is_read
+    show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
     fix = act_button(fix_words(finding), "fix", finding.code) if finding.fix_action else ""
     rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
     return (

@@ -51,12 +51,23 @@ def estimate_segments(memory: MemoryEstimate) -> list[Segment]:
     return [Segment(PART_WORDS[name], size, part_colour(name), True) for name, size in memory.parts.items() if size > 0]
 
 
-def prediction_html(memory: MemoryEstimate, device: DeviceProfile) -> str:
+def bound_html(memory: MemoryEstimate, device: DeviceProfile, why: str) -> str:
+    """What is needed at most, where that is more than is free and nobody knows yet how much it is: no bar and no verdict."""
+    where = "memory" if device.is_cpu else escape(device.name)
+    return (
+        f'<div class="q-predict"><div class="q-predict-line"><span class="q-big q-num">{escape(format_bytes(memory.total_bytes))}</span>'
+        f'<span class="q-small">at most, of <span class="q-num">{escape(format_bytes(device.free_bytes))}</span> free {where}</span>'
+        f'<span class="q-chip">not known yet</span></div><p class="q-small">{escape(why)}</p></div>'
+    )
+
+
+def prediction_html(memory: MemoryEstimate, device: DeviceProfile, *, is_at_most: bool = False) -> str:
     """The prediction against a device: bar, one sentence, and the parts as a folded list."""
     segments = estimate_segments(memory)
     others = [Segment("In use by others", device.others_bytes, "var(--part-others)")] if device.others_bytes else []
     room = device.free_bytes
     verdict, kind = _verdict(memory, device)
+    word = "at most" if is_at_most else "predicted"
     rows = "".join(
         f'<li><i class="q-swatch" style="--c:{segment.colour}"></i><span>{escape(segment.words)}</span>'
         f'<span class="q-num">{escape(format_bytes(segment.num_bytes))}</span></li>'
@@ -65,7 +76,7 @@ def prediction_html(memory: MemoryEstimate, device: DeviceProfile) -> str:
     where = "memory" if device.is_cpu else escape(device.name)
     return (
         f'<div class="q-predict"><div class="q-predict-line"><span class="q-big q-num">{escape(format_bytes(memory.total_bytes))}</span>'
-        f'<span class="q-small">predicted, of <span class="q-num">{escape(format_bytes(room))}</span> free {where}</span>'
+        f'<span class="q-small">{word}, of <span class="q-num">{escape(format_bytes(room))}</span> free {where}</span>'
         f'<span class="q-chip q-chip-{kind}">{escape(verdict)}</span></div>'
         f"{bar_html([*others, *segments], device.total_bytes)}"
         f'<details class="q-fold-plain"><summary>What it is made of</summary><ul class="q-parts">{rows}</ul></details></div>'

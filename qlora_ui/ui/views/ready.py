@@ -9,7 +9,8 @@ from qlora_ui.base.units import format_bytes, format_count, format_duration, for
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case
-from qlora_ui.ui.views.memory_bar import prediction_html
+from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
+from qlora_ui.ui.views.words import TITLES, source_title
 
 if TYPE_CHECKING:
     from qlora_ui.runs.read import RunView
@@ -29,14 +30,13 @@ TAB_OF_SECTION = {
 TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 """Options that stand elsewhere; no tab for those of the card itself."""
 STEPS = ("model", "data", "recipe")
-TITLES = {"builtin:smollm2-135m-instruct": "SmolLM2-135M-Instruct", "builtin:plain-pirate": "Everyday questions, answered by a pirate"}
 
 
 def ready_html(draft: Draft | None) -> str:
     """The card's text; None while nothing is known yet."""
     if draft is None:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
-    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _missing(draft), _steps(draft)]
+    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _beyond(draft), _missing(draft), _steps(draft)]
     return f'<section class="q-card q-ready" aria-label="What will be trained">{"".join(parts)}</section>'
 
 
@@ -76,7 +76,7 @@ def model_title(model_id: str) -> str:
 
 def data_title(config: RunConfig) -> str:
     """The datasets of a run in words."""
-    names = [TITLES.get(source.id) or middle_cut(source.id.replace("\\", "/").rsplit("/", 1)[-1], 40) for source in config.data.sources]
+    names = [source_title(source.id, 40) for source in config.data.sources]
     return names[0] if len(names) == 1 else f"{len(names)} datasets"
 
 
@@ -91,7 +91,7 @@ def _head(draft: Draft) -> str:
         pill, kind = "Reading", "accent"
     summary = ""
     if draft.memory is not None:
-        summary = f"{format_bytes(draft.memory.total_bytes)}"
+        summary = f"{'at most ' if draft.is_at_most else ''}{format_bytes(draft.memory.total_bytes)}"
         if draft.duration is not None:
             summary += f" · {format_duration(draft.duration.total_s)}"
     return (
@@ -147,21 +147,52 @@ def _memory(draft: Draft) -> str:
         if draft.config is None or draft.facts is not None or draft.problems_of("model.id"):
             return ""
         return '<p class="q-small">Memory is predicted once the model\'s configuration is known: download it on the Model tab.</p>'
-    return prediction_html(draft.memory, draft.device)
+    if draft.is_at_most and draft.fits is None:
+        return bound_html(draft.memory, draft.device, _uncounted(draft))
+    return prediction_html(draft.memory, draft.device, is_at_most=draft.is_at_most)
+
+
+def _uncounted(draft: Draft) -> str:
+    """Why more cannot be said than "at most"."""
+    if draft.is_counting or draft.is_reading:
+        return "Counting tokens: the longest row decides how much it is."
+    return "That is for the longest conversation allowed. How long the rows are is not counted yet."
 
 
 def _time(draft: Draft) -> str:
     if draft.duration is None:
         return ""
     basis = "from earlier runs here" if draft.duration.basis == "measured" else "a first estimate"
-    total, spread = (
-        format_duration(draft.duration.total_s),
-        f"{format_duration(draft.duration.low_s)} to {format_duration(draft.duration.high_s)}",
-    )
+    low, high = format_duration(draft.duration.low_s), format_duration(draft.duration.high_s)
+    total, spread = format_duration(draft.duration.total_s), f"{low} to {high}"
+    if draft.shape is not None and draft.shape.mean_tokens is None:
+        return (
+            f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
+            '<span class="q-small">a guess until tokens are counted</span></div>'
+        )
     return (
         f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
         f'<span class="q-small">{basis}: <span class="q-num">{escape(spread)}</span></span></div>'
     )
+
+
+def beyond_context(draft: Draft) -> str:
+    """A sentence where conversations may be longer than the model was made for, and some are or may be; else empty."""
+    if draft.config is None or draft.facts is None:
+        return ""
+    limit, context = draft.config.data.max_length, draft.facts.context_tokens
+    longest = draft.shape.longest_tokens if draft.shape is not None else None
+    if min(limit, longest or limit) <= context:
+        return ""
+    return f"The model was made for at most {context:,} tokens; conversations may have {limit:,}. It learns little from what lies beyond."
+
+
+def _beyond(draft: Draft) -> str:
+    words = beyond_context(draft)
+    if not words:
+        return ""
+    link = go_link("Show", tab_of("data.max_length"), option_by_path()["data.max_length"].dom_id)
+    return f'<p class="q-note q-note-warn q-small" id="q-ready-beyond">{escape(words)} {link}</p>'
 
 
 def _missing(draft: Draft) -> str:

@@ -19,6 +19,7 @@ STATUS_WORDS = {
     Status.FAILED: "failed",
     Status.CRASHED: "interrupted",
 }
+TITLES = {"builtin:smollm2-135m-instruct": "SmolLM2-135M-Instruct", "builtin:plain-pirate": "Everyday questions, answered by a pirate"}
 ASKING = '<p class="q-small" role="status" aria-busy="true">Asking the Hub …</p>'
 """Stands where its answer will be."""
 _LOOKS = {
@@ -50,6 +51,13 @@ def describe_model(model_id: str, length: int = 44) -> str:
     if model_id == BUILTIN_MODEL:
         return "SmolLM2-135M-Instruct (built in)"
     return middle_cut(model_id.rstrip("/").rsplit("/", maxsplit=1)[-1] or model_id, length)
+
+
+def source_title(source_id: str, length: int = 44) -> str:
+    """A dataset's id as a name: its title, the file's own name, or the id on the Hub."""
+    if source_id.startswith("hub:"):
+        return middle_cut(source_id.removeprefix("hub:"), length)
+    return TITLES.get(source_id) or middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, length)
 
 
 def ago(moment: float, now: float | None = None) -> str:
@@ -85,4 +93,4 @@ def setting_words(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ", ".join(setting_words(item) for item in value) or "none"
     named = getattr(value, "id", None)
-    return middle_cut(str(named if named is not None else value), 40)
+    return source_title(str(named), 40) if named is not None else middle_cut(str(value), 40)
