@@ -129,6 +129,18 @@ class ChatDesk:
             if not self.is_chosen and not self.busy and who != self.who:
                 self._turn_to(who)
 
+    def leave(self, run_id: str) -> None:
+        """Talk no more to a run that was deleted: its answer ends, its adapter leaves the memory, and the newest run is proposed again."""
+        with self._changed:
+            if self.who is None or self.who.run_id != run_id:
+                return
+            if self.busy:
+                self.stop()
+            self.is_chosen = False
+            self._turn_to(Who())
+            # Asked, not waited for: what is being loaded is loaded to its end first.
+            self._service.card.free("chat")
+
     def switch(self, mode: str) -> None:
         """Base, adapter or both."""
         if mode in SIDES:

@@ -99,6 +99,8 @@ def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> N
 def test_what_cannot_be_done_is_said_in_words(browser: Browser, served: Served) -> None:
     served.service.desk.choose(Who("/nowhere/at/all"))
     looked = Looked(browser, served.url, "chat")
+    expect(looked.page.get_by_label("Talk to").locator("option")).not_to_have_count(0)
+    expect(looked.page.get_by_label("Talk to")).to_have_value("")  # and not another model's name
     say(looked, "Hello")
     expect(looked.page.locator(".q-chat [role=alert]")).to_be_visible(timeout=30_000)
     expect(looked.page.locator(".q-chat [role=alert]")).not_to_contain_text("Traceback")

@@ -120,6 +120,8 @@ function mountChat(id, element, server) {
       node.append(...group.options.map((option) => new Option(option.label, option.key, false, option.key === next.who)));
       return node;
     }));
+    // A browser would show the first one in the place of a run that is gone.
+    if (who.value !== next.who) who.selectedIndex = -1;
   }
 
   function grow() {
