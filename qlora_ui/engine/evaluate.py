@@ -42,6 +42,7 @@ from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 RESULT = "evaluation.json"
 FREE_S = 30.0
@@ -95,7 +96,7 @@ def evaluate_run(
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
     rows, conversations = _held_back(run, options.max_rows)
-    with _hold(card, run.id), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+    with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
         began = time.time()
         model = ChatModel.load(config, workspace, on_progress, is_cancelled)
@@ -122,10 +123,11 @@ def evaluate_run(
     return result
 
 
-def _hold(card: Card, what: str) -> Hold:
+def _hold(card: Card, run: RunDir, config: RunConfig) -> Hold:
     """The card, which an idle chat gives up: it loads again by itself with the next question."""
     is_alone = all(holder.who == "chat" for holder in card.holders())
-    return card.hold("evaluation", what, wait_s=FREE_S if is_alone and card.free("chat") else 0.0)
+    wait_s = FREE_S if is_alone and card.free("chat") else 0.0
+    return card.hold("evaluation", run.name(config), run_id=run.id, wait_s=wait_s)
 
 
 def read_evaluation(run: RunDir) -> dict[str, Any] | None:

@@ -220,6 +220,15 @@ class ChatDesk:
             self._touch()
         return freed
 
+    def give_way(self) -> None:
+        """Free the memory for a run, unless an answer is being given; the next question loads the model again."""
+        with self._changed:
+            if self.busy or self._service.chat.loaded() is None:
+                return
+            self.note = "The model left the memory to a training run. The next question loads it again, if there is room beside the run."
+            self._service.card.free("chat")
+            self._touch()
+
     def keep(self, index: int, side: str, text: str = "") -> None:
         """Save a turn as a row to learn from, with `text` in place of the answer where it was corrected."""
         with self._changed:
