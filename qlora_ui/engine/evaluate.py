@@ -85,9 +85,9 @@ def evaluate_run(
     """Evaluate a run (or a checkpoint of it) on its held-back rows; writes `evaluation.json` into the run and returns it.
 
     Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, `by_layer` where it was too large for the memory, or
-    `skipped` with the reason), `gain` (base minus
-    adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`, `answers`, `verdict`. Raises RunError where
-    no rows were held back or the card is busy, Cancelled, and ModelError.
+    `skipped` with the reason), `gain` (base minus adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`,
+    `answers`, `verdict`, `time` (when it was done). Raises RunError where no rows were held back or the card is busy, Cancelled,
+    and ModelError.
     """
     options = options or EvaluateOptions()
     run = find_run(workspace, run_id)
@@ -98,7 +98,7 @@ def evaluate_run(
     rows, conversations = _held_back(run, options.max_rows)
     with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
-        began = time.time()
+        began = time.monotonic()
         model = ChatModel.load(config, workspace, on_progress, is_cancelled)
         try:
             model.add_adapter("adapter", adapter)
@@ -113,8 +113,8 @@ def evaluate_run(
         "run_id": run.id,
         "checkpoint": checkpoint,
         "model": config.model.id,
-        "time": began,
-        "duration_s": round(time.time() - began, 1),
+        "time": time.time(),
+        "duration_s": round(time.monotonic() - began, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": str(WholeModels(folder, config, device, num_params).dtype).removeprefix("torch."),
         "versions": versions(),

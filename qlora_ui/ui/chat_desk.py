@@ -234,11 +234,14 @@ class ChatDesk:
         with self._changed:
             if not 0 <= index < len(self.history.turns) or side not in self.history.turns[index].answers:
                 raise QloraUiError("That answer is not there any more.", fix="Look at the page again.", code="stale-page")
+            answer = self.notes[index].answers.setdefault(side, Answer())
+            if answer.is_kept and not text.strip():
+                return  # a double click
             row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
             path = self._service.workspace.datasets / KEPT_ROWS
             with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self.notes[index].answers.setdefault(side, Answer()).is_kept = True
+            answer.is_kept = True
             self.note = f"Kept as a row in {KEPT_ROWS}; the Data tab offers it as a dataset."
             self._touch()
 

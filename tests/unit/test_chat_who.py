@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from types import SimpleNamespace
 from typing import cast
@@ -9,7 +10,7 @@ from typing import cast
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.chat_desk import held_back_rows
+from qlora_ui.ui.chat_desk import KEPT_ROWS, TurnNotes, held_back_rows
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
@@ -78,3 +79,14 @@ def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_pa
     assert _talk(service, {})["who"] == f"run|{run.id}|"
     failure = _talk(service, {"do": "choose", "key": f"run|{run.id}|"})["failure"]
     assert "It may have been deleted" in failure and "the Runs tab lists them" in failure
+
+
+def test_a_double_click_keeps_one_row_and_a_correction_another(workspace: Workspace) -> None:
+    desk = Service(workspace).desk
+    desk.history.ask("Hello")
+    desk.history.add("base", "Ahoy")
+    desk.notes.append(TurnNotes())
+    for text in ("", "", "Ahoy, matey"):
+        desk.keep(0, "base", text)
+    rows = (workspace.datasets / KEPT_ROWS).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["messages"][-1]["content"] for row in rows] == ["Ahoy", "Ahoy, matey"]
