@@ -29,6 +29,7 @@ from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_conf
 from qlora_ui.engine.decode import Sampling
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.runs.card import Card, Hold
+from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -284,7 +285,9 @@ class ChatService:
 
     def _take_card(self, config: RunConfig, target: ChatTarget) -> None:
         beside = ("training", "evaluation", "export") if self._fits_beside(config) else ()
-        self._hold = self._card.hold("chat", target.label, beside=beside, release=self._let_go)
+        run_id = target.run_id or ""
+        name = find_run(self._workspace, run_id).name(config) if run_id else target.label
+        self._hold = self._card.hold("chat", name, run_id=run_id, beside=beside, release=self._let_go)
 
     def _let_go(self) -> None:
         """Somebody else needs the card; it is free as soon as the current token is."""

@@ -42,6 +42,7 @@ from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 RESULT = "evaluation.json"
 FREE_S = 30.0
@@ -84,9 +85,9 @@ def evaluate_run(
     """Evaluate a run (or a checkpoint of it) on its held-back rows; writes `evaluation.json` into the run and returns it.
 
     Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, `by_layer` where it was too large for the memory, or
-    `skipped` with the reason), `gain` (base minus
-    adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`, `answers`, `verdict`. Raises RunError where
-    no rows were held back or the card is busy, Cancelled, and ModelError.
+    `skipped` with the reason), `gain` (base minus adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`,
+    `answers`, `verdict`, `time` (when it was done). Raises RunError where no rows were held back or the card is busy, Cancelled,
+    and ModelError.
     """
     options = options or EvaluateOptions()
     run = find_run(workspace, run_id)
@@ -95,9 +96,9 @@ def evaluate_run(
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
     rows, conversations = _held_back(run, options.max_rows)
-    with _hold(card, run.id), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+    with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
-        began = time.time()
+        began = time.monotonic()
         model = ChatModel.load(config, workspace, on_progress, is_cancelled)
         try:
             model.add_adapter("adapter", adapter)
@@ -112,8 +113,8 @@ def evaluate_run(
         "run_id": run.id,
         "checkpoint": checkpoint,
         "model": config.model.id,
-        "time": began,
-        "duration_s": round(time.time() - began, 1),
+        "time": time.time(),
+        "duration_s": round(time.monotonic() - began, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dtype": str(WholeModels(folder, config, device, num_params).dtype).removeprefix("torch."),
         "versions": versions(),
@@ -122,10 +123,11 @@ def evaluate_run(
     return result
 
 
-def _hold(card: Card, what: str) -> Hold:
+def _hold(card: Card, run: RunDir, config: RunConfig) -> Hold:
     """The card, which an idle chat gives up: it loads again by itself with the next question."""
     is_alone = all(holder.who == "chat" for holder in card.holders())
-    return card.hold("evaluation", what, wait_s=FREE_S if is_alone and card.free("chat") else 0.0)
+    wait_s = FREE_S if is_alone and card.free("chat") else 0.0
+    return card.hold("evaluation", run.name(config), run_id=run.id, wait_s=wait_s)
 
 
 def read_evaluation(run: RunDir) -> dict[str, Any] | None:

@@ -27,11 +27,13 @@ class Holder:
     who: str
     """training, chat, evaluation or export."""
     what: str
-    """What is loaded: a run's id, a model's name."""
+    """What is loaded, in a person's words: a run's name, a model's."""
     since: float
     """Unix seconds."""
     can_free: bool
     """Whether `Card.free` can ask it to let go."""
+    run_id: str = ""
+    """The run that it works on, where it is one."""
 
     def sentence(self) -> str:
         """`The chat has a model in memory (SmolLM2-135M).`"""
@@ -112,12 +114,13 @@ class Card:
         who: str,
         what: str,
         *,
+        run_id: str = "",
         wait_s: float = 0.0,
         beside: Collection[str] = (),
         release: Callable[[], object] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Hold:
-        """Take the card for `who` (training, chat, evaluation, export), with `what` as its name for others.
+        """Take the card for `who` (training, chat, evaluation, export), with `what` as its name for others and the run that it works on.
 
         `beside` names the kinds of holder in whose company the newcomer fits (the caller has compared the estimate with free
         memory). `release` is called when somebody else asks for the card. Raises RunError (code `card-busy`) naming the
@@ -125,7 +128,7 @@ class Card:
         """
         deadline = time.monotonic() + wait_s
         with self._changed:
-            while (blocker := self._blocker(beside)) is not None:
+            while (blocker := self.blocker(beside)) is not None:
                 left = deadline - time.monotonic()
                 if left <= 0 or is_cancelled():
                     raise RunError(
@@ -135,7 +138,7 @@ class Card:
                         code="card-busy",
                     )
                 self._changed.wait(min(left, 0.2))
-            hold = Hold(self, Holder(who, what, time.time(), release is not None), release)
+            hold = Hold(self, Holder(who, what, time.time(), release is not None, run_id), release)
             self._holds.append(hold)
             return hold
 
@@ -155,8 +158,10 @@ class Card:
             holds = [hold for hold in self._holds if hold.holder.who == who]
         return any([hold.ask_to_free() for hold in holds])
 
-    def _blocker(self, beside: Collection[str]) -> Holder | None:
-        return next((hold.holder for hold in self._holds if hold.holder.who not in beside), None)
+    def blocker(self, beside: Collection[str] = ()) -> Holder | None:
+        """Who keeps a newcomer that fits `beside` those kinds from the card; None where nobody does."""
+        with self._changed:
+            return next((hold.holder for hold in self._holds if hold.holder.who not in beside), None)
 
     def _drop(self, hold: Hold) -> None:
         with self._changed:

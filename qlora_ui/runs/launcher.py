@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import partial
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.units import format_duration
@@ -39,12 +40,18 @@ class Launcher:
     """The queue of a workspace and the job that runs; one object for each app."""
 
     def __init__(
-        self, workspace: Workspace, card: Card, *, fits_beside: Callable[[RunConfig, Holder], bool] = lambda config, holder: False
+        self,
+        workspace: Workspace,
+        card: Card,
+        *,
+        fits_beside: Callable[[RunConfig, Holder], bool] = lambda config, holder: False,
+        make_room: Callable[[Holder], object] = lambda holder: None,
     ) -> None:
-        """`fits_beside` says whether a run fits on the card together with what is already there."""
+        """`fits_beside` says whether a run fits on the card together with what is already there; `make_room` is told, again and again,
+        who keeps the next run waiting, and may have it let go."""
         self._workspace = workspace
         self._card = card
-        self._fits_beside = fits_beside
+        self._fits_beside, self._make_room = fits_beside, make_room
         self._changed = threading.Condition()
         self._queue: list[RunDir] = []
         self._working: list[RunDir] = []
@@ -295,12 +302,17 @@ class Launcher:
 
     def _work_on(self, run: RunDir) -> bool:
         """Run it if the card is free; False where it still waits (its place in the queue may have changed meanwhile)."""
+        config = config_or_none(run)
+        beside = self._company(config)
+        pause = partial(run.request, Request.PAUSE)
         try:
-            beside = self._company(run)
-            hold = self._card.hold("training", run.id, beside=beside, release=lambda: run.request(Request.PAUSE))
+            hold = self._card.hold("training", run.name(config), run_id=run.id, beside=beside, release=pause)
         except RunError:
+            blocker = self._card.blocker(beside)
             with self._changed:
-                self._waiting_for = self._card.holder()
+                self._waiting_for = blocker
+            if blocker is not None:
+                self._make_room(blocker)
             return False
         with hold:
             with self._changed:
@@ -333,14 +345,8 @@ class Launcher:
             self._remember()
             self._changed.notify_all()
 
-    def _company(self, run: RunDir) -> Collection[str]:
-        config = None
-        kinds = set()
-        for holder in self._card.holders():
-            config = config or config_or_none(run)
-            if config is not None and self._fits_beside(config, holder):
-                kinds.add(holder.who)
-        return kinds
+    def _company(self, config: RunConfig | None) -> Collection[str]:
+        return {holder.who for holder in self._card.holders() if config is not None and self._fits_beside(config, holder)}
 
     def _run(self, run: RunDir) -> None:
         config = config_or_none(run)

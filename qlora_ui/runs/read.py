@@ -259,7 +259,7 @@ class RunReader:
             status=status,
             config=self._config,
             problem=self._problem,
-            name=str(about.get("name") or (output.name if output else "") or self.run.default_name),
+            name=self.run.name(self._config),
             notes=str(about.get("notes", output.notes if output else "")),
             tags=tuple(about.get("tags", output.tags if output else ())),
             created=picture.created,

@@ -62,7 +62,10 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
     path = resolve_inside(workspace.runs, run_id)
     if not RunDir(path).config_path.is_file():
         raise RunError(
-            f"There is no run “{run_id}” in this workspace.", fix="“python app.py runs” lists the ones there are.", code="run-missing"
+            f"There is no run “{run_id}” in this workspace.",
+            why="It may have been deleted",
+            fix="Choose one that is there: the Runs tab lists them, and so does “python app.py runs”",
+            code="run-missing",
         )
     return RunDir(path)
 

@@ -152,6 +152,10 @@ class RunDir:
         value = read_json(self.path / "about.json")
         return value if isinstance(value, dict) else {}
 
+    def name(self, config: RunConfig | None) -> str:
+        """What a person calls the run: as renamed, else as its settings (None where they cannot be read) have it, else model and date."""
+        return str(self.about().get("name") or (config.output.name if config else "") or self.default_name)
+
     def write_about(self, **changes: Any) -> None:
         """Change name, notes or tags."""
         write_json(self.path / "about.json", {**self.about(), **changes})

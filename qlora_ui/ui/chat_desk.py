@@ -129,6 +129,18 @@ class ChatDesk:
             if not self.is_chosen and not self.busy and who != self.who:
                 self._turn_to(who)
 
+    def leave(self, run_id: str) -> None:
+        """Talk no more to a run that was deleted: its answer ends, its adapter leaves the memory, and the newest run is proposed again."""
+        with self._changed:
+            if self.who is None or self.who.run_id != run_id:
+                return
+            if self.busy:
+                self.stop()
+            self.is_chosen = False
+            self._turn_to(Who())
+            # Asked, not waited for: what is being loaded is loaded to its end first.
+            self._service.card.free("chat")
+
     def switch(self, mode: str) -> None:
         """Base, adapter or both."""
         if mode in SIDES:
@@ -208,16 +220,28 @@ class ChatDesk:
             self._touch()
         return freed
 
+    def give_way(self) -> None:
+        """Free the memory for a run, unless an answer is being given; the next question loads the model again."""
+        with self._changed:
+            if self.busy or self._service.chat.loaded() is None:
+                return
+            self.note = "The model left the memory to a training run. The next question loads it again, if there is room beside the run."
+            self._service.card.free("chat")
+            self._touch()
+
     def keep(self, index: int, side: str, text: str = "") -> None:
         """Save a turn as a row to learn from, with `text` in place of the answer where it was corrected."""
         with self._changed:
             if not 0 <= index < len(self.history.turns) or side not in self.history.turns[index].answers:
                 raise QloraUiError("That answer is not there any more.", fix="Look at the page again.", code="stale-page")
+            answer = self.notes[index].answers.setdefault(side, Answer())
+            if answer.is_kept and not text.strip():
+                return  # a double click
             row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
             path = self._service.workspace.datasets / KEPT_ROWS
             with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self.notes[index].answers.setdefault(side, Answer()).is_kept = True
+            answer.is_kept = True
             self.note = f"Kept as a row in {KEPT_ROWS}; the Data tab offers it as a dataset."
             self._touch()
 

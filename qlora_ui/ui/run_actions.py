@@ -150,7 +150,10 @@ def _tags(page: Page, action: Action) -> Outcome:
 
 
 def _delete(page: Page, action: Action) -> Outcome:
-    delete_run(page.service.workspace, _run(page, action))
+    run = _run(page, action)
+    delete_run(page.service.workspace, run)
+    page.service.run_lists.forget()
+    page.service.desk.leave(run.id)
     return Outcome("")
 
 

@@ -21,7 +21,7 @@ from qlora_ui.hardware.gpu import GpuState, read_given_gpus
 from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import ModelEntry, find_model_folder, list_models, model_facts
 from qlora_ui.models.facts import ModelFacts
-from qlora_ui.runs.card import Card
+from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.launcher import Launcher
@@ -57,7 +57,7 @@ class Service:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.card = Card()
-        self.launcher = Launcher(workspace, self.card, fits_beside=partial(fits_beside, workspace))
+        self.launcher = Launcher(workspace, self.card, fits_beside=partial(fits_beside, workspace), make_room=self._make_room)
         self.readers = RunReaders(workspace)
         self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
         self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)
@@ -72,6 +72,11 @@ class Service:
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
         self._newest: tuple[int, RunDir | None] = (-1, None)
+
+    def _make_room(self, holder: Holder) -> None:
+        """A run was asked for, so a chat that nobody talks to gives way; anything else is waited for."""
+        if holder.who == "chat" and self.has_chat:
+            self.desk.give_way()
 
     def take_up(self, rest_s: float) -> threading.Thread:
         """Go on, in the background, with what an earlier app left; its queue after `rest_s` seconds, in which the page can open."""

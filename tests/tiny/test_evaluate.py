@@ -17,7 +17,7 @@ from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_vali
 from qlora_ui.cli import main
 from qlora_ui.engine.chat import ChatService, ChatTarget
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import EvaluateOptions, evaluate_run, read_evaluation
+from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, evaluate_run, read_evaluation
 from qlora_ui.engine.evaluate_text import Compared, compare_prompts, export_compared, score_text
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
@@ -101,6 +101,8 @@ def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Wo
     assert receipt["gain"]["low"] <= receipt["gain"]["value"] <= receipt["gain"]["high"]
     assert len(receipt["answers"]) == 3 and receipt["answers"][0]["base"] != receipt["answers"][0]["adapter"]
     assert receipt["verdict"]["text"].startswith("4-bit cost")
+    # Its age counts from its end.
+    assert (run[1].path / RESULT).stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
     assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))
 
 

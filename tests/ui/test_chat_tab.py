@@ -81,6 +81,37 @@ def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: S
     looked.assert_clean()
 
 
+def test_a_message_that_the_app_does_not_take_stays_in_the_field(browser: Browser, served: Served) -> None:
+    desk = served.service.desk
+    desk.clear()
+    desk.asked = Asked(max_tokens=4, seed=1)
+    desk.say("First")
+    looked = Looked(browser, served.url, "chat")
+    box, alert = looked.page.get_by_label("Message"), looked.page.locator(".q-chat [role=alert]")
+    wait_for_answer(looked)
+    desk.busy = "answering"  # another page asked, and this one has not heard of it
+    say(looked, "Refused")
+    expect(alert).to_contain_text("An answer is being given")
+    expect(looked.page.locator("[data-part=clear]")).to_be_hidden()
+    looked.page.wait_for_timeout(2000)  # polls have nothing to say of it
+    expect(alert).to_contain_text("An answer is being given")
+    expect(box).to_have_value("Refused")
+    desk.busy = ""
+    expect(looked.page.get_by_role("button", name="Send")).to_be_visible()
+    assert looked.problems == []
+    looked.page.route("**/component_server/", lambda route: route.abort())
+    box.press("Enter")
+    expect(alert).to_contain_text("did not reach the app")
+    expect(box).to_have_value("Refused")
+    looked.page.unroute_all(behavior="ignoreErrors")
+    box.press("Enter")
+    expect(box).to_have_value("")
+    wait_for_answer(looked)
+    expect(looked.page.locator(".q-bubble")).to_have_text(["First", "Refused"])
+    expect(alert).to_be_hidden()
+    looked.page.context.close()
+
+
 def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> None:
     served.service.desk.clear()
     served.service.desk.asked = Asked(max_tokens=8, seed=5)
@@ -99,6 +130,8 @@ def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> N
 def test_what_cannot_be_done_is_said_in_words(browser: Browser, served: Served) -> None:
     served.service.desk.choose(Who("/nowhere/at/all"))
     looked = Looked(browser, served.url, "chat")
+    expect(looked.page.get_by_label("Talk to").locator("option")).not_to_have_count(0)
+    expect(looked.page.get_by_label("Talk to")).to_have_value("")  # and not another model's name
     say(looked, "Hello")
     expect(looked.page.locator(".q-chat [role=alert]")).to_be_visible(timeout=30_000)
     expect(looked.page.locator(".q-chat [role=alert]")).not_to_contain_text("Traceback")

@@ -17,6 +17,7 @@ from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import Request
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.launch import Served
 from tests.journals import write_run
 
@@ -132,6 +133,18 @@ def test_a_failure_offers_its_remedy(browser: Browser, served: Served) -> None:
     assert (started.train.batch_size, started.train.accumulation) == (2, 8)
     served.service.launcher.cancel(served.service.launcher.queue()[-1])
     looked.assert_clean()
+
+
+def test_the_keyboard_stays_in_its_place_when_the_last_waiting_run_is_removed(browser: Browser, served: Served) -> None:
+    served.service.launcher.start(RunConfig().changed({"output.name": "Waiting"}))
+    looked = Looked(browser, served.url, "train")
+    looked.page.get_by_role("button", name="Take Waiting out of the queue").press("Enter")
+    expect(looked.page.locator(".q-queue")).to_have_count(0)
+    assert looked.page.evaluate("document.getElementById('train-head').contains(document.activeElement)")
+    looked.page.keyboard.press("Tab")
+    assert looked.page.evaluate("document.activeElement.closest('#train-head')?.id") == "train-head"
+    looked.assert_clean()
+    looked.page.context.close()
 
 
 @pytest.mark.slow

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from types import SimpleNamespace
+from typing import cast
+
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import held_back_rows
+from qlora_ui.ui.action import Action
+from qlora_ui.ui.chat_desk import KEPT_ROWS, TurnNotes, held_back_rows
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _talk, choose_run
 from tests.journals import write_run
@@ -44,3 +52,41 @@ def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspac
     turns = (Message("user", "one\u2028two"), Message("assistant", "three\x85four\u2029five"))
     (run.data / "eval.jsonl").write_text((Conversation(turns).as_line() + "\n") * 3, encoding="utf-8")
     assert held_back_rows(Service(workspace), run.id, most=2) == [("one\u2028two", "three\x85four\u2029five")] * 2
+
+
+def test_a_run_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> None:
+    service = Service(workspace)
+    write_run(workspace, values={"output.name": "A"}, end="done")
+    deleted = write_run(workspace, values={"output.name": "B"}, end="done")
+    newest = write_run(workspace, values={"output.name": "C"}, end="done")
+    choose_run(service, deleted.id)
+    assert looked(service)[0] == f"run|{deleted.id}|"
+    freed: list[bool] = []
+    service.card.hold("chat", deleted.id, release=lambda: freed.append(True))
+    perform(cast(Page, SimpleNamespace(service=service)), Action("delete", deleted.id, "", False, {}))
+    assert freed == [True] and not service.desk.is_chosen
+    drawn = _talk(service, {})
+    assert drawn["who"] == f"run|{newest.id}|" and deleted.id not in str(drawn["targets"])
+
+
+def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_page(workspace: Workspace) -> None:
+    service = Service(workspace)
+    run = write_run(workspace, end="done")
+    choose_run(service, run.id)
+    looked(service)
+    shutil.move(run.path, workspace.trash / run.id)
+    # The list of runs is a moment old: it still has the run.
+    assert _talk(service, {})["who"] == f"run|{run.id}|"
+    failure = _talk(service, {"do": "choose", "key": f"run|{run.id}|"})["failure"]
+    assert "It may have been deleted" in failure and "the Runs tab lists them" in failure
+
+
+def test_a_double_click_keeps_one_row_and_a_correction_another(workspace: Workspace) -> None:
+    desk = Service(workspace).desk
+    desk.history.ask("Hello")
+    desk.history.add("base", "Ahoy")
+    desk.notes.append(TurnNotes())
+    for text in ("", "", "Ahoy, matey"):
+        desk.keep(0, "base", text)
+    rows = (workspace.datasets / KEPT_ROWS).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["messages"][-1]["content"] for row in rows] == ["Ahoy", "Ahoy, matey"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from model_files import model_files
@@ -12,6 +13,7 @@ from qlora_ui.base.units import GIB, MIB
 from qlora_ui.hardware import devices
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs import company
+from qlora_ui.runs import launcher as launcher_module
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.workspace import Workspace
@@ -69,3 +71,24 @@ def test_the_app_lets_a_run_in_beside_its_chat(workspace: Workspace, config: Run
     card(monkeypatch, free_bytes=8 * GIB, ours_bytes=2 * GIB)
     launcher = Service(workspace).launcher
     assert launcher._fits_beside(config, CHAT)
+
+
+def test_a_chat_that_nobody_talks_to_gives_way_to_a_run_and_says_so(
+    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card(monkeypatch, free_bytes=300 * MIB, ours_bytes=20 * GIB)
+    service = Service(workspace)
+    monkeypatch.setitem(service.__dict__, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0))
+    monkeypatch.setattr(launcher_module, "engine_object", lambda name: lambda path, *, turns: None)
+
+    def let_go() -> None:
+        chat.give_back()
+
+    chat = service.card.hold("chat", "SmolLM2", release=let_go)
+    service.desk.busy = "answering"
+    run = service.launcher.start(config)
+    assert not service.launcher.wait_until_idle(0.5) and service.launcher.queue() == [run]
+    assert service.card.holder() == chat.holder and not service.desk.note
+    service.desk.busy = ""
+    assert service.launcher.wait_until_idle(10) and "to a training run" in service.desk.note
+    service.shutdown(5)

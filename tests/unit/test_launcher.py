@@ -15,7 +15,7 @@ import pytest
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs import launcher as launcher_module
-from qlora_ui.runs.card import Card
+from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.launcher import Launcher, ask
@@ -237,6 +237,23 @@ def test_a_run_waits_for_the_card_and_says_for_whom(workspace: Workspace, stage:
     hold.give_back()
     assert launcher.wait_until_idle(5)
     assert read_run(run).status is Status.DONE
+    launcher.shutdown(5)
+
+
+def test_who_is_in_the_way_is_told_and_not_who_is_company(workspace: Workspace, stage: Stage) -> None:
+    card = Card()
+    asked: list[Holder] = []
+    launcher = Launcher(workspace, card, fits_beside=lambda config, holder: holder.who == "chat", make_room=asked.append)
+    card.hold("chat", "SmolLM2", release=lambda: None)
+    evaluation = card.hold("evaluation", "Pirate", run_id="1", beside=("chat",))
+    launcher.start(named("Parrot"))
+    until(lambda: launcher.waiting_for() is not None and asked)
+    assert launcher.waiting_for() == asked[0] == evaluation.holder
+    evaluation.give_back()
+    until(lambda: launcher.current() is not None)
+    assert [holder.what for holder in card.holders()] == ["SmolLM2", "Parrot"]  # its name, and not its id
+    stage.go.set()
+    assert launcher.wait_until_idle(5)
     launcher.shutdown(5)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from qlora_ui.runs.card import Holder
 from qlora_ui.runs.events import Failed, PhaseChanged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunView, read_run
@@ -109,6 +110,23 @@ def test_a_run_that_waits_says_whether_it_starts_by_itself(workspace: Workspace)
     assert "It starts by itself." in head_html(view, [view])
     held = head_html(view, [view], is_held=True)
     assert "by itself" not in held and "held" in held and "release" in buttons(held)
+
+
+@pytest.mark.parametrize(
+    ("holder", "words", "button"),
+    [
+        (Holder("chat", "Pirate", 0.0, True, "1"), "It starts when the chat has answered.", "free"),
+        (Holder("evaluation", "Pirate", 0.0, False, "1"), "It starts when the evaluation is done.", "evaluate"),
+        (Holder("export", "Pirate", 0.0, False, "1"), "It starts when the export is done.", "export"),
+    ],
+)
+def test_a_run_that_waits_for_memory_says_for_whom_and_offers_only_what_can_be_done(
+    workspace: Workspace, holder: Holder, words: str, button: str
+) -> None:
+    view = replace(view_of(workspace, end="live", done=0), status=Status.QUEUED)
+    html = head_html(view, [view], blocked_by=holder)
+    assert words in html and "by itself" not in html and "has a model in memory (Pirate)" in html
+    assert {"free", "evaluate", "export"} & set(buttons(html)) == {button}
 
 
 def test_without_a_run_it_says_how_to_get_one() -> None:

@@ -12,18 +12,27 @@ function mountChat(id, element, server) {
   let polling = false;
   let shown = [];
   let keys = "";
+  let failure = ""; // of what was last done here; it stays until something else is done
+  let again = 0;
 
   listenToActions(element, (_, data) => ask({ ...data, do: data.act }), () => {});
 
+  /* Returns whether it was done. */
   async function ask(asked) {
     try {
-      show(await server.talk({ version: state.version, ...asked }));
+      const next = await server.talk({ version: state.version, ...asked });
+      if (asked.do) failure = next.failure;
+      show(next);
     } catch (error) {
+      if (asked.do) failure = LOST;
+      drawFailure();
       at("state").textContent = "The connection to the app was lost. Trying again …";
-      setTimeout(poll, 1500);
-      return;
+      clearTimeout(again);
+      again = setTimeout(() => ask({}), 1500);
+      return false;
     }
     poll();
+    return !(asked.do && failure);
   }
 
   async function poll() {
@@ -41,7 +50,13 @@ function mountChat(id, element, server) {
     polling = false;
   }
 
+  function drawFailure() {
+    at("problems").innerHTML = failure || state.problems || "";
+    at("problems").hidden = !(failure || state.problems);
+  }
+
   function show(next) {
+    const focused = root.contains(document.activeElement) ? document.activeElement : null;
     const near = log.scrollHeight - log.scrollTop - log.clientHeight < 120;
     const grown = next.turns.length > state.turns.length;
     state = next;
@@ -54,15 +69,15 @@ function mountChat(id, element, server) {
       : "This is how it answers before any training. Once a run is done, its adapter answers beside it.";
     at("state").textContent = next.state;
     at("bar").hidden = next.busy !== "loading";
-    at("problems").innerHTML = next.failure || next.problems || "";
-    at("problems").hidden = !(next.failure || next.problems);
+    drawFailure();
     at("note").textContent = next.note || "";
     at("context").textContent = [next.loaded, next.context].filter(Boolean).join(" · ");
     at("unload").hidden = !next.loaded;
-    at("unseen").hidden = !next.unseen;
-    at("clear").hidden = next.turns.length === 0;
+    at("unseen").hidden = !next.unseen || Boolean(next.busy);
+    at("clear").hidden = next.turns.length === 0 || Boolean(next.busy);
     send.hidden = Boolean(next.busy);
     stop.hidden = !next.busy;
+    if (focused?.hidden) (next.busy ? stop : send).focus();
     for (const button of root.querySelectorAll("[data-mode]")) {
       const on = button.dataset.mode === next.mode;
       button.setAttribute("aria-checked", String(on));
@@ -120,6 +135,8 @@ function mountChat(id, element, server) {
       node.append(...group.options.map((option) => new Option(option.label, option.key, false, option.key === next.who)));
       return node;
     }));
+    // A browser would show the first one in the place of a run that is gone.
+    if (who.value !== next.who) who.selectedIndex = -1;
   }
 
   function grow() {
@@ -127,12 +144,16 @@ function mountChat(id, element, server) {
     text.style.height = `${Math.min(text.scrollHeight + 2, 200)}px`;
   }
 
-  function say() {
+  // What was typed stays until the app has it.
+  async function say() {
     const words = text.value;
-    if (!words.trim() || state.busy) return;
+    if (!words.trim() || state.busy || text.readOnly) return;
+    text.readOnly = true;
+    const isHeard = await ask({ do: "say", text: words });
+    text.readOnly = false;
+    if (!isHeard) return;
     text.value = "";
     grow();
-    ask({ do: "say", text: words });
   }
 
   at("form").addEventListener("submit", (event) => { event.preventDefault(); say(); });
@@ -170,6 +191,7 @@ function mountChat(id, element, server) {
   qLive.mount(id, element, () => { if (!polling) ask({}); });
 }
 
+const LOST = "<strong>That did not reach the app.</strong> Do it again when the app answers; what you typed is still here.";
 const Q_CHAT = `
 <div class="q-chat-top">
   <label class="q-chat-who"><span>Talk to</span><select data-part="who" aria-label="Talk to"></select></label>

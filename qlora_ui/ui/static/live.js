@@ -52,7 +52,13 @@ const qLive = (() => {
 function qPut(place, html) {
   const wanted = document.createElement("template");
   wanted.innerHTML = html;
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
   qMatch(place, wanted.content);
+  if (focused && !focused.isConnected) {
+    // A keyboard goes on from here and not from the top of the page; not on another button, which Enter might press unseen.
+    place.tabIndex = -1;
+    place.focus({ preventScroll: true });
+  }
 }
 
 function qMatch(old, wanted) {

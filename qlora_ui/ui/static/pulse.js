@@ -3,8 +3,12 @@
  * An answer that gets lost is harmless: the receipt tells the app, which then sends all anew. (see ui/pulse.py) */
 "use strict";
 
+const GONE =
+  "<strong>The app does not answer.</strong> If it has ended, start it again (<code>python3 start.py</code>): a run can go on from its last checkpoint.";
+
 function mountPulse(element, trigger, server, everyMs, unseenMs) {
   const SLOW_MS = 10_000; // an ask that is out for so long is given up: a laptop that slept, a line that broke
+  const GONE_AFTER = 3; // one or two get lost on their way
   let receipt = "";
   let number = 0;
   let answered = 0;
@@ -12,10 +16,12 @@ function mountPulse(element, trigger, server, everyMs, unseenMs) {
   let isOut = false;
   let isFresh = false; // something was done since the last ask
   let news = "0";
+  let missed = 0; // asks without an answer since the last one that had one
 
   async function ask(fresh = false) {
     isFresh ||= fresh;
     if (isOut && performance.now() - asked < SLOW_MS) return;
+    if (isOut) miss();
     const mine = ++number;
     const sent = { receipt, inputs: qLive.inputs(), fresh: isFresh };
     isOut = true;
@@ -24,18 +30,39 @@ function mountPulse(element, trigger, server, everyMs, unseenMs) {
     let isAnswered = false;
     try {
       const answer = await server.news(sent);
+      // Gradio swallows what goes wrong on the way and gives nothing; nothing new is null.
+      if (answer === undefined) throw new Error("no answer");
       isAnswered = mine > answered;
       if (isAnswered) hear(mine, answer);
     } catch {
       isFresh ||= sent.fresh; // the next beat asks again
+      if (mine === number) miss();
     }
     if (mine !== number) return;
     isOut = false;
     if (isAnswered && isFresh) ask();
   }
 
+  // What stands on the page is old by now, and looks as if it lived.
+  function miss() {
+    if (++missed < GONE_AFTER || document.getElementById("q-gone")) return;
+    const bar = document.createElement("div");
+    bar.id = "q-gone";
+    bar.setAttribute("role", "alert");
+    bar.innerHTML = GONE;
+    document.body.prepend(bar);
+    document.body.dataset.gone = "yes";
+  }
+
+  function isBack() {
+    missed = 0;
+    document.getElementById("q-gone")?.remove();
+    delete document.body.dataset.gone;
+  }
+
   function hear(mine, answer) {
     answered = mine;
+    isBack();
     if (answer && answer.reload) {
       location.reload(); // the app was updated under this page
       return;

@@ -41,7 +41,12 @@ def build(page: Page) -> None:
         elem_id="chat-view",
         apply_default_css=False,
     )
-    page.live(lambda run_id: {"version": desk.version, "runs": _runs_version(page.service)}, [chat])
+
+    def news(run_id: str) -> dict[str, Any]:
+        # Not only the user frees the memory: a run or an evaluation does as well.
+        return {"version": desk.version, "runs": _runs_version(page.service), "loaded": _loaded(page.service) is not None}
+
+    page.live(news, [chat])
 
 
 def choose_run(service: Service, run_id: str) -> None:
@@ -77,7 +82,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
     """The whole conversation; turns are compared by the page, which replaces those that changed."""
     if not desk.is_chosen:
         _propose_newest(service, desk)
-    loaded = service.chat.loaded() if service.has_chat else None
+    loaded = _loaded(service)
     with desk.locked():
         last = len(desk.history.turns) - 1
         turns = [
@@ -117,6 +122,10 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
         }
 
 
+def _loaded(service: Service) -> Any:
+    return service.chat.loaded() if service.has_chat else None
+
+
 def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     """What can be talked to, in groups: runs with what was saved of them, then models alone."""
     runs = []
@@ -138,7 +147,10 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
 
 
 def _checkpoints(service: Service, run_id: str) -> list[str]:
-    folder = find_run(service.workspace, run_id).checkpoints
+    try:
+        folder = find_run(service.workspace, run_id).checkpoints
+    except QloraUiError:
+        return []  # deleted since the list of runs was read
     names = (
         [entry.name for entry in folder.glob("checkpoint-*") if (entry / "adapter_model.safetensors").is_file()] if folder.is_dir() else []
     )

@@ -17,7 +17,6 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.models.catalogue import find_model_folder
-from qlora_ui.runs.card import Card as GraphicsCard
 from qlora_ui.runs.card import Hold
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.read import RunView
@@ -145,7 +144,7 @@ def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_
         return str(_make_script(service, run, form, on_progress, is_cancelled))
     on_progress("Starting the engine", None)
     export = engine_object("exports.export:export_run")
-    with _hold(service.card, run.id, is_cancelled):
+    with _hold(service, run, is_cancelled):
         result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     return str(result.path)
 
@@ -165,11 +164,12 @@ def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgre
     return target
 
 
-def _hold(card: GraphicsCard, what: str, is_cancelled: IsCancelled) -> Hold:
+def _hold(service: Service, run: RunDir, is_cancelled: IsCancelled) -> Hold:
     """The card, which an idle chat gives up: it loads again by itself with the next question."""
+    card = service.card
     is_alone = all(holder.who == "chat" for holder in card.holders())
     wait_s = FREE_S if is_alone and card.free("chat") else 0.0
-    return card.hold("export", what, wait_s=wait_s, is_cancelled=is_cancelled)
+    return card.hold("export", service.readers.view(run).name, run_id=run.id, wait_s=wait_s, is_cancelled=is_cancelled)
 
 
 def _pack(service: Service, run: RunDir, form: str) -> Path:

@@ -61,4 +61,4 @@ def _head(service: Service, view: RunView | None) -> str:
     current = launcher.current()
     elsewhere = service.readers.view(current) if current is not None and view is not None and current.id != view.id else None
     holder = launcher.waiting_for() if waiting else None
-    return head_html(view, waiting, is_held=launcher.is_held, blocked_by=holder.sentence() if holder else "", elsewhere=elsewhere)
+    return head_html(view, waiting, is_held=launcher.is_held, blocked_by=holder, elsewhere=elsewhere)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.runs.card import Holder
 from qlora_ui.runs.events import Ended, Failed, Finished, Paused, PhaseChanged, RequestSeen, Stopped
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Request, Status
@@ -24,6 +25,10 @@ PHASES = (
 """Phases in their order; evaluate, probe and save happen inside training."""
 _INSIDE_TRAINING = {"evaluate": "checking held-back rows", "probe": "answering probe questions", "save": "saving a checkpoint"}
 
+_END_WORDS = {"chat": "the chat has answered", "evaluation": "the evaluation is done", "export": "the export is done"}
+_TABS = {"evaluation": "evaluate", "export": "export"}
+"""The button that shows what holds the card."""
+
 LOOKING = '<p class="q-sub" role="status" aria-busy="true">Looking for your runs…</p>'
 """Before the first drawing."""
 NO_RUN = (
@@ -37,12 +42,12 @@ def head_html(
     waiting: Sequence[RunView] = (),
     *,
     is_held: bool = False,
-    blocked_by: str = "",
+    blocked_by: Holder | None = None,
     elsewhere: RunView | None = None,
 ) -> str:
     """Name, state, phases, progress, buttons, and what ended it.
 
-    `waiting` are the runs in the queue, next one first; `blocked_by` says who holds the card that the next one waits for;
+    `waiting` are the runs in the queue, next one first; `blocked_by` holds the card that the next one waits for;
     `elsewhere` is a run that trains while the page looks at another.
     """
     if view is None:
@@ -52,7 +57,7 @@ def head_html(
         _title(view),
         _progress(view),
         _echo(view),
-        _ending(view, is_held),
+        _ending(view, is_held, blocked_by),
         _queue(waiting, is_held, blocked_by),
     )
     return f'<section class="q-run" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
@@ -146,7 +151,7 @@ def _echo(view: RunView) -> str:
     return f'<p class="q-note q-note-live" role="status">{escape(text)}</p>' if text else ""
 
 
-def _ending(view: RunView, is_held: bool) -> str:
+def _ending(view: RunView, is_held: bool, blocked_by: Holder | None) -> str:
     match view.ended:
         case Failed() as failed:
             return _failure(view, failed)
@@ -158,7 +163,11 @@ def _ending(view: RunView, is_held: bool) -> str:
             f"{escape(_kept(view))}</div>"
         )
     if view.status is Status.QUEUED:
-        then = "The queue is held: start it below." if is_held else "It starts by itself."
+        then = "It starts by itself."
+        if is_held:
+            then = "The queue is held: start it below."
+        elif blocked_by is not None:
+            then = f"It starts when {_END_WORDS.get(blocked_by.who, 'the memory is free')}."
         return f'<p class="q-note" role="status">Waits for its turn. {then}</p>'
     return ""
 
@@ -274,7 +283,7 @@ def _lost(view: RunView) -> str:
     return f"The checkpoint of step {saved:,} stays" + (f", the {since:,} steps since are lost." if since else ".")
 
 
-def _queue(waiting: Sequence[RunView], is_held: bool, blocked_by: str) -> str:
+def _queue(waiting: Sequence[RunView], is_held: bool, blocked_by: Holder | None) -> str:
     if not waiting:
         return ""
     rows = []
@@ -289,8 +298,18 @@ def _queue(waiting: Sequence[RunView], is_held: bool, blocked_by: str) -> str:
         if is_held
         else ""
     )
-    block = f'<p class="q-small">{escape(blocked_by)} {act_button("Free the memory", "free", look="link")}</p>' if blocked_by else ""
+    block = f'<p class="q-small">{_blocked(blocked_by)}</p>' if blocked_by is not None else ""
     return f'<div class="q-queue"><h2 class="q-h3">Waiting</h2>{held}{block}{bullet_list(rows, "q-queue-rows")}</div>'
+
+
+def _blocked(holder: Holder) -> str:
+    """Who has the card, and what can be done: ask it to let go, or look how far it is."""
+    if holder.can_free:
+        return f"{escape(holder.sentence())} {act_button('Free the memory', 'free', look='link')}"
+    then = f"The next run starts when {_END_WORDS.get(holder.who, 'it lets go')}."
+    tab = _TABS.get(holder.who) if holder.run_id else None
+    show = act_button("Show it", tab, holder.run_id, look="link") if tab else ""
+    return f"{escape(holder.sentence())} {then} {show}"
 
 
 def _kept(view: RunView) -> str:
