@@ -80,7 +80,9 @@ def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch:
         store.check_space(0)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rng_state.pth", "adapter_model.safetensors"))]
+)
 def test_a_run_with_a_broken_newest_checkpoint_continues_from_the_one_before(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     """The stock trainer takes the first two of these silently and goes on with other numbers."""
     config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), train__max_steps=6, eval__share=0)

@@ -43,7 +43,7 @@ print(failed)
 """
 
 
-@pytest.mark.parametrize("apart_s", [0.0, 0.3])
+@pytest.mark.parametrize("apart_s", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_threads_that_need_it_first_do_not_see_half_made_modules(tiny_model_dir: Path, apart_s: float) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TOGETHER, str(tiny_model_dir), str(apart_s)],

@@ -74,7 +74,15 @@ def assert_same(first: RunView, second: RunView) -> None:
     assert sha256_of(second.run.adapter / WEIGHTS) == sha256_of(first.run.adapter / WEIGHTS)
 
 
-@pytest.mark.parametrize(("request_", "after_step"), [(Request.STOP, 1), (Request.PAUSE, 3), (Request.STOP, 4), (Request.STOP_NOW, 6)])
+@pytest.mark.parametrize(
+    ("request_", "after_step"),
+    [
+        (Request.STOP, 1),
+        (Request.PAUSE, 3),
+        pytest.param(Request.STOP, 4, marks=pytest.mark.slow),
+        pytest.param(Request.STOP_NOW, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_continuing_gives_the_same_run(whole: tuple[RunConfig, RunView], tmp_path: Path, request_: Request, after_step: int) -> None:
     config, view = whole
     made = interrupted(Workspace.at(tmp_path), config, request_, after_step)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from qlora_ui import __version__
 from qlora_ui.base.errors import RunError
@@ -128,12 +129,24 @@ def _table(rows: list[tuple[str, object]]) -> str:
 
 
 def adapter_or_fail(run: RunDir) -> Path:
-    """The run's finished adapter; raises RunError where there is none."""
-    if not (run.adapter / "adapter_model.safetensors").is_file():
+    """The run's finished adapter; raises RunError where there is none, or where its file is not whole."""
+    weights = run.adapter / "adapter_model.safetensors"
+    if not weights.is_file():
         raise RunError(
             f"Run {run.id} has no adapter to export.",
             why="It was not trained far enough to save one.",
             fix="Let it finish, or choose another run.",
             code="adapter-missing",
         )
+    try:
+        # Reads the header, which says how long the file has to be: whatever is made of a damaged one would take a good export's place.
+        with safe_open(weights, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"The adapter of run {run.id} is damaged, so nothing was made of it.",
+            why=f"Its file cannot be read: {str(error)[:200]}",
+            fix="Continue the run: its last checkpoint is a file of its own.",
+            code="adapter-damaged",
+        ) from None
     return run.adapter
