@@ -70,9 +70,11 @@ def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, t
 
 
 def test_pasted_rows_stay_until_they_can_be_used_and_the_card_shows_the_name(visit: Visit, tmp_path: Path) -> None:
-    page = visit("data").page
-    page.locator("#q-paste > button").click()
+    page, fine = visit("data").page, tmp_path / "fine.jsonl"
     box, good = page.locator("#q-paste-text textarea"), '{"prompt": "a", "completion": "b"}\n'
+    fine.write_text(good * 3, encoding="utf-8")
+    alone(page, fine)  # what another test left may be broken
+    page.locator("#q-paste > button").click()
     box.fill(good + '{"prompt": "a", "completion": \n')
     page.locator("#q-paste-add").click()
     expect(page.locator("#q-ready-problems")).to_contain_text("ends too early")
