@@ -127,7 +127,7 @@ def test_what_cannot_be_healed_comes_with_three_ways_out(config: RunConfig, work
         config.changed(suggestion["values"])
 
 
-@pytest.mark.parametrize("packing", ["off", "on"])
+@pytest.mark.parametrize("packing", [pytest.param("off", marks=pytest.mark.slow), "on"])
 @pytest.mark.parametrize("is_training", [True, False], ids=["in a step", "in the try before"])
 def test_a_check_that_runs_out_of_memory_halves_the_check_alone(  # noqa: PLR0917
     is_training: bool, packing: str, config: RunConfig, workspace: Workspace, tmp_path: Path, monkeypatch: Any

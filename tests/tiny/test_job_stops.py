@@ -74,7 +74,9 @@ PHASES: dict[str, tuple[str, Callable[..., bool], int]] = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("request_", [Request.STOP, Request.STOP_NOW, Request.PAUSE])
+@pytest.mark.parametrize(
+    "request_", [Request.STOP_NOW, *(pytest.param(asked, marks=pytest.mark.slow) for asked in (Request.STOP, Request.PAUSE))]
+)
 def test_every_phase_ends_in_time(phase: str, request_: Request, config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
     target, wait_for, step = PHASES[phase]
     made = create_run(workspace, config)

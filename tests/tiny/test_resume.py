@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=[next(iter(VARIANTS)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(VARIANTS)[1:])])
 def whole(request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunView]:
     folder = tmp_path_factory.mktemp("whole")
     config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), **VARIANTS[request.param])

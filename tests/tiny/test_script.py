@@ -80,6 +80,7 @@ def test_program_gives_the_runs_curve_to_the_last_digit(trained: tuple[Workspace
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_trl_trains_from_the_yaml(trained: tuple[Workspace, RunDir], tiny_model_dir: Path, tmp_path: Path) -> None:
     workspace, run = trained
     out = tmp_path / "trl"

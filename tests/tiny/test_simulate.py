@@ -52,7 +52,7 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
         (GEMMA2, "H100", {"lora.modules_to_save": "embed_tokens", "train.batch_size": 1}),
         pytest.param(QWEN, "H100", {"lora.dora": True}, marks=pytest.mark.slow),
         pytest.param(QWEN, "T4", {}, marks=pytest.mark.slow),
-        (MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}),
+        pytest.param(MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}, marks=pytest.mark.slow),
         pytest.param(QWEN, "H100", {"eval.share": 0.1, "eval.batch_size": 64, "train.packing": "off"}, marks=pytest.mark.slow),
         pytest.param(GEMMA2, "H100", {"train.batch_size": 4, "data.max_length": 2048}, marks=pytest.mark.slow),
         pytest.param(GEMMA2, "H100", {"train.packing": "off"}, marks=pytest.mark.slow),

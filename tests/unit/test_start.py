@@ -96,6 +96,7 @@ def _start(root: Path, *words: str, **environment: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_without_network_the_failed_step_is_named_and_nothing_is_stamped(tmp_path: Path) -> None:
     root = _copy(tmp_path)
     done = _start(root, "options", "--json")
