@@ -88,6 +88,7 @@ def test_a_new_run_starts_from_an_old_ones_settings(browser: Browser, served: Se
     looked.assert_clean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_long_names_and_paths_stay_in_their_cards(browser: Browser, served: Served, width: ViewportSize) -> None:
     names = ["y" * 60, "<b>x</b> " + "x" * 120]
