@@ -115,7 +115,8 @@ def test_a_failing_export_is_said_in_words(app: Running, browser: Browser) -> No
     looked.assert_clean()
 
 
-@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["1280", "420"])
+@pytest.mark.slow
+@pytest.mark.parametrize("narrow", [False, True], ids=["1280", "420"])
 def test_a_whole_model_is_cancelled_and_made(app: Running, browser: Browser, narrow: bool) -> None:
     run = list_runs(Workspace.at(app.workspace))[0]
     looked = Looked(browser, app.url, "export", NARROW if narrow else WIDE)

@@ -115,6 +115,7 @@ def test_long_names_and_paths_stay_in_their_cards(browser: Browser, served: Serv
     looked.assert_clean()
 
 
+@pytest.mark.slow
 def test_thousands_of_runs_stay_fast(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path)
     first = write_run(workspace, done=20, num_steps=20)
