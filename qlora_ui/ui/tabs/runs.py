@@ -64,7 +64,8 @@ def build(page: Page) -> None:
         return _chosen(chosen, Action.of(event))
 
     def to_first_page(chosen: Choice) -> Choice:
-        return {**chosen, "page": 0}
+        chosen["page"] = 0
+        return chosen
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     for component in (table, compared, details):
@@ -97,19 +98,22 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
 
 
 def _chosen(chosen: Choice, action: Action) -> Choice:
-    """The page's choice after a click; clicks that are none of its business leave it as it is."""
+    """The page's choice after a click, in place; clicks that are none of its business leave it as it is.
+
+    Two quick clicks begin with the same choice, and a copy of the second would take the first back.
+    """
     match action.name:
         case "pick":
             others = [run_id for run_id in chosen["picked"] if run_id != action.id]
-            return {**chosen, "picked": ([*others, action.id] if action.is_on else others)[-MOST_PICKED:]}
+            chosen["picked"] = ([*others, action.id] if action.is_on else others)[-MOST_PICKED:]
         case "page":
-            return {**chosen, "page": max(int(action.data.get("to", "0")), 0)}
+            chosen["page"] = max(int(action.data.get("to", "0")), 0)
         case "details":
-            return {**chosen, "details": action.id}
+            chosen["details"] = action.id
         case "only-different":
-            return {**chosen, "only_different": action.is_on}
+            chosen["only_different"] = action.is_on
         case "clear":
-            return {**chosen, "picked": []}
+            chosen["picked"] = []
     return chosen
 
 
