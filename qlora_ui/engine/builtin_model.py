@@ -67,7 +67,7 @@ def _locked(workspace: Folders, on_progress: OnProgress, is_cancelled: IsCancell
             break
         except Timeout:
             stop_if(is_cancelled, "Preparing the built-in model")
-            on_progress("Unpacking the built-in model, which another part of the app has begun", None)
+            on_progress("Unpacking the built-in model, as begun before", None)
     try:
         yield
     finally:

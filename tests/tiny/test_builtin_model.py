@@ -19,7 +19,7 @@ def test_who_waits_for_another_conversion_says_so_and_can_be_stopped(tmp_path: P
     said: list[tuple[str, float | None]] = []
     with FileLock(workspace.models / ".smollm2.lock"), pytest.raises(Cancelled):
         builtin_model.convert(workspace, lambda what, share: said.append((what, share)), lambda: len(said) >= 2)
-    assert len(said) == 2 and "which another part of the app has begun" in said[0][0]
+    assert len(said) == 2 and "as begun before" in said[0][0]
 
 
 def test_too_little_space_names_what_is_needed_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
