@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 # gr.HTML runs its template through Handlebars and a JavaScript template: their opening signs must arrive as plain text.
 _TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:(?:s|min|h|d|W|Wh|[KMGT]i?B)\b|%))")
 
 
 def escape(value: object) -> str:
@@ -19,6 +22,11 @@ def sentence_case(text: str) -> str:
     first = text.split(" ", 1)[0]
     is_name = first.endswith(":") or any(sign in first.rstrip(";,.") for sign in "./\\_-`0123456789")
     return text if is_name else text[:1].upper() + text[1:]
+
+
+def with_units(text: str) -> str:
+    """`text` whose narrow lines break between words, never between a number and its unit."""
+    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
 def go_link(text: str, tab: str, focus: str = "") -> str:

@@ -8,7 +8,7 @@ from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
-from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case
+from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case, with_units
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
 from qlora_ui.ui.views.words import TITLES, source_title
 
@@ -96,7 +96,7 @@ def _head(draft: Draft) -> str:
             summary += f" · {format_duration(draft.duration.total_s)}"
     return (
         '<div class="q-ready-head"><h2 class="q-h2">Next run</h2>'
-        f'<span class="q-ready-short q-num">{escape(summary)}</span>'
+        f'<span class="q-ready-short q-num">{escape(with_units(summary))}</span>'
         f'<span class="q-chip q-chip-{kind}" id="q-ready-state" role="status">{escape(pill)}</span>'
         '<button type="button" class="q-icon-button q-ready-toggle" data-ready-toggle aria-expanded="false" '
         'aria-label="Show what will be trained">▴</button></div>'

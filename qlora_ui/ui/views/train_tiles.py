@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs.read import RunView
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import escape, with_units
 from qlora_ui.ui.views.measured import measured_bytes, predicted_and_measured
 
 JOULES_PER_WH = 3600.0
-_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:(?:s|min|h|d|W|Wh|[KMGT]i?B)\b|%))")
 
 
 def tiles_html(view: RunView | None, gpus: Sequence[GpuState] = ()) -> str:
@@ -27,9 +25,7 @@ def tiles_html(view: RunView | None, gpus: Sequence[GpuState] = ()) -> str:
 
 
 def _tile(label: str, value: str, note: str = "", css_class: str = "") -> str:
-    # A narrow tile breaks its lines between words, not between a number and its unit.
-    note = _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", note)
-    small = f'<dd class="q-tile-note q-num">{escape(note)}</dd>' if note else ""
+    small = f'<dd class="q-tile-note q-num">{escape(with_units(note))}</dd>' if note else ""
     return f'<div class="q-tile {css_class}"><dt>{escape(label)}</dt><dd class="q-tile-value">{escape(value)}</dd>{small}</div>'
 
 
