@@ -195,7 +195,8 @@ class ChatService:
             self._keys[ADAPTER] = ADAPTER
             self._rebind()
         self._target = target
-        on_progress("Getting ready to answer", None)
+        on_card = self._model.device.type == "cuda"
+        on_progress("Getting ready to answer" + (" (the first time on this computer takes some ten seconds more)" if on_card else ""), None)
         self._warm_up()
         return self._describe()
 

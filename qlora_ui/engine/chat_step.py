@@ -17,6 +17,7 @@ import torch
 from qlora_ui.engine.chat_adapters import BASE, RowSwitch
 from qlora_ui.engine.chat_cache import ChatCache, cache_argument
 from qlora_ui.engine.chat_layers import TokenLayers
+from qlora_ui.engine.fast.capture import capturing
 from qlora_ui.engine.fast.ops import KERNEL_ERRORS
 
 PASS_LENGTHS = (1, 32, 128, 512)
@@ -92,7 +93,8 @@ class ForwardPass:
     def warm_up(self, keys: Sequence[str], rows: Sequence[int]) -> None:
         """Capture what a first answer needs, so that nobody waits for it; does nothing where passes are not captured."""
         if not self.reason:
-            for length in PASS_LENGTHS[:3]:
+            # The longest first: the model's own layers make the cache's buffers, which a pass of single tokens then goes by without them.
+            for length in reversed(PASS_LENGTHS[:3]):
                 # Nothing but padding, so that what the rows hold stays.
                 self.run(keys, [[] for _ in rows], [0 for _ in rows], rows, at_least=length)
 
@@ -183,14 +185,13 @@ class ForwardPass:
         stream = _capture_stream(self.device.index or 0)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            # Lazy initialisation (cuBLAS, the cache's buffers) must not happen inside a capture.
-            for _ in range(1 if self._graphs else 2):
-                self._forward(inputs, len(rows))
+            # Lazy initialisation (kernels, cuBLAS, the cache's buffers) must not happen inside a capture.
+            self._forward(inputs, len(rows))
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with capturing(graph, self._pool, stream):
             logits_BV = self._forward(inputs, len(rows))
         slots = self.cache.slots
         return CapturedPass(graph, inputs, logits_BV, (self.switch.factors, slots.rows_B1, slots.rows))

@@ -85,3 +85,30 @@ def test_training_numbers_stay_untouched(service: Any) -> None:
     state = torch.cuda.get_rng_state()
     list(service.stream(HELLO, Sampling(max_tokens=8), ("base", "adapter")))
     assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_a_model_that_cannot_be_captured_answers_and_leaves_nothing_behind(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_ui.engine.chat import Sampling
+
+    greedy = Sampling(temperature=0, max_tokens=20)
+    said = answers(service.stream(HELLO, greedy, ("adapter",)))
+    forward = service._pass._forward
+    service._pass.forget_graphs()
+
+    def asks_the_card(inputs: Any, num_rows: int) -> Any:
+        logits = forward(inputs, num_rows)
+        logits[0, 0].item()
+        return logits
+
+    monkeypatch.setattr(service._pass, "_forward", asks_the_card)
+    service._cache.forget()
+    assert answers(service.stream(HELLO, greedy, ("adapter",))) == said
+    assert "cannot be captured" in service._pass.reason
+    # Training in this process goes on drawing random numbers, and what is cached can be given back.
+    before = torch.cuda.get_rng_state()
+    assert torch.isfinite(torch.randn(8, device="cuda")).all() and not torch.equal(before, torch.cuda.get_rng_state())
+    cached = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    del cached
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - 2**28

@@ -155,9 +155,17 @@ def test_a_failed_capture_falls_back_and_leaves_random_numbers_usable(tmp_path: 
         micro.metrics[0].item()
 
     monkeypatch.setattr(micro, "_compute", waits_for_the_host)
+    stream = torch.cuda.current_stream()
     losses = [float(micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)) for _ in range(4)]
     assert micro.num_graphs == 0 and len(notes) == 1 and "uncaptured" in notes[0]
     assert max(losses) - min(losses) < 1e-4
+    assert torch.cuda.current_stream() == stream
+    # Whoever needs the card next gets what is cached: an allocator that believes in a capture under way gives nothing back.
+    cached = torch.empty(2**28, dtype=torch.uint8, device=CUDA)
+    del cached
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - 2**28
     before = torch.cuda.get_rng_state()
     assert torch.isfinite(torch.randn(8, device=CUDA)).all() and not torch.equal(before, torch.cuda.get_rng_state())
 

@@ -15,6 +15,7 @@ import torch
 from .apply import FastState
 from .attention import register
 from .buckets import bucket_for
+from .capture import capturing
 from .dropout import step_seed
 from .gradients import GradientBuffer
 from .loss import tiled_loss
@@ -149,10 +150,9 @@ class MicroStep:
     def _capture_shape(self, batch: Batch) -> None:
         static = Batch(batch.ids.clone(), batch.labels.clone(), batch.positions.clone(), batch.cumulative.clone(), batch.max_length)
         graph = torch.cuda.CUDAGraph()
-        random_state = torch.cuda.get_rng_state(self._device)
         try:
             # while a graph is captured the default random generator belongs to it, and other threads must not allocate through it
-            with self._lock, torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with self._lock, capturing(graph, self._pool, self._stream):
                 self._compute(static)
         except RuntimeError as failure:
             reason = _capture_obstacle(failure)
@@ -163,7 +163,6 @@ class MicroStep:
             graph.replay()
             return
         self._capture = False
-        _release_generator(self._device, random_state)
         del graph, static
         torch.cuda.empty_cache()
         # Where memory does not suffice for that either, this raises, and the micro-batch is to blame and not the capture.
@@ -217,11 +216,3 @@ def _capture_obstacle(failure: RuntimeError) -> str:
     if isinstance(failure, torch.OutOfMemoryError):
         return "There is too little memory to capture the training step; it runs uncaptured, which is slower. Fewer rows at once fit."
     return f"The training step could not be captured and runs uncaptured, which is slower: {str(failure).splitlines()[0]}"
-
-
-def _release_generator(device: torch.device, state: torch.Tensor) -> None:
-    """Give the default CUDA generator back its state: a capture that failed leaves it bound to a graph that will never exist."""
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    fresh = torch.Generator(device=device)
-    torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
-    torch.cuda.default_generators[index].set_state(state)
