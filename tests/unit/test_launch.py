@@ -125,6 +125,7 @@ def test_a_closed_terminal_ends_the_app_with_its_run_saved(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     sys.stderr.close()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the app leaves it so
     try:
         # The system and the shell say so, each.
         for wait_s in (0.05, 0.1):
