@@ -54,7 +54,7 @@ class Background:
         """Begin; raises QloraUiError while another piece is being worked on."""
         with self._lock:
             if self._progress.is_running:
-                raise QloraUiError(f"An {self._name} is running already.", fix="Wait for it, or cancel it.", code="busy")
+                raise QloraUiError(f"Another {self._name} is running.", fix="Wait for it, or cancel it.", code="busy")
             self._cancelled.clear()
             self._progress = Progress(key, True, "Getting ready", None, time.time())
         threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qlora_ui.base.errors import Problem, QloraUiError, RunError
 from qlora_ui.base.files import read_json, write_json
@@ -49,6 +49,14 @@ class TurnNotes:
     answers: dict[str, Answer] = field(default_factory=dict)
     reference: str = ""
     """The answer that the row has, where the question came from a held-back row."""
+
+
+class HeldBack(NamedTuple):
+    """A row that a run never trained on: its first question, the answer to it, and what stands before both."""
+
+    question: str
+    answer: str
+    system: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +264,13 @@ class ChatDesk:
                 raise QloraUiError(
                     "This run held no rows back.", fix="Set “Held back for checking” above 0 for the next run.", code="no-rows"
                 )
-            question, answer = rows[self._next_row % len(rows)]
+            row = rows[self._next_row % len(rows)]
             self._next_row += 1
             self.clear()
-        self.say(question, reference=answer)
+            # The adapter learned to answer after it; without it this would be another question.
+            if row.system:
+                self.history.system = row.system[:SYSTEM_CHARACTERS]
+        self.say(row.question, reference=row.answer)
 
     # The answering thread --------------------------------------------------------------------------------------------
 
@@ -371,8 +382,8 @@ class ChatDesk:
             return make({"turns": []})
 
 
-def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[tuple[str, str]]:
-    """First question and its answer of rows that the run held back."""
+def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[HeldBack]:
+    """Rows that the run held back, the first ones."""
     try:
         # As bytes: a text would also end a line at the U+2028 in somebody's answer.
         with (find_run(service.workspace, run_id).data / "eval.jsonl").open("rb") as file:
@@ -385,10 +396,12 @@ def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[tuple
             messages = json.loads(line).get("messages") or []
         except (ValueError, AttributeError):
             continue
-        question = next((message["content"] for message in messages if message.get("role") == "user"), "")
-        answer = next((message["content"] for message in messages if message.get("role") == "assistant"), "")
+        question, answer, system = (
+            next((str(message["content"]) for message in messages if message.get("role") == role), "")
+            for role in ("user", "assistant", "system")
+        )
         if question:
-            rows.append((str(question), str(answer)))
+            rows.append(HeldBack(question, answer, system))
     return rows
 
 

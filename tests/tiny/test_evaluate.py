@@ -15,12 +15,14 @@ from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
 from qlora_ui.cli import main
-from qlora_ui.engine.chat import ChatService, ChatTarget
+from qlora_ui.data.rows import Message
+from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
 from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, evaluate_run, read_evaluation
-from qlora_ui.engine.evaluate_text import Compared, compare_prompts, export_compared, score_text
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.comparison import Question
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -153,7 +155,7 @@ def test_command_line(run: tuple[Workspace, RunDir], capsys: pytest.CaptureFixtu
     assert main(["chat", "--json", "--workspace", str(run[0].root)]) == 2
 
 
-def test_tokens_of_a_text_and_a_list_of_prompts(run: tuple[Workspace, RunDir]) -> None:
+def test_tokens_of_a_text(run: tuple[Workspace, RunDir]) -> None:
     service = ChatService(run[0], Card())
     service.load(ChatTarget(run_id=run[1].id))
     text = "hello world, how are you — today?"
@@ -163,20 +165,36 @@ def test_tokens_of_a_text_and_a_list_of_prompts(run: tuple[Workspace, RunDir]) -
     logprobs = [token.logprob for token in base.tokens if token.logprob is not None]
     assert base.perplexity == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)))
     assert all((token.rank == 1) == (token.instead == token.text) for token in base.tokens[1:] if token.text.isascii())
-    from qlora_ui.data.rows import Message
-
     answer = score_text(service, "hello", ("base",), [Message("user", "hi")])[0]
     assert answer.tokens[0].logprob is not None
-    rows = list(compare_prompts(service, ["hello", "world"], references=["a|b"]))
-    assert [row.prompt for row in rows] == ["hello", "world"] and set(rows[0].answers) == {"base", "adapter"}
-    assert "a\\|b" in export_compared(rows, "md") and len(export_compared(rows, "jsonl").splitlines()) == 2
     with pytest.raises(QloraUiError):
         score_text(service, " ")
     service.close()
 
 
-def test_spreadsheets_run_nothing() -> None:
-    assert "'=cmd" in export_compared([Compared("=cmd", {"base": "@x"})], "csv")
+def test_answers_side_by_side_with_another_adapter_of_the_base(run: tuple[Workspace, RunDir], tiny_model_dir: Path) -> None:
+    write_adapter(run[1].checkpoints / "checkpoint-2", tiny_model_dir, 9)
+    service = ChatService(run[0], Card())
+    target = ChatTarget(run_id=run[1].id)
+    sides = load_sides(service, target, ChatTarget(run_id=run[1].id, checkpoint="checkpoint-2"))
+    assert sides[:2] == ("base", "adapter") and len(sides) == 3
+    asked = [Question("hello world", reference="how"), Question("how are you", system="be kind")]
+    sampling = Sampling(temperature=0, max_tokens=6)
+    rows = list(compare_answers(service, target, asked, sampling, sides))
+    assert [row.question for row in rows] == asked and all(set(row.answers) == set(sides) for row in rows)
+    # Each answer is the chat's own, and its tokens were the likeliest of the side that gave it.
+    alone = "".join(delta.text for delta in service.stream([Message("user", "hello world")], sampling, ("adapter",)))
+    assert rows[0].answers["adapter"] == alone
+    for side in sides:
+        said = rows[0].answers[side]
+        assert "".join(score.text for score in rows[0].scores[side]) == (said if said.strip() else "")
+    # Somebody who talks to another adapter meanwhile would have given the answers.
+    going = compare_answers(service, target, asked, sampling)
+    next(going)
+    service.load(ChatTarget(run_id=run[1].id, checkpoint="checkpoint-2"))
+    with pytest.raises(QloraUiError, match="needed the model"):
+        next(going)
+    service.close()
 
 
 def test_metrics_on_text() -> None:

@@ -69,6 +69,7 @@ def test_compare_evaluate_export_save(app: Running, browser: Browser) -> None:
 
     _compare(page)
     _evaluate(page)
+    _ask_both(page)
 
     open_tab(page, "export")
     adapter = _export(page, "adapter")
@@ -170,6 +171,33 @@ def _evaluate(page: Page) -> None:
     )
     assert all(left >= 0 and right <= 420 for left, right in sides), "the plot is cut off on a phone"
     small.assert_clean()
+
+
+def _ask_both(page: Page) -> None:
+    """Own questions, blindly: no name before the last vote; then the names, the tally, a file. And a text, token by token."""
+    page.get_by_role("button", name="Ask both the same questions").click()
+    page.get_by_label("Questions, one a line").fill("hello world")
+    page.get_by_role("button", name="Add a random one").click()
+    expect(page.get_by_label("Questions, one a line")).to_have_value(re.compile("hello world\n.+"))
+    page.locator("#q-comparison-longest input").fill("6")
+    page.get_by_label("Hide who says what until I have voted").check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    view = page.locator("#comparison-view")
+    expect(view.get_by_role("button", name="None is better")).to_have_count(2, timeout=60_000)
+    expect(view.locator(".q-work")).to_have_count(0, timeout=60_000)
+    expect(view).not_to_contain_text("Tiny pirate")
+    view.get_by_role("button", name="A is better").first.click()
+    expect(view.get_by_role("button", name="✓ A is better")).to_have_count(1)
+    view.get_by_role("button", name="None is better").last.click()
+    expect(view).to_contain_text(re.compile("Preferred: .*Tiny pirate .*equal 1"))
+    with page.expect_download(timeout=20_000) as waiting:
+        view.get_by_role("button", name="Save as Markdown").click()
+    assert "| hello world |" in Path(waiting.value.path()).read_text(encoding="utf-8")
+    page.get_by_role("button", name="How likely is a text to each?").click()
+    page.get_by_label("A text: each token").fill("hello world how are you")
+    page.get_by_role("button", name="Measure").click()
+    expect(page.locator("#likely-view .q-answer-head")).to_have_count(2, timeout=60_000)
+    expect(page.locator("#likely-view .q-answer-head").first).to_contain_text("Base model: perplexity")
 
 
 def _export(page: Page, form: str) -> dict[str, bytes]:

@@ -37,9 +37,9 @@ from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.evaluate import chosen_run
 from tests.journals import write_run
 
 PLAN = Planned(

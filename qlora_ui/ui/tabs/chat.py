@@ -175,7 +175,7 @@ def _suggestions(service: Service, who: Who) -> list[str]:
         probes = find_run(service.workspace, who.run_id).config().eval.probes
     except QloraUiError:
         probes = ()
-    rows = [question for question, _ in held_back_rows(service, who.run_id, most=3)]
+    rows = [row.question for row in held_back_rows(service, who.run_id, most=3)]
     return [text for text in dict.fromkeys([*probes, *rows, *SUGGESTIONS]) if len(text) < 120][:3]
 
 

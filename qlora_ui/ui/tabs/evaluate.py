@@ -8,14 +8,15 @@ import gradio as gr
 
 from qlora_ui.base.files import read_json
 from qlora_ui.runs.engine import engine_object
-from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs import comparison
 from qlora_ui.ui.views.background_view import progress_html, run_picker
 from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
 from qlora_ui.ui.views.run import LOOKING
@@ -46,15 +47,7 @@ def build(page: Page) -> None:
 
     page.redraw_after(view.act(act, None, None, api_visibility="private", show_progress="hidden"))
     run_actions.wire(page, view)
-
-
-def chosen_run(service: Service, run_id: str) -> RunView | None:
-    """The run that is looked at if it has a result, else the newest that has one; None where there is none."""
-    view = service.view(run_id)
-    if view is not None and view.has_adapter:
-        return view
-    newest = next((row for row in service.run_lists.rows() if row.has_adapter), None)
-    return service.view(newest.id) if newest is not None else None
+    comparison.build(page)
 
 
 def _draw(service: Service, run_id: str, progress: Progress) -> str:

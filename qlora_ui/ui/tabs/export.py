@@ -26,28 +26,17 @@ from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.evaluate import chosen_run
 from qlora_ui.ui.views.background_view import run_picker
 from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html, work_key
 from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go of the card."""
-SAVE = """(ready) => {
-  if (!ready || window.qSaved === ready) return;
-  window.qSaved = ready;
-  // The button is loaded when it is first shown.
-  const press = (tries) => setTimeout(() => {
-    const button = document.querySelector("#export-file");
-    if (button) button.click();
-    else if (tries) press(tries - 1);
-  }, 200);
-  press(40);
-}"""
-"""Saves the packed file without a second press; once for each packing, whatever else is pressed."""
 SCRIPTS = {
     "script": ("A program", "train.py on plain transformers, peft and trl, with its rows: trains the same run without this app."),
     "trl-yaml": ("A TRL configuration", "The same for people who use “trl sft”."),
@@ -77,11 +66,11 @@ def build(page: Page) -> None:
         if action.name == "download":
             packed = _pack(page.service, find_run(page.service.workspace, action.id), form)
             label = f"Save {packed.name} ({format_bytes(packed.stat().st_size)})"
-            return [gr.DownloadButton(label, value=str(packed), visible=True), str(next(packings))]
+            return [gr.DownloadButton(label, value=str(packed), visible=True), f"export {next(packings)}"]
         return [gr.skip(), gr.skip()]
 
     done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden")
-    done.then(None, [ready], None, js=SAVE, api_visibility="private")
+    done.then(None, [ready], None, js=save_js("export-file"), api_visibility="private")
     page.redraw_after(done)
     run_actions.wire(page, view)
 

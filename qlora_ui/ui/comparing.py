@@ -1,0 +1,142 @@
+"""Comparing answers of a run's base and adapters: what is asked, of whom, how it is started, voted on and saved."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.files import write_text
+from qlora_ui.base.progress import IsCancelled, OnProgress
+from qlora_ui.runs.comparison import Comparison, Comparisons, Form, Question, as_text
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.ui.chat_desk import HeldBack
+from qlora_ui.ui.service import Service
+
+MOST_QUESTIONS = 100
+ADDED_ROWS = 5
+LINE_END = " ⏎ "
+"""Stands for the end of a line inside a question, since each line is a question."""
+_FORMS: dict[str, Form] = {"csv": "csv", "jsonl": "jsonl", "md": "md"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked, and how."""
+
+    questions: Sequence[Question]
+    beside: str = ""
+    """RUN or RUN|CHECKPOINT of another adapter of the same base; empty for none."""
+    temperature: float = 0.0
+    max_tokens: int = 96
+    is_blind: bool = False
+
+    @property
+    def words(self) -> str:
+        """How answers are chosen."""
+        how = f"Temperature {self.temperature:g}, the same random numbers" if self.temperature else "Always the likeliest word"
+        system = " With the rows’ system prompt." if any(question.system for question in self.questions) else ""
+        return f"{how}, at most {self.max_tokens:,} tokens.{system}"
+
+
+def questions_of(text: str, rows: Sequence[HeldBack]) -> list[Question]:
+    """The lines as questions; a held-back row's brings its system prompt and answer, others the prompt that all rows share.
+
+    Raises QloraUiError where there is none, or too many.
+    """
+    known = {row.question.strip(): row for row in rows}
+    shared = {row.system for row in rows}
+    system = shared.pop() if len(shared) == 1 else ""
+    lines = list(dict.fromkeys(line.strip().replace(LINE_END, "\n") for line in text.splitlines() if line.strip()))
+    if not lines:
+        raise QloraUiError("There is no question.", fix="Type some, one a line, or add held-back rows.", code="no-questions")
+    if len(lines) > MOST_QUESTIONS:
+        raise QloraUiError(f"These are {len(lines)} questions.", fix=f"Ask at most {MOST_QUESTIONS} at once.", code="many-questions")
+    return [Question(line, known[line].system, known[line].answer) if line in known else Question(line, system) for line in lines]
+
+
+def with_rows(text: str, rows: Sequence[HeldBack], *, at_random: bool) -> str:
+    """The lines with held-back questions added: some that are not there yet, or one by chance."""
+    if not rows:
+        raise QloraUiError("This run held no rows back.", fix="Set “Held back for checking” above 0 for the next run.", code="no-rows")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = dict.fromkeys(LINE_END.join(row.question.strip().splitlines()) for row in rows)
+    new = [line for line in own if line not in lines]
+    if not new:
+        raise QloraUiError("All held-back rows are there already.", fix="Press Compare.", code="no-rows")
+    return "\n".join([*lines, *([random.choice(new)] if at_random else new[:ADDED_ROWS])])
+
+
+def chat_of(service: Service) -> Any:
+    """The chat's service; the first use imports torch, which takes seconds and must not happen under the service's lock."""
+    engine_object("chat:ChatService")
+    return service.chat
+
+
+def target_of(run: RunDir, checkpoint: str = "") -> Any:
+    """What the chat loads for a run's adapter, or for one of its checkpoints."""
+    model = run.config().model
+    return engine_object("chat_targets:ChatTarget")(model.id, model.revision, run.id, checkpoint or None)
+
+
+def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
+    """Load the sides, ask them, and keep every row as it comes."""
+    on_progress("Starting the engine", None)
+    chat, target = chat_of(service), target_of(run)
+    other, _, checkpoint = wish.beside.partition("|")
+    beside = target_of(find_run(service.workspace, other), checkpoint) if other else None
+    sides: tuple[str, ...] = engine_object("comparison:load_sides")(chat, target, beside, on_progress)
+    names = dict(zip(sides, names_of(service, run, wish.beside), strict=False))
+    sampling = engine_object("chat:Sampling")(wish.temperature, 0.95 if wish.temperature else 1.0, wish.max_tokens, 0)
+    kept.begin(run, Comparison(names, is_blind=wish.is_blind, asked=wish.words, time=time.time()))
+    answer = engine_object("comparison:compare_answers")
+    for row in answer(chat, target, wish.questions, sampling, sides, on_progress=on_progress, is_cancelled=is_cancelled):
+        kept.add(run, row)
+
+
+def names_of(service: Service, run: RunDir, beside: str = "") -> list[str]:
+    """What the sides are called: base, the run's adapter, the one beside."""
+    own = service.readers.view(run).name or run.id
+    names = ["Base model", own]
+    if beside:
+        other, _, checkpoint = beside.partition("|")
+        title = service.readers.view(find_run(service.workspace, other)).name or other
+        title = f"{title}, step {checkpoint.rpartition('-')[2]}" if checkpoint else title
+        names.append(f"{title} ({other})" if title == own else title)
+    return names
+
+
+def others_of(service: Service, view: RunView) -> list[tuple[str, str]]:
+    """What can be laid beside, as (Wish.beside, words): this run's checkpoints, then other adapters of the same base."""
+    folder = view.run.checkpoints
+    numbers = [path.parent.name.rpartition("-")[2] for path in folder.glob("checkpoint-*/adapter_model.safetensors")]
+    steps = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in steps]
+    model = view.config.model.id if view.config else ""
+    rows = service.run_lists.rows()
+    return found + [(row.id, row.name) for row in rows if row.has_adapter and row.id != view.id and row.model == model][:MOST_QUESTIONS]
+
+
+def vote(kept: Comparisons, run: RunDir, index: str, choice: str) -> None:
+    """Prefer the answer at a place of a blind row (or EQUAL): pages know places only, so that their source does not say who is who."""
+    known = kept.read(run)
+    number = int(index) if index.isdigit() else -1
+    order = known.rows[number].order if known is not None and 0 <= number < len(known.rows) else ()
+    kept.vote(run, number, order[int(choice)] if choice.isdigit() and int(choice) < len(order) else choice)
+
+
+def save(service: Service, kept: Comparisons, run: RunDir, form: str) -> Path:
+    """The comparison as a file, in the folder that the page's server may hand out."""
+    known = kept.read(run)
+    if known is None or form not in _FORMS:
+        raise QloraUiError("There is no comparison any more.", fix="Compare again.", code="stale-page")
+    path = service.workspace.temp / "uploads" / "exports" / run.id / f"comparison.{form}"
+    write_text(path, as_text(known, _FORMS[form]))
+    return path

@@ -1,0 +1,199 @@
+"""Looking closely, below the verdict: own questions answered by base and adapters side by side, and how likely a text is to each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.progress import IsCancelled, OnProgress
+from qlora_ui.runs.comparison import FILE, Comparisons
+from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.ui import comparing
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.background import Background
+from qlora_ui.ui.chat_desk import held_back_rows
+from qlora_ui.ui.chosen import chosen_run
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.saving import save_js
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.background_view import progress_html
+from qlora_ui.ui.views.comparison import comparison_html, others_html, scores_html
+
+ABOUT = (
+    '<p class="q-small">Base model and adapter get each question with the same random numbers. '
+    "The chat’s model answers: where it is not in memory, it is loaded.</p>"
+)
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def build(page: Page) -> None:
+    """Draw the two folds below the verdict."""
+    with gr.Accordion("Ask both the same questions", open=False, elem_classes="q-fold", elem_id="q-comparison"):
+        _build_comparison(page)
+    with gr.Accordion("How likely is a text to each?", open=False, elem_classes="q-fold", elem_id="q-likely"):
+        _build_likely(page)
+
+
+def _build_comparison(page: Page) -> None:
+    service, work, kept = page.service, Background("comparison"), Comparisons()
+    beside = gr.State("")
+    gr.HTML(ABOUT, apply_default_css=False)
+    questions = _text("Questions, one a line", "q-comparison-questions", placeholder="How do I boil an egg?")
+    with gr.Row(elem_classes="q-buttons"):
+        held = gr.Button("Add held-back rows", elem_id="q-comparison-held", elem_classes="q-tool", size="md")
+        surprise = gr.Button("Add a random one", elem_id="q-comparison-random", elem_classes="q-tool", size="md")
+    others = live_html("", "comparison-others")
+    with gr.Row(elem_id="q-comparison-how"):
+        warmth = gr.Number(
+            0, label="Temperature: 0 takes the likeliest word", minimum=0, maximum=5, step=0.1, min_width=0, elem_classes="q-labelled"
+        )
+        most = gr.Number(
+            96,
+            label="Longest answer, in tokens",
+            minimum=1,
+            precision=0,
+            min_width=0,
+            elem_id="q-comparison-longest",
+            elem_classes="q-labelled",
+        )
+    blind = gr.Checkbox(False, label="Hide who says what until I have voted (blind)", container=False, elem_id="q-comparison-blind")
+    start = gr.Button("Compare", variant="primary", elem_id="q-comparison-start", scale=0)
+    view = live_html("", "comparison-view")
+    results = functools.lru_cache(maxsize=8)(functools.partial(_results, kept))
+    page.live(lambda run_id, other: _others(service, run_id, other), [others], [beside])
+    page.live(lambda run_id: _draw(service, run_id, work, results), [view])
+
+    @handler
+    def compare(given: dict[Any, Any]) -> None:
+        run = _run(service, given[page.run_id])
+        asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service, run.id))
+        wish = comparing.Wish(asked, given[beside], float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
+
+        def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
+            comparing.compare(service, kept, run, wish, on_progress=on_progress, is_cancelled=is_cancelled)
+
+        work.start(run.id, job)
+
+    @handler
+    def add_some(run_id: str, text: str) -> str:
+        return comparing.with_rows(text, held_back_rows(service, _run(service, run_id).id), at_random=False)
+
+    @handler
+    def add_random(run_id: str, text: str) -> str:
+        return comparing.with_rows(text, held_back_rows(service, _run(service, run_id).id), at_random=True)
+
+    page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
+    held.click(add_some, [page.run_id, questions], [questions], **QUIET)
+    surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
+    page.redraw_after(others.act(handler(_chosen), None, [beside], **QUIET))
+    _wire_results(page, view, work, kept)
+
+
+def _wire_results(page: Page, view: Any, work: Background, kept: Comparisons) -> None:
+    service = page.service
+    file = gr.DownloadButton("Save", visible=False, elem_id="comparison-file", size="md")
+    ready = gr.Textbox(visible="hidden", elem_id="comparison-ready")
+    savings = itertools.count(1)
+
+    @handler
+    def act(event: gr.EventData) -> list[Any]:
+        action = Action.of(event)
+        if action.name == "cancel":
+            work.cancel()
+            return [gr.skip(), gr.skip()]
+        run = find_run(service.workspace, action.id)
+        if action.name == "comparison-save":
+            made = comparing.save(service, kept, run, action.data.get("form", ""))
+            return [gr.DownloadButton(f"Save {made.name}", value=str(made), visible=True), f"comparison {next(savings)}"]
+        if action.name == "comparison-names":
+            kept.show_names(run)
+        if action.name == "comparison-vote":
+            comparing.vote(kept, run, action.data.get("row", ""), action.data.get("choice", ""))
+        return [gr.skip(), gr.skip()]
+
+    done = view.act(act, None, [file, ready], **QUIET)
+    done.then(None, [ready], None, js=save_js("comparison-file"), api_visibility="private")
+    page.redraw_after(done)
+
+
+def _build_likely(page: Page) -> None:
+    service, work = page.service, Background("measurement")
+    text = _text("A text: each token is coloured by how likely it was after the ones before it", "q-likely-text")
+    start = gr.Button("Measure", variant="primary", elem_id="q-likely-start", scale=0)
+    view = live_html("", "likely-view")
+
+    def draw(run_id: str) -> str:
+        progress, chosen = work.progress(), chosen_run(service, run_id)
+        if chosen is None or progress.key not in ("", chosen.id):
+            return progress_html(progress, "Measuring for another run") if progress.is_running else ""
+        names = dict(zip(("base", "adapter"), comparing.names_of(service, chosen.run), strict=True))
+        return progress_html(progress, "Measuring") + (scores_html(progress.result, names) if progress.result else "")
+
+    page.live(draw, [view])
+
+    @handler
+    def measure(run_id: str, words: str) -> None:
+        run = _run(service, run_id)
+        if not words.strip():
+            raise QloraUiError("There is no text.", fix="Type or paste some.", code="empty-text")
+
+        def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> Any:
+            on_progress("Starting the engine", None)
+            chat = comparing.chat_of(service)
+            engine_object("comparison:load_sides")(chat, comparing.target_of(run), None, on_progress)
+            on_progress("Reading the text", None)
+            return engine_object("comparison:score_text")(chat, words)
+
+        work.start(run.id, job)
+
+    page.redraw_after(start.click(measure, [page.run_id, text], None, **QUIET))
+
+
+def _text(label: str, elem_id: str, placeholder: str = "") -> gr.Textbox:
+    return gr.Textbox(label=label, lines=4, max_lines=12, elem_id=elem_id, elem_classes="q-labelled", placeholder=placeholder)
+
+
+def _chosen(event: gr.EventData) -> str:
+    return Action.of(event).text
+
+
+def _run(service: Service, run_id: str) -> RunDir:
+    view = chosen_run(service, run_id)
+    if view is None:
+        raise RunError("No run has learned anything yet.", fix="Train one first.", code="no-adapter")
+    return view.run
+
+
+def _others(service: Service, run_id: str, chosen: str) -> str:
+    view = chosen_run(service, run_id)
+    return others_html(comparing.others_of(service, view), chosen) if view is not None else ""
+
+
+def _draw(service: Service, run_id: str, work: Background, results: Any) -> str:
+    view, progress = chosen_run(service, run_id), work.progress()
+    if view is None:
+        return ""
+    is_own = progress.key == view.id
+    running = progress_html(progress, "Comparing" if is_own else "Comparing for another run") if is_own or progress.is_running else ""
+    try:
+        stat = (view.run.path / FILE).stat()
+    except OSError:
+        return running
+    # Drawn every second: words are laid against each other once for what is in the file. By the minute, since it says how long ago.
+    drawn: str = results(view.run.path, (stat.st_mtime_ns, stat.st_size, int(time.time() // 60)), is_own and progress.is_running)
+    return running + drawn
+
+
+def _results(kept: Comparisons, folder: Path, stamp: tuple[int, int, int], is_running: bool) -> str:
+    run = RunDir(folder)
+    known = kept.read(run)
+    return comparison_html(known, run.id, is_running=is_running) if known is not None else ""

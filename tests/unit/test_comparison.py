@@ -1,0 +1,123 @@
+"""A comparison of answers: kept with its run, voted on without knowing who said what, taken away as a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import threading
+
+import pytest
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.comparison import EQUAL, Compared, Comparison, Comparisons, Question, TokenScore, as_text
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui import comparing
+from qlora_ui.ui.chat_desk import HeldBack
+from qlora_ui.ui.views.comparison import comparison_html, marked
+
+NAMES = {"base": "Base model", "adapter": "Pirate"}
+
+
+def row(asked: str, base: str, adapter: str, reference: str = "") -> Compared:
+    return Compared(Question(asked, "", reference), {"base": base, "adapter": adapter}, {"base": [TokenScore(base, -0.1, 1, base)]})
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunDir:
+    return create_run(workspace, RunConfig())
+
+
+def test_it_comes_back_from_the_disk_as_it_was(run: RunDir) -> None:
+    kept = Comparisons()
+    kept.begin(run, Comparison(NAMES, asked="Always the likeliest word.", time=5.0))
+    kept.add(run, row("Where?", "here", "arr, here", "there"))
+    known = Comparisons().read(run)
+    assert known is not None and known.names == NAMES and known.asked == "Always the likeliest word."
+    assert known.rows[0].question == Question("Where?", "", "there") and known.rows[0].answers["adapter"] == "arr, here"
+    assert known.rows[0].scores["base"] == [TokenScore("here", -0.1, 1, "here")] and sorted(known.rows[0].order) == ["adapter", "base"]
+    (run.path / "comparison.json").write_text("{", encoding="utf-8")
+    assert kept.read(run) is None
+
+
+def test_votes_and_rows_that_come_at_once_are_all_kept(run: RunDir) -> None:
+    kept = Comparisons()
+    kept.begin(run, Comparison(NAMES, is_blind=True))
+    for number in range(20):
+        kept.add(run, row(str(number), "a", "b"))
+    voting = threading.Thread(target=lambda: [kept.vote(run, number, "adapter") for number in range(20)])
+    voting.start()
+    for number in range(20, 40):
+        kept.add(run, row(str(number), "a", "b"))
+    voting.join()
+    known = kept.read(run)
+    assert known is not None and len(known.rows) == 40 and known.tally() == {"base": 0, "adapter": 20, EQUAL: 0}
+    with pytest.raises(QloraUiError):
+        kept.vote(run, 40, "adapter")
+    with pytest.raises(QloraUiError):
+        kept.vote(run, 0, "somebody")
+
+
+def test_a_deleted_run_is_not_made_again(run: RunDir) -> None:
+    kept = Comparisons()
+    run.path.rename(run.path.with_name("gone"))
+    with pytest.raises(QloraUiError, match="deleted"):
+        kept.begin(run, Comparison(NAMES))
+    assert not run.path.exists()
+
+
+def test_a_blind_page_does_not_say_who_is_who_before_the_last_vote(run: RunDir) -> None:
+    kept = Comparisons()
+    kept.begin(run, Comparison(NAMES, is_blind=True))
+    for number in range(3):
+        kept.add(run, row(str(number), "plain words", "arr words"))
+    for number in range(3):
+        known = kept.read(run)
+        assert known is not None
+        shown = comparison_html(known, run.id, is_running=False)
+        assert not re.search("Pirate|Base model|adapter|q-answer-base|preferred", shown) and shown.count("A is better") == 3
+        place = known.rows[number].order.index("adapter")
+        comparing.vote(kept, run, str(number), EQUAL if number == 2 else str(place))
+    known = kept.read(run)
+    assert known is not None and known.tally() == {"base": 0, "adapter": 2, EQUAL: 1}
+    # Rows that are still to come are voted on blindly, too.
+    assert "Pirate" not in comparison_html(known, run.id, is_running=True)
+    shown = comparison_html(known, run.id, is_running=False)
+    assert "Preferred: Base model 0 · Pirate 2 · equal 1" in shown and "Pirate · preferred" in shown
+
+
+def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:
+    assert marked("the red cat", "the blue cat") == "the <mark>red</mark> cat"
+    assert marked("<b>x</b>", "x") == "<mark>&lt;</mark><mark>b&gt;</mark>x<mark>&lt;/b&gt;</mark>".replace("</mark><mark>", "")
+    assert marked("alone", "") == "alone"
+    assert "<mark>" not in marked("word " * 2000, "other " * 2000)
+
+
+def test_as_a_file() -> None:
+    comparison = Comparison(NAMES, [row("a|b", "=cmd", "two\nlines", "ref")])
+    (_, cells) = csv.reader(io.StringIO(as_text(comparison, "csv")))
+    assert cells == ["a|b", "'=cmd", "two\nlines", "ref", ""]
+    (line,) = as_text(comparison, "jsonl").splitlines()
+    assert json.loads(line)["answers"] == {"Base model": "=cmd", "Pirate": "two\nlines"}
+    assert "| a\\|b | =cmd | two<br>lines | ref |  |" in as_text(comparison, "md")
+
+
+def test_questions_bring_what_their_rows_have() -> None:
+    rows = [HeldBack("Where?", "There.", "Be a pirate."), HeldBack("two\nlines", "yes", "Be a pirate.")]
+    text = comparing.with_rows("Where?\nmy own", rows, at_random=False)
+    assert text.splitlines() == ["Where?", "my own", "two ⏎ lines"]
+    assert comparing.questions_of(text + "\n\nmy own", rows) == [
+        Question("Where?", "Be a pirate.", "There."),
+        Question("my own", "Be a pirate."),
+        Question("two\nlines", "Be a pirate.", "yes"),
+    ]
+    assert comparing.questions_of("x", [*rows, HeldBack("q", "a", "Another.")]) == [Question("x")]
+    with pytest.raises(QloraUiError, match="already"):
+        comparing.with_rows(text, rows, at_random=True)
+    for wrong in ("", "\n".join(map(str, range(101)))):
+        with pytest.raises(QloraUiError):
+            comparing.questions_of(wrong, rows)
