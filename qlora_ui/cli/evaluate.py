@@ -68,5 +68,5 @@ def _text(result: dict[str, Any]) -> str:
         )
     lines = [table(rows), ""]
     for task in result["tasks"]:
-        lines.append(f"{task['metric']}: base {task['base']['value']:.2f}, adapter {task['adapter']['value']:.2f}")
+        lines.append(f"{task['metric']}: base {task['base']['value']:.0%}, adapter {task['adapter']['value']:.0%}")
     return "\n".join([*lines, result["verdict"]["text"]])

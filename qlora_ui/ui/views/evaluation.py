@@ -99,7 +99,7 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
         return ""
     rows = "".join(
         f'<tr><th scope="row">{_metric(str(task["metric"]))}</th>'
-        f"<td>{_estimate(task['base'])}</td><td>{_estimate(task['adapter'])}</td></tr>"
+        f"<td>{_share(task['base'])}</td><td>{_share(task['adapter'])}</td></tr>"
         for task in tasks
         if "base" in task and "adapter" in task
     )
@@ -116,8 +116,11 @@ def _metric(name: str) -> str:
     return f"{escape(known.title)}<br><small>{escape(known.help)}</small>" if known else escape(name)
 
 
-def _estimate(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.2f} <small>({value['low']:.2f} to {value['high']:.2f})</small>"
+def _share(measured: Mapping[str, Any]) -> str:
+    """A measure of answers in percent, with its interval where it has one: label F1 is a number of all answers together."""
+    low, high = measured.get("low"), measured.get("high")
+    interval = f" <small>({100 * low:.0f} to {100 * high:.0f} %)</small>" if low is not None and high is not None else ""
+    return f"{100 * measured['value']:.0f} %{interval}"
 
 
 def _answers(answers: Sequence[Mapping[str, str]]) -> str:

@@ -1,0 +1,32 @@
+"""What the Evaluate tab says of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_ui.catalog.metrics import METRICS, label_scores
+from qlora_ui.ui.views.evaluation import receipt_html
+
+
+def result_with(**values: Any) -> dict[str, Any]:
+    """A result as the engine writes it, cut down to what matters."""
+    return {"verdict": {"kind": "unsure", "text": "Text."}, "num_rows": 12, "num_tokens": 120, "time": 1.0, "duration_s": 2.0, **values}
+
+
+def test_a_measure_without_an_interval_is_drawn() -> None:
+    # Rows that are sorted into labels: their F1 is one number of all answers, and the tab fell over it.
+    references = ["positive", "negative"] * 6
+    sides = {side: label_scores(answers, references) for side, answers in (("base", references[::-1]), ("adapter", references))}
+    task = {"metric": "label_f1"} | {side: {"value": scores.pop("f1"), **scores} for side, scores in sides.items()}
+    page = receipt_html(result_with(tasks=[task]), "1")
+    assert "<td>0 %</td><td>100 %</td>" in page and "Label F1" in page
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rouge_l", "json_validity"])
+def test_shares_are_said_in_percent(metric: str) -> None:
+    sides = {"base": {"value": 0.125, "low": 0.0, "high": 0.31}, "adapter": {"value": 0.8, "low": 0.75, "high": 0.934}}
+    page = receipt_html(result_with(tasks=[{"metric": metric, **sides}]), "1")
+    assert "12 % <small>(0 to 31 %)</small>" in page and "80 % <small>(75 to 93 %)</small>" in page
+    assert next(known for known in METRICS if known.name == metric).title in page
