@@ -6,6 +6,7 @@ A metric to add: a Metric in METRICS, and where it is about an answer's text a f
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -37,19 +38,25 @@ METRICS = (
 )
 
 
+FEWEST_ROWS = 6
+"""For an interval of 95 %: five of five rows point the same way by chance once in 16 times, six of six once in 32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval."""
+    """A mean with its 95 % interval; the ends are None where there are too few rows for one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, rounds: int = 1000, seed: int = 0) -> Estimate:
     """Mean of one value a row (weighted where rows hold more tokens than others) with its interval: rows are drawn again and again."""
     heavy = list(weights) if weights is not None else [1.0] * len(values)
     mean = sum(value * weight for value, weight in zip(values, heavy, strict=True)) / sum(heavy)
+    if len(values) < FEWEST_ROWS:
+        return Estimate(mean, None, None)
     draw = random.Random(seed)
     means = []
     for _ in range(rounds):
@@ -57,6 +64,16 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *
         means.append(sum(values[row] * heavy[row] for row in rows) / sum(heavy[row] for row in rows))
     means.sort()
     return Estimate(mean, means[int(0.025 * (rounds - 1))], means[int(0.975 * (rounds - 1))])
+
+
+def mean_share(shares: Sequence[float]) -> Estimate:
+    """Mean of one share an answer; where each is 0 or 1 with Wilson's interval (1927): drawn again, answers all right would be certain."""
+    if not set(shares) <= {0.0, 1.0} or len(shares) < FEWEST_ROWS:
+        return bootstrap(shares)
+    mean, squared = sum(shares) / len(shares), 1.96**2 / len(shares)
+    middle, reach = mean + squared / 2, math.sqrt(squared * (mean * (1 - mean) + squared / 4))
+    # Rounding must not carry an end past 0 or 1.
+    return Estimate(mean, max((middle - reach) / (1 + squared), 0.0), min((middle + reach) / (1 + squared), 1.0))
 
 
 def applicable(references: Sequence[str]) -> list[str]:

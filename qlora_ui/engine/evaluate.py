@@ -16,7 +16,7 @@ import torch
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import GrowingLines, read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.catalog.metrics import TEXT_METRICS, Estimate, applicable, bootstrap, label_scores
+from qlora_ui.catalog.metrics import TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
@@ -307,9 +307,8 @@ def _tasks(answers: Sequence[Answered]) -> list[dict[str, Any]]:
         for side in ("base", "adapter"):
             said = [str(getattr(answer, side)) for answer in answers]
             if name in TEXT_METRICS:
-                task[side] = asdict(
-                    bootstrap([TEXT_METRICS[name](text, reference) for text, reference in zip(said, references, strict=True)])
-                )
+                pairs = zip(said, references, strict=True)
+                task[side] = asdict(mean_share([TEXT_METRICS[name](text, reference) for text, reference in pairs]))
             else:
                 scores = label_scores(said, references)
                 task[side] = {"value": scores.pop("f1"), **scores}

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlora_ui.catalog.metrics import Estimate
+from qlora_ui.catalog.metrics import FEWEST_ROWS, Estimate
 
 NOTICEABLE = 0.01
 """Nats a token below which two forms of a model count as equal."""
 
 
 def verdict(losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: Estimate | None, num_rows: int) -> dict[str, str]:
-    """`{"kind", "text", "serve"}`: kind is better, unsure or worse; `serve` is the variant to keep."""
+    """`{"kind", "text", "serve"}`: kind is better, same, unsure or worse; `serve` is the variant to keep."""
     parts = []
     if four_bit_cost is not None:
         cost = four_bit_cost.value
-        parts.append(f"4-bit cost {cost:.2f} nats a token" if cost >= NOTICEABLE else "4-bit cost nothing that can be measured")
+        is_chance = four_bit_cost.low is not None and four_bit_cost.low <= 0
+        is_felt = cost >= NOTICEABLE and not is_chance
+        parts.append(f"4-bit cost {_nats(cost)} nats a token" if is_felt else "4-bit cost nothing that can be measured")
     kind = "unsure"
     if gain is not None:
-        interval = f"95 %: {gain.low:.2f} to {gain.high:.2f}"
-        if gain.low > 0:
-            kind = "better"
-            parts.append(f"your adapter gains {gain.value:.2f} nats a token ({interval})")
-        elif gain.high < 0:
-            kind = "worse"
-            parts.append(
-                f"your adapter is worse than the base by {-gain.value:.2f} ({interval}): try an earlier checkpoint or fewer passes"
-            )
-        else:
-            parts.append(f"{num_rows} rows are too few to tell whether your adapter helps ({interval})")
+        kind, words = _judged(gain, num_rows)
+        parts.append(words)
     serve = _best_form(losses)
-    if serve and kind != "worse":
+    if serve and kind not in ("worse", "same"):
         parts.append(_ADVICE[serve])
     text = "; ".join(parts)
     return {"kind": kind, "text": f"{text[:1].upper()}{text[1:]}." if text else "", "serve": serve}
+
+
+def _judged(gain: Estimate, num_rows: int) -> tuple[str, str]:
+    """Kind and words of what the adapter gains."""
+    low, high = gain.low, gain.high
+    if low is None or high is None:
+        loss = f"is {_nats(abs(gain.value))} nats a token {'lower' if gain.value > 0 else 'higher'}"
+        rows = "1 row is" if num_rows == 1 else f"{num_rows} rows are"
+        return "unsure", f"with your adapter the loss {loss}, but {rows} too few to rely on: hold back at least {FEWEST_ROWS}"
+    interval = f"(95 %: {_nats(low)} to {_nats(high)})"
+    if low > -NOTICEABLE and high < NOTICEABLE:
+        return "same", f"your adapter changes next to nothing on these rows {interval}"
+    if low > 0:
+        return "better", f"your adapter gains {_nats(gain.value)} nats a token {interval}"
+    if high < 0:
+        interval = f"(95 %: {_nats(-high)} to {_nats(-low)})"
+        return "worse", f"your adapter is worse than the base by {_nats(-gain.value)} {interval}: try an earlier checkpoint or fewer passes"
+    return "unsure", f"{num_rows} rows are too few to tell whether your adapter helps {interval}"
+
+
+def _nats(value: float) -> str:
+    """Two decimals; the first digit that is not 0 where that would round to nothing."""
+    return f"{value:.2f}" if abs(value) >= NOTICEABLE else f"{round(value, 3) + 0.0:g}"
 
 
 _ADVICE = {

@@ -212,15 +212,16 @@ def test_metrics_on_text() -> None:
 
 def test_bootstrap_covers_the_mean() -> None:
     estimate = bootstrap([1.0, 2.0, 3.0, 4.0] * 10)
+    assert estimate.low is not None and estimate.high is not None
     assert estimate.low < estimate.value == 2.5 < estimate.high and bootstrap([1.0, 3.0], [3, 1]).value == 1.5
 
 
 def test_verdicts() -> None:
     losses = {"base-full": 2.0, "base-4bit": 2.03, "adapter-4bit": 1.6, "merged-original": 1.7, "merged-dequantized": 1.6}
-    good = verdict(losses, bootstrap([0.43] * 5), bootstrap([0.03] * 5), 5)
+    good = verdict(losses, bootstrap([0.43] * 6), bootstrap([0.03] * 6), 6)
     assert good["kind"] == "better" and good["serve"] == "merged-dequantized"
     assert "4-bit cost 0.03 nats" in good["text"] and "gains 0.43" in good["text"]
-    assert verdict(losses, bootstrap([-0.4] * 5), None, 5)["kind"] == "worse"
+    assert verdict(losses, bootstrap([-0.4] * 6), None, 6)["kind"] == "worse"
     assert verdict(losses, bootstrap([-0.4, 0.5]), None, 2)["kind"] == "unsure"
     assert verdict({**losses, "merged-dequantized": 2.0}, None, None, 2)["serve"] == "adapter-4bit"
     assert verdict({**losses, "merged-original": 1.2}, None, None, 2)["serve"] == "merged-original"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qlora_ui.catalog.metrics import METRICS, label_scores
+from qlora_ui.ui.views.dotplot import intervals
 from qlora_ui.ui.views.evaluation import receipt_html
 
 
@@ -30,3 +31,12 @@ def test_shares_are_said_in_percent(metric: str) -> None:
     page = receipt_html(result_with(tasks=[{"metric": metric, **sides}]), "1")
     assert "12 % <small>(0 to 31 %)</small>" in page and "80 % <small>(75 to 93 %)</small>" in page
     assert next(known for known in METRICS if known.name == metric).title in page
+
+
+def test_too_few_rows_have_no_whiskers() -> None:
+    scores = [{"variant": name, "title": name, "loss": loss} for name, loss in (("base-4bit", 2.0), ("adapter-4bit", 1.5))]
+    few = {"value": 0.5, "low": None, "high": None}
+    assert intervals({"gain": few}, {"base-4bit": 2.0, "adapter-4bit": 1.5}) == {}
+    assert "Whiskers" not in receipt_html(result_with(scores=[], gain=few), "1")
+    page = receipt_html(result_with(scores=[{**row, "perplexity": 1.0, "accuracy": 0.5} for row in scores], gain=few), "1")
+    assert "Whiskers" not in page and "q-whisker" not in page

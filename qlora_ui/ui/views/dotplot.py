@@ -54,7 +54,7 @@ def intervals(result: Mapping[str, Any], known: Mapping[str, float]) -> dict[str
     found: dict[str, tuple[float, float]] = {}
     for key, variant in (("gain", "adapter-4bit"), ("four_bit_cost", "base-full")):
         estimate = result.get(key)
-        if base is not None and estimate and variant in known:
+        if base is not None and estimate and estimate["low"] is not None and variant in known:
             # A loss is never negative, whatever a resampled difference says.
             found[variant] = (max(base - estimate["high"], 0.0), max(base - estimate["low"], 0.0))
     return found

@@ -16,6 +16,7 @@ _METRICS = {metric.name: metric for metric in METRICS}
 _HEADLINES = {
     "better": "Better: your adapter has learned what holds for rows it has never seen",
     "worse": "Worse than the base on rows it has never seen",
+    "same": "No different from the base on rows it has never seen",
     "unsure": "Not clear yet",
 }
 NOTHING = (
@@ -61,7 +62,8 @@ def _dots(result: Mapping[str, Any]) -> str:
     plot = dotplot_html(result)
     if not plot:
         return ""
-    note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if result.get("gain") or result.get("four_bit_cost") else ""
+    has_whiskers = any((result.get(key) or {}).get("low") is not None for key in ("gain", "four_bit_cost"))
+    note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if has_whiskers else ""
     return (
         '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
         f'<p class="q-small">How surprised each form is by the words of the rows, in nats a token; lower is better. {note}</p>{plot}'
@@ -98,8 +100,7 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{_metric(str(task["metric"]))}</th>'
-        f"<td>{_share(task['base'])}</td><td>{_share(task['adapter'])}</td></tr>"
+        f'<tr><th scope="row">{_metric(str(task["metric"]))}</th><td>{_share(task["base"])}</td><td>{_share(task["adapter"])}</td></tr>'
         for task in tasks
         if "base" in task and "adapter" in task
     )
