@@ -87,7 +87,7 @@ def applicable(references: Sequence[str]) -> list[str]:
     distinct = set(plain)
     if is_json:
         names.append("json_validity")
-    if not is_json and is_short and 2 <= len(distinct) <= max(2, len(plain) // 2) and max(map(len, distinct)) <= 60:
+    if not is_json and is_short and 2 <= len(distinct) <= len(plain) // 2 and max(map(len, distinct)) <= 60:
         names.append("label_f1")
     if is_short or is_json:
         names.append("exact_match")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ui.catalog.metrics import Estimate, bootstrap, mean_share
+from qlora_ui.catalog.metrics import Estimate, applicable, bootstrap, mean_share
 from qlora_ui.engine.evaluate_verdict import verdict
 
 
@@ -41,3 +41,8 @@ def test_answers_that_are_all_right_are_not_certain(right: int, low: float, high
     # Wilson's interval, from any table of it; drawn again, 16 of 16 gave "100 % (100 to 100 %)".
     share = mean_share([1.0] * right + [0.0] * (16 - right))
     assert share.value == right / 16 and (share.low, share.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+
+
+def test_answers_that_occur_once_are_no_labels() -> None:
+    assert "label_f1" not in applicable(["4", "Paris"]) and "label_f1" not in applicable(["4", "4", "Paris"])
+    assert applicable(["yes", "no", "no", "yes"]) == ["label_f1", "exact_match"]
