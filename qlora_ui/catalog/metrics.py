@@ -38,6 +38,8 @@ METRICS = (
 )
 
 
+MOST_ROWS = 200
+"""Held-back rows that an evaluation looks at unless told otherwise."""
 FEWEST_ROWS = 6
 """For an interval of 95 %: five of five rows point the same way by chance once in 16 times, six of six once in 32."""
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.catalog.metrics import MOST_ROWS
 from qlora_ui.cli.config_flags import table
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import find_run
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run, and how much of it is looked at."""
     parser.add_argument("--run", metavar="RUN", required=True, help="the run; “latest” is the newest")
     parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N instead of the finished adapter")
-    parser.add_argument("--max-rows", type=int, default=200, help="held-back rows looked at (default 200)")
+    parser.add_argument("--max-rows", type=int, default=MOST_ROWS, help=f"held-back rows looked at (default {MOST_ROWS})")
     parser.add_argument("--answers", type=int, default=16, help="held-back questions answered by base and adapter (default 16)")
     parser.add_argument("--max-tokens", type=int, default=96, help="longest answer (default 96)")
 

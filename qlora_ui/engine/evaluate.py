@@ -16,7 +16,7 @@ import torch
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import GrowingLines, read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.catalog.metrics import TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
+from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
@@ -53,8 +53,8 @@ FREE_S = 30.0
 class EvaluateOptions:
     """How much is looked at."""
 
-    max_rows: int = 200
-    """Held-back rows whose loss is computed; the first ones."""
+    max_rows: int = MOST_ROWS
+    """Held-back rows whose loss is computed, taken evenly from all: they stand in the order of the data, which may be sorted."""
     num_answers: int = 16
     """Held-back rows that base and adapter answer; 0 leaves the task metrics out."""
     max_tokens: int = 96
@@ -95,7 +95,7 @@ def evaluate_run(
     config = target_config(target, workspace)
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
-    rows, conversations = _held_back(run, options.max_rows)
+    rows, conversations, num_held_back = _held_back(run, options.max_rows)
     with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
         began = time.monotonic()
@@ -110,6 +110,7 @@ def evaluate_run(
             model.free()
         work.score_whole(WholeModels(folder, config, device, num_params), adapter)
     result = work.result(answers) | {
+        "num_held_back": num_held_back,
         "run_id": run.id,
         "checkpoint": checkpoint,
         "model": config.model.id,
@@ -199,7 +200,8 @@ class _Evaluation:
 
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
-        asked = [item for item in (_question(one) for one in conversations) if item][: self.options.num_answers]
+        questions = [item for item in (_question(one) for one in conversations) if item]
+        asked = [questions[place] for place in _evenly(len(questions), self.options.num_answers)]
         cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
         forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda", tokens=model.tokens)
         answering = Answering(model, cache, forward, self._pass_on)
@@ -276,7 +278,8 @@ class _Evaluation:
         return min((len(self.scores) + len(self.skipped) + self._answered + part) / self._num_steps, 1.0)
 
 
-def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversation]]:
+def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversation], int]:
+    """The rows that are looked at, as tokens and as conversations, and how many there are in all."""
     path = run.data / "eval.tokens.parquet"
     if not path.is_file():
         raise RunError(
@@ -285,10 +288,18 @@ def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversa
             fix="Train with a share held back for checking (eval.share).",
             code="no-eval-rows",
         )
-    table = pq.read_table(path).slice(0, max_rows)
-    rows = [EvalRow(ids, labels) for ids, labels in zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)]
-    conversations = [Conversation.from_dict(json.loads(line)) for line in GrowingLines(run.data / "eval.jsonl").read()]
-    return [row for row in rows if row.places], conversations[:max_rows]
+    table = pq.read_table(path)
+    places = _evenly(table.num_rows, max_rows)
+    tokens = table.take(places)
+    rows = [EvalRow(ids, labels) for ids, labels in zip(tokens["input_ids"].to_pylist(), tokens["labels"].to_pylist(), strict=True)]
+    lines = list(GrowingLines(run.data / "eval.jsonl").read())
+    conversations = [Conversation.from_dict(json.loads(lines[place])) for place in places if place < len(lines)]
+    return [row for row in rows if row.places], conversations, table.num_rows
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most that many places among `count`, in order and equally far apart."""
+    return [place * count // most for place in range(most)] if count > most else list(range(count))
 
 
 def _question(conversation: Conversation) -> tuple[tuple[Message, ...], str] | None:

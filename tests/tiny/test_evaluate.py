@@ -19,7 +19,7 @@ from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, evaluate_run, read_evaluation
+from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, _held_back, evaluate_run, read_evaluation
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.comparison import Question
@@ -106,6 +106,17 @@ def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Wo
     # Its age counts from its end.
     assert (run[1].path / RESULT).stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
     assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))
+
+
+def test_rows_are_taken_from_all_over_the_held_back_ones(run: tuple[Workspace, RunDir]) -> None:
+    # In the order of the data, which may be sorted: the first ones would be of one kind.
+    rows, conversations, num_held_back = _held_back(run[1], 4)
+    lines = (run[1].data / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    tokens = pq.read_table(run[1].data / "eval.tokens.parquet")["input_ids"].to_pylist()
+    assert num_held_back == len(lines) == 12
+    assert [list(row.ids) for row in rows] == [tokens[place] for place in (0, 3, 6, 9)]
+    assert [one.as_line() for one in conversations] == [lines[place] for place in (0, 3, 6, 9)]
+    assert len(_held_back(run[1], 200)[0]) == 12
 
 
 def test_evaluation_can_be_stopped_and_needs_rows(run: tuple[Workspace, RunDir], tiny_model_dir: Path) -> None:

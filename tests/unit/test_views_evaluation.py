@@ -8,7 +8,7 @@ import pytest
 
 from qlora_ui.catalog.metrics import METRICS, label_scores
 from qlora_ui.ui.views.dotplot import intervals
-from qlora_ui.ui.views.evaluation import receipt_html
+from qlora_ui.ui.views.evaluation import invitation_html, receipt_html
 
 
 def result_with(**values: Any) -> dict[str, Any]:
@@ -40,3 +40,9 @@ def test_too_few_rows_have_no_whiskers() -> None:
     assert "Whiskers" not in receipt_html(result_with(scores=[], gain=few), "1")
     page = receipt_html(result_with(scores=[{**row, "perplexity": 1.0, "accuracy": 0.5} for row in scores], gain=few), "1")
     assert "Whiskers" not in page and "q-whisker" not in page
+
+
+def test_how_many_rows_are_looked_at_is_said() -> None:
+    assert "200 of 1,234 held-back rows." in invitation_html("1", 1234) and "7 held-back rows." in invitation_html("1", 7)
+    assert "200 of 1,234 held-back rows, 120 learned tokens" in receipt_html(result_with(num_rows=200, num_held_back=1234), "1")
+    assert "12 held-back rows, 120" in receipt_html(result_with(), "1")

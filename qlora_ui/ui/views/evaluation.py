@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ui.base.units import format_duration
-from qlora_ui.catalog.metrics import METRICS
+from qlora_ui.catalog.metrics import METRICS, MOST_ROWS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.dotplot import dotplot_html
@@ -36,7 +36,7 @@ def invitation_html(run_id: str, num_eval_rows: int | None) -> str:
             '<div class="q-empty"><h2>No rows were held back</h2><p>Rows that were trained on say nothing about new ones. '
             "Set “Held back for checking” above 0 for the next run.</p></div>"
         )
-    rows = f"{num_eval_rows:,} held-back rows. " if num_eval_rows else ""
+    rows = f"{_held_back(min(num_eval_rows, MOST_ROWS), num_eval_rows)}. " if num_eval_rows else ""
     button = act_button("Evaluate", "evaluate-now", run_id, look="primary", echo="Starting …")
     return f'<section class="q-card q-run-top"><p class="q-sub">{escape(rows + ABOUT)}</p>{button}</section>'
 
@@ -46,7 +46,9 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
     verdict = result.get("verdict") or {}
     kind = {"better": "good", "worse": "bad"}.get(str(verdict.get("kind")), "warn")
     sign = {"good": "✓", "bad": "✕", "warn": "?"}[kind]
-    facts = f"{result.get('num_rows', 0):,} held-back rows, {result.get('num_tokens', 0):,} tokens, {result.get('device', '')}"
+    num_rows = int(result.get("num_rows", 0))
+    rows = _held_back(num_rows, int(result.get("num_held_back", num_rows)))
+    facts = f"{rows}, {result.get('num_tokens', 0):,} learned tokens, {result.get('device', '')}"
     when = f"{ago(float(result.get('time', 0)))}, took {format_duration(float(result.get('duration_s', 0)))}"
     return (
         f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
@@ -56,6 +58,12 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
         f"{_dots(result)}{_tasks(result.get('tasks') or [])}{_answers(result.get('answers') or [])}"
     )
+
+
+def _held_back(num_rows: int, num_in_all: int) -> str:
+    """`6 held-back rows`, `200 of 1,000 held-back rows`."""
+    of = f" of {num_in_all:,}" if num_in_all > num_rows else ""
+    return f"{num_rows:,}{of} held-back row{'' if num_rows == num_in_all == 1 else 's'}"
 
 
 def _dots(result: Mapping[str, Any]) -> str:
