@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N instead of the finished adapter")
     parser.add_argument("--max-rows", type=int, default=MOST_ROWS, help=f"held-back rows looked at (default {MOST_ROWS})")
     parser.add_argument("--answers", type=int, default=16, help="held-back questions answered by base and adapter (default 16)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer (default 96)")
+    parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the row's own answer needs, 96 to 512)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the receipt."""
-    if arguments.max_rows < 1 or arguments.answers < 0 or arguments.max_tokens < 1:
+    if arguments.max_rows < 1 or arguments.answers < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
         raise QloraUiError("Counts must be positive.", where="--max-rows, --answers, --max-tokens", code="usage")
     workspace = Workspace.at(arguments.workspace)
     found = find_run(workspace, arguments.run)

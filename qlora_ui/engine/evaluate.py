@@ -45,6 +45,8 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 RESULT = "evaluation.json"
+SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
+"""Tokens that an answer may have in any case, and at most."""
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go."""
 
@@ -57,9 +59,13 @@ class EvaluateOptions:
     """Held-back rows whose loss is computed, taken evenly from all: they stand in the order of the data, which may be sorted."""
     num_answers: int = 16
     """Held-back rows that base and adapter answer; 0 leaves the task metrics out."""
-    max_tokens: int = 96
-    """Longest answer."""
+    max_tokens: int | None = None
+    """Longest answer; None gives each what its reference needs and a quarter more, between SHORTEST_ANSWER and LONGEST_ANSWER."""
     variants: tuple[str, ...] = tuple(variant.name for variant in VARIANTS)
+
+    def longest_answer(self, num_needed: int) -> int:
+        """Tokens that the answer to a question may have whose reference has `num_needed`."""
+        return self.max_tokens or min(max(num_needed * 5 // 4, SHORTEST_ANSWER), LONGEST_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,10 @@ class Answered:
     reference: str
     base: str
     adapter: str
+    cut: tuple[str, ...] = ()
+    """Sides whose answer ended because it had reached its longest."""
+    is_measured: bool = True
+    """False where the reference itself is longer than an answer may be: half a JSON is no JSON, and says nothing of the model."""
 
 
 def evaluate_run(
@@ -213,16 +223,21 @@ class _Evaluation:
             ids = model.prompt_ids(messages)
             if len(ids) + 1 >= model.context_tokens:
                 continue
-            said = dict.fromkeys(keys, "")
+            said, ends = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
 
-            def take(delta: Delta, said: dict[str, str] = said) -> None:
+            def take(delta: Delta, said: dict[str, str] = said, ends: dict[str, str] = ends) -> None:
                 said[delta.side] += delta.text
+                ends[delta.side] = delta.stopped_by
 
+            needed = len(model.tokenizer(reference, add_special_tokens=False)["input_ids"])
+            longest = self.options.longest_answer(needed)
             with torch.inference_mode():
                 for group in sides:
-                    greedy = Sampling(temperature=0, max_tokens=self.options.max_tokens)
+                    greedy = Sampling(temperature=0, max_tokens=longest)
                     answering.answer(dict.fromkeys(group, ids), group, greedy, take, self._is_cancelled, known=list(keys))
-            answers.append(Answered(messages[-1].content, reference, said["base"], said["adapter"]))
+            cut = tuple(side for side, end in ends.items() if end in ("length", "context"))
+            is_measured = needed < min(longest, model.context_tokens - len(ids))
+            answers.append(Answered(messages[-1].content, reference, said["base"], said["adapter"], cut, is_measured))
         self._answered = bool(self.options.num_answers)
         return answers
 
@@ -251,7 +266,7 @@ class _Evaluation:
             "four_bit_cost": asdict(cost) if cost else None,
             "agreement": {a: {b: self.scores[a].agreement(self.scores[b]) for b in self.scores} for a in self.scores},
             "logit_difference": {name: self.scores[name].logit_difference(adapter) for name in merges if name in self.scores and adapter},
-            "tasks": _tasks(answers),
+            "tasks": _tasks([answer for answer in answers if answer.is_measured]),
             "answers": [asdict(answer) for answer in answers],
             "verdict": verdict(losses, gain, cost, len(self.rows)),
         }

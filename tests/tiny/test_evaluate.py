@@ -102,7 +102,9 @@ def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Wo
     assert receipt["gain"]["value"] == pytest.approx(losses["base-4bit"] - losses["adapter-4bit"], abs=1e-9)
     assert receipt["gain"]["low"] <= receipt["gain"]["value"] <= receipt["gain"]["high"]
     assert len(receipt["answers"]) == 3 and receipt["answers"][0]["base"] != receipt["answers"][0]["adapter"]
-    assert receipt["verdict"]["text"].startswith("4-bit cost")
+    # Their references are longer than the eight tokens that an answer may have: what is cut is shown and not measured.
+    assert all(set(answer["cut"]) == {"base", "adapter"} and not answer["is_measured"] for answer in receipt["answers"])
+    assert receipt["tasks"] == [] and receipt["verdict"]["text"].startswith("4-bit cost")
     # Its age counts from its end.
     assert (run[1].path / RESULT).stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
     assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))
@@ -225,6 +227,12 @@ def test_bootstrap_covers_the_mean() -> None:
     estimate = bootstrap([1.0, 2.0, 3.0, 4.0] * 10)
     assert estimate.low is not None and estimate.high is not None
     assert estimate.low < estimate.value == 2.5 < estimate.high and bootstrap([1.0, 3.0], [3, 1]).value == 1.5
+
+
+def test_an_answer_may_be_as_long_as_its_reference() -> None:
+    # With 96 tokens for all, every answer of a longer JSON was cut: “Valid JSON 0 %” for base and adapter.
+    assert [EvaluateOptions().longest_answer(needed) for needed in (3, 200, 4000)] == [96, 250, 512]
+    assert EvaluateOptions(max_tokens=8).longest_answer(200) == 8
 
 
 def test_verdicts() -> None:

@@ -46,3 +46,14 @@ def test_how_many_rows_are_looked_at_is_said() -> None:
     assert "200 of 1,234 held-back rows." in invitation_html("1", 1234) and "7 held-back rows." in invitation_html("1", 7)
     assert "200 of 1,234 held-back rows, 120 learned tokens" in receipt_html(result_with(num_rows=200, num_held_back=1234), "1")
     assert "12 held-back rows, 120" in receipt_html(result_with(), "1")
+
+
+def test_an_answer_that_was_cut_is_marked_and_what_it_says_of_measures() -> None:
+    answers = [
+        {"question": "q", "reference": "a b", "base": "a", "adapter": "a b", "cut": ["base"], "is_measured": True},
+        {"question": "long", "reference": "a " * 900, "base": "a", "adapter": "b", "cut": ["base", "adapter"], "is_measured": False},
+    ]
+    measured = {"value": 1.0, "low": None, "high": None}
+    page = receipt_html(result_with(answers=answers, tasks=[{"metric": "rouge_l", "base": measured, "adapter": measured}]), "1")
+    assert "a … (cut)" in page and "a b … (cut)" not in page
+    assert "1 held-back question; in small" in page and "1 more have answers too long" in page

@@ -56,7 +56,7 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
         f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
-        f"{_dots(result)}{_tasks(result.get('tasks') or [])}{_answers(result.get('answers') or [])}"
+        f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
 
 
@@ -104,9 +104,15 @@ def _small(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
+def _tasks(result: Mapping[str, Any]) -> str:
+    tasks: Sequence[Mapping[str, Any]] = result.get("tasks") or []
     if not tasks:
         return ""
+    answers = result.get("answers") or []
+    measured = sum(answer.get("is_measured", True) for answer in answers)
+    note = f"{measured} held-back question{'' if measured == 1 else 's'}; in small the 95 % interval, where they are enough for one."
+    if measured < len(answers):
+        note += f" {len(answers) - measured} more have answers too long to be written out here."
     rows = "".join(
         f'<tr><th scope="row">{_metric(str(task["metric"]))}</th><td>{_share(task["base"])}</td><td>{_share(task["adapter"])}</td></tr>'
         for task in tasks
@@ -115,7 +121,7 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     head = "<thead><tr><th>Measure</th><th>Base model</th><th>With your adapter</th></tr></thead>"
     return (
         '<section class="q-card"><h2 class="q-h2">The answers, measured</h2>'
-        f'<table class="q-table">{head}<tbody>{rows}</tbody></table></section>'
+        f'<p class="q-small">{note}</p><table class="q-table">{head}<tbody>{rows}</tbody></table></section>'
     )
 
 
@@ -132,18 +138,23 @@ def _share(measured: Mapping[str, Any]) -> str:
     return f"{100 * measured['value']:.0f} %{interval}"
 
 
-def _answers(answers: Sequence[Mapping[str, str]]) -> str:
+def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
     """Examples, those that lie farthest from their reference first."""
     if not answers:
         return ""
     ordered = sorted(answers, key=lambda answer: _likeness(answer["adapter"], answer["reference"]))
     cards = "".join(
         f'<li><p class="q-h3">{escape(answer["question"])}</p><div class="q-answers q-answers-three">'
-        f"{_said('The row’s answer', answer['reference'], 'reference')}{_said('Base model', answer['base'], 'base')}"
-        f"{_said('With your adapter', answer['adapter'], 'adapter')}</div></li>"
+        f"{_said('The row’s answer', answer['reference'], 'reference')}{_said('Base model', _text(answer, 'base'), 'base')}"
+        f"{_said('With your adapter', _text(answer, 'adapter'), 'adapter')}</div></li>"
         for answer in ordered
     )
     return f'<section class="q-card"><h2 class="q-h2">Examples, the weakest first</h2><ol class="q-examples">{cards}</ol></section>'
+
+
+def _text(answer: Mapping[str, Any], side: str) -> str:
+    """A side's answer, with a mark where it was cut."""
+    return f"{answer[side]} … (cut)" if side in answer.get("cut", ()) else str(answer[side])
 
 
 def _said(title: str, text: str, side: str) -> str:
