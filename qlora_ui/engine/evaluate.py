@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import GrowingLines, read_json, write_json
+from qlora_ui.base.files import GrowingLines, read_json, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
 from qlora_ui.data.rows import Conversation, Message
@@ -22,7 +22,7 @@ from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
-from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
+from qlora_ui.engine.chat_targets import WEIGHTS, ChatTarget, adapter_folder, target_config
 from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.evaluate_models import (
     ADAPTER,
@@ -123,6 +123,7 @@ def evaluate_run(
         "num_held_back": num_held_back,
         "run_id": run.id,
         "checkpoint": checkpoint,
+        "adapter_sha256": sha256_of(adapter / WEIGHTS),
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),

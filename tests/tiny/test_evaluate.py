@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.files import sha256_of
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
 from qlora_ui.cli import main
@@ -105,6 +106,7 @@ def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Wo
     # Their references are longer than the eight tokens that an answer may have: what is cut is shown and not measured.
     assert all(set(answer["cut"]) == {"base", "adapter"} and not answer["is_measured"] for answer in receipt["answers"])
     assert receipt["tasks"] == [] and receipt["verdict"]["text"].startswith("4-bit cost")
+    assert receipt["adapter_sha256"] == sha256_of(run[1].adapter / "adapter_model.safetensors")
     # Its age counts from its end.
     assert (run[1].path / RESULT).stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
     assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))

@@ -57,3 +57,12 @@ def test_an_answer_that_was_cut_is_marked_and_what_it_says_of_measures() -> None
     page = receipt_html(result_with(answers=answers, tasks=[{"metric": "rouge_l", "base": measured, "adapter": measured}]), "1")
     assert "a … (cut)" in page and "a b … (cut)" not in page
     assert "1 held-back question; in small" in page and "1 more have answers too long" in page
+
+
+def test_numbers_of_another_adapter_are_named() -> None:
+    was = result_with(adapter_sha256="a")
+    assert "as it was" not in receipt_html(was, "1", "a") + receipt_html(was, "1") + receipt_html(result_with(), "1", "b")
+    # A run that was stopped, evaluated, and then continued.
+    assert "learned on since" in receipt_html(was, "1", "b")
+    assert "numbers of checkpoint-10, not" in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "b")
+    assert "checkpoint-10" not in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "a")

@@ -22,6 +22,8 @@ from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
 from qlora_ui.ui.views.run import LOOKING
 
 RESULT = "evaluation.json"
+SIDECAR = "qlora_ui.json"
+"""Beside an adapter: what it is."""
 
 
 def build(page: Page) -> None:
@@ -61,7 +63,8 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     running = progress_html(progress, title) if shown else ""
     body = ""
     if isinstance(result, dict):
-        body = receipt_html(result, view.id)
+        sidecar = read_json(view.run.adapter / SIDECAR)
+        body = receipt_html(result, view.id, str(sidecar.get("adapter_sha256", "")) if isinstance(sidecar, dict) else "")
     elif not progress.is_running:
         body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None)
     return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{running}{body}</div>'

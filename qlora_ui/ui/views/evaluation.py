@@ -41,8 +41,8 @@ def invitation_html(run_id: str, num_eval_rows: int | None) -> str:
     return f'<section class="q-card q-run-top"><p class="q-sub">{escape(rows + ABOUT)}</p>{button}</section>'
 
 
-def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
-    """All of a finished evaluation."""
+def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "") -> str:
+    """All of a finished evaluation; `adapter_sha256` is of the run's adapter as it is now, empty where it is not known."""
     verdict = result.get("verdict") or {}
     kind = {"better": "good", "worse": "bad"}.get(str(verdict.get("kind")), "warn")
     sign = {"good": "✓", "bad": "✕", "warn": "?"}[kind]
@@ -54,10 +54,22 @@ def receipt_html(result: Mapping[str, Any], run_id: str) -> str:
         f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
         f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
-        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p></div>'
+        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_other_adapter(result, adapter_sha256)}</div>'
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
         f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
+
+
+def _other_adapter(result: Mapping[str, Any], adapter_sha256: str) -> str:
+    """What to know where the numbers are not of the run's adapter as it is now."""
+    measured = result.get("adapter_sha256") or adapter_sha256
+    if result.get("checkpoint") and (measured != adapter_sha256 or not adapter_sha256):
+        words = f"These are the numbers of {result['checkpoint']}, not of the finished adapter."
+    elif adapter_sha256 and measured != adapter_sha256:
+        words = "The run has learned on since: these are the numbers of its adapter as it was."
+    else:
+        return ""
+    return f'<p class="q-note q-note-warn q-small">{escape(words)}</p>'
 
 
 def _held_back(num_rows: int, num_in_all: int) -> str:
