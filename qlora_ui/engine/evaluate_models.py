@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from qlora_ui.base.units import format_bytes
-from qlora_ui.engine.evaluate_scores import EvalRow
+from qlora_ui.engine.evaluate_scores import MOST_PLACES, EvalRow
 from qlora_ui.engine.evaluate_streamed import Change, Recipe, StreamedModel, streamed_bytes
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import untied_output, weight_change
@@ -69,7 +69,7 @@ class WholeModels:
 
     def reason_to_skip(self, rows: Sequence[EvalRow]) -> str:
         """Why a variant that does not fit cannot be looked at layer by layer either, in words; empty where it can."""
-        most_learned = max((len(row.places) for row in rows), default=0)
+        most_learned = min(max((len(row.places) for row in rows), default=0), MOST_PLACES)
         needed, free = streamed_bytes(self.folder, self.dtype, most_learned) * MARGIN, self._free_bytes()
         return "" if needed <= free else f"needs {format_bytes(needed)} of memory even layer by layer, {format_bytes(free)} are free"
 

@@ -1,6 +1,6 @@
 """How a model does on tokenized rows, one row at a time, with everything that comparing models needs.
 
-Shapes: N learned tokens of a row (or of all rows), V words of the vocabulary, T tokens of a row.
+Shapes: N learned tokens of a row (or of a part of it, or of all rows), V words of the vocabulary, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 
 from qlora_ui.engine.tokens import IGNORED
 
+MOST_PLACES = 1024
+"""Learned tokens whose logits are computed at once; a row with more passes more than once: 8,192 x 152k x 14 bytes would be 16 GiB."""
 KEPT_LOGITS = 192
 """Learned tokens whose logits are kept whole, to compare merges: 192 x 152k x 4 bytes are 117 MB."""
 
@@ -79,26 +81,32 @@ def score_rows(model: Any, rows: Sequence[EvalRow], device: torch.device, betwee
     choices, kept = [], []
     num_kept = 0
     for index, row in enumerate(rows):
-        with torch.inference_mode():
-            logits_NV, wanted_N = _logits(model, row, device)
-            chosen_N = logits_NV.argmax(-1)
-            scores.nll.append(float(torch.nn.functional.cross_entropy(logits_NV, wanted_N, reduction="sum")))
-            scores.num_tokens.append(len(wanted_N))
-            scores.num_right.append(int((chosen_N == wanted_N).sum()))
-            choices.append(chosen_N.cpu())
-            if num_kept < KEPT_LOGITS:
-                kept.append(logits_NV[: KEPT_LOGITS - num_kept].cpu())
-                num_kept += len(kept[-1])
+        places = row.places
+        nll, num_right = 0.0, 0
+        for first in range(0, len(places), MOST_PLACES):
+            with torch.inference_mode():
+                logits_NV, wanted_N = _logits(model, row, places[first : first + MOST_PLACES], device)
+                chosen_N = logits_NV.argmax(-1)
+                nll += float(torch.nn.functional.cross_entropy(logits_NV, wanted_N, reduction="sum"))
+                num_right += int((chosen_N == wanted_N).sum())
+                choices.append(chosen_N.cpu())
+                if num_kept < KEPT_LOGITS:
+                    kept.append(logits_NV[: KEPT_LOGITS - num_kept].cpu())
+                    num_kept += len(kept[-1])
+                # Gone before the next ones come.
+                del logits_NV
+        scores.nll.append(nll)
+        scores.num_tokens.append(len(places))
+        scores.num_right.append(num_right)
         between(index + 1)
     scores.choices_N = torch.cat(choices)
     scores.logits_NV = torch.cat(kept)
     return scores
 
 
-def _logits(model: Any, row: EvalRow, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (fp32) at the learned places of a row, and the tokens that stand there."""
-    places = row.places
+def _logits(model: Any, row: EvalRow, places: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (fp32) at these places of a row, and the tokens that stand there."""
     wanted_N = torch.tensor([row.labels[place + 1] for place in places], device=device)
     ids_1T = torch.tensor([list(row.ids)], device=device)
-    logits = model(input_ids=ids_1T, use_cache=False, logits_to_keep=torch.tensor(places, device=device)).logits
+    logits = model(input_ids=ids_1T, use_cache=False, logits_to_keep=torch.tensor(list(places), device=device)).logits
     return logits[0].float(), wanted_N

@@ -54,7 +54,7 @@ LOGIT_BYTES = 14
 def streamed_bytes(folder: Path, dtype: torch.dtype, most_learned: int) -> int:
     """The most memory at a time: all weights outside the layers, one layer, the largest matrix in fp32 twice, or a row's logits.
 
-    `most_learned` is the largest number of learned tokens in a row.
+    `most_learned` is the largest number of learned tokens whose logits are computed at once.
     """
     outside, largest, num_words = 0, 0, 0
     layers: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
 from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, _held_back, evaluate_run, read_evaluation
+from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.comparison import Question
@@ -92,6 +94,27 @@ def test_numbers_equal_an_independent_evaluation(
     assert score["loss"] == pytest.approx(loss, abs=1e-4)
     assert score["accuracy"] == pytest.approx(accuracy, abs=1e-4)
     assert score["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_a_row_with_many_learned_tokens_is_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All logits of 4,096 tokens and 128k words are 7 GiB: a card that had trained on such rows could not be used to evaluate.
+    asked: list[int] = []
+
+    def model(input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> Any:
+        asked.append(len(logits_to_keep))
+        generator = torch.Generator().manual_seed(int(input_ids.sum()))
+        return SimpleNamespace(logits=torch.randn(1, input_ids.shape[1], 50, generator=generator)[:, logits_to_keep])
+
+    rows = [EvalRow(ids, ids) for ids in ([1, 2, 3, 4, 5, 6, 7], [3, 9], [4, 4, 4, 8])]
+    whole = score_rows(model, rows, torch.device("cpu"))
+    monkeypatch.setattr("qlora_ui.engine.evaluate_scores.MOST_PLACES", 2)
+    asked.clear()
+    parts = score_rows(model, rows, torch.device("cpu"))
+    assert asked == [2, 2, 2, 1, 2, 1]
+    assert (
+        parts.nll == pytest.approx(whole.nll) and parts.num_right == whole.num_right and parts.num_tokens == whole.num_tokens == [6, 1, 3]
+    )
+    assert parts.agreement(whole) == 1.0 and parts.logits_NV is not None and torch.equal(parts.logits_NV, whole.logits_NV)
 
 
 def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Workspace, RunDir]) -> None:
