@@ -49,6 +49,15 @@ class Failure:
     traceback: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AtOnce:
+    """What was worked on at once when it failed: less than the settings say where memory had run out before."""
+
+    batch_size: int
+    longest_tokens: int
+    """Of the conversations as they are trained on."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the card (or the CPU's allocator) ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
@@ -63,8 +72,11 @@ def is_disk_full(error: BaseException) -> bool:
     return any(words in str(error) for words in _DISK_WORDS)
 
 
-def describe(error: BaseException, config: RunConfig | None) -> Failure:
-    """What happened, why, what to do; anything unknown is a bug of ours and gets an id to find it by."""
+def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | None = None) -> Failure:
+    """What happened, why, what to do; anything unknown is a bug of ours and gets an id to find it by.
+
+    `at_once` is None before there was anything to train.
+    """
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, QloraUiError):
         problem = error.problems[0]
@@ -75,7 +87,7 @@ def describe(error: BaseException, config: RunConfig | None) -> Failure:
     if isinstance(error, NonFinite):
         return _non_finite(error, config)
     if is_out_of_memory(error):
-        return _out_of_memory(error, config, trace)
+        return _out_of_memory(error, config, at_once, trace)
     if is_disk_full(error):
         return Failure(
             "disk-full",
@@ -130,16 +142,19 @@ def attempt(what: str, step: Callable[[], T]) -> T | None:
         return None
 
 
-def make_room(config: RunConfig, batch_size: int, max_length: int) -> list[dict[str, Any]]:
-    """Three changes that need less memory, the one that costs least first."""
+def make_room(config: RunConfig, at_once: AtOnce) -> list[dict[str, Any]]:
+    """Three changes that need less memory than what was worked on at once, the one that costs least first."""
     ideas: list[dict[str, Any]] = []
-    if batch_size > 1:
-        values = {"train.batch_size": max(batch_size // 2, 1), "train.accumulation": config.train.accumulation * 2}
-        ideas.append({"label": "Half as many conversations at once, added up twice as often", "values": values})
+    if at_once.batch_size > 1:
+        is_even = at_once.batch_size % 2 == 0
+        size = at_once.batch_size // 2 if is_even else 1
+        label = "Half as many conversations at once, added up twice as often" if is_even else "One conversation at once, added up instead"
+        values = {"train.batch_size": size, "train.accumulation": config.train.batch_size * config.train.accumulation // size}
+        ideas.append({"label": label, "values": values})
     if config.train.checkpointing != "all":
         ideas.append({"label": "Recompute every layer", "values": {"train.checkpointing": "all", "train.kept_layers": 0}})
-    if max_length > 64:
-        shorter = max(max_length // 2, 64)
+    if at_once.longest_tokens > 64:
+        shorter = max(at_once.longest_tokens // 2, 64)
         ideas.append({"label": f"Cut conversations at {shorter} tokens", "values": {"data.max_length": shorter}})
     if config.lora.rank > 8:
         ideas.append({"label": f"Adapter size {config.lora.rank // 2}", "values": {"lora.rank": config.lora.rank // 2}})
@@ -150,15 +165,24 @@ def make_room(config: RunConfig, batch_size: int, max_length: int) -> list[dict[
     return ideas[:3]
 
 
-def _out_of_memory(error: BaseException, config: RunConfig | None, trace: str) -> Failure:
+def _out_of_memory(error: BaseException, config: RunConfig | None, at_once: AtOnce | None, trace: str) -> Failure:
     where = "card" if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available() else "machine"
     # On a card that others have filled even the question can fail.
     info = attempt("free memory of the card", torch.cuda.mem_get_info) if torch.cuda.is_available() else None
     free = f"; {format_bytes(info[0])} were free" if info else ""
-    ideas = make_room(config, config.train.batch_size, config.data.max_length) if config else []
+    if at_once is None or config is None:
+        return Failure(
+            "out-of-memory",
+            f"The {where} ran out of memory before the training began.",
+            f"The model and the data alone need more than there is{free}",
+            "Choose a smaller model, or close other programs that use the memory",
+            traceback=trace,
+        )
+    ideas = make_room(config, at_once)
+    size = at_once.batch_size
     return Failure(
         "out-of-memory",
-        f"The {where} ran out of memory, even for one conversation at a time.",
+        f"The {where} ran out of memory, even for {'one conversation' if size == 1 else f'{size} conversations'} at a time.",
         f"The longest conversations need more than there is{free}",
         "One of the changes below makes it smaller",
         ideas,

@@ -26,7 +26,7 @@ from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.failures import NonFinite, StopRun, attempt, describe, forget
+from qlora_ui.engine.failures import AtOnce, NonFinite, StopRun, attempt, describe, forget
 from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
@@ -113,7 +113,7 @@ class Job:
             return None
         # The boundary: whatever goes wrong in a run is told on its journal.
         except Exception as error:
-            failure = describe(error, self.config)
+            failure = describe(error, self.config, self._at_once())
             # As text: a log record with the exception itself would hold the model.
             log.error("run %s failed: %s\n%s", self.run.id, failure.what, failure.traceback)
             has_good_weights = isinstance(error, NonFinite)
@@ -121,6 +121,13 @@ class Job:
         adapter = attempt("the adapter could not be kept", partial(self._keep_last_good, has_good_weights=has_good_weights))
         failed = Failed(**{item.name: getattr(failure, item.name) for item in fields(failure)}, adapter=adapter)
         return attempt("the figures of the end", partial(self._fill, failed, adapter)) or failed
+
+    def _at_once(self) -> AtOnce | None:
+        """What the trainer works on at once; None before there is one."""
+        if self.trainer is None or self.config is None:
+            return None
+        longest = min(self.data_receipt.get("longest_tokens", self.config.data.max_length), self.config.data.max_length)
+        return AtOnce(self.trainer.args.per_device_train_batch_size, longest)
 
     def _work(self) -> Ended:
         config = self.config = self.run.config()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from qlora_ui.engine import job
 from qlora_ui.engine.checkpoints import CheckpointStore
+from qlora_ui.engine.failures import AtOnce, describe, make_room
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.runs.events import Failed, Healed, Noticed
 from qlora_ui.runs.read import RunView
@@ -122,9 +124,26 @@ def test_what_cannot_be_healed_comes_with_three_ways_out(config: RunConfig, work
     view = train(workspace, config.changed({"lora.rank": 64, "train.checkpointing": "none", "data.max_length": 512}))
     failed = view.ended
     assert isinstance(failed, Failed) and failed.code == "out-of-memory"
-    assert len(failed.suggestions) == 3
+    assert len(failed.suggestions) == 3 and failed.what.endswith("even for one conversation at a time.")
     for suggestion in failed.suggestions:
         config.changed(suggestion["values"])
+    # The batch was halved to one already, and no row is near 512 tokens: neither is offered again.
+    longest = max(json.loads((view.run.data / "receipt.json").read_text(encoding="utf-8"))["longest_tokens"] // 2, 64)
+    offered = {path: value for suggestion in failed.suggestions for path, value in suggestion["values"].items()}
+    assert "train.batch_size" not in offered and offered.get("data.max_length", longest) == longest
+
+
+def test_ways_out_of_a_full_memory_need_less_than_what_filled_it() -> None:
+    config = RunConfig().changed({"train.batch_size": 6, "train.accumulation": 4})
+    of = {size: make_room(config, AtOnce(size, 300)) for size in (6, 3, 1)}
+    assert of[6][0]["values"] == {"train.batch_size": 3, "train.accumulation": 8}
+    # Three rows have no half: one at once, and the effective batch of 24 stays.
+    assert of[3][0]["values"] == {"train.batch_size": 1, "train.accumulation": 24} and of[3][0]["label"].startswith("One conversation")
+    assert of[1][0]["values"] == {"data.max_length": 150}
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    assert "3 conversations at a time" in describe(error, config, AtOnce(3, 300)).what
+    early = describe(error, config)
+    assert "before the training began" in early.what and not early.suggestions and "smaller model" in early.fix
 
 
 @pytest.mark.parametrize("packing", [pytest.param("off", marks=pytest.mark.slow), "on"])
