@@ -39,7 +39,7 @@ class Advice:
     """Whether it fits once the changes are made."""
     sentences: tuple[str, ...]
     share_of_rows_cut: float | None = None
-    """Share of conversations that a shorter length would cut; None where lengths are unknown or the length stays."""
+    """Share of conversations that a shorter length would cut or leave out; None where lengths are unknown or the length stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,8 @@ def _sentences(  # noqa: PLR0917
     if new.train.checkpointing != old.train.checkpointing or new.train.kept_layers != old.train.kept_layers:
         words.append("Recomputing changes the time and nothing else.")
     if cut is not None:
-        words.append(f"{format_percent(cut)} of the conversations would be cut." if cut else "No conversation would be cut.")
+        what = "left out" if new.data.too_long == "drop" else "cut"
+        words.append(f"{format_percent(cut)} of the conversations would be {what}." if cut else f"No conversation would be {what}.")
     if not fits:
         words.append("Even so it does not fit: choose a smaller model, or close other programs that use the memory.")
     return tuple(words)

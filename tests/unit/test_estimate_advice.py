@@ -16,6 +16,7 @@ from qlora_ui.hardware.devices import named_device
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.draft import data_shape
+from qlora_ui.ui.views.recipe import nothing_changed
 
 LLAMA = facts_from_config({
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -56,6 +57,16 @@ def test_a_shorter_length_says_what_it_cuts() -> None:
     advice = make_it_fit(LLAMA, LARGE.changed({"lora.rank": 16}), named_device("7GB"), data)
     assert "data.max_length" in advice.changes
     assert advice.share_of_rows_cut is not None and 0 <= advice.share_of_rows_cut <= 0.5
+    left_out = make_it_fit(LLAMA, LARGE.changed({"lora.rank": 16, "data.too_long": "drop"}), named_device("7GB"), data)
+    assert any(sentence.endswith("would be left out.") for sentence in left_out.sentences) and "cut" not in " ".join(left_out.sentences)
+
+
+def test_the_memory_cannot_be_used_where_there_is_too_little() -> None:
+    # The same settings that “Make it fit” makes fit.
+    device = named_device("RTX 4060")
+    heading, words = nothing_changed(use_the_memory(LLAMA, LARGE, device), "use")
+    assert heading == "No memory is left to use" and "Make it fit" in words and make_it_fit(LLAMA, LARGE, device).fits
+    assert nothing_changed(make_it_fit(LLAMA, RunConfig(), named_device("H100")), "fit")[0] == "Nothing to change"
 
 
 def test_using_the_memory_keeps_the_result() -> None:

@@ -140,8 +140,8 @@ def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
     advice = (make_it_fit if kind == "fit" else use_the_memory)(draft.facts, draft.config, draft.device, draft.shape)
     words = " ".join(advice.sentences)
     if not advice.changes:
-        heading = "Nothing to change" if advice.fits else "It cannot be made to fit"
-        gr.Info(toast_html(heading, f"<p>{escape(words or 'The settings are right as they are.')}</p>"), duration=10)
+        heading, words = views.nothing_changed(advice, kind)
+        gr.Info(toast_html(heading, f"<p>{escape(words)}</p>"), duration=10)
         return None
     made = "Made to fit" if advice.fits else "As small as it gets, and still too large"
     title = made if kind == "fit" else "The free memory is put to use"

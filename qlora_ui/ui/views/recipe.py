@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qlora_ui.estimate.advice import Advice
 from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -54,6 +55,16 @@ def automatic_words(draft: Draft, path: str) -> str:
     if path == "train.warmup" and steps is not None:
         return f"{num_warmup_steps(config.train.warmup, steps)} of {steps} steps"
     return ""
+
+
+def nothing_changed(advice: Advice, kind: str) -> tuple[str, str]:
+    """Heading and words where “Make it fit” (`kind` is fit) or “Use the memory” (use) has nothing to change."""
+    words = " ".join(advice.sentences)
+    if advice.fits:
+        return "Nothing to change", words
+    if kind == "use":
+        return "No memory is left to use", f"{words} “Make it fit” looks for what helps."
+    return "It cannot be made to fit", words
 
 
 def recipe_text(draft: Draft) -> str:
