@@ -97,7 +97,8 @@ def read_preset(path: Path) -> Preset:
         raise SettingsError(f"{path.name} cannot be read.", why=str(error), where=path.name, code="preset") from None
     head = {key: document.pop(key, None) for key in ("title", "about", "card_gib")}
     config = RunConfig.parse(document)
-    return Preset(path.stem, str(head["title"] or path.stem), str(head["about"] or ""), head["card_gib"], path, config)
+    card_gib = head["card_gib"] if isinstance(head["card_gib"], int | float) else None
+    return Preset(path.stem, str(head["title"] or path.stem), str(head["about"] or ""), card_gib, path, config)
 
 
 def list_presets(user_folder: Path | None = None) -> list[Preset]:

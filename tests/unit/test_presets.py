@@ -98,3 +98,10 @@ def test_what_is_refused_is_refused_by_either_parser(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_yaml(text, "settings")
     assert caught.value.problems[0].where.startswith("settings")
+
+
+@pytest.mark.parametrize(("written", "read"), [("12", 12), ("7.5", 7.5), ("12 GB", None), ("[12]", None)])
+def test_a_card_that_is_no_number_is_left_out(written: str, read: float | None, tmp_path: Path) -> None:
+    # The Recipe tab writes it as a number.
+    (tmp_path / "mine.yaml").write_text(f"card_gib: {written}\nlora: {{rank: 4}}\n", encoding="utf-8")
+    assert read_preset(tmp_path / "mine.yaml").card_gib == read
