@@ -96,8 +96,8 @@ def evaluate_run(
 
     Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, `by_layer` where it was too large for the memory, or
     `skipped` with the reason), `gain` (base minus adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`,
-    `answers`, `verdict`, `time` (when it was done). Raises RunError where no rows were held back or the card is busy, Cancelled,
-    and ModelError.
+    `answers`, `verdict`, `num_rows` of `num_held_back`, `adapter_sha256`, `time` (when it was done).
+    Raises RunError where no rows were held back or the card is busy, ModelError, and Cancelled, also where the run was deleted.
     """
     options = options or EvaluateOptions()
     run = find_run(workspace, run_id)
@@ -105,11 +105,17 @@ def evaluate_run(
     config = target_config(target, workspace)
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
+    adapter_sha256 = sha256_of(adapter / WEIGHTS)
     rows, conversations, num_held_back = _held_back(run, options.max_rows)
+
+    def is_over() -> bool:
+        # A run may be deleted meanwhile; its folder must not come back with nothing but this in it.
+        return is_cancelled() or not run.path.is_dir()
+
     with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
-        work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_cancelled)
+        work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_over)
         began = time.monotonic()
-        model = ChatModel.load(config, workspace, on_progress, is_cancelled)
+        model = ChatModel.load(config, workspace, on_progress, is_over)
         try:
             model.add_adapter("adapter", adapter)
             num_params = num_parameters(model.base)[1]
@@ -123,7 +129,7 @@ def evaluate_run(
         "num_held_back": num_held_back,
         "run_id": run.id,
         "checkpoint": checkpoint,
-        "adapter_sha256": sha256_of(adapter / WEIGHTS),
+        "adapter_sha256": adapter_sha256,
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),
@@ -131,6 +137,7 @@ def evaluate_run(
         "dtype": str(WholeModels(folder, config, device, num_params).dtype).removeprefix("torch."),
         "versions": versions(),
     }
+    stop_if(is_over, "The evaluation")
     write_json(run.path / RESULT, result)
     return result
 

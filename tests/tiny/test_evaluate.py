@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,7 @@ from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, _held_back, evalua
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
-from qlora_ui.runs.comparison import Question
-from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.registry import create_run, delete_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -157,6 +157,22 @@ def test_evaluation_can_be_stopped_and_needs_rows(run: tuple[Workspace, RunDir],
         evaluate_run(bare.id, run[0], card)
     with card.hold("training", "x"), pytest.raises(RunError, match="training run"):
         evaluate_run(run[1].id, run[0], card)
+
+
+def test_a_run_that_is_deleted_meanwhile_stays_deleted(run: tuple[Workspace, RunDir], tiny_model_dir: Path) -> None:
+    workspace, other = run
+    doomed = create_run(workspace, other.config())
+    shutil.copytree(other.data, doomed.data)
+    write_adapter(doomed.adapter, tiny_model_dir, 1)
+
+    def delete(what: str, share: float | None) -> None:
+        if ": row 1 of" in what:
+            delete_run(workspace, doomed)
+
+    options = EvaluateOptions(num_answers=0, max_rows=1, variants=("base-4bit",))
+    with pytest.raises(Cancelled):
+        evaluate_run(doomed.id, workspace, Card(), options, on_progress=delete)
+    assert not doomed.path.exists()
 
 
 def test_an_idle_chat_makes_room(run: tuple[Workspace, RunDir]) -> None:
