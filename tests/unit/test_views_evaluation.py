@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from qlora_ui.catalog.metrics import METRICS, label_scores
-from qlora_ui.ui.views.dotplot import intervals
+from qlora_ui.ui.views.dotplot import dotplot_html, intervals
 from qlora_ui.ui.views.evaluation import invitation_html, receipt_html
 
 
@@ -66,3 +67,9 @@ def test_numbers_of_another_adapter_are_named() -> None:
     assert "learned on since" in receipt_html(was, "1", "b")
     assert "numbers of checkpoint-10, not" in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "b")
     assert "checkpoint-10" not in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "a")
+
+
+@pytest.mark.parametrize(("losses", "ticks"), [((2.031, 2.035), ["2.031", "2.033", "2.035"]), ((1.0, 12.0), ["1.00", "6.50", "12.00"])])
+def test_the_ends_of_a_scale_differ(losses: tuple[float, float], ticks: list[str]) -> None:
+    scores = [{"variant": name, "title": name, "loss": loss} for name, loss in zip(("base-4bit", "adapter-4bit"), losses, strict=True)]
+    assert re.findall(r">([\d.]+)</i>", dotplot_html({"scores": scores})) == ticks

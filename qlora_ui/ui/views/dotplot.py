@@ -40,7 +40,8 @@ def dotplot_html(result: Mapping[str, Any]) -> str:
         kind = "adapter" if "adapter" in variant else "merged" if "merged" in variant else "base"
         mark = f'<i class="q-mark q-mark-{kind}" style="left:{place(loss):.2f}%"></i>'
         lines.append(f'{title}<span class="q-dot-track">{whisker}{mark}</span><b class="q-dot-value">{loss:.3f}</b>')
-    ticks = "".join(f'<i style="left:{place(tick):.2f}%">{tick:.2f}</i>' for tick in (low, (low + high) / 2, high))
+    digits = 2 if high - low >= 0.05 else 3
+    ticks = "".join(f'<i style="left:{place(tick):.2f}%">{tick:.{digits}f}</i>' for tick in (low, (low + high) / 2, high))
     words = "; ".join(f"{row['title']} {row['loss']:.3f}" for row in scores if "loss" in row)
     return (
         f'<div class="q-dotplot" role="img" aria-label="{escape(f"Loss by form: {words}")}">{"".join(lines)}'
