@@ -13,6 +13,8 @@ WINDOW = 20
 """Points that a smoothed loss is taken over."""
 OVERFIT_RISE = 0.05
 """Share by which the held-back loss must have risen above its best, twice in a row, to be called overfitting."""
+RISEN_FACTOR = 1.2
+"""Of its start: a loss that ends above was driven there; below that batches differ from each other."""
 LEARNED_SHARE = 0.03
 """A run whose loss fell by less than this share of its start has learned nothing that can be seen."""
 
@@ -86,7 +88,16 @@ class Sentinels:
             return None
         part = max(min(self._num_points // 5, WINDOW), 1)
         start, end = fmean(self._first[:part]), fmean(list(self._recent)[-part:])
-        if start > 0 and end > start * (1 - LEARNED_SHARE):
+        if start > 0 and end > start * RISEN_FACTOR:
+            if "diverging" in self._said:
+                return None
+            return self._once(
+                "risen",
+                f"The loss went from {start:.3f} to {end:.3f}: it is higher than at the start.",
+                "The steps were probably too large",
+                "Start again with half the learning rate",
+            )
+        if start > 0 and end > start * (1 - LEARNED_SHARE) and "no-gradient" not in self._said:
             return self._once(
                 "learned-nothing",
                 f"The loss went from {start:.3f} to {end:.3f}: this run learned next to nothing.",

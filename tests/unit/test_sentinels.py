@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.runs.events import EvalLogged, StepLogged
 
@@ -43,3 +45,19 @@ def test_what_was_said_before_is_not_said_again() -> None:
     sentinels = Sentinels()
     sentinels.follow(still[:6], ())
     assert [sentinels.on_step(point) for point in still[6:]] == [None] * 5
+
+
+@pytest.mark.parametrize("worst", [2.0, 5.0])
+def test_a_loss_that_rose_is_not_answered_with_larger_steps(worst: float) -> None:
+    # “Learned next to nothing: try a five times larger learning rate”, also behind “start again with half the learning rate”.
+    sentinels, said = Sentinels(), []
+    for step in range(1, 101):
+        said.append(sentinels.on_step(StepLogged(step=step, loss=1.0 if step < 40 else worst, learning_rate=1e-3, grad_norm=1.0)))
+    said.append(sentinels.on_end())
+    assert [notice.fix.split()[-4:] for notice in said if notice] == [["half", "the", "learning", "rate"]]
+
+
+def test_where_nothing_is_trained_no_larger_steps_are_advised() -> None:
+    sentinels = Sentinels()
+    said = [sentinels.on_step(StepLogged(step=step, loss=1.0, learning_rate=1e-3, grad_norm=0.0)) for step in range(1, 31)]
+    assert [notice.code for notice in said if notice] == ["no-gradient"] and sentinels.on_end() is None
