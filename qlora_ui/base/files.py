@@ -8,24 +8,35 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a crash, sees the old file or the new one and never half of either."""
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write its content to: at the end of the block that becomes `path`, at once and whole.
+
+    A reader, a crash or a full disk sees the old file or the new one and never half of either.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    aside = path.with_name(f".{secrets.token_hex(6)}.tmp")
     try:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield aside
+        # Windows syncs only files opened for writing.
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole, as UTF-8 with the line ends that it has."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:

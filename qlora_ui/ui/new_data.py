@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import write_text
+from qlora_ui.base.files import write_text, written_aside
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
 
@@ -28,7 +28,9 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
     target = _place(workspace, digest, _safe_stem(source.stem), re.sub(r"[^.a-z0-9]", "", source.suffix.lower())[:12])
     if not target.exists():
-        shutil.copyfile(source, target)
+        # What has the name counts as whole: half a copy would be learned from at the next upload of the same file.
+        with written_aside(target) as aside:
+            shutil.copyfile(source, aside)
     return str(target)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -51,3 +53,16 @@ def test_two_contents_of_one_name_are_told_apart_and_one_content_is_kept_once(wo
     assert kept(workspace, "🎉.jsonl", "b") == second
     pasted = [Path(keep_pasted(f'{{"prompt": "{word}", "completion": "b"}}', workspace)).name for word in "xyx"]
     assert pasted == ["pasted-rows.jsonl", "pasted-rows-2.jsonl", "pasted-rows.jsonl"]
+
+
+def test_a_copy_that_was_broken_off_is_not_taken_for_the_upload(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fills_the_disk(source: Path, target: Path) -> None:
+        Path(target).write_text("row 1\n")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "copyfile", fills_the_disk)
+        with pytest.raises(OSError, match="No space"):
+            kept(workspace, "rows.jsonl", "row 1\nrow 2\n")
+    assert not [path for path in workspace.datasets.rglob("*") if path.is_file()]
+    assert kept(workspace, "rows.jsonl", "row 1\nrow 2\n").read_text() == "row 1\nrow 2\n"
