@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import json
-import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from qlora_ui.base.errors import DataError
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.cli.lint import add_source_arguments, source_settings
+from qlora_ui.data.fixes import write_rows
 from qlora_ui.data.load import load_anyway
 from qlora_ui.data.rows import Conversation
 from qlora_ui.runs.workspace import Workspace
@@ -77,25 +77,14 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _write(conversations: Iterable[Conversation], out: Path) -> int:
-    num_rows = 0
-    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    if out.exists():
+        raise DataError("The file is there already.", where=str(out), fix="Give another name after --out.", code="DATA-EXISTS")
     try:
-        if out.exists():
-            raise FileExistsError
-        with aside.open("x", encoding="utf-8", newline="\n") as file:
-            for conversation in conversations:
-                file.write(conversation.as_line() + "\n")
-                num_rows += 1
-        os.replace(aside, out)
-    except FileExistsError:
-        raise DataError("The file is there already.", where=str(out), fix="Give another name after --out.", code="DATA-EXISTS") from None
+        return write_rows(out, conversations)
     except OSError as error:
         raise DataError(
             "The file cannot be written.", where=str(out), why=error.strerror or str(error), fix="Give another place.", code="DATA-ACCESS"
         ) from None
-    finally:
-        aside.unlink(missing_ok=True)
-    return num_rows
 
 
 @contextmanager

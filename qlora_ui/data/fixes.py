@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import write_json
+from qlora_ui.base.files import write_json, written_aside
 from qlora_ui.data.checks import EMAIL
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.load import Conversations, load_anyway
@@ -103,14 +103,25 @@ def write_version(
     number = 2
     while (path := workspace.datasets / f"{stem}-v{number}.jsonl").exists():
         number += 1
-    num_rows = 0
     # "x": two pages that fix at once must not write one file.
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write((change(row) if change else row).as_line() + "\n")
-            num_rows += 1
-    write_json(path.with_suffix(".json"), {"from": name, "fix": code, "rows": num_rows})
+    path.open("xb").close()
+    try:
+        num_rows = write_rows(path, map(change, rows) if change else rows)
+        write_json(path.with_suffix(".json"), {"from": name, "fix": code, "rows": num_rows})
+    except BaseException:
+        path.unlink()
+        raise
     return path
+
+
+def write_rows(path: Path, rows: Iterable[Conversation]) -> int:
+    """Write rows as a file of JSON lines, whole or not at all; returns how many they are."""
+    num_rows = 0
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(row.as_line() + "\n")
+            num_rows += 1
+    return num_rows
 
 
 def _same(conversation: Conversation) -> Conversation:

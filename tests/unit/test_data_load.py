@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from qlora_ui.cli import main
 from qlora_ui.data import parse
 from qlora_ui.data.checks import TextChecks, order_problems
 from qlora_ui.data.collect import add_chat
-from qlora_ui.data.fixes import apply_fix
+from qlora_ui.data.fixes import apply_fix, write_version
 from qlora_ui.data.languages import Languages
 from qlora_ui.data.load import inspect, load_anyway, load_conversations, peek
+from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.data.similar import Similar
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
@@ -163,6 +165,20 @@ def test_fixes_write_new_versions_and_never_touch_the_file(tmp_path: Path, works
     assert masked.conversations[12].messages[0].content == "Mail <email>?"
     assert path.read_text(encoding="utf-8") == broken
     assert apply_fix(data, workspace, {"action": "set", "path": "data.max_length", "value": 64}) == {"data.max_length": 64}
+
+
+def test_a_new_version_that_cannot_be_written_whole_is_not_there(workspace: Workspace) -> None:
+    rows = [Conversation((Message("user", "a"), Message("assistant", word))) for word in ("b", "fills the disk")]
+
+    def change(row: Conversation) -> Conversation:
+        if row.messages[1].content != "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return row
+
+    with pytest.raises(OSError, match="No space"):
+        write_version(rows, workspace, "mine.jsonl", "DATA-EMAIL", change)
+    assert list(workspace.datasets.iterdir()) == []
+    assert write_version(rows, workspace, "mine.jsonl", "DATA-EMAIL").name == "mine-v2.jsonl"
 
 
 def test_no_new_version_of_a_file_that_was_not_read_to_its_end(
