@@ -86,6 +86,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def typed_path(text: str) -> Path:
+    """The path that a user means, `~` filled in; `~name` stays as it is where there is no such user.
+
+    Ask os.path whether it is there: what was typed or pasted may be longer than a name can be, for which Path raises OSError.
+    """
+    return Path(os.path.expanduser(text))
+
+
 def resolve_inside(root: Path, name: str) -> Path:
     """The path of `name` below `root`, links followed.
 

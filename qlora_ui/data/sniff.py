@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
@@ -71,7 +72,7 @@ def type_of_file(path: Path) -> str:
 
 def _head(path: Path) -> bytes:
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise DataError(
                 "This is a folder.",
                 where=path.name,
@@ -84,7 +85,7 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         raise DataError(
             "The file cannot be opened.",
-            where=path.name,
+            where=path.name[:200],
             why=error.strerror or str(error),
             fix="Check the path and your rights on it.",
             code="DATA-MISSING" if isinstance(error, FileNotFoundError) else "DATA-ACCESS",

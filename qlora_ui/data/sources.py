@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.settings.source import DataSource
@@ -30,7 +32,7 @@ def hub_id(source_id: str) -> str | None:
     """The Hub's id of a source: `hub:OWNER/NAME`, or a bare `OWNER/NAME` that is no file; None for everything else."""
     if source_id.startswith("hub:"):
         return source_id.removeprefix("hub:")
-    return source_id if _HUB_ID.match(source_id) and not Path(source_id).expanduser().exists() else None
+    return source_id if _HUB_ID.match(source_id) and not os.path.exists(typed_path(source_id)) else None
 
 
 def files_of(
@@ -48,7 +50,7 @@ def files_of(
 
         paths = download(repo, source.config, source.split, workspace, on_progress=on_progress, is_cancelled=is_cancelled)
         return [SourceFile(path, f"{repo}/{path.name}") for path in paths]
-    path = Path(source.id).expanduser()
+    path = typed_path(source.id)
     return [SourceFile(path, path.name)]
 
 

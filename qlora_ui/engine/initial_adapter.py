@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json
+from qlora_ui.base.files import read_json, typed_path
 from qlora_ui.engine.adapter import CONFIG, SIDECAR, WEIGHTS
 from qlora_ui.engine.chat_adapters import check_adapter, layer_shapes
 from qlora_ui.engine.checkpoints import CheckpointStore
@@ -69,8 +70,8 @@ def find_initial_adapter(config: RunConfig, base: dict[str, Any], workspace: Wor
 
 def _named(wanted: str, workspace: Workspace) -> tuple[str, Path]:
     """What to call it, and where it lies: a folder as it is given; of a run its adapter, else its newest whole checkpoint."""
-    path = Path(wanted).expanduser()
-    if path.is_absolute() or (path.is_dir() and not (workspace.runs / wanted).is_dir()):
+    path = typed_path(wanted)
+    if path.is_absolute() or (os.path.isdir(path) and not os.path.isdir(workspace.runs / wanted)):
         return path.name, path.resolve()
     run = find_run(workspace, wanted)
     if (run.adapter / WEIGHTS).is_file():

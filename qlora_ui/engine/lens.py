@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qlora_ui.base.errors import DataError, ModelError
+from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.data.load import Conversations, load_anyway
@@ -157,7 +157,7 @@ def _stamps(data: DataSection) -> tuple[tuple[int, int], ...]:
     stamps = []
     for source in data.sources:
         try:
-            stat = Path(source.id).expanduser().stat()
+            stat = typed_path(source.id).stat()
             stamps.append((stat.st_mtime_ns, stat.st_size))
         except (OSError, ValueError):
             stamps.append((0, 0))

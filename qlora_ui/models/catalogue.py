@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json
+from qlora_ui.base.files import read_json, typed_path
 from qlora_ui.base.progress import Folders
 from qlora_ui.models import builtin
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
@@ -39,7 +40,7 @@ class ModelEntry:
 
 def is_hub_id(model_id: str) -> bool:
     """Whether an id is `OWNER/NAME` and no folder of this computer."""
-    return bool(_HUB_ID.match(model_id)) and not Path(model_id).expanduser().is_dir()
+    return bool(_HUB_ID.match(model_id)) and not os.path.isdir(typed_path(model_id))
 
 
 def list_models(workspace: Folders) -> list[ModelEntry]:
@@ -61,7 +62,7 @@ def find_model_folder(model_id: str, revision: str | None, workspace: Folders) -
         return builtin.converted_folder(workspace) if builtin.is_converted(workspace) else None
     if is_hub_id(model_id):
         return cached_snapshot(model_id, revision)
-    return Path(model_id).expanduser()
+    return typed_path(model_id)
 
 
 def model_facts(model_id: str, revision: str | None, workspace: Folders) -> ModelFacts | None:

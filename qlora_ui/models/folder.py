@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -78,9 +79,12 @@ def refuse_unsafe(folder: Path) -> dict[str, Any]:
     Raises ModelError for folders that are no model, bring code of their own, hold pickled or already quantized weights, or are
     incomplete.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelError(
-            f"There is no folder {folder}.", fix="Choose a folder that holds a config.json.", where="model.id", code="model-missing"
+            f"There is no folder {str(folder)[:200]}.",
+            fix="Choose a folder that holds a config.json.",
+            where="model.id",
+            code="model-missing",
         )
     config = _read_json(folder / "config.json")
     refuse_config(config, folder.name)

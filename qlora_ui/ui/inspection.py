@@ -7,10 +7,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from qlora_ui.base.errors import Problem
+from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.handler import attempt
@@ -126,7 +126,7 @@ def data_key(data: DataSection) -> tuple[str, ...]:
     stamps = []
     for source in data.sources:
         try:
-            stat = Path(source.id).expanduser().stat()
+            stat = typed_path(source.id).stat()
             stamps.append(f"{stat.st_mtime_ns}-{stat.st_size}")
         except (OSError, ValueError):
             stamps.append("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import unicodedata
@@ -10,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import write_text, written_aside
+from qlora_ui.base.files import typed_path, write_text, written_aside
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
 
@@ -56,9 +57,10 @@ def named_source(name: str) -> str:
         raise DataError("No dataset is named.", fix="Give a file's path, or OWNER/NAME of a dataset on the Hub", code="DATA-NONE")
     if text.startswith("builtin:"):
         return text
-    path = Path(text).expanduser()
-    if path.is_absolute() or path.exists():
-        if not path.exists():
+    path = typed_path(text)
+    is_there = os.path.exists(path)
+    if path.is_absolute() or is_there:
+        if not is_there:
             what, why = f"There is no file {path.name} at that place.", f"Looked for {path}"
             raise DataError(what, why=why, fix="Check the path", code="DATA-MISSING")
         return str(path.resolve())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import read_json, typed_path, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.data.load import inspect
 from qlora_ui.data.parse import Peek, peek_file
@@ -125,8 +125,8 @@ class Service:
 
     def peek(self, data: DataSection) -> Pending[Peek] | None:
         """Columns and first rows of the first file that was chosen, whatever its format; None where none is a file."""
-        paths = [Path(source.id).expanduser() for source in data.sources]
-        path = next((path for path in paths if path.is_file()), None)
+        paths = [typed_path(source.id) for source in data.sources]
+        path = next((path for path in paths if os.path.isfile(path)), None)
         if path is None:
             return None
         stat = path.stat()

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
+from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
 
 
@@ -38,3 +40,14 @@ def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspa
     raised("q-pulse", "found", 16)
     service.stop_reading()
     assert Service(workspace).last_draft()[1].lora.rank == 77
+
+
+@pytest.mark.parametrize("typed", ["~nobody-of-that-name/x", "a" * 300, "x/" * 3000, '{"prompt": "' + "pasted into the wrong field " * 50])
+def test_what_can_be_no_path_is_told_and_breaks_no_page(workspace: Workspace, typed: str) -> None:
+    service = Service(workspace)
+    for path, value in (("model.id", typed), ("data.sources", [{"id": typed}])):
+        draft = service.draft({"model.id": "builtin:smollm2-135m-instruct", path: value})
+        assert [problem.where for problem in draft.problems] == [path] and not draft.is_ready
+        assert len(draft.problems[0].what) < 300
+    with pytest.raises(DataError, match=r"neither a file nor a name on the Hub"):
+        named_source(typed)
