@@ -1,35 +1,31 @@
-"""Chats that the user liked, collected as training rows in the workspace."""
+"""Answers that the user liked in the chat, collected as rows to learn from: a dataset like any other."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from qlora_ui.base.errors import DataError
-from qlora_ui.catalog.formats.format import RowProblem
-from qlora_ui.catalog.formats.turns import messages_from
 from qlora_ui.data.folders import DataFolders
-from qlora_ui.data.rows import Conversation
+from qlora_ui.data.rows import Conversation, Message
 
+FILE = "from-chat.jsonl"
 _writing = threading.Lock()
 
 
-def add_chat(messages: Sequence[Mapping[str, Any]], workspace: DataFolders, name: str = "chats") -> Path:
-    """Append a conversation of the Chat tab to `datasets/NAME.jsonl` and return that file, which is a dataset like any other.
+def kept_rows(workspace: DataFolders) -> Path:
+    """The file of the rows; it is there once one was kept."""
+    return workspace.datasets / FILE
 
-    Raises DataError where the conversation has no answer to learn from.
-    """
-    try:
-        turns = messages_from([dict(message) for message in messages])
-    except RowProblem as problem:
-        raise DataError(f"The chat cannot be kept: {problem.what}.", fix=problem.fix, code=problem.code) from None
-    if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
-        raise DataError("The chat has no answer to learn from.", fix="Let the model answer first.", code="DATA-LABEL")
-    workspace.datasets.mkdir(parents=True, exist_ok=True)
-    path = workspace.datasets / f"{name}.jsonl"
-    line = Conversation.from_dict({"messages": turns}).as_line() + "\n"
-    with _writing, path.open("a", encoding="utf-8", newline="\n") as file:
+
+def keep_row(messages: Sequence[Message], workspace: DataFolders) -> None:
+    """Append a conversation that ends with the answer to learn."""
+    line = Conversation(tuple(messages)).as_line().encode() + b"\n"
+    path = kept_rows(workspace)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing, path.open("ab+") as file:
+        # An editor may have left the last row without an end, and two rows on one line are none.
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = b"\n" + line
         file.write(line)
-    return path

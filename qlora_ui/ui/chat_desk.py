@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,10 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qlora_ui.base.errors import Problem, QloraUiError, RunError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import Cancelled
+from qlora_ui.data.collect import keep_row
+from qlora_ui.data.rows import Message
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.handler import attempt
+from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
 
 if TYPE_CHECKING:
     from qlora_ui.ui.service import Service
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
 """Who answers, by the position of the switch."""
 SYSTEM_CHARACTERS = 20_000
-KEPT_ROWS = "from-chat.jsonl"
 
 
 @dataclass(slots=True)
@@ -246,11 +247,9 @@ class ChatDesk:
             if answer.is_kept and not text.strip():
                 return  # a double click
             row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
-            path = self._service.workspace.datasets / KEPT_ROWS
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            keep_row(row, self._service.workspace)
             answer.is_kept = True
-            self.note = f"Kept as a row in {KEPT_ROWS}; the Data tab offers it as a dataset."
+            self.note = f"Kept as a row to learn from. “{KEPT_ROWS_WORDS}” on the Data tab adds all of them to a run."
             self._touch()
 
     def ask_unseen_row(self) -> None:
@@ -356,15 +355,13 @@ class ChatDesk:
         self.version += 1
         self._changed.notify_all()
 
-    def _row(self, index: int, side: str, answer: str) -> dict[str, Any]:
-        messages = [{"role": "system", "content": self.history.system}] if self.history.system.strip() else []
+    def _row(self, index: int, side: str, answer: str) -> list[Message]:
+        messages = [Message("system", self.history.system)] if self.history.system.strip() else []
         for turn in self.history.turns[:index]:
             # A turn without a word would teach to say nothing.
             if said := turn.seen_by(side):
-                messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": said}]
-        messages.append({"role": "user", "content": self.history.turns[index].question})
-        messages.append({"role": "assistant", "content": answer})
-        return {"messages": messages, "saved": time.strftime("%Y-%m-%dT%H:%M:%S")}
+                messages += [Message("user", turn.question), Message("assistant", said)]
+        return [*messages, Message("user", self.history.turns[index].question), Message("assistant", answer)]
 
     def _save(self) -> None:
         try:

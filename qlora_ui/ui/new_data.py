@@ -12,9 +12,12 @@ from pathlib import Path
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import typed_path, write_text, written_aside
+from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
 
+KEPT_ROWS_WORDS = "Answers kept in the chat"
+"""What the button says that adds them."""
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
 MAX_STEM_BYTES = 120
 """File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
@@ -45,6 +48,14 @@ def keep_pasted(text: str, workspace: Workspace) -> str:
     target = _place(workspace, digest, "pasted-rows", suffix)
     write_text(target, body + "\n")
     return str(target)
+
+
+def kept_source(workspace: Workspace) -> str:
+    """The id of the rows that were kept in the Chat tab; raises DataError before the first one."""
+    path = kept_rows(workspace)
+    if not path.is_file():
+        raise DataError("No answer was kept yet.", fix="Press “Good: keep as a row” under an answer in the Chat tab", code="DATA-NONE")
+    return str(path)
 
 
 def named_source(name: str) -> str:

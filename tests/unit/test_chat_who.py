@@ -7,10 +7,11 @@ import shutil
 from types import SimpleNamespace
 from typing import cast
 
+from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.chat_desk import KEPT_ROWS, TurnNotes, held_back_rows
+from qlora_ui.ui.chat_desk import TurnNotes, held_back_rows
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
@@ -88,5 +89,5 @@ def test_a_double_click_keeps_one_row_and_a_correction_another(workspace: Worksp
     desk.notes.append(TurnNotes())
     for text in ("", "", "Ahoy, matey"):
         desk.keep(0, "base", text)
-    rows = (workspace.datasets / KEPT_ROWS).read_text(encoding="utf-8").splitlines()
+    rows = kept_rows(workspace).read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["messages"][-1]["content"] for row in rows] == ["Ahoy", "Ahoy, matey"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+from qlora_ui.data.collect import kept_rows
 from qlora_ui.engine.conversation import ChatHistory
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import KEPT_ROWS, ChatDesk, TurnNotes
+from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes
 from qlora_ui.ui.service import Service
 
 
@@ -52,5 +53,5 @@ def test_a_kept_row_has_the_words_of_its_own_side_and_no_empty_answer(workspace:
     )
     desk.notes = [TurnNotes() for _ in desk.history.turns]
     desk.keep(3, "adapter")
-    row = json.loads((workspace.datasets / KEPT_ROWS).read_text(encoding="utf-8"))
+    row = json.loads(kept_rows(workspace).read_text(encoding="utf-8"))
     assert [message["content"] for message in row["messages"]] == ["three", "mine", "four", "good"]

@@ -17,7 +17,7 @@ from qlora_ui.base.progress import Cancelled
 from qlora_ui.cli import main
 from qlora_ui.data import parse
 from qlora_ui.data.checks import TextChecks, order_problems
-from qlora_ui.data.collect import add_chat
+from qlora_ui.data.collect import keep_row
 from qlora_ui.data.fixes import apply_fix, write_version
 from qlora_ui.data.languages import Languages
 from qlora_ui.data.load import inspect, load_anyway, load_conversations, peek
@@ -26,6 +26,7 @@ from qlora_ui.data.similar import Similar
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
+from qlora_ui.ui.new_data import kept_source
 
 ROWS = [{"question": f"What is {n} and {n}, “please”?", "answer": f"It is {2 * n},\nof course."} for n in range(1, 21)]
 
@@ -326,11 +327,15 @@ def test_a_first_look_for_mapping_columns(tmp_path: Path, workspace: Workspace) 
         peek(DataSource(id=str(path)), workspace)
 
 
-def test_liked_chats_become_a_dataset(workspace: Workspace) -> None:
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy!\n  An indented line."}]
-    path = add_chat(chat, workspace)
-    assert add_chat(chat, workspace) == path
-    loaded = load_anyway(DataSection(sources=(str(path),)), workspace)
-    assert [conversation.messages[1].content for conversation in loaded.conversations] == [chat[1]["content"]] * 2
-    with pytest.raises(DataError):
-        add_chat(chat[:1], workspace)
+def test_liked_chats_become_a_dataset_that_the_data_tab_offers(workspace: Workspace) -> None:
+    with pytest.raises(DataError, match="keep as a row"):
+        kept_source(workspace)
+    chat = [Message("user", "Hi\u2028"), Message("assistant", "Ahoy!\n  An indented line.")]
+    keep_row(chat, workspace)
+    keep_row(chat, workspace)
+    path = Path(kept_source(workspace))
+    # As an editor leaves it that ends no last line.
+    path.write_bytes(path.read_bytes().rstrip())
+    keep_row(chat, workspace)
+    loaded = load_conversations(DataSection(sources=(str(path),)), workspace)
+    assert [conversation.messages for conversation in loaded.conversations] == [tuple(chat)] * 3

@@ -22,7 +22,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
 from qlora_ui.ui.handler import handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
-from qlora_ui.ui.new_data import keep_pasted, keep_upload, named_source
+from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_upload, kept_source, named_source
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
 from qlora_ui.ui.views import data_report as views
@@ -75,6 +75,7 @@ def _adders() -> dict[str, Any]:
             "Upload files", file_count="multiple", file_types=UPLOADS, elem_id="q-upload", elem_classes="q-tool", size="md"
         )
         builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
+        kept = gr.Button(KEPT_ROWS_WORDS, elem_id="q-add-kept", elem_classes="q-tool", size="md")
     gr.HTML('<p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>', apply_default_css=False)
     with gr.Row(elem_classes="q-search"):
         name = gr.Textbox(
@@ -92,7 +93,16 @@ def _adders() -> dict[str, Any]:
         )
         paste = gr.Button("Use these rows", elem_id="q-paste-add", elem_classes="q-tool", scale=0)
         rejected = gr.State("")
-    return {"upload": upload, "builtin": builtin, "name": name, "add": add, "text": text, "paste": paste, "rejected": rejected}
+    return {
+        "upload": upload,
+        "builtin": builtin,
+        "kept": kept,
+        "name": name,
+        "add": add,
+        "text": text,
+        "paste": paste,
+        "rejected": rejected,
+    }
 
 
 def _row_picker() -> tuple[dict[str, gr.Button], gr.Number]:
@@ -160,6 +170,10 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
         return added(data, [BUILTIN_DATA])
 
     @handler
+    def kept(data: dict[Any, Any]) -> list[Any]:
+        return added(data, [kept_source(workspace)])
+
+    @handler
     def by_name(data: dict[Any, Any]) -> list[Any]:
         return [*added(data, [named_source(str(data[adders["name"]]))]), ""]
 
@@ -176,6 +190,7 @@ def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
         events = [
             adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **quiet),
             adders["builtin"].click(builtin, inputs, outputs, **quiet),
+            adders["kept"].click(kept, inputs, outputs, **quiet),
             adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
             adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
             adders["paste"].click(
