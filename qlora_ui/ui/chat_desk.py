@@ -305,8 +305,6 @@ class ChatDesk:
             who = self.who or Who()
             self.doing = ("Starting the engine", None)
             self._touch()
-        # The import takes seconds and must not happen under the service's lock.
-        engine_object("chat:ChatService")
         target = engine_object("chat_targets:ChatTarget")(who.model_id, who.revision, who.run_id, who.checkpoint)
         chat = self._service.chat
         loaded = chat.loaded()

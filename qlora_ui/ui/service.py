@@ -6,8 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
@@ -66,6 +66,9 @@ class Service:
         self._may_use_engine = False
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
+        self._making = threading.RLock()
+        """Held while a part is made that imports torch, for many seconds: nothing that pages ask for each second takes it."""
         self._facts: dict[tuple[str, str | None], ModelFacts | None] = {}
         self._gpus: tuple[float, list[GpuState]] = (-GPU_READ_S, [])
         self._news = 0
@@ -92,22 +95,30 @@ class Service:
         thread.start()
         return thread
 
-    @cached_property
+    @property
     def chat(self) -> Any:
         """The engine's ChatService; the first use imports torch."""
-        with self._lock:
-            return engine_object("chat:ChatService")(self.workspace, self.card)
+        return self._once("chat", lambda: engine_object("chat:ChatService")(self.workspace, self.card))
 
     @property
     def has_chat(self) -> bool:
         """Whether the chat was used, that is, whether torch is here on its account."""
-        return "chat" in self.__dict__
+        return "chat" in self._made
 
-    @cached_property
+    @property
     def lens(self) -> Any:
         """The engine's Lens on data; the first use imports torch."""
-        with self._lock:
-            return engine_object("lens:Lens")(self.workspace)
+        return self._once("lens", lambda: engine_object("lens:Lens")(self.workspace))
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The part of that name, made by whoever needs it first and by nobody else meanwhile."""
+        made = self._made.get(name)
+        if made is None:
+            with self._making:
+                made = self._made.get(name)
+                if made is None:
+                    made = self._made[name] = make()
+        return made
 
     def allow_engine(self) -> None:
         """From now on pages may count tokens by themselves: the app has been idle after its start, or the user asked for it."""
@@ -151,19 +162,21 @@ class Service:
         self._inspections.forget_stopped()
         self._looks.forget_stopped()
 
-    @cached_property
+    @property
     def run_lists(self) -> RunLists:
         """All runs as rows, for the Runs tab and for every picker of a run."""
         from qlora_ui.ui.run_lists import RunLists
 
-        return RunLists(self.workspace, self.readers)
+        lists: RunLists = self._once("run lists", lambda: RunLists(self.workspace, self.readers))
+        return lists
 
-    @cached_property
+    @property
     def desk(self) -> ChatDesk:
         """The one conversation of the app, which every page shows."""
         from qlora_ui.ui.chat_desk import ChatDesk
 
-        return ChatDesk(self)
+        desk: ChatDesk = self._once("desk", lambda: ChatDesk(self))
+        return desk
 
     def run_for(self, run_id: str) -> RunDir | None:
         """The run that a page looks at: the chosen one, else the one that runs, else the newest; None if there is none."""

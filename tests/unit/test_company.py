@@ -78,7 +78,7 @@ def test_a_chat_that_nobody_talks_to_gives_way_to_a_run_and_says_so(
 ) -> None:
     card(monkeypatch, free_bytes=300 * MIB, ours_bytes=20 * GIB)
     service = Service(workspace)
-    monkeypatch.setitem(service.__dict__, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0))
+    monkeypatch.setitem(service._made, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0))
     monkeypatch.setattr(launcher_module, "engine_object", lambda name: lambda path, *, turns: None)
 
     def let_go() -> None:

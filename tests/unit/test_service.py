@@ -1,0 +1,44 @@
+"""What lives as long as the app: asked by many threads at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui import service as module
+from qlora_ui.ui.service import Service
+
+
+def test_pages_are_drawn_while_the_engine_is_loaded_which_is_done_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end, made = threading.Event(), threading.Event(), []
+
+    def load(name: str) -> object:
+        begun.set()
+        assert may_end.wait(10)
+        return lambda *given: made.append(name) or object()
+
+    monkeypatch.setattr(module, "engine_object", load)
+    service = Service(workspace)
+    with ThreadPoolExecutor(3) as threads:
+        lenses = [threads.submit(lambda: service.lens) for _ in range(2)]
+        assert begun.wait(10)
+        threads.submit(lambda: (service.gpus(), service.news(), service.models())).result(timeout=5)
+        may_end.set()
+        assert lenses[0].result() is lenses[1].result() is service.lens and made == ["lens:Lens"]
+
+
+def test_two_pages_that_come_first_together_share_one_conversation(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    # functools.cached_property has no lock any more from Python 3.12 on.
+    def slowly(service: Service) -> object:
+        time.sleep(0.05)
+        return object()
+
+    monkeypatch.setattr("qlora_ui.ui.chat_desk.ChatDesk", slowly)
+    service = Service(workspace)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: service.desk, range(2))
+    assert first is second
