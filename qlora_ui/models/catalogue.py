@@ -43,6 +43,14 @@ def is_hub_id(model_id: str) -> bool:
     return bool(_HUB_ID.match(model_id)) and not os.path.isdir(typed_path(model_id))
 
 
+def public_name(model_id: str) -> str:
+    """How a base is called where others read it: its name on the Hub, else the last part of its path, on one line."""
+    if builtin.is_builtin(model_id):
+        return builtin.HUB_ID
+    name = model_id if is_hub_id(model_id) else model_id.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return " ".join(name.split())
+
+
 def list_models(workspace: Folders) -> list[ModelEntry]:
     """The built-in model, then the folders in the workspace's `models`, then what is in the Hub's cache; partial ones say so."""
     converted = builtin.converted_folder(workspace)

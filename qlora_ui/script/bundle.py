@@ -11,8 +11,7 @@ from typing import Literal
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import write_text
 from qlora_ui.catalog.templates import template_named
-from qlora_ui.models import builtin
-from qlora_ui.models.catalogue import is_hub_id
+from qlora_ui.models.catalogue import public_name
 from qlora_ui.runs.events import Planned
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.run_dir import RunDir
@@ -89,14 +88,7 @@ def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:
         if planned is not None and not planned.packed:
             plan = replace(plan, num_steps=planned.num_steps, eval_every=planned.eval_every, save_every=planned.save_every)
     template = None if config.model.template == "auto" else template_named(config.model.template).end
-    return ScriptFacts(_model_name(config), plan, has_eval, template, run.id if run else "")
-
-
-def _model_name(config: RunConfig) -> str:
-    """The base by a name that holds elsewhere; of a folder on this computer only the last part."""
-    if builtin.is_builtin(config.model.id):
-        return builtin.HUB_ID
-    return config.model.id if is_hub_id(config.model.id) else Path(config.model.id).name
+    return ScriptFacts(public_name(config.model.id), plan, has_eval, template, run.id if run else "")
 
 
 def _num_rows(path: Path) -> int:

@@ -42,7 +42,9 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
         ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
     )
     stopper = "EarlyStoppingCallback, " if _stops(config, facts) else ""
-    return f'''"""QLoRA fine-tuning of {facts.model}{f", as in the run {facts.run_id}" if facts.run_id else ""}.
+    # A folder may have quotes in its name, which would end the text here and begin the program.
+    model = facts.model.replace('"', "'").replace("\\", "/")
+    return f'''"""QLoRA fine-tuning of {model}{f", as in the run {facts.run_id}" if facts.run_id else ""}.
 
     pip install -r requirements.txt
     python train.py [MODEL]        MODEL: another Hub id, or the folder of the base model
@@ -65,7 +67,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 HERE = Path(__file__).resolve().parent
-MODEL = sys.argv[1] if len(sys.argv) > 1 else {json.dumps(facts.model)}
+MODEL = sys.argv[1] if len(sys.argv) > 1 else {_literal(facts.model)}
 CUDA = {"False" if config.launch.device == "cpu" else "torch.cuda.is_available()"}
 DTYPE = {_dtype(config)}
 

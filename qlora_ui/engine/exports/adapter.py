@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qlora_ui.base.errors import ModelError, RunError
 from qlora_ui.base.files import write_json
-from qlora_ui.engine.exports.card import public_name
+from qlora_ui.models.catalogue import public_name
 from qlora_ui.models.folder import PICKLES, read_header
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace

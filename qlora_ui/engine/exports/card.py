@@ -15,17 +15,10 @@ from qlora_ui.base.files import read_json
 from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models import builtin
-from qlora_ui.models.catalogue import is_hub_id
+from qlora_ui.models.catalogue import public_name
 from qlora_ui.models.folder import read_licence
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.run_config import RunConfig
-
-
-def public_name(model_id: str) -> str:
-    """How a base is called where others read it: its name on the Hub, else the last part of its path."""
-    if builtin.is_builtin(model_id):
-        return builtin.HUB_ID
-    return model_id if is_hub_id(model_id) else Path(model_id.replace("\\", "/")).name
 
 
 def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:

@@ -18,10 +18,11 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
-from qlora_ui.engine.exports.card import adapter_or_fail, public_name, write_card
+from qlora_ui.engine.exports.card import adapter_or_fail, write_card
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, plan_export
 from qlora_ui.hardware.system import read_system
+from qlora_ui.models.catalogue import public_name
 from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace

@@ -1,0 +1,38 @@
+"""The name of the base in what is written for others: a folder may be called anything."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import yaml
+
+from qlora_ui.models.catalogue import public_name
+from qlora_ui.script.render import ScriptFacts, render_script
+from qlora_ui.script.trl_yaml import render_trl_yaml
+from qlora_ui.settings.intervals import intervals
+from qlora_ui.settings.run_config import RunConfig
+
+USUAL = render_script(RunConfig(), ScriptFacts("owner/name", intervals(RunConfig(), 10, 0), has_eval=False))
+
+
+@pytest.mark.parametrize(
+    ("model_id", "name"),
+    [
+        ("C:\\users\\me\\unsloth-8b", "unsloth-8b"),
+        ('/models/a"""; import os; os.system("echo hi"); """', 'a"""; import os; os.system("echo hi"); """'),
+        ("/models/two\nlines: [1", "two lines: [1"),
+        ("/models/🦙 8b/", "🦙 8b"),
+        ("builtin:smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("owner/name", "owner/name"),
+    ],
+)
+def test_the_name_of_a_base_is_a_text_and_nothing_else(model_id: str, name: str) -> None:
+    config = RunConfig()
+    facts = ScriptFacts(public_name(model_id), intervals(config, 10, 0), has_eval=False)
+    program = ast.parse(render_script(config, facts))
+    assert [type(line) for line in program.body] == [type(line) for line in ast.parse(USUAL).body]
+    model = next(line.value for line in program.body if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "MODEL")
+    assert isinstance(model, ast.IfExp) and ast.literal_eval(model.orelse) == name
+    settings = yaml.safe_load(render_trl_yaml(config, facts, on_gpu=False, compute_dtype="float32"))
+    assert settings["model_name_or_path"] == name
