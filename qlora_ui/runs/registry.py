@@ -16,7 +16,7 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import resolve_inside
 from qlora_ui.runs.events import Queued, from_line
 from qlora_ui.runs.journal import JournalWriter, read_events
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -121,9 +121,19 @@ def _first_event_at(journal: str) -> float:
 
 
 def delete_run(workspace: Workspace, run: RunDir) -> Path:
-    """Move a run to the workspace's trash and return where; raises RunError while a job works on it."""
-    if run.status(read_events(run.journal_path)).is_live:
+    """Move a run to the workspace's trash and return where; raises RunError while a job works on it, or will."""
+    events = read_events(run.journal_path)
+    status = run.status(events)
+    if status.is_live:
         raise run.refusal(f"Run {run.id} is still running.", why="What it writes would be lost", fix="Stop it first.")
+    # One without a single event is what a damaged journal looks like, and waits for nothing.
+    if status is Status.QUEUED and events:
+        raise RunError(
+            f"Run {run.id} waits for its turn.",
+            why="Its job would begin without its settings",
+            fix="Take it out of the queue first, on the Train tab",
+            code="run-queued",
+        )
     target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
     shutil.move(run.path, target)
     return target

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base.errors import RunError
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
@@ -221,9 +222,17 @@ def test_a_row_follows_its_run(workspace: Workspace, run: RunDir) -> None:
     assert runs.rows()[0].status is Status.CRASHED
     rename(run, "  a better   name ")
     assert runs.rows()[0].name == "a better name"
+    journal.write(Queued())
+    # Its job, which may be about to begin, would make the folder anew, without settings.
+    with pytest.raises(RunError, match=r"waits for its turn.*Take it out of the queue first"):
+        delete_run(workspace, run)
     journal.write(Finished())
     delete_run(workspace, run)
     assert runs.rows() == [] and list_runs(workspace) == []
+    damaged = create_run(workspace, RunConfig())
+    damaged.journal_path.unlink()
+    delete_run(workspace, damaged)
+    assert list_runs(workspace) == []
 
 
 @pytest.mark.parametrize("end", ["failed", "killed"])
