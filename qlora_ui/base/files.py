@@ -66,6 +66,24 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def put_in_place(staged: Path, final: Path) -> None:
+    """Let a folder that was written aside take the place of another; a reader sees the old or the new one, or for an instant none.
+
+    Raises OSError, with the old one as it was, where a program holds it (on Windows an open file is enough).
+    """
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    try:
+        os.replace(staged, final)
+    except OSError:
+        if old.exists():
+            os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex, read in pieces."""
     with path.open("rb") as file:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import free_bytes, read_json, sha256_of, sync_directory
+from qlora_ui.base.files import free_bytes, put_in_place, read_json, sha256_of, sync_directory
 from qlora_ui.base.units import MIB, format_bytes
 
 MANIFEST = "manifest.json"
@@ -173,12 +173,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(staged: Path, final: Path) -> None:
-    """Put a written-aside folder in the place of another; a reader sees the old or the new one, or for an instant none."""
+    """`put_in_place`, and no crash can lose the new one after this returns."""
     sync_tree(staged)
-    old = final.with_name(f".old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(staged, final)
+    put_in_place(staged, final)
     sync_directory(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import free_bytes, read_json, size_of_tree, write_json
+from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tree, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
@@ -101,8 +101,7 @@ def export_run(
         )
         note = " ".join((note, *remarks))
         on_progress("Putting it in place", None)
-        shutil.rmtree(target, ignore_errors=True)
-        making.rename(target)
+        _put_in_place(making, target)
         if out is None:
             _note(run, form, check, note)
     finally:
@@ -215,6 +214,18 @@ def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise QloraUiError(f"{target.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
     return target
+
+
+def _put_in_place(made: Path, target: Path) -> None:
+    try:
+        put_in_place(made, target)
+    except OSError as error:
+        raise RunError(
+            "The new export cannot take its place, so the earlier one stays.",
+            why=error.strerror or str(error),
+            fix=f"Close what uses {target}, then make it again",
+            code="export-in-use",
+        ) from None
 
 
 def _note(run: RunDir, form: str, check: CheckResult | None, note: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import read_json, size_of_tree
+from qlora_ui.base.files import put_in_place, read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
@@ -148,8 +148,7 @@ def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgre
         made = Path(aside) / form
         write_bundle(run.config(), run.data, made, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
         stop_if(is_cancelled, "The export")
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        put_in_place(made, target)
     return target
 
 
@@ -162,7 +161,7 @@ def _hold(service: Service, run: RunDir, is_cancelled: IsCancelled) -> Hold:
 
 
 def _pack(service: Service, run: RunDir, form: str) -> Path:
-    """One file to save: the only one of the export, or all of it as a ZIP in the workspace's temporary folder."""
+    """The export as a ZIP to save, in the workspace's temporary folder."""
     folder = run.exports / form
     if form not in {known.name for known in EXPORT_FORMS} | SCRIPTS.keys() or not folder.is_dir():
         raise RunError("This export is not there any more.", fix="Make it again", code="export-missing")

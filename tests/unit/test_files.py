@@ -1,0 +1,38 @@
+"""Files and folders that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qlora_ui.base.files import put_in_place
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    for content in ("old", "new"):
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        (staged / "file").write_text(content)
+        put_in_place(staged, final)
+        assert (final / "file").read_text() == content and [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("held", ["final", "staged"])
+def test_a_folder_that_a_program_holds_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+    replace = os.replace
+
+    def on_windows(source: Path, target: Path) -> None:
+        if Path(source).name == held:
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        replace(source, target)
+
+    for name in ("final", "staged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    monkeypatch.setattr(os, "replace", on_windows)
+    with pytest.raises(PermissionError):
+        put_in_place(tmp_path / "staged", tmp_path / "final")
+    assert (tmp_path / "final" / "file").read_text() == "final" and (tmp_path / "staged" / "file").exists()
