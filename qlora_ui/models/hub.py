@@ -7,7 +7,6 @@ login and is never held here.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json
 from qlora_ui.models.architecture import SUPPORTED_TYPES, facts_from_config
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.folder import PICKLES, refuse_config
@@ -103,7 +103,11 @@ def describe(model_id: str, revision: str | None = None) -> HubDetails:
         path = hf_hub_download(
             model_id, "config.json", revision=info.sha, endpoint=endpoint(), cache_dir=cache_folder(), etag_timeout=TIMEOUT_S
         )
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = read_json(Path(path))
+    if not isinstance(config, dict):
+        raise _error(
+            "model-config", f"The config.json of {model_id} cannot be read.", "It holds no settings in JSON.", "Choose another model."
+        )
     refuse_config(config, model_id)
     return HubDetails(
         id=model_id,
@@ -232,7 +236,8 @@ def _refuse_files(model_id: str, names: set[str]) -> None:
 
 def _is_needed(name: str) -> bool:
     """Files in the top folder that transformers reads; Mistral's `consolidated` is the same weights a second time."""
-    return "/" not in name and name.endswith(_SUFFIXES) and not name.startswith(("consolidated", "."))
+    # A backslash leads to another folder on Windows.
+    return "/" not in name and "\\" not in name and name.endswith(_SUFFIXES) and not name.startswith(("consolidated", "."))
 
 
 def _file(sibling: Any) -> HubFile:

@@ -55,6 +55,18 @@ def test_sizes_and_shape_without_a_download(hub: HubStub, tmp_path: Path) -> Non
     assert stored_bytes(MODEL) == len(hub.repos[MODEL]["config.json"])
 
 
+@pytest.mark.parametrize("config", [b"<html>", b"[]", b"[" * 100_000])
+def test_a_config_that_is_none_is_refused_in_words(hub: HubStub, config: bytes) -> None:
+    hub.repos[MODEL]["config.json"] = config
+    with pytest.raises(ModelError, match=f"The config.json of {MODEL} cannot be read"):
+        describe(MODEL)
+
+
+def test_a_name_that_leads_out_of_its_folder_is_not_fetched(hub: HubStub) -> None:
+    hub.repos[MODEL] |= {"a\\..\\..\\startup.json": b"{}", "../startup.json": b"{}"}
+    assert {file.name for file in describe(MODEL).files} == set(model_files())
+
+
 def test_download_brings_a_whole_checked_model_and_does_not_repeat(hub: HubStub) -> None:
     seen: list[tuple[str, float | None]] = []
     folder = download(MODEL, on_progress=lambda what, share: seen.append((what, share)))
