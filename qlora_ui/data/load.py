@@ -90,6 +90,16 @@ class Conversations(Sequence[Conversation]):
         for index in range(len(self)):
             yield self[index]
 
+    def position_of(self, row: int, source: str = "") -> int | None:
+        """Where a row stands by its number in its file, as findings give it; None where it is not among these. Reads no row."""
+        for number, file in enumerate(self.files):
+            inside = np.flatnonzero(file.numbers == row)
+            if source in ("", file.report.name) and len(inside):
+                found = np.flatnonzero((self.file_numbers == number) & (self.rows == inside[0]))
+                if len(found):
+                    return int(found[0])
+        return None
+
     def take(self, indices: np.ndarray[Any, Any] | Sequence[int]) -> Conversations:
         """The conversations at some positions, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)

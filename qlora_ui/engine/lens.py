@@ -109,18 +109,6 @@ class Lens:
         """Positions of rows, the most troubled first: what stepping through them shows."""
         return [int(row) for row in self.look(config).lint.worst]
 
-    def position_of(self, config: RunConfig, row: int, source: str = "") -> int | None:
-        """The position of a row by its number in its file, as findings give it; None where it is not among the usable ones."""
-        conversations = self.look(config).conversations
-        for number, file in enumerate(conversations.files):
-            if source in ("", file.report.name):
-                inside = np.flatnonzero(file.numbers == row)
-                if len(inside):
-                    found = np.flatnonzero((conversations.file_numbers == number) & (conversations.rows == inside[0]))
-                    if len(found):
-                        return int(found[0])
-        return None
-
     def fix(self, config: RunConfig, action: Mapping[str, Any]) -> dict[str, Any]:
         """Do a finding's `fix_action`; returns the settings to change (`{"data.sources": ...}`). The user's file stays as it is.
 

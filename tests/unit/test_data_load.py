@@ -315,6 +315,21 @@ def test_convert_on_the_command_line(tmp_path: Path, workspace: Workspace, capsy
     assert code == 0 and list(workspace.temp.iterdir()) == []
 
 
+def test_a_row_is_found_by_its_number_without_reading_the_others(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rows in (("a", ROWS), ("b", [{}, *ROWS])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sources = (DataSource(id=str(tmp_path / "a.jsonl"), rows="11-20"), DataSource(id=str(tmp_path / "b.jsonl"), weight=2))
+    conversations = load_anyway(DataSection(sources=sources), workspace).conversations
+    wanted = {(row.row, row.source): place for place, row in reversed(list(enumerate(conversations)))}
+    monkeypatch.setattr(type(conversations), "__getitem__", None)
+    for (row, source), place in wanted.items():
+        assert conversations.position_of(row, source) == place
+    assert conversations.position_of(2) == conversations.position_of(2, "b.jsonl") == 10
+    assert conversations.position_of(2, "a.jsonl") is conversations.position_of(1, "b.jsonl") is conversations.position_of(99) is None
+
+
 def test_a_first_look_for_mapping_columns(tmp_path: Path, workspace: Workspace) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("Question;Reply;Notes\nWhy?;Because.;" + "x" * 400 + "\n", encoding="utf-8")

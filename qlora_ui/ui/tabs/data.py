@@ -293,13 +293,11 @@ def _wire_reading(page: Page, verdict: Any) -> None:
 
 
 def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
-    """Where a row of a file stands among the conversations; 0 where it is not among the usable ones."""
-    conversations = load_anyway(config.data, page.service.workspace).conversations
-    for position in range(len(conversations)):
-        found = conversations[position]
-        if found.row == row and source in ("", found.source):
-            return position
-    raise DataError(f"Row {row} cannot be shown.", why="It is not among the rows that can be read", fix="Look at it in your file")
+    """Where a row of a file stands among the conversations; raises DataError where it is not among the usable ones."""
+    position = load_anyway(config.data, page.service.workspace).conversations.position_of(row, source)
+    if position is None:
+        raise DataError(f"Row {row} cannot be shown.", why="It is not among the rows that can be read", fix="Look at it in your file")
+    return position
 
 
 def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> None:
