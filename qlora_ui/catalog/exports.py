@@ -46,8 +46,3 @@ EXPORT_FORMS: tuple[ExportForm, ...] = (
     ExportForm("gguf-lora", "Adapter as GGUF", "The adapter for llama.cpp, beside a GGUF of its base.", "llama.cpp --lora"),
     ExportForm("ollama", "Ollama", "A folder with the model and a Modelfile whose template and stop words are right.", "ollama create"),
 )
-
-
-def export_form(name: str) -> ExportForm:
-    """The form with that name; KeyError where there is none."""
-    return {form.name: form for form in EXPORT_FORMS}[name]

@@ -23,18 +23,16 @@ class Metric:
     title: str
     better: Literal["higher", "lower"]
     help: str
-    is_share: bool = False
-    """From 0 to 1, shown in percent."""
 
 
 METRICS = (
     Metric("loss", "Loss", "lower", "Surprise per learned token of the held-back rows, in nats: the number that training lowers."),
     Metric("perplexity", "Perplexity", "lower", "e to the loss: among how many equally likely words the model hesitates."),
-    Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself.", True),
-    Metric("exact_match", "Exact match", "higher", "Share of answers equal to the reference, but for case and spaces.", True),
-    Metric("label_f1", "Label F1", "higher", "Balance of hits and false alarms, averaged over the labels.", True),
-    Metric("rouge_l", "ROUGE-L", "higher", "Overlap with the reference: the longest common sequence of words, as F1.", True),
-    Metric("json_validity", "Valid JSON", "higher", "Share of answers that are JSON.", True),
+    Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself."),
+    Metric("exact_match", "Exact match", "higher", "Share of answers equal to the reference, but for case and spaces."),
+    Metric("label_f1", "Label F1", "higher", "Balance of hits and false alarms, averaged over the labels."),
+    Metric("rouge_l", "ROUGE-L", "higher", "Overlap with the reference: the longest common sequence of words, as F1."),
+    Metric("json_validity", "Valid JSON", "higher", "Share of answers that are JSON."),
 )
 
 

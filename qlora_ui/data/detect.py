@@ -18,7 +18,6 @@ from qlora_ui.data.report import FormatVote
 SAMPLE_ROWS = 1000
 
 _MEDIA = ("image", "images", "pixel_values", "audio", "video", "videos", "audios")
-_TOKENS = ("input_ids", "labels", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 import orjson
@@ -22,11 +22,6 @@ from qlora_ui.data.rows import Conversation
 from qlora_ui.data.sources import files_of
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
-
-
-class _Rows(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Conversation: ...
 
 
 class RowFile:

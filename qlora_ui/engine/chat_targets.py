@@ -1,4 +1,4 @@
-"""What can be talked to: base models, runs and their checkpoints. Imports no torch, so that a page can list them at once."""
+"""What can be talked to: base models, runs and their checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import resolve_inside
-from qlora_ui.runs.registry import find_run, list_runs
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -31,30 +30,6 @@ class ChatTarget:
         if self.run_id is None:
             return self.model_id.rsplit("/", maxsplit=1)[-1].rsplit(":", maxsplit=1)[-1]
         return f"{self.run_id} · {self.checkpoint}" if self.checkpoint else self.run_id
-
-
-def list_targets(workspace: Workspace) -> list[ChatTarget]:
-    """Every run with an adapter and each of its checkpoints, newest first."""
-    targets = []
-    for run in list_runs(workspace):
-        model_id = BUILTIN_MODEL
-        try:
-            section = run.config().model
-        except (RunError, ValueError):
-            continue
-        model_id, revision = section.id, section.revision
-        if (run.adapter / WEIGHTS).is_file():
-            targets.append(ChatTarget(model_id, revision, run.id))
-        targets += [ChatTarget(model_id, revision, run.id, name) for name in checkpoint_names(run)]
-    return targets
-
-
-def checkpoint_names(run: RunDir) -> list[str]:
-    """Names of the run's whole checkpoints, newest first."""
-    if not run.checkpoints.is_dir():
-        return []
-    found = [entry.name for entry in run.checkpoints.glob("checkpoint-*") if (entry / WEIGHTS).is_file()]
-    return sorted(found, key=lambda name: int(name.rsplit("-", maxsplit=1)[-1]) if name.rsplit("-", maxsplit=1)[-1].isdigit() else 0)[::-1]
 
 
 def target_config(target: ChatTarget, workspace: Workspace) -> RunConfig:

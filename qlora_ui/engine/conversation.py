@@ -63,11 +63,6 @@ class ChatHistory:
         turn.question = question
         turn.answers.clear()
 
-    def edit_answer(self, index: int, side: SideName, text: str) -> None:
-        """Change what a side answered in a turn and forget everything after it; the side goes on from there."""
-        self._turn(index).answers[side] = text
-        del self.turns[index + 1 :]
-
     def undo(self) -> str:
         """Remove the last turn and return its question, for the text box."""
         return self.turns.pop().question if self.turns else ""

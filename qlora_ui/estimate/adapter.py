@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from qlora_ui.models.facts import Linear, ModelFacts
 from qlora_ui.settings.sections import LoraSection
 
-_BNB_SMALL = 4096
-"""bitsandbytes keeps 32-bit states for tensors with fewer numbers than that."""
-
 
 @dataclass(frozen=True, slots=True)
 class Adapter:

@@ -170,11 +170,6 @@ class DeviceProfile:
     grows_segments: bool = field(default_factory=grows_segments)
     """Whether torch's allocator grows its segments there, instead of adding new ones beside those that do not fit."""
 
-    @property
-    def allocator_bytes(self) -> int:
-        """What the run itself may allocate: free memory without the context."""
-        return max(0, self.free_bytes - self.context_bytes)
-
 
 def current_device(workspace: HasCache | None = None, wanted: str = "auto") -> DeviceProfile:
     """The device that a run with `launch.device` = `wanted` would use on this machine.

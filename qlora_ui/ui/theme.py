@@ -12,8 +12,6 @@ from pathlib import Path
 
 import gradio as gr
 
-from qlora_ui.estimate.memory import PART_WORDS
-
 STATIC = Path(__file__).with_name("static")
 _KEYFRAMES = re.compile(r"@keyframes [^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _ABOVE = ":root:root:root"
@@ -145,10 +143,6 @@ def stylesheet() -> str:
     rules = "\n".join(path.read_text(encoding="utf-8") for path in sorted(STATIC.glob("*.css")) if path.name != "tokens.css")
     keyframes = "\n".join(_KEYFRAMES.findall(rules))
     return f"{tokens}\n{keyframes}\n{_ABOVE} {{\n{_KEYFRAMES.sub('', rules)}\n}}"
-
-
-PART_LABELS = dict(PART_WORDS)
-"""Words of the memory parts, in the order in which a bar stacks them."""
 
 
 def part_colour(part: str) -> str:

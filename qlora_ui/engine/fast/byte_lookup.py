@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 CONSTRAINTS = "=r,=r,=r,=r,r"
 """Two registers of high values, two of low ones, and the four bytes."""
-BYTES = 4
-"""That one piece of assembly turns into values."""
 
 
 @functools.lru_cache(maxsize=8)
