@@ -8,9 +8,10 @@ from dataclasses import replace
 from qlora_ui.runs.listing import row_of
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, sparkline, table_html
-from qlora_ui.ui.views.words import ago
+from qlora_ui.ui.views.words import ago, describe_model, model_title
 from tests.journals import write_run
 
 
@@ -82,3 +83,10 @@ def test_moments_are_said_as_people_do() -> None:
     now = time.mktime((2026, 11, 24, 15, 0, 0, 0, 0, -1))
     assert ago(now - 5, now) == "just now" and ago(now - 700, now) == "11 min ago" and ago(now - 2 * 3600, now) == "today 13:00"
     assert ago(now - 3 * 86400, now) == "Sat 21 Nov 15:00" and ago(now - 400 * 86400, now) == "20 Oct 2025"
+
+
+def test_a_model_has_one_name_on_every_tab() -> None:
+    for model_id in ("C:\\models\\llama-8b", "C:\\models\\llama-8b\\", "/models/llama-8b/", "owner/llama-8b"):
+        assert model_title(model_id) == describe_model(model_id) == "llama-8b"
+    assert model_title(BUILTIN_MODEL) == "SmolLM2-135M-Instruct" and describe_model(BUILTIN_MODEL) == "SmolLM2-135M-Instruct (built in)"
+    assert model_title("") == ""

@@ -10,7 +10,7 @@ from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case, with_units
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
-from qlora_ui.ui.views.words import TITLES, source_title
+from qlora_ui.ui.views.words import model_title, source_title
 
 if TYPE_CHECKING:
     from qlora_ui.runs.read import RunView
@@ -69,11 +69,6 @@ def tab_of(path: str) -> str:
     return TAB_OF_OPTION.get(path, TAB_OF_SECTION.get(path.partition(".")[0], ""))
 
 
-def model_title(model_id: str) -> str:
-    """A model's id as people say it."""
-    return TITLES.get(model_id) or middle_cut(model_id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or "no model", 40)
-
-
 def data_title(config: RunConfig) -> str:
     """The datasets of a run in words."""
     names = [source_title(source.id, 40) for source in config.data.sources]
@@ -122,7 +117,7 @@ def _summary(draft: Draft) -> str:
 
 
 def _model_words(draft: Draft, config: RunConfig) -> str:
-    words = escape(model_title(config.model.id))
+    words = escape(model_title(config.model.id) or "no model")
     if draft.facts is not None:
         words += f'<span class="q-small"> {escape(format_count(draft.facts.num_params))}, 4-bit</span>'
     return words

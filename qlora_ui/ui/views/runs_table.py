@@ -11,7 +11,7 @@ from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
-from qlora_ui.ui.views.words import ago, describe_model, fold, setting_words, status_chip
+from qlora_ui.ui.views.words import ago, fold, model_title, setting_words, status_chip
 
 PAGE_ROWS = 25
 MOST_PICKED = 4
@@ -87,7 +87,7 @@ def _row_html(row: RunRow, config: RunConfig | None, when: str, is_picked: bool,
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
     state = " checked" if is_picked else "" if can_pick else " disabled"
     pick = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{state}>'
-    where = f"{describe_model(row.model, 30).removesuffix(' (built in)')} · {when}"
+    where = f"{model_title(row.model, 30)} · {when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
     progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""

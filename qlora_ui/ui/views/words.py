@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from qlora_ui.runs.run_dir import Request, Status
-from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.settings.sections import BUILTIN_DATA, BUILTIN_MODEL
 from qlora_ui.ui.markup import escape, middle_cut
 
 STATUS_WORDS = {
@@ -19,7 +19,7 @@ STATUS_WORDS = {
     Status.FAILED: "failed",
     Status.CRASHED: "interrupted",
 }
-TITLES = {"builtin:smollm2-135m-instruct": "SmolLM2-135M-Instruct", "builtin:plain-pirate": "Everyday questions, answered by a pirate"}
+TITLES = {BUILTIN_MODEL: "SmolLM2-135M-Instruct", BUILTIN_DATA: "Everyday questions, answered by a pirate"}
 ASKING = '<p class="q-small" role="status" aria-busy="true">Asking the Hub …</p>'
 """Stands where its answer will be."""
 _LOOKS = {
@@ -46,11 +46,14 @@ def status_chip(status: Status) -> str:
     return f'<span class="q-chip q-chip-{look}"><span>{sign}{STATUS_WORDS[status]}</span></span>'
 
 
+def model_title(model_id: str, length: int = 40) -> str:
+    """A model's name as people say it, without the owner of its repository or the folders before it, of whatever system."""
+    return TITLES.get(model_id) or middle_cut(model_id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or model_id, length)
+
+
 def describe_model(model_id: str, length: int = 44) -> str:
-    """A model's name without the owner of its repository or the folders before it."""
-    if model_id == BUILTIN_MODEL:
-        return "SmolLM2-135M-Instruct (built in)"
-    return middle_cut(model_id.rstrip("/").rsplit("/", maxsplit=1)[-1] or model_id, length)
+    """`model_title`, with a word on the built-in one."""
+    return model_title(model_id, length) + (" (built in)" if model_id == BUILTIN_MODEL else "")
 
 
 def source_title(source_id: str, length: int = 44) -> str:
