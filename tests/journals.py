@@ -28,9 +28,8 @@ from qlora_ui.runs.events import (
     Stopped,
 )
 from qlora_ui.runs.journal import JournalWriter
-from qlora_ui.runs.read import ADAPTER_WEIGHTS
 from qlora_ui.runs.registry import create_run
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 

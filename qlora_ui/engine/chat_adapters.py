@@ -20,10 +20,10 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.files import read_json
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 
 BASE = "base"
 """The row key of the model without an adapter."""
-WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_A.bias", ".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _REFUSED_IF_SET = (
@@ -55,14 +55,14 @@ def check_adapter(folder: Path, layers: Mapping[str, tuple[int, int]]) -> dict[s
             f"There is no adapter in {folder.name}.", why="adapter_config.json is missing or unreadable.", code="adapter-missing"
         )
     _check_config(config)
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
-            f"The adapter in {folder.name} has no {WEIGHTS}.",
+            f"The adapter in {folder.name} has no {ADAPTER_WEIGHTS}.",
             why="Other formats can run code when they are opened and are never read.",
             fix="Convert it to safetensors where you trust it.",
             code="adapter-format",
         )
-    _check_shapes(_read_shapes(folder / WEIGHTS), layers, int(config["r"]))
+    _check_shapes(_read_shapes(folder / ADAPTER_WEIGHTS), layers, int(config["r"]))
     return config
 
 

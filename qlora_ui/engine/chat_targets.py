@@ -8,11 +8,10 @@ from pathlib import Path
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import resolve_inside
 from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def adapter_folder(target: ChatTarget, workspace: Workspace) -> Path | None:
         return None
     run = find_run(workspace, target.run_id)
     folder = resolve_inside(run.checkpoints, target.checkpoint) if target.checkpoint else run.adapter
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise RunError(
             f"Run {run.id} has no {'checkpoint ' + target.checkpoint if target.checkpoint else 'adapter'} to talk to.",
             why="It was not trained far enough to save one." if not target.checkpoint else "It may have been replaced by a newer one.",

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import GrowingLines, read_json, sha256_of, write_json
+from qlora_ui.base.files import GrowingLines, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
 from qlora_ui.data.rows import Conversation, Message
@@ -22,7 +22,7 @@ from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
-from qlora_ui.engine.chat_targets import WEIGHTS, ChatTarget, adapter_folder, target_config
+from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
 from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.evaluate_models import (
     ADAPTER,
@@ -40,11 +40,10 @@ from qlora_ui.engine.load import num_parameters
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
-RESULT = "evaluation.json"
 SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
 """Tokens that an answer may have in any case, and at most."""
 FREE_S = 30.0
@@ -105,7 +104,7 @@ def evaluate_run(
     config = target_config(target, workspace)
     adapter = adapter_folder(target, workspace)
     assert adapter is not None
-    adapter_sha256 = sha256_of(adapter / WEIGHTS)
+    adapter_sha256 = sha256_of(adapter / ADAPTER_WEIGHTS)
     rows, conversations, num_held_back = _held_back(run, options.max_rows)
 
     def is_over() -> bool:
@@ -138,7 +137,7 @@ def evaluate_run(
         "versions": versions(),
     }
     stop_if(is_over, "The evaluation")
-    write_json(run.path / RESULT, result)
+    write_json(run.evaluation_path, result)
     return result
 
 
@@ -147,12 +146,6 @@ def _hold(card: Card, run: RunDir, config: RunConfig) -> Hold:
     is_alone = all(holder.who == "chat" for holder in card.holders())
     wait_s = FREE_S if is_alone and card.free("chat") else 0.0
     return card.hold("evaluation", run.name(config), run_id=run.id, wait_s=wait_s)
-
-
-def read_evaluation(run: RunDir) -> dict[str, Any] | None:
-    """The last evaluation of a run; None where there is none."""
-    value = read_json(run.path / RESULT)
-    return value if isinstance(value, dict) else None
 
 
 class _Evaluation:

@@ -11,8 +11,7 @@ from qlora_ui import __version__
 from qlora_ui.base.files import sha256_of, write_json
 from qlora_ui.hardware.gpu import driver_version
 from qlora_ui.runs.read import RunView
-
-WEIGHTS = "adapter_model.safetensors"
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 
 
 def write_receipt(view: RunView, data: Mapping[str, Any], base: Mapping[str, Any], predicted: Mapping[str, Any]) -> None:
@@ -62,7 +61,7 @@ def write_receipt(view: RunView, data: Mapping[str, Any], base: Mapping[str, Any
                 "best_eval_step": best.step if best else None,
             },
             "healed": [event.changes for event in view.notices if hasattr(event, "changes")],
-            "adapter_sha256": _hash(view.run.adapter / WEIGHTS),
+            "adapter_sha256": _hash(view.run.adapter / ADAPTER_WEIGHTS),
         },
     )
 

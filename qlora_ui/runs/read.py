@@ -33,13 +33,10 @@ from qlora_ui.runs.events import (
     StepLogged,
 )
 from qlora_ui.runs.journal import JournalReader
-from qlora_ui.runs.run_dir import Request, RunDir, Status, status_after
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, Request, RunDir, Status, status_after
 from qlora_ui.runs.timing import seconds_left, seconds_per_step
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""The file that makes a folder an adapter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ data/            the normalised rows of this run, job, once
 checkpoints/     job
 adapter/         job, written aside and renamed into place last
 exports/         exports
+evaluation.json  evaluation, the last one
 receipt.json     job, last
-about.json       page: name, notes, tags that the user changes later
+about.json       page and command line: name, notes, tags that the user changes later
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from qlora_ui.runs.events import (
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The file that makes a folder an adapter."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -130,6 +133,10 @@ class RunDir:
     @property
     def exports(self) -> Path:
         return self.path / "exports"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "evaluation.json"
 
     @property
     def receipt_path(self) -> Path:

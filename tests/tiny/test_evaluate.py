@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import sha256_of
+from qlora_ui.base.files import read_json, sha256_of
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
 from qlora_ui.cli import main
@@ -22,10 +22,11 @@ from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import RESULT, EvaluateOptions, _held_back, evaluate_run, read_evaluation
+from qlora_ui.engine.evaluate import EvaluateOptions, _held_back, evaluate_run
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.comparison import Question
 from qlora_ui.runs.registry import create_run, delete_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -131,8 +132,8 @@ def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Wo
     assert receipt["tasks"] == [] and receipt["verdict"]["text"].startswith("4-bit cost")
     assert receipt["adapter_sha256"] == sha256_of(run[1].adapter / "adapter_model.safetensors")
     # Its age counts from its end.
-    assert (run[1].path / RESULT).stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
-    assert read_evaluation(run[1]) == json.loads(json.dumps(receipt))
+    assert run[1].evaluation_path.stat().st_mtime - receipt["time"] < receipt["duration_s"] / 2
+    assert read_json(run[1].evaluation_path) == json.loads(json.dumps(receipt))
 
 
 def test_rows_are_taken_from_all_over_the_held_back_ones(run: tuple[Workspace, RunDir]) -> None:

@@ -17,7 +17,7 @@ from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import public_name
 from qlora_ui.models.folder import read_licence
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.settings.run_config import RunConfig
 
 
@@ -123,7 +123,7 @@ def _table(rows: list[tuple[str, object]]) -> str:
 
 def adapter_or_fail(run: RunDir) -> Path:
     """The run's finished adapter; raises RunError where there is none, or where its file is not whole."""
-    weights = run.adapter / "adapter_model.safetensors"
+    weights = run.adapter / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise RunError(
             f"Run {run.id} has no adapter to export.",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.files import read_json
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 
 PREFIX = "base_model.model."
 _PARTS = {
@@ -81,7 +82,7 @@ def read_lora(folder: Path) -> LoraWeights:
         raise ModelError(f"There is no adapter in {folder.name}.", fix="Train one, or choose another run.", code="adapter-missing")
     layers: dict[str, LayerUpdate] = {}
     replaced: dict[str, torch.Tensor] = {}
-    for key, tensor in load_file(str(folder / "adapter_model.safetensors")).items():
+    for key, tensor in load_file(str(folder / ADAPTER_WEIGHTS)).items():
         name = key.removeprefix(PREFIX)
         ending = next((ending for ending in _PARTS if name.endswith(ending)), None)
         if ending is None:

@@ -11,6 +11,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.models.catalogue import list_models
 from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_desk import ChatDesk, Who, held_back_rows
 from qlora_ui.ui.handler import attempt, problems_html
@@ -151,9 +152,7 @@ def _checkpoints(service: Service, run_id: str) -> list[str]:
         folder = find_run(service.workspace, run_id).checkpoints
     except QloraUiError:
         return []  # deleted since the list of runs was read
-    names = (
-        [entry.name for entry in folder.glob("checkpoint-*") if (entry / "adapter_model.safetensors").is_file()] if folder.is_dir() else []
-    )
+    names = [entry.name for entry in folder.glob("checkpoint-*") if (entry / ADAPTER_WEIGHTS).is_file()] if folder.is_dir() else []
     return sorted(names, key=lambda name: int(name.rsplit("-", 1)[-1]) if name.rsplit("-", 1)[-1].isdigit() else 0, reverse=True)
 
 

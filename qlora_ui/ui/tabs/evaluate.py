@@ -21,7 +21,6 @@ from qlora_ui.ui.views.background_view import progress_html, run_picker
 from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
 from qlora_ui.ui.views.run import LOOKING
 
-RESULT = "evaluation.json"
 SIDECAR = "qlora_ui.json"
 """Beside an adapter: what it is."""
 
@@ -59,7 +58,7 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     picker = run_picker(service.run_lists.rows(), view.id, "Evaluate")
     title = "Evaluating" if progress.key == view.id else "Evaluating another run"
     shown = progress.is_running or progress.key == view.id
-    result = read_json(view.run.path / RESULT)
+    result = read_json(view.run.evaluation_path)
     running = progress_html(progress, title) if shown else ""
     body = ""
     if isinstance(result, dict):
