@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.folders import DataFolders
+from qlora_ui.models.hub_cache import is_hub_name
 from qlora_ui.settings.source import DataSource
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ def hub_id(source_id: str) -> str | None:
     """The Hub's id of a source: `hub:OWNER/NAME`, or a bare `OWNER/NAME` that is no file; None for everything else."""
     if source_id.startswith("hub:"):
         return source_id.removeprefix("hub:")
-    return source_id if _HUB_ID.match(source_id) and not os.path.exists(typed_path(source_id)) else None
+    return source_id if is_hub_name(source_id) and not os.path.exists(typed_path(source_id)) else None
 
 
 def files_of(

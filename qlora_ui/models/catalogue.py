@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from qlora_ui.models import builtin
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.folder import read_folder, refuse_config
-from qlora_ui.models.hub_cache import cached_models, cached_snapshot
+from qlora_ui.models.hub_cache import cached_models, cached_snapshot, is_hub_name
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings.sections import BUILTIN_MODEL
-
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class ModelEntry:
 
 def is_hub_id(model_id: str) -> bool:
     """Whether an id is `OWNER/NAME` and no folder of this computer."""
-    return bool(_HUB_ID.match(model_id)) and not os.path.isdir(typed_path(model_id))
+    return is_hub_name(model_id) and not os.path.isdir(typed_path(model_id))
 
 
 def public_name(model_id: str) -> str:

@@ -7,7 +7,15 @@ the Hub, so what they downloaded is found here too.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text has the form of a model's or dataset's name on the Hub, OWNER/NAME; it may be a path as well."""
+    return _NAME.fullmatch(text) is not None
 
 
 def cache_folder() -> Path:
