@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.hardware.devices import KNOWN_CARDS
+from qlora_ui.hardware.cards import KNOWN_CARDS
 from qlora_ui.settings.option import Option
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.controls import make_text

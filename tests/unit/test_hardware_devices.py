@@ -6,12 +6,11 @@ import pytest
 
 from qlora_ui.base.errors import HardwareError
 from qlora_ui.base.units import GIB, MIB
+from qlora_ui.hardware.cards import KNOWN_CARDS, find_card
 from qlora_ui.hardware.devices import (
     ASSUMED_CONTEXT_BYTES,
-    KNOWN_CARDS,
     card_profile,
     cpu_profile,
-    find_card,
     forget_learned,
     named_device,
     store_context,
