@@ -5,20 +5,18 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
-import itertools
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from qlora_ui.base.errors import Problem, QloraUiError, RunError
+from qlora_ui.base.errors import Problem, QloraUiError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.collect import keep_row
 from qlora_ui.data.rows import Message
 from qlora_ui.runs.engine import engine_object
-from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.handler import attempt
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
@@ -50,14 +48,6 @@ class TurnNotes:
     answers: dict[str, Answer] = field(default_factory=dict)
     reference: str = ""
     """The answer that the row has, where the question came from a held-back row."""
-
-
-class HeldBack(NamedTuple):
-    """A row that a run never trained on: its first question, the answer to it, and what stands before both."""
-
-    question: str
-    answer: str
-    system: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +248,7 @@ class ChatDesk:
             self._check_free()
             if self.who is None or self.who.run_id is None:
                 raise QloraUiError("A base model has no held-back rows.", fix="Choose a run.", code="no-held-back-rows")
-            rows = held_back_rows(self._service, self.who.run_id)
+            rows = held_back_rows(self._service.workspace, self.who.run_id)
             if not rows:
                 raise QloraUiError(
                     "This run held no rows back.", fix="Set “Held back for checking” above 0 for the next run.", code="no-rows"
@@ -375,29 +365,6 @@ class ChatDesk:
             return make(saved if isinstance(saved, dict) else {"turns": []})
         except QloraUiError:
             return make({"turns": []})
-
-
-def held_back_rows(service: Service, run_id: str, most: int = 200) -> list[HeldBack]:
-    """Rows that the run held back, the first ones."""
-    try:
-        # As bytes: a text would also end a line at the U+2028 in somebody's answer.
-        with (find_run(service.workspace, run_id).data / "eval.jsonl").open("rb") as file:
-            lines = list(itertools.islice(file, most))
-    except (OSError, RunError):
-        return []
-    rows = []
-    for line in lines:
-        try:
-            messages = json.loads(line).get("messages") or []
-        except (ValueError, AttributeError):
-            continue
-        question, answer, system = (
-            next((str(message["content"]) for message in messages if message.get("role") == role), "")
-            for role in ("user", "assistant", "system")
-        )
-        if question:
-            rows.append(HeldBack(question, answer, system))
-    return rows
 
 
 def _read_asked(values: Mapping[str, Any]) -> Asked:

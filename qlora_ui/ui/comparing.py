@@ -14,10 +14,10 @@ from qlora_ui.base.files import write_text
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.runs.comparison import Comparison, Comparisons, Form, Question, as_text
 from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.held_back import HeldBack
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
-from qlora_ui.ui.chat_desk import HeldBack
 from qlora_ui.ui.service import Service
 
 MOST_QUESTIONS = 100

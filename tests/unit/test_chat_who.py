@@ -9,9 +9,10 @@ from typing import cast
 
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.chat_desk import TurnNotes, held_back_rows
+from qlora_ui.ui.chat_desk import TurnNotes
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
@@ -52,7 +53,7 @@ def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspac
     run.data.mkdir(exist_ok=True)
     turns = (Message("user", "one\u2028two"), Message("assistant", "three\x85four\u2029five"))
     (run.data / "eval.jsonl").write_text((Conversation(turns).as_line() + "\n") * 3, encoding="utf-8")
-    assert held_back_rows(Service(workspace), run.id, most=2) == [("one\u2028two", "three\x85four\u2029five", "")] * 2
+    assert held_back_rows(workspace, run.id, most=2) == [("one\u2028two", "three\x85four\u2029five", "")] * 2
 
 
 def test_a_run_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> None:

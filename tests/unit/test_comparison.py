@@ -12,12 +12,12 @@ import pytest
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.comparison import EQUAL, Compared, Comparison, Comparisons, Question, TokenScore, as_text
+from qlora_ui.runs.held_back import HeldBack
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import comparing
-from qlora_ui.ui.chat_desk import HeldBack
 from qlora_ui.ui.views.comparison import comparison_html, marked
 
 NAMES = {"base": "Base model", "adapter": "Pirate"}

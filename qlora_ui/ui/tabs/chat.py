@@ -10,10 +10,11 @@ import gradio as gr
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.models.catalogue import list_models
+from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 from qlora_ui.settings.sections import BUILTIN_MODEL
-from qlora_ui.ui.chat_desk import ChatDesk, Who, held_back_rows
+from qlora_ui.ui.chat_desk import ChatDesk, Who
 from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
@@ -118,7 +119,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
                 "max_tokens": desk.asked.max_tokens,
                 "seed": "" if desk.asked.seed is None else desk.asked.seed,
             },
-            "unseen": bool(who.run_id and held_back_rows(service, who.run_id, most=1)),
+            "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
         }
 
@@ -174,7 +175,7 @@ def _suggestions(service: Service, who: Who) -> list[str]:
         probes = find_run(service.workspace, who.run_id).config().eval.probes
     except QloraUiError:
         probes = ()
-    rows = [row.question for row in held_back_rows(service, who.run_id, most=3)]
+    rows = [row.question for row in held_back_rows(service.workspace, who.run_id, most=3)]
     return [text for text in dict.fromkeys([*probes, *rows, *SUGGESTIONS]) if len(text) < 120][:3]
 
 

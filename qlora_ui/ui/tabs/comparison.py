@@ -14,12 +14,12 @@ from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.runs.comparison import FILE, Comparisons
 from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui import comparing
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
-from qlora_ui.ui.chat_desk import held_back_rows
 from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
@@ -75,7 +75,7 @@ def _build_comparison(page: Page) -> None:
     @handler
     def compare(given: dict[Any, Any]) -> None:
         run = _run(service, given[page.run_id])
-        asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service, run.id))
+        asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service.workspace, run.id))
         wish = comparing.Wish(asked, given[beside], float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
 
         def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
@@ -85,11 +85,11 @@ def _build_comparison(page: Page) -> None:
 
     @handler
     def add_some(run_id: str, text: str) -> str:
-        return comparing.with_rows(text, held_back_rows(service, _run(service, run_id).id), at_random=False)
+        return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=False)
 
     @handler
     def add_random(run_id: str, text: str) -> str:
-        return comparing.with_rows(text, held_back_rows(service, _run(service, run_id).id), at_random=True)
+        return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=True)
 
     page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
     held.click(add_some, [page.run_id, questions], [questions], **QUIET)

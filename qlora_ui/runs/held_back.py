@@ -1,0 +1,44 @@
+"""The rows that a run held back, as questions for a chat or a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import NamedTuple
+
+from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.workspace import Workspace
+
+MOST = 200
+
+
+class HeldBack(NamedTuple):
+    """A row that a run never trained on: its first question, the answer to it, and what stands before both."""
+
+    question: str
+    answer: str
+    system: str
+
+
+def held_back_rows(workspace: Workspace, run_id: str, most: int = MOST) -> list[HeldBack]:
+    """The first of them; empty where the run is gone or held none back."""
+    try:
+        # As bytes: a text would also end a line at the U+2028 in somebody's answer.
+        with (find_run(workspace, run_id).data / "eval.jsonl").open("rb") as file:
+            lines = list(itertools.islice(file, most))
+    except (OSError, QloraUiError):
+        return []
+    rows = []
+    for line in lines:
+        try:
+            messages = json.loads(line).get("messages") or []
+        except (ValueError, AttributeError):
+            continue
+        question, answer, system = (
+            next((str(message["content"]) for message in messages if message.get("role") == role), "")
+            for role in ("user", "assistant", "system")
+        )
+        if question:
+            rows.append(HeldBack(question, answer, system))
+    return rows
