@@ -1,7 +1,6 @@
 """Every failure that a user is shown: what happened, why, and what to do.
 
-Anything that is not a QloraUiError is a bug of ours and is caught at two boundaries only, the job's main function and
-the page's handler, where it is logged with an id.
+Anything that is not a QloraUiError is a bug of ours and is caught only at the boundaries that CONTRIBUTING.md names, where it is logged.
 """
 
 from __future__ import annotations

@@ -119,8 +119,9 @@ class RunList:
     def _load(self) -> dict[str, tuple[str, RunRow]]:
         stored = read_json(self._workspace.cache / _CACHE)
         rows = {}
-        for run_id, (version, values) in (stored or {}).items() if isinstance(stored, dict) else ():
+        for run_id, kept in stored.items() if isinstance(stored, dict) else ():
             try:
+                version, values = kept
                 row = RunRow(
                     **{**values, "status": Status(values["status"]), "tags": tuple(values["tags"]), "sparkline": tuple(values["sparkline"])}
                 )

@@ -1,4 +1,4 @@
-"""All runs of a workspace: make, find, list, rename, delete."""
+"""All runs of a workspace: make, find, list, delete."""
 
 from __future__ import annotations
 

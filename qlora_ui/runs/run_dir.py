@@ -1,6 +1,6 @@
 """One run on the disk: who may write what, and what its state is.
 
-config.yaml      launcher, once
+config.yaml      whoever makes the run, once
 events.jsonl     job, append
 run.log          job's process, append
 owner.json       job, while it lives
@@ -151,7 +151,7 @@ class RunDir:
         return RunConfig.parse(read_yaml(text, f"{self.id}/config.yaml"))
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the settings; the launcher does it once, before the job starts."""
+        """Write the settings; done once, when the run is made."""
         write_text(self.config_path, config.to_yaml())
 
     def about(self) -> dict[str, Any]:

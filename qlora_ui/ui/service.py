@@ -52,7 +52,7 @@ logger = logging.getLogger("qlora_ui.ui")
 
 
 class Service:
-    """One per process, made by ui/app.py. Safe to use from any handler's thread."""
+    """One per process, made by ui/launch.py. Safe to use from any handler's thread."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace

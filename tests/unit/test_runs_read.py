@@ -455,3 +455,12 @@ def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Wor
     assert service.run_for("") == service.run_for("")
     shutil.move(run.path, workspace.trash / run.id)
     assert service.run_for("") == list_runs(workspace)[0]
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"x": 5}', '{"x": [1, 2, 3]}', '{"x": ["1", null]}', "[1]", '{"x": ["1", {"status": "done", "tags": 1}]}']
+)
+def test_a_list_that_another_program_has_written_is_read_again(workspace: Workspace, kept: str) -> None:
+    run = write_run(workspace, end="done")
+    (workspace.cache / "run-rows.json").write_text(kept, encoding="utf-8")
+    assert [row.id for row in RunList(workspace).rows()] == [run.id]
