@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+
+DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Codes of a system that has no room for what is written."""
+
+
+def disk_full_in_words(error: BaseException) -> QloraUiError | None:
+    """What a write that failed for lack of space means to the user; None for every other failure."""
+    if not isinstance(error, OSError) or error.errno not in DISK_FULL:
+        return None
+    what = f"{error.filename} could not be written" if error.filename else "What was to be written does not fit"
+    return QloraUiError("The disk is full.", why=what, fix="Free some space, then do it again", code="disk-full")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 
 from qlora_ui import __version__
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.files import disk_full_in_words
 
 COMMANDS = (
     "ui",
@@ -76,6 +77,12 @@ def main(words: Sequence[str] | None = None) -> int:
         # The reader (head, less) left; nothing more can be said to it.
         silence(sys.stdout)
         return 1
+    except OSError as error:
+        told = disk_full_in_words(error)
+        if told is None:
+            raise
+        print_error(told, as_json=wants_json)
+        return 2
 
 
 def silence(stream: TextIO) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import secrets
@@ -14,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.files import DISK_FULL
 from qlora_ui.base.units import format_bytes
 from qlora_ui.settings.run_config import RunConfig
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_WORDS = ("inline_container", "PytorchStreamWriter failed", "No space left", "os error 28", "File too large", "Disk quota exceeded")
 _CARD_WORDS = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: unknown", "GPU is lost", "Xid")
 

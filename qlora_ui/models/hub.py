@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json
+from qlora_ui.base.files import DISK_FULL, read_json
 from qlora_ui.models.architecture import SUPPORTED_TYPES, facts_from_config
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.folder import PICKLES, refuse_config
 from qlora_ui.models.hub_cache import cache_folder, cached_snapshot
 
 TIMEOUT_S = 15
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
@@ -162,7 +161,7 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
         code = f"hub-{status}" if status in _BY_STATUS else "hub-error"
         return _error(code, what.format(id=model_id, status=status), why, fix.format(id=model_id))
     # What the network refuses names no file.
-    if isinstance(error, OSError) and (error.filename or error.errno in (*_FULL, *_FORBIDDEN, errno.EROFS)):
+    if isinstance(error, OSError) and (error.filename or error.errno in (*DISK_FULL, *_FORBIDDEN, errno.EROFS)):
         return _of_the_disk(model_id, error)
     copy = cached_snapshot(model_id) if "/" in model_id else None
     here = " A copy is on this computer: leave the version empty to use it." if copy and revision not in (None, "main") else ""
@@ -176,7 +175,7 @@ def in_words(error: BaseException, model_id: str, revision: str | None = None) -
 
 def _of_the_disk(model_id: str, error: OSError) -> ModelError:
     """What the disk of the Hub's cache refused."""
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return disk_full(model_id, f"The disk of {cache_folder()} filled up on the way; what came is kept.")
     if error.errno == errno.EROFS:
         why = "Its disk can only be read."

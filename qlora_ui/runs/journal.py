@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -12,12 +11,11 @@ from dataclasses import replace
 from io import RawIOBase
 from pathlib import Path
 
-from qlora_ui.base.files import GrowingLines
+from qlora_ui.base.files import DISK_FULL, GrowingLines
 from qlora_ui.runs.events import Event, from_line, to_line
 
 KEPT_LINES = 10_000
 """Lines that wait for room on a full disk."""
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class JournalWriter:
@@ -43,7 +41,7 @@ class JournalWriter:
             try:
                 self._append(durable)
             except OSError as error:
-                if error.errno not in NO_SPACE:
+                if error.errno not in DISK_FULL:
                     raise
 
     def _append(self, durable: bool) -> None:

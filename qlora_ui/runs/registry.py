@@ -33,8 +33,13 @@ def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
     stem = config.output.name or config.model.id.rsplit("/", maxsplit=1)[-1].rsplit(":", maxsplit=1)[-1]
     word = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "run"
     run = RunDir(_free_path(workspace.runs, word))
-    (run.path / "control").mkdir()
-    run.write_config(config)
+    try:
+        (run.path / "control").mkdir()
+        run.write_config(config)
+    except OSError:
+        # On a full disk: a folder without settings would stand in the list for ever.
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
     JournalWriter(run.journal_path).write(Queued(), durable=True)
     return run
 

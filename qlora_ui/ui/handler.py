@@ -13,6 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import gradio as gr
 
 from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.files import disk_full_in_words
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.ui.markup import bullet_list, escape, sentence_case
 
@@ -27,7 +28,7 @@ TOAST_S = 12
 def handler(function: Callable[P, R]) -> Callable[P, R]:
     """A Gradio handler whose failures reach the user in words.
 
-    A QloraUiError is shown as what, why and fix. Anything else is a bug of ours: logged with an id and its traceback,
+    A QloraUiError (or a full disk) is shown as what, why and fix. Anything else is a bug of ours: logged with an id and its traceback,
     shown as a sentence with that id. Works for plain functions and for generators.
     """
     if inspect.isgeneratorfunction(function):
@@ -56,9 +57,9 @@ def attempt(work: Callable[[], R], where: str) -> tuple[R | None, tuple[Problem,
         return work(), ()
     except Cancelled:
         raise
-    except QloraUiError as error:
-        return None, error.problems
     except Exception as error:
+        if (told := _for_the_user(error)) is not None:
+            return None, told.problems
         why = f"Nothing of yours was changed; the log has the details under {_log_bug(error, where)}"
         return None, (Problem("", "The app made a mistake here", why=why, code="bug"),)
 
@@ -93,13 +94,19 @@ def _log_bug(error: Exception, where: str) -> str:
     return bug_id
 
 
+def _for_the_user(error: Exception) -> QloraUiError | None:
+    """The error, if the user can act on it: one of ours, or a full disk, wherever it was met."""
+    return error if isinstance(error, QloraUiError) else disk_full_in_words(error)
+
+
 def _show(error: Exception, where: str) -> NoReturn:
-    if isinstance(error, QloraUiError):
-        if len(error.problems) == 1:
-            problem = error.problems[0]
+    told = _for_the_user(error)
+    if told is not None:
+        if len(told.problems) == 1:
+            problem = told.problems[0]
             message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{escape(_rest(problem))}</p>")
         else:
-            message = toast_html(f"{len(error.problems)} things to change", problems_html(error.problems))
+            message = toast_html(f"{len(told.problems)} things to change", problems_html(told.problems))
     else:
         bug_id = _log_bug(error, where)
         message = toast_html("A fault in the app", f"<p>Nothing of yours was changed; the log has the details under {bug_id}.</p>")

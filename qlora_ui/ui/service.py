@@ -285,7 +285,12 @@ class Service:
         saved = {"preset": draft.preset, "settings": draft.config.to_nested(only_changed=True)}
         with self._lock:
             if saved != self._saved_draft:
-                write_json(self.workspace.root / "draft.json", saved)
+                try:
+                    write_json(self.workspace.root / "draft.json", saved)
+                except OSError as error:
+                    # A full disk must not stop the form: what the edit means is drawn all the same.
+                    logger.warning("the settings could not be kept for the next visit: %s", error)
+                    return
                 self._saved_draft = saved
 
     def last_draft(self) -> tuple[str, RunConfig]:
