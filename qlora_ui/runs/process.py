@@ -63,6 +63,8 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
     """Start the job and wait for its end, or until the app closes (the job goes on)."""
     # A run in a thread leaves the app one card; this one may need all that the user gave.
     environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    # Nothing is imported from the run's folder, which the job works in: it may come from somebody else.
+    environment |= {"PYTHONSAFEPATH": "1"}
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(

@@ -15,6 +15,7 @@ import pytest
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs import launcher as launcher_module
+from qlora_ui.runs import process as process_module
 from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
@@ -475,3 +476,11 @@ def test_the_second_app_on_a_workspace_is_told_who_has_it(workspace: Workspace) 
             child.stdout.close()
     with Ownership(workspace):
         pass
+
+
+def test_a_program_in_the_runs_folder_is_not_what_the_job_imports(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(workspace, RunConfig())
+    (run.path / "json.py").write_text("open('was-run', 'w').close()", encoding="utf-8")
+    monkeypatch.setattr(process_module, "launch_command", lambda run, config: [sys.executable, "-m", "json.tool", "--help"])
+    process_module.run_in_process(run, run.config(), until=lambda: False)
+    assert not (run.path / "was-run").exists() and "json" in run.log_path.read_text(encoding="utf-8")
