@@ -162,7 +162,7 @@ class ChatDesk:
             self._check_free()
             self.history.ask(text)
             self.notes.append(TurnNotes(reference=reference))
-        self._begin()
+            self._begin()
 
     def retry(self) -> None:
         """Have the last question answered again."""
@@ -170,7 +170,7 @@ class ChatDesk:
             self._check_free()
             self.history.retry()
             self.notes[-1].answers.clear()
-        self._begin()
+            self._begin()
 
     def edit(self, index: int, text: str) -> None:
         """Change a question, forget what came after it and have it answered."""
@@ -179,7 +179,7 @@ class ChatDesk:
             self.history.edit(index, text)
             del self.notes[index + 1 :]
             self.notes[index] = TurnNotes()
-        self._begin()
+            self._begin()
 
     def undo(self) -> str:
         """Take back the last question and its answers; returns the question."""
@@ -259,7 +259,7 @@ class ChatDesk:
             # The adapter learned to answer after it; without it this would be another question.
             if row.system:
                 self.history.system = row.system[:SYSTEM_CHARACTERS]
-        self.say(row.question, reference=row.answer)
+            self.say(row.question, reference=row.answer)
 
     # The answering thread --------------------------------------------------------------------------------------------
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import cast
+
+import pytest
 
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.rows import Conversation, Message
@@ -92,3 +96,19 @@ def test_a_double_click_keeps_one_row_and_a_correction_another(workspace: Worksp
         desk.keep(0, "base", text)
     rows = kept_rows(workspace).read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["messages"][-1]["content"] for row in rows] == ["Ahoy", "Ahoy, matey"]
+
+
+def test_two_pages_that_send_in_one_moment_ask_one_after_the_other(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Service(workspace).desk
+    begin, begun = desk._begin, []
+
+    def slowly() -> None:
+        time.sleep(0.1)
+        begin()
+
+    monkeypatch.setattr(desk, "_work", lambda: begun.append(len(desk.history.turns)))
+    monkeypatch.setattr(desk, "_begin", slowly)
+    with ThreadPoolExecutor(2) as pages:
+        sent = [pages.submit(desk.say, text) for text in ("one", "two")]
+    errors = [found.exception() for found in sent]
+    assert [str(error)[:26] for error in errors if error] == ["An answer is being given. "] and begun == [1]
