@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ADAPTER, BASE, ChatService, Sampling
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.chat_targets import ChatTarget
+from qlora_ui.engine.evaluate_scores import MOST_PLACES
 from qlora_ui.runs.comparison import Compared, Question, TokenScore
 
 
@@ -122,18 +123,18 @@ def _score(model: ChatModel, side: str, key: str, text: str, messages: Sequence[
     dtype = model.base.get_input_embeddings().weight.dtype
     model.switch.choose([key], dtype, model.device)
     ids_1T = torch.tensor([ids], device=model.device)
-    first = max(len(before) - 1, 0)
-    places = torch.arange(first, len(ids) - 1, device=model.device)
-    if not len(places):
-        return TextScore(side, (TokenScore(pieces[0] if pieces else ""),), math.nan)
-    logits_TV = model.base(input_ids=ids_1T, use_cache=False, logits_to_keep=places).logits[0].float()
-    wanted_T = ids_1T[0, places + 1]
-    logprobs_T = torch.log_softmax(logits_TV, -1).gather(-1, wanted_T[:, None])[:, 0]
-    ranks_T = (logits_TV > logits_TV.gather(-1, wanted_T[:, None])).sum(-1) + 1
-    instead = [model.tokenizer.decode([token]) for token in logits_TV.argmax(-1).tolist()]
-    scored = [TokenScore("", *score) for score in zip(logprobs_T.tolist(), ranks_T.tolist(), instead, strict=True)]
+    scored: list[TokenScore] = []
+    for first in range(max(len(before) - 1, 0), len(ids) - 1, MOST_PLACES):
+        places = torch.arange(first, min(first + MOST_PLACES, len(ids) - 1), device=model.device)
+        logits_TV = model.base(input_ids=ids_1T, use_cache=False, logits_to_keep=places).logits[0].float()
+        wanted_T = ids_1T[0, places + 1]
+        logprobs_T = torch.log_softmax(logits_TV, -1).gather(-1, wanted_T[:, None])[:, 0]
+        ranks_T = (logits_TV > logits_TV.gather(-1, wanted_T[:, None])).sum(-1) + 1
+        instead = [model.tokenizer.decode([token]) for token in logits_TV.argmax(-1).tolist()]
+        scored += [TokenScore("", *score) for score in zip(logprobs_T.tolist(), ranks_T.tolist(), instead, strict=True)]
+        # Gone before the next ones come.
+        del logits_TV
     unscored = [TokenScore("")] * (len(pieces) - len(scored))
-    tokens = tuple(
-        TokenScore(piece, score.logprob, score.rank, score.instead) for piece, score in zip(pieces, [*unscored, *scored], strict=True)
-    )
-    return TextScore(side, tokens, math.exp(min(-float(logprobs_T.mean()), 700.0)))
+    tokens = tuple(replace(score, text=piece) for piece, score in zip(pieces, [*unscored, *scored], strict=True))
+    known = [score.logprob for score in scored if score.logprob is not None]
+    return TextScore(side, tokens, math.exp(min(-sum(known) / len(known), 700.0)) if known else math.nan)
