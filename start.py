@@ -5,8 +5,6 @@ stamp last; the next one finds the stamp and starts at once, without the network
 go to app.py (`start.py train --preset demo`). All messages go to stderr: stdout belongs to the command.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform
@@ -36,7 +34,7 @@ class SetupFailed(Exception):
         self.step, self.said, self.fix = step, said, fix
 
 
-def main(words: list[str]) -> int:
+def main(words: "list[str]") -> int:
     """Set up what is missing, then become the app (or the tests)."""
     wants_tests = words[:1] == ["test"]
     try:
@@ -67,7 +65,7 @@ def main(words: list[str]) -> int:
     return hand_over([PYTHON, os.path.join(ROOT, "app.py"), *words], environment)
 
 
-def run_all_tests(environment: dict[str, str]) -> int:
+def run_all_tests(environment: "dict[str, str]") -> int:
     """Run every test, a worker a core, files whole since they share models and apps; the browser's last, as the others leave it no core."""
     import subprocess
 
@@ -78,7 +76,7 @@ def run_all_tests(environment: dict[str, str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def refuse_machine(version: tuple[int, ...], system: str, machine: str, is_64_bit: bool) -> None:
+def refuse_machine(version: "tuple[int, ...]", system: str, machine: str, is_64_bit: bool) -> None:
     """Raise SetupFailed on a Python or machine that the packages do not exist for."""
     if not OLDEST <= version <= NEWEST:
         wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
@@ -90,7 +88,7 @@ def refuse_machine(version: tuple[int, ...], system: str, machine: str, is_64_bi
         raise SetupFailed("PyTorch is no longer made for Intel Macs", fix="Use a Mac with an M chip, or a Linux or Windows computer.")
 
 
-def fingerprint(files: tuple[str, ...]) -> str:
+def fingerprint(files: "tuple[str, ...]") -> str:
     """What decides whether the set-up is up to date: the requirement files, the built-in model, the Python of .venv."""
     digest = hashlib.sha256(BUILTIN_MODEL.encode())
     for name in files:
@@ -104,7 +102,7 @@ def venv_version() -> str:
     return found.get("version", found.get("version_info", ""))
 
 
-def venv_notes() -> dict[str, str]:
+def venv_notes() -> "dict[str, str]":
     """What .venv says of itself; empty where there is no .venv."""
     lines = [line.partition("=") for line in read(os.path.join(VENV, "pyvenv.cfg")).splitlines()]
     return {key.strip(): value.strip() for key, _, value in lines}
@@ -145,7 +143,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def set_up(stamps: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+def set_up(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> None:
     """Make .venv and install into it; the stamps are the last thing written. Raises SetupFailed."""
     say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
     for name, _ in STAMPS:
@@ -182,7 +180,7 @@ def make_venv() -> None:
         raise SetupFailed("making the virtual environment .venv", "\n".join(lines), fix if platform.system() == "Linux" else "")
 
 
-def nvidia_driver() -> int | None:
+def nvidia_driver() -> "int | None":
     """Main version number of the NVIDIA driver; None where there is no card or no driver."""
     import shutil
 
@@ -194,7 +192,7 @@ def nvidia_driver() -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def choose_torch(requirements: str, system: str, driver: int | None) -> tuple[str, str, str]:
+def choose_torch(requirements: str, system: str, driver: "int | None") -> "tuple[str, str, str]":
     """The torch to install first, the index that has it (empty: requirements.txt brings the right one), and what to tell the user.
 
     On Linux the ordinary wheel is built for CUDA 13 and on Windows for no card at all; PyTorch's own index has the others.
@@ -233,7 +231,7 @@ def pip(step: str, *arguments: str) -> None:
     raise SetupFailed(step, text, fix)
 
 
-def run(command: list[str], shown: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+def run(command: "list[str]", shown: "tuple[str, ...]" = ()) -> "tuple[int, list[str]]":
     """Run a command to its end; its exit code and lines. Lines that begin with one of `shown` are passed on, indented."""
     import subprocess
 
@@ -260,14 +258,14 @@ def run(command: list[str], shown: tuple[str, ...] = ()) -> tuple[int, list[str]
     return child.returncode, lines
 
 
-def shield_loopback(environment: dict[str, str]) -> None:
+def shield_loopback(environment: "dict[str, str]") -> None:
     """Keep this computer's own address out of any proxy: the page talks to the app there."""
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in environment.get(name, "").split(",") if host]
         environment[name] = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost") if host not in hosts)])
 
 
-def hand_over(command: list[str], environment: dict[str, str]) -> int:
+def hand_over(command: "list[str]", environment: "dict[str, str]") -> int:
     """Become the command; on Windows, which cannot, wait for it and return its exit code."""
     try:
         if not IS_WINDOWS:
