@@ -10,7 +10,8 @@ import os
 import platform
 import sys
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
+# A link to this file stands elsewhere; a folder keeps the name it was called by, which Windows would turn into a network path.
+ROOT = os.path.dirname(os.path.realpath(__file__) if os.path.islink(__file__) else os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
 IS_WINDOWS = os.name == "nt"
 PYTHON = os.path.join(VENV, "Scripts" if IS_WINDOWS else "bin", "python.exe" if IS_WINDOWS else "python")
@@ -24,6 +25,10 @@ STAMPS = (
 )
 """Notes in .venv of what is installed: for the app, and for its tests, which need the first as well."""
 SHOWN_LINES = 12
+AGAIN = "Run the same command again; it goes on where it ended."
+LITTLE_DISK_BYTES = 64 * 1024**2
+FOREIGN = ("PYTHONHOME", "PYTHONPATH")
+"""Variables that would put another Python's packages before those of .venv."""
 
 
 class SetupFailed(Exception):
@@ -45,16 +50,17 @@ def main(words: "list[str]") -> int:
             say("The Python that .venv was made with is gone, or is another version since an update: .venv is made anew.")
         if not is_usable or any(read(os.path.join(VENV, name)) != fingerprint(files) for name, files in stamps):
             set_up(stamps)
-    except SetupFailed as failure:
+    except (SetupFailed, OSError) as error:
+        failure = error if isinstance(error, SetupFailed) else SetupFailed("writing into .venv", str(error), advice(str(error)))
         say(f"\nThe set-up stopped: {failure.step}.")
         if failure.said:
             say(failure.said)
-        say(failure.fix or "Run the same command again; it goes on where it ended.")
+        say(failure.fix or AGAIN)
         return 1
     except KeyboardInterrupt:
-        say("\nThe set-up was interrupted. Run the same command again; it goes on where it ended.")
+        say(f"\nThe set-up was interrupted. {AGAIN}")
         return 130
-    environment = dict(os.environ)
+    environment = own_environment()
     shield_loopback(environment)
     if wants_tests:
         environment.setdefault("OMP_NUM_THREADS", "1")  # small models are many times slower when threads fight for few cores
@@ -72,7 +78,10 @@ def run_all_tests(environment: "dict[str, str]") -> int:
     # In the order of the folders: files of few and long tests come early, so that no worker is left alone with one at the end.
     split = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
     parts = (["--ignore=tests/ui", *split, "--maxprocesses", "4"], ["tests/ui", *split, "--maxprocesses", "2"])
-    codes = [subprocess.call([PYTHON, "-m", "pytest", *words], env=environment) for words in parts]
+    try:
+        codes = [subprocess.call([PYTHON, "-m", "pytest", *words], env=environment) for words in parts]
+    except KeyboardInterrupt:
+        return 130  # pytest got it too and has said so
     return next((code for code in codes if code), 0)
 
 
@@ -144,13 +153,16 @@ def say(text: str) -> None:
 
 
 def set_up(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> None:
-    """Make .venv and install into it; the stamps are the last thing written. Raises SetupFailed."""
+    """Make .venv and install into it; the stamps are the last thing written. Raises SetupFailed, and OSError of its own files."""
+    requirements = read(os.path.join(ROOT, "requirements.txt"))
+    if not requirements:
+        raise SetupFailed(f"there is no requirements.txt in {ROOT}", fix="start.py needs the whole folder that it came in: get all of it.")
     say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
     for name, _ in STAMPS:
         if os.path.exists(os.path.join(VENV, name)):
             os.remove(os.path.join(VENV, name))
     make_venv()
-    torch, index, words = choose_torch(read(os.path.join(ROOT, "requirements.txt")), platform.system(), nvidia_driver())
+    torch, index, words = choose_torch(requirements, platform.system(), nvidia_driver())
     say(words)
     if index:
         pip("installing PyTorch", "install", torch, "--index-url", index)
@@ -176,8 +188,25 @@ def make_venv() -> None:
     say("Making .venv")
     code, lines = run([sys.executable, "-m", "venv", "--clear", VENV])
     if code:
-        fix = "On Debian and Ubuntu install the package python3-venv (sudo apt install python3-venv), then run this again."
-        raise SetupFailed("making the virtual environment .venv", "\n".join(lines), fix if platform.system() == "Linux" else "")
+        text = "\n".join(lines)
+        fix = "Delete .venv, or put this whole folder elsewhere, then run this again."
+        raise SetupFailed("making the virtual environment .venv", text, advice(text) or fix)
+
+
+def advice(text: str) -> str:
+    """What to do about a step that ended with this text; empty where nothing is known of it."""
+    import shutil
+
+    # Looked at as well: the venv module keeps what its pip said to itself.
+    if "No space left" in text or "quota exceeded" in text or shutil.disk_usage(ROOT).free < LITTLE_DISK_BYTES:
+        return "The disk is full: free some GiB, then run this again."
+    if "Permission denied" in text or "Read-only file system" in text:
+        return f"You may not write in {ROOT}: put this whole folder into one of your own, then run this again."
+    if any(words in text for words in ("NameResolution", "Connection", "ProxyError", "Timeout", "No matching distribution")):
+        return "The package index could not be reached or does not have it: check network and proxy (HTTPS_PROXY), then run this again."
+    if platform.system() == "Linux" and ("ensurepip" in text or "No module named venv" in text):
+        return "On Debian and Ubuntu install the package python3-venv (sudo apt install python3-venv), then run this again."
+    return ""
 
 
 def nvidia_driver() -> "int | None":
@@ -223,23 +252,20 @@ def pip(step: str, *arguments: str) -> None:
     if code == 0:
         return
     text = "\n".join(lines[-SHOWN_LINES:])
-    fix = "Run the same command again; it goes on where it ended."
-    if any(words in text for words in ("NameResolution", "Connection", "ProxyError", "Timeout", "No matching distribution")):
-        fix = "The package index could not be reached or does not have it: check network and proxy (HTTPS_PROXY), then run this again."
-    elif "No space left" in text:
-        fix = "The disk is full: free some GiB, then run this again."
-    raise SetupFailed(step, text, fix)
+    raise SetupFailed(step, text, advice(text))
 
 
 def run(command: "list[str]", shown: "tuple[str, ...]" = ()) -> "tuple[int, list[str]]":
     """Run a command to its end; its exit code and lines. Lines that begin with one of `shown` are passed on, indented."""
     import subprocess
 
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET")}
+    environment = own_environment()
+    environment.pop("PIP_TARGET", None)
     try:
         child = subprocess.Popen(
             command,
-            env={**environment, "PYTHONIOENCODING": "utf-8"},
+            # PIP_USER: said, not left out, as a pip.conf may ask for what a .venv cannot do.
+            env={**environment, "PYTHONIOENCODING": "utf-8", "PIP_USER": "0"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -256,6 +282,11 @@ def run(command: "list[str]", shown: "tuple[str, ...]" = ()) -> "tuple[int, list
                 words, _, names = line.strip().partition(": ")
                 say(f"  Installing {names.count(',') + 1} packages" if names else f"  {words[:110]}")
     return child.returncode, lines
+
+
+def own_environment() -> "dict[str, str]":
+    """The environment of whatever runs in .venv."""
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN}
 
 
 def shield_loopback(environment: "dict[str, str]") -> None:

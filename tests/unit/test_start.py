@@ -26,7 +26,8 @@ def test_it_is_plain_python_that_older_ones_can_read_to_the_refusal() -> None:
     roots |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert roots <= sys.stdlib_module_names - {"__future__"}  # annotations from there are a SyntaxError in 3.6, the python3 of RHEL 8
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    notes = [argument.annotation for function in functions for argument in function.args.args] + [function.returns for function in functions]
+    notes = [function.returns for function in functions]
+    notes += [argument.annotation for function in functions for argument in function.args.args]
     assert all(note is None or isinstance(note, ast.Name | ast.Constant) for note in notes), "list[str] has to stand in quotes for 3.6"
 
 
@@ -189,3 +190,77 @@ def test_a_python_that_cannot_be_started_is_told_in_words(venv: Path, capsys: py
     assert start.hand_over([str(venv / "bin" / "none")], {}) == 1
     said = capsys.readouterr().err
     assert "cannot be started: No such file or directory." in said and "Delete the folder .venv" in said
+
+
+def test_one_file_alone_is_told_and_makes_nothing(tmp_path: Path) -> None:
+    root = _copy(tmp_path)
+    (root / "requirements.txt").unlink()
+    done = _start(root)
+    assert done.returncode == 1 and f"there is no requirements.txt in {root}" in done.stderr and "Traceback" not in done.stderr
+    assert not (root / ".venv").exists()
+
+
+@posix
+def test_a_link_to_it_works_on_the_folder_that_it_points_to(tmp_path: Path) -> None:
+    root = _copy(tmp_path)
+    (root / "requirements.txt").unlink()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "start.py").symlink_to(root / "start.py")
+    assert f"there is no requirements.txt in {root}" in _start(tmp_path / "bin").stderr
+
+
+DEBIAN = "The virtual environment was not created successfully because ensurepip is not available."
+NO_PIP = "Error: Command '['/x/.venv/bin/python3.11', '-m', 'ensurepip', '--upgrade']' returned non-zero exit status 1."
+
+
+@pytest.mark.parametrize(
+    ("said", "free_bytes", "fix"),
+    [
+        ("Error: [Errno 13] Permission denied: '/opt/qlora-ui/.venv'", 1 << 40, "You may not write in"),
+        ("Error: [Errno 30] Read-only file system: '/mnt/.venv'", 1 << 40, "You may not write in"),
+        (NO_PIP, 1 << 20, "The disk is full"),
+        ("OSError: [Errno 122] Disk quota exceeded", 1 << 40, "The disk is full"),
+        (DEBIAN, 1 << 40, "python3-venv"),
+        ("No module named venv", 1 << 40, "python3-venv"),
+        ("Error: Refusing to create a venv in /tmp/a:b/.venv because it contains the PATH separator :.", 1 << 40, ""),
+    ],
+)
+def test_the_advice_follows_what_was_said(monkeypatch: pytest.MonkeyPatch, said: str, free_bytes: int, fix: str) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, free_bytes))
+    assert start.advice(said).startswith(fix) if fix != "python3-venv" else fix in start.advice(said)
+    assert bool(start.advice(said)) is bool(fix)
+
+
+def test_a_venv_of_another_user_is_told_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(stamps: object) -> None:
+        raise PermissionError(13, "Permission denied", ".venv/.qlora-ui")
+
+    monkeypatch.setattr(start, "set_up", refuse)
+    monkeypatch.setattr(start, "venv_is_usable", lambda: False)
+    assert start.main([]) == 1
+    said = capsys.readouterr().err
+    assert "The set-up stopped: writing into .venv." in said and "You may not write in" in said
+
+
+def test_no_other_pythons_packages_reach_the_app_or_the_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONPATH", "PYTHONHOME"):
+        monkeypatch.setenv(name, "/opt/ros/humble/lib/python3.10/site-packages")
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(start, "venv_is_usable", lambda: True)
+    monkeypatch.setattr(start, "read", lambda path: "as it is")
+    monkeypatch.setattr(start, "fingerprint", lambda files: "as it is")
+    monkeypatch.setattr(start, "hand_over", lambda command, environment: started.append(environment) or 0)
+    assert start.main([]) == 0 and not {"PYTHONPATH", "PYTHONHOME"} & set(started[0])
+    monkeypatch.undo()
+    monkeypatch.setenv("PIP_USER", "1")
+    code, lines = start.run([sys.executable, "-c", "import os; print(os.environ['PIP_USER'], 'PYTHONPATH' in os.environ)"])
+    assert (code, lines) == (0, ["0 False"])  # a pip.conf with “user = true” would stop every install into .venv
+
+
+def test_tests_that_are_interrupted_end_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(command: list[str], env: dict[str, str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "call", interrupted)
+    assert start.run_all_tests({}) == 130
