@@ -22,10 +22,18 @@ HELP = "take a run away: adapter, merged model, GGUF, Ollama folder"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run, as what, where to."""
     parser.add_argument("--run", metavar="RUN", default="latest", help="the run; “latest” is the newest (default)")
-    parser.add_argument("--format", metavar="FORMAT", required=True, help=", ".join([*(form.name for form in EXPORT_FORMS), *SCRIPTS]))
+    forms = [*(form.name for form in EXPORT_FORMS), *SCRIPTS]
+    parser.add_argument("--format", metavar="FORMAT", choices=forms, required=True, help=", ".join(forms))
     parser.add_argument("--out", metavar="DIR", help="a new folder (default: the run's exports/FORMAT)")
-    parser.add_argument("--check", type=int, metavar="N", default=20, help="questions of the check at the end, 0 for none (default 20)")
+    parser.add_argument("--check", type=_count, metavar="N", default=20, help="questions of the check at the end, 0 for none (default 20)")
     parser.add_argument("--plan", action="store_true", help="only say what it would take")
+
+
+def _count(text: str) -> int:
+    """How many questions; argparse puts the refusal into its own sentence."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"“{text}” is no number of questions, give 0 or more")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,9 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _as_script(arguments: argparse.Namespace, chosen: RunDir) -> argparse.Namespace:
-    """The same wish in the words of `script`."""
+    """The same wish in the words of `script`; like the other forms, it replaces an earlier one in the run's own folder only."""
     parser = argparse.ArgumentParser()
     script.add_arguments(parser)
     out = arguments.out or str(chosen.exports / arguments.format)
     words = parser.parse_args(["--run", chosen.id, "--out", out, "--format", arguments.format])
-    return argparse.Namespace(**{**vars(words), "json": arguments.json, "workspace": arguments.workspace})
+    given = {"json": arguments.json, "workspace": arguments.workspace, "replaces": not arguments.out}
+    return argparse.Namespace(**{**vars(words), **given})

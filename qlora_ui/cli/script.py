@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train.py, trl_sft.yaml, or settings.yaml for “train --config” (default script)",
     )
     parser.add_argument("--from", dest="foreign", metavar="FILE", help="settings from a YAML file of TRL, axolotl or LLaMA-Factory")
+    parser.set_defaults(replaces=False)
     add_config_flags(parser)
 
 
@@ -93,7 +94,8 @@ def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Pa
 def _write(arguments: argparse.Namespace, config: RunConfig, data: Path, out: Path, chosen: RunDir | None) -> Path:
     cards = read_gpus() if config.launch.device != "cpu" else []
     bf16 = not cards or (cards[0].compute_capability or (8, 0)) >= (8, 0)
-    return write_bundle(config, data, out, arguments.format, on_gpu=bool(cards), bf16=bf16, run=chosen)
+    replaces = arguments.replaces
+    return write_bundle(config, data, out, arguments.format, on_gpu=bool(cards), bf16=bf16, run=chosen, replaces=replaces)
 
 
 def _prepare(config: RunConfig, workspace: Workspace, folder: Path) -> Path:

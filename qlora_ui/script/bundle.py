@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,16 +24,25 @@ from qlora_ui.settings.run_config import RunConfig
 
 ScriptFormat = Literal["script", "trl-yaml"]
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+DATA_ENDINGS = (".jsonl", ".parquet")
 _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 
 
 def write_bundle(
-    config: RunConfig, data: Path, out: Path, form: ScriptFormat, *, on_gpu: bool, bf16: bool = True, run: RunDir | None = None
+    config: RunConfig,
+    data: Path,
+    out: Path,
+    form: ScriptFormat,
+    *,
+    on_gpu: bool,
+    bf16: bool = True,
+    run: RunDir | None = None,
+    replaces: bool = False,
 ) -> Path:
     """Write the folder `out` from a run's `data/` folder and return the file to start with.
 
     `on_gpu` and `bf16` decide what the YAML says, which cannot look at the machine; the program looks itself. Raises RunError
-    where the run has no data yet, and QloraUiError where `out` already holds something.
+    where the run has no data yet, and QloraUiError where `out` cannot be written, or holds something that this does not replace.
     """
     if not (data / "train.tokens.parquet").is_file():
         raise RunError("This run has no rows yet.", why="It has not come to its data.", fix="Start it first.", code="no-data")
@@ -43,29 +54,46 @@ def write_bundle(
             where="lora.start_from",
             code="script-start-from",
         )
-    if out.exists() and any(out.iterdir()):
-        raise QloraUiError(f"{out.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
-    out.mkdir(parents=True, exist_ok=True)
     facts = _facts(config, data, run)
-    write_text(out / "requirements.txt", requirements())
-    if config.model.template != "auto":
-        write_text(out / "chat_template.jinja", _chat_template(config.model.template, run))
-    if form == "script":
-        shutil.copytree(data, out / "data", ignore=lambda _, names: [name for name in names if not name.endswith((".jsonl", ".parquet"))])
-        start = out / "train.py"
-        write_text(start, render_script(config, facts))
+    with _new_folder(out, replaces=replaces):
+        write_text(out / "requirements.txt", requirements())
+        if config.model.template != "auto":
+            write_text(out / "chat_template.jinja", _chat_template(config.model.template, run))
+        if form == "script":
+            shutil.copytree(data, out / "data", ignore=lambda _, names: [name for name in names if not name.endswith(DATA_ENDINGS)])
+            start = out / "train.py"
+            write_text(start, render_script(config, facts))
+            return start
+        (out / "tokens").mkdir()
+        shutil.copyfile(data / "train.tokens.parquet", out / "tokens" / "train.parquet")
+        if facts.has_eval:
+            # The name tells the datasets library which split it is.
+            shutil.copyfile(data / "eval.tokens.parquet", out / "tokens" / "test.parquet")
+        start = out / "trl_sft.yaml"
+        dtype = config.quant.compute_dtype
+        if dtype == "auto":
+            dtype = ("bfloat16" if bf16 else "float16") if on_gpu else "float32"
+        write_text(start, render_trl_yaml(config, facts, on_gpu=on_gpu, compute_dtype=dtype))
         return start
-    (out / "tokens").mkdir()
-    shutil.copyfile(data / "train.tokens.parquet", out / "tokens" / "train.parquet")
-    if facts.has_eval:
-        # The name tells the datasets library which split it is.
-        shutil.copyfile(data / "eval.tokens.parquet", out / "tokens" / "test.parquet")
-    start = out / "trl_sft.yaml"
-    dtype = config.quant.compute_dtype
-    if dtype == "auto":
-        dtype = ("bfloat16" if bf16 else "float16") if on_gpu else "float32"
-    write_text(start, render_trl_yaml(config, facts, on_gpu=on_gpu, compute_dtype=dtype))
-    return start
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path, *, replaces: bool) -> Iterator[None]:
+    """Make `out` for what is written inside, and take that away again where it could not be written; raises QloraUiError."""
+    if replaces:
+        shutil.rmtree(out, ignore_errors=True)
+    is_ours = False
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise QloraUiError(f"{out.name} is not empty.", fix="Give a new folder.", where="--out", code="out-not-empty")
+        out.mkdir(parents=True, exist_ok=True)
+        is_ours = True
+        yield
+    except OSError as error:
+        for path in out.iterdir() if is_ours else ():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        why = error.strerror or str(error)
+        raise QloraUiError(f"{out} cannot be written.", why=why, fix="Give another place.", where="--out", code="out") from None
 
 
 def requirements() -> str:
