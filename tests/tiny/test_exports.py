@@ -344,6 +344,14 @@ def test_a_stopped_export_leaves_nothing(workspace: Workspace, tiny_model_dir: P
     assert list((tmp_path / "parent").iterdir()) == []
 
 
+def test_an_empty_folder_is_filled_and_not_replaced(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    before = (tmp_path / "new").stat().st_ino
+    result = export_run(_run(workspace, tiny_model_dir), "adapter", workspace, tmp_path / "new", num_prompts=0)
+    assert (tmp_path / "new").stat().st_ino == before, "a shell that stands in it would see nothing"
+    assert (result.path / "adapter_model.safetensors").is_file() and not list(result.path.glob(".making-*"))
+
+
 def test_wrong_requests_get_words(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
     run = _run(workspace, tiny_model_dir)
     with pytest.raises(QloraUiError, match="There is no export"):
@@ -352,6 +360,8 @@ def test_wrong_requests_get_words(workspace: Workspace, tiny_model_dir: Path, tm
     (tmp_path / "full" / "x").write_text("x", encoding="utf-8")
     with pytest.raises(QloraUiError, match="not empty"):
         export_run(run, "adapter", workspace, tmp_path / "full")
+    with pytest.raises(QloraUiError, match=r"cannot be written\."):
+        export_run(run, "adapter", workspace, tmp_path / "full" / "x" / "new")
     (run.adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(RunError, match="no adapter"):
         export_run(run, "adapter", workspace, tmp_path / "new")

@@ -82,8 +82,7 @@ def export_run(
     target = _free_target(run, form, out)
     base = ensure_model(config.model, workspace, on_progress, is_cancelled)
     _refuse_without_room(plan_export(run, base, form), target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".making-{form}-", dir=target.parent))
+    staged = _aside(target, form)
     try:
         making = staged / "export"
         making.mkdir()
@@ -101,7 +100,11 @@ def export_run(
         )
         note = " ".join((note, *remarks))
         on_progress("Putting it in place", None)
-        _put_in_place(making, target)
+        if staged.parent == target:
+            for path in making.iterdir():
+                path.rename(target / path.name)
+        else:
+            _put_in_place(making, target)
         if out is None:
             _note(run, form, check, note)
     finally:
@@ -226,6 +229,18 @@ def _put_in_place(made: Path, target: Path) -> None:
             fix=f"Close what uses {target}, then make it again",
             code="export-in-use",
         ) from None
+
+
+def _aside(target: Path, form: str) -> Path:
+    """A folder to make the export in, on the disk where it goes; raises QloraUiError where nothing can be written there."""
+    # An empty folder is filled and not replaced: it may be a mount, or where the user's shell stands.
+    beside = target if target.is_dir() and not any(target.iterdir()) else target.parent
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".making-{form}-", dir=beside))
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise QloraUiError(f"{target} cannot be written.", why=why, fix="Give another place.", where="--out", code="out") from None
 
 
 def _note(run: RunDir, form: str, check: CheckResult | None, note: str) -> None:
