@@ -25,7 +25,7 @@ class Problem:
         """The problem as one readable paragraph."""
         place = f"{self.where}: " if self.where else ""
         parts = [f"{place}{self.what}", self.why, self.fix]
-        return " ".join(part.rstrip(".") + "." for part in parts if part)
+        return " ".join(part if part.endswith(("?", "…")) else part.rstrip(".") + "." for part in parts if part)
 
 
 class QloraUiError(Exception):

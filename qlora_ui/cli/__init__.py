@@ -66,7 +66,10 @@ def main(words: Sequence[str] | None = None) -> int:
         given.insert(0, "ui")
     wants_json = "--json" in given
     try:
-        arguments = _parser(given[0]).parse_args(given)
+        parser = _parser(given[0])
+        arguments, unknown = parser.parse_known_args(given)
+        if unknown and not _are_settings(arguments, unknown):
+            raise _unknown_words(arguments.command, unknown)
         return _load(arguments.command).run(arguments)
     except QloraUiError as error:
         print_error(error, as_json=wants_json)
@@ -83,6 +86,28 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print_error(told, as_json=wants_json)
         return 2
+
+
+def _are_settings(arguments: argparse.Namespace, unknown: list[str]) -> bool:
+    """Hand misspelt settings (`--lora.rnk 8`) to a word that takes settings, which names them with everything else that is wrong."""
+    if not hasattr(arguments, "preset"):
+        return False
+    rest = list(unknown)
+    while rest:
+        path, sign, value = rest.pop(0).partition("=")
+        if not path.startswith("--") or "." not in path:
+            return False
+        if not sign and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        setattr(arguments, path.removeprefix("--"), value)
+    return True
+
+
+def _unknown_words(word: str, unknown: list[str]) -> QloraUiError:
+    fix = f"“app.py {word} --help” lists what there is."
+    if late := next((name for name in unknown if name in COMMANDS), None):
+        fix = f"“{late}” comes first: app.py {late} …"
+    return QloraUiError(f"Unrecognized arguments: {' '.join(unknown)}", fix=fix, where="command line", code="usage")
 
 
 def silence(stream: TextIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from qlora_ui.base.errors import QloraUiError
 from qlora_ui.settings.run_config import option_by_path
 
 HELP = "every setting with its path, default, bounds and meaning"
@@ -18,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the options."""
     chosen = [option for path, option in option_by_path().items() if arguments.filter in path]
+    if not chosen:
+        raise QloraUiError(
+            f"No option has “{arguments.filter}” in its path.", fix="“app.py options” lists all of them.", code="unknown-option"
+        )
     if arguments.json:
         print(json.dumps([option.as_dict() for option in chosen], ensure_ascii=False))
         return 0

@@ -9,14 +9,14 @@ import tempfile
 from pathlib import Path
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.cli.config_flags import add_config_flags, config_from, refuse_settings_beside, write_settings
+from qlora_ui.cli.config_flags import add_config_flags, all_at_once, config_from, given_settings, refuse_settings_beside, write_settings
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.script.bundle import write_bundle
 from qlora_ui.script.read_foreign import read_foreign
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig
 
 HELP = "write train.py (or YAML for “trl sft”) with pinned requirements and the data, for use without this app"
 
@@ -72,12 +72,13 @@ def _settings(arguments: argparse.Namespace, workspace: Workspace) -> tuple[RunC
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise QloraUiError(f"{path.name} cannot be read.", why=str(error), fix="Give a YAML file.", where="--from", code="usage") from None
-    foreign = read_foreign(text, path.name)
-    flags = {option: value for option, value in vars(arguments).items() if option in option_by_path()}
+    given = given_settings(arguments)
+    with all_at_once(given):
+        foreign = read_foreign(text, path.name)
     if not arguments.json:
         for key, reason in foreign.ignored.items():
             print(f"{key}: {reason}", file=sys.stderr)
-    return foreign.config.changed(flags), foreign.ignored
+    return foreign.config.changed(given), foreign.ignored
 
 
 def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Path) -> int:

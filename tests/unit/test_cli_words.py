@@ -1,0 +1,56 @@
+"""Words and settings that are wrong on the command line: everything at once, and what was meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_ui.cli import main
+from qlora_ui.runs.workspace import Workspace
+
+
+def _said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+def test_misspelt_settings_are_named_with_everything_else(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    end = ["--workspace", str(workspace.root)]
+    said = _said(["train", "--lora.rnk", "4", "--train.epochs=-1", "--foo.bar", "--lora.rank", "x", *end], capsys).splitlines()
+    assert [line.split(":")[0] for line in said] == ["lora.rnk", "foo.bar", "lora.rank", "train.epochs"]
+    assert said[0].endswith("Did you mean lora.rank?")
+
+
+@pytest.mark.parametrize("flag", ["--config", "--preset", "--from"])
+def test_a_wrong_file_does_not_hide_wrong_flags(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("base_model: foo/bar\nlora_r: 9999\n" if flag == "--from" else "lora:\n  rank: banana\n", encoding="utf-8")
+    place = "there is none" if flag == "--preset" else str(file)
+    word = ["script", "--out", str(tmp_path / "out"), "--format", "settings"]
+    said = _said([*word, flag, place, "--train.epochs", "-1", "--lora.rnk", "8", "--workspace", str(workspace.root)], capsys)
+    assert "preset: " in said or "lora.rank: " in said
+    assert "train.epochs: " in said and "lora.rnk: " in said
+
+
+def test_a_misspelt_setting_beside_a_run_is_refused_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--lora.rnk beside --resume would change nothing" in _said(["train", "--resume", "latest", "--lora.rnk", "8"], capsys)
+
+
+def test_flags_before_the_word_are_told_where_they_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "“runs” comes first: app.py runs …" in _said(["--workspace", "somewhere", "runs"], capsys)
+    assert "“app.py runs --help”" in _said(["runs", "--zonk"], capsys)
+
+
+def test_a_filter_that_finds_no_option_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No option has “zonk” in its path." in _said(["options", "zonk"], capsys)
+    assert main(["options", "rank", "--json"]) == 0 and len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_the_help_says_how_a_setting_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--lora.rank 8" in capsys.readouterr().out
