@@ -7,9 +7,12 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Protocol, TextIO
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TextIO
 
 from qlora_ui import __version__
 from qlora_ui.base.errors import QloraUiError
@@ -32,6 +35,11 @@ COMMANDS = (
     "options",
     "doctor",
 )
+
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended, as shells give it."""
+AFTERMATH_S = 60.0
+"""How long after Ctrl-C an exception may still come of it; imports go on for a while on a busy machine."""
 
 # Read by the libraries when they are imported: no telemetry, no progress bars into our output, no advisory noise.
 QUIET = {
@@ -65,27 +73,52 @@ def main(words: Sequence[str] | None = None) -> int:
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given.insert(0, "ui")
     wants_json = "--json" in given
+    with _interrupts() as interrupts:
+        try:
+            return _run(given)
+        except QloraUiError as error:
+            print_error(error, as_json=wants_json)
+            return 2
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader (head, less) left; nothing more can be said to it.
+            silence(sys.stdout)
+            return 1
+        except Exception as error:
+            if interrupts and time.monotonic() - interrupts[-1] < AFTERMATH_S:
+                return INTERRUPTED
+            told = disk_full_in_words(error)
+            if told is None:
+                raise
+            print_error(told, as_json=wants_json)
+            return 2
+
+
+def _run(given: list[str]) -> int:
+    arguments, unknown = _parser(given[0]).parse_known_args(given)
+    if unknown and not _are_settings(arguments, unknown):
+        raise _unknown_words(arguments.command, unknown)
+    return _load(arguments.command).run(arguments)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[float]]:
+    """When Ctrl-C was pressed: inside an import of torch's it may come out as any other exception (seen: ModuleNotFoundError)."""
+    noted: list[float] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        parser = _parser(given[0])
-        arguments, unknown = parser.parse_known_args(given)
-        if unknown and not _are_settings(arguments, unknown):
-            raise _unknown_words(arguments.command, unknown)
-        return _load(arguments.command).run(arguments)
-    except QloraUiError as error:
-        print_error(error, as_json=wants_json)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader (head, less) left; nothing more can be said to it.
-        silence(sys.stdout)
-        return 1
-    except OSError as error:
-        told = disk_full_in_words(error)
-        if told is None:
-            raise
-        print_error(told, as_json=wants_json)
-        return 2
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _are_settings(arguments: argparse.Namespace, unknown: list[str]) -> bool:

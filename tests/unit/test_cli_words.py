@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,22 @@ def test_the_help_says_how_a_setting_is_given(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--lora.rank 8" in capsys.readouterr().out
+
+
+def test_whatever_ctrl_c_becomes_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def importing(arguments: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module 'GenerationMixin'.") from None
+        return 0
+
+    monkeypatch.setattr("qlora_ui.cli.options.run", importing)
+    assert main(["options"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_exception_of_our_own_is_shown_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_ui.cli.options.run", lambda arguments: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["options"])
