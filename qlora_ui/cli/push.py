@@ -25,11 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export where that was not done yet, upload, and say where it is."""
-    from qlora_ui.engine.exports.export import export_run
-    from qlora_ui.engine.exports.push import push_folder
+    from qlora_ui.engine.exports.push import can_push_or_fail, push_folder
 
     workspace = Workspace.at(arguments.workspace)
     chosen = find_run(workspace, arguments.run)
+    can_push_or_fail(arguments.to)
+
+    from qlora_ui.engine.exports.export import export_run
+
     result = export_run(chosen, arguments.format, workspace, num_prompts=0)
     if not arguments.json:
         print(f"Uploading {format_bytes(result.size_bytes)} to {arguments.to}", file=sys.stderr, flush=True)

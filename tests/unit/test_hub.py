@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
+from qlora_ui.cli import main
 from qlora_ui.engine.exports.push import push_folder
+from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 TOKEN = "hf_" + "t" * 34
 
@@ -153,3 +156,14 @@ def test_without_a_login_or_a_name_nothing_is_asked(
     with pytest.raises(RunError, match="not logged in"):
         push_folder(export, "me/model", workspace)
     assert not stub.tokens
+
+
+def test_nothing_is_exported_for_an_upload_that_cannot_be(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = create_run(workspace, RunConfig())
+    words = ["push", "--run", run.id, "--workspace", str(workspace.root), "--to"]
+    assert main([*words, "model"]) == 2 and "is not a name on the Hub" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert main([*words, "me/model"]) == 2 and "not logged in" in capsys.readouterr().err

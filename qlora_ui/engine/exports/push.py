@@ -24,27 +24,34 @@ class Pushed:
     is_private: bool
 
 
-def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: bool = False, message: str = "") -> Pushed:
-    """Upload an export's folder as a model of the user's on the Hub.
-
-    The token comes from HF_TOKEN or the Hub's own login. Raises RunError without one, ModelError where the Hub refuses, and
-    RunError where the folder holds what should not leave this machine.
-    """
-    from huggingface_hub import HfApi, get_token
+def can_push_or_fail(repository: str) -> None:
+    """Raise QloraUiError where the name cannot be one, and RunError where nobody is logged in: to be asked before the export is made."""
+    from huggingface_hub import get_token
 
     if "/" not in repository or repository.count("/") > 1:
         raise QloraUiError(
             f"“{repository[:80]}” is not a name on the Hub.", fix="Names look like OWNER/NAME.", where="--to", code="hub-name"
-        )
-    if not (folder / "README.md").is_file():
-        raise RunError(
-            f"{folder.name} is not an export that can be uploaded.", fix="Export the run as adapter or whole model first.", code="push"
         )
     if get_token() is None and not os.environ.get("HF_TOKEN"):
         raise RunError(
             "You are not logged in to the Hub.",
             fix="Run “hf auth login”, or set HF_TOKEN to a token that may write.",
             code="hub-login",
+        )
+
+
+def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: bool = False, message: str = "") -> Pushed:
+    """Upload an export's folder as a model of the user's on the Hub.
+
+    The token comes from HF_TOKEN or the Hub's own login. Raises RunError without one, ModelError where the Hub refuses, and
+    RunError where the folder holds what should not leave this machine.
+    """
+    from huggingface_hub import HfApi
+
+    can_push_or_fail(repository)
+    if not (folder / "README.md").is_file():
+        raise RunError(
+            f"{folder.name} is not an export that can be uploaded.", fix="Export the run as adapter or whole model first.", code="push"
         )
     refuse_leaks(folder, workspace)
     with hub_errors(repository):
