@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +24,10 @@ from qlora_ui.runs.workspace import Workspace
 HELP = "versions, cards, what was measured of them, and what is wrong"
 NEEDED = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "gradio")
 LITTLE_DISK_BYTES = 5 * GIB
+TORCH_S = 120.0
+"""How long PyTorch may take to be imported; a cold disk needs most of a minute."""
+FITTING_TORCH = "Delete the folder .venv and run start.py again: it installs the PyTorch that fits the driver."
+_ASK_TORCH = "import json, torch; print(json.dumps([torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0]))"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,19 +51,47 @@ def run(arguments: argparse.Namespace) -> int:
 def _look(workspace: Workspace) -> dict[str, Any]:
     system, found = read_system(), versions()
     cards = [_card(gpu, workspace) for gpu in read_gpus(visible_only=False)]
+    torch = _ask_torch() if cards and "torch" in found else None
     return {
         "app": __version__,
         "versions": found,
         "driver": driver_version(),
         "cards": cards,
+        "torch": torch,
         "system": asdict(system),
         "device": asdict(cpu_profile(workspace)) if not cards else cards[0],
         "workspace": str(workspace.root),
         "workspace_free_bytes": free_bytes(workspace.root),
         "has_builtin_model": gguf_path() is not None,
         "files_read_without_network_by": "kernel" if can_refuse_network() else "python",
-        "problems": _problems(workspace, found, bool(cards)),
+        "problems": _problems(workspace, found, bool(cards), torch),
     }
+
+
+def _ask_torch() -> dict[str, Any]:
+    """The CUDA that PyTorch was built for and how many cards it can use, asked in a process of its own; or why it cannot be imported."""
+    try:
+        done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, check=False)
+        cuda, num_cards = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"cuda": None, "num_cards": 0, "error": str(error)}
+    except ValueError:
+        return {"cuda": None, "num_cards": 0, "error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+    return {"cuda": cuda, "num_cards": num_cards, "error": ""}
+
+
+def _torch_problem(torch: dict[str, Any] | None) -> tuple[str, str]:
+    """What keeps PyTorch from the card, and what to do; empty where nothing does."""
+    if torch is None or torch["num_cards"]:
+        return "", ""
+    if torch["error"]:
+        return f"PyTorch cannot be started: {torch['error']}.", "Delete .venv and start again."
+    if not read_gpus():
+        return "CUDA_VISIBLE_DEVICES hides every card: runs go to the CPU.", f"It is “{os.environ.get('CUDA_VISIBLE_DEVICES', '')}” now."
+    if torch["cuda"] is None:
+        return "There is a card, but PyTorch was built without CUDA: runs go to the CPU.", FITTING_TORCH
+    what = f"There is a card, but PyTorch, built for CUDA {torch['cuda']}, cannot use it with the driver {driver_version()}"
+    return f"{what}: runs go to the CPU.", f"Update the NVIDIA driver. {FITTING_TORCH}"
 
 
 def _card(gpu: Any, workspace: Workspace) -> dict[str, Any]:
@@ -79,17 +114,12 @@ def _speeds(speeds: dict[str, Any]) -> str:
     return "".join(f", time × {speed['factor']:.3f} after {speed['num_runs']} runs ({names[way]})" for way, speed in speeds.items())
 
 
-def _problems(workspace: Workspace, found: dict[str, str], has_card: bool) -> list[dict[str, Any]]:
+def _problems(workspace: Workspace, found: dict[str, str], has_card: bool, torch: dict[str, Any] | None) -> list[dict[str, Any]]:
     missing = [name for name in NEEDED if name not in found]
-    torch_build = found.get("torch", "")
+    torch_what, torch_fix = _torch_problem(torch)
     candidates = (
         (bool(missing), True, f"Not installed: {', '.join(missing)}.", "Run “pip install -r requirements.txt”."),
-        (
-            has_card and torch_build.endswith("+cpu"),
-            False,
-            "There is a card, but torch was built without CUDA.",
-            "Install torch from pytorch.org's index for your CUDA version.",
-        ),
+        (bool(torch_what), bool(torch and torch["error"]), torch_what, torch_fix),
         (
             free_bytes(workspace.root) < LITTLE_DISK_BYTES,
             False,
@@ -109,6 +139,9 @@ def _say(values: dict[str, Any]) -> None:
         words = f"context {format_bytes(card['context_bytes'])} ({card['context_source']})"
         learned = f"memory × {card['correction']:.3f} after {card['num_learned']} runs{_speeds(card['speeds'])}"
         print(f"{card['name']}: {format_bytes(card['free_bytes'])} of {format_bytes(card['total_bytes'])} free, {words}, {learned}")
+    if torch := values["torch"]:
+        build = f"CUDA {torch['cuda']}" if torch["cuda"] else "no card"
+        print(f"PyTorch can use {torch['num_cards']} of {len(values['cards'])} (built for {build})")
     if not values["cards"] and values["device"]["speeds"]:
         print(f"CPU: learned from earlier runs{_speeds(values['device']['speeds'])}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
