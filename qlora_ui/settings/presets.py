@@ -15,6 +15,7 @@ from qlora_ui.base.errors import SettingsError
 from qlora_ui.base.files import write_text
 from qlora_ui.settings.migrate import VERSION
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
 
 SHIPPED = Path(__file__).resolve().parents[2] / "presets"
 MAX_YAML_BYTES = 256 * 1024
@@ -52,9 +53,7 @@ class _QuickLoader(_QUICK or _Loader):  # type: ignore[misc]  # a class that is 
 
 
 for _loader in (_Loader, _QuickLoader):
-    _loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+    _loader.add_implicit_resolver(*NUMBER_WITH_EXPONENT)
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def save_preset(name: str, title: str, config: RunConfig, user_folder: Path) -> 
         )
     document = {"version": VERSION, "title": title, **config.to_nested(only_changed=True)}
     path = user_folder / f"{name}.yaml"
-    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    write_text(path, dump_yaml(document))
     return path
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_ui.base.errors import Problem, SettingsError
@@ -24,6 +23,7 @@ from qlora_ui.settings.sections import (
     TrainSection,
 )
 from qlora_ui.settings.source import LABELS
+from qlora_ui.settings.yaml_text import dump_yaml
 
 
 class RunConfig(BaseModel):
@@ -96,7 +96,7 @@ class RunConfig(BaseModel):
     def to_yaml(self, *, only_changed: bool = False) -> str:
         """The settings as YAML, with the version of their layout."""
         document = {"version": VERSION, **self.to_nested(only_changed=only_changed)}
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+        return dump_yaml(document)
 
     @property
     def effective_batch(self) -> int:

@@ -70,6 +70,15 @@ def test_yaml_round_trip_keeps_every_option() -> None:
     assert yaml.safe_load(config.to_yaml(only_changed=True))["lora"] == {"alpha": 64}
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["2e-4", "1E3", "-3e+2", "1_0.5e2", "yes", "null", "0x10", "1_000", "2026-01-01", "a: b", "#x", "*x", "a\u2028b", "x\ty", "日本語"],
+)
+def test_whatever_a_text_looks_like_it_reads_back_as_that_text(text: str) -> None:
+    config = RunConfig().changed({"output.name": text, "output.tags": [text], "eval.probes": [text, "and more"]})
+    assert RunConfig.parse(read_yaml(config.to_yaml(), "x")) == config
+
+
 def test_flag_texts_read_as_their_types() -> None:
     config = RunConfig().changed(
         {"lora.alpha": "none", "quant.double_quant": "false", "train.learning_rate": "1e-3", "lora.targets": "q_proj, v_proj"}
