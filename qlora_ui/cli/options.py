@@ -6,6 +6,7 @@ import argparse
 import json
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.settings.reference import LISTS
 from qlora_ui.settings.run_config import option_by_path
 
 HELP = "every setting with its path, default, bounds and meaning"
@@ -31,4 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
         bounds = ", ".join(map(str, row["choices"])) or (f"{row['minimum']} to {row['maximum']}" if row["minimum"] is not None else "")
         print(f"--{option.path}  (default {row['default']}{'; ' + bounds if bounds else ''})")
         print(f"    {option.meta.label}{f' ({option.meta.term})' if option.meta.term else ''}: {option.meta.help}")
+    if any(isinstance(option.default, tuple | dict) for option in chosen):
+        print(LISTS)
     return 0

@@ -6,6 +6,12 @@ import sys
 
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 
+LISTS = (
+    "As flags, several words have commas between them (--lora.targets q_proj,v_proj), questions stand on a line each, and several datasets "
+    'and the column mapping are JSON: --data.sources \'["a.jsonl", "b.jsonl"]\', --data.mapping \'{"user": "q", "assistant": "a"}\'.'
+)
+"""How settings that hold more than one thing are given on the command line."""
+
 
 def render_reference() -> str:
     """Every option as Markdown, a heading a section, a row an option."""
@@ -13,6 +19,8 @@ def render_reference() -> str:
         "# Settings",
         "",
         "Each is a control on the page, a flag (`--lora.rank 8`) and a key in YAML. Generated from the declarations.",
+        "",
+        LISTS,
     ]
     section = ""
     for option in option_by_path().values():

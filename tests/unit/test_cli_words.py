@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
 import pytest
 
-from qlora_ui.cli import main
+from qlora_ui.cli import _parser, main
+from qlora_ui.cli.config_flags import given_settings
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.views.recipe import command_line
 
 
 def _said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -51,6 +55,19 @@ def test_a_filter_that_finds_no_option_says_so(capsys: pytest.CaptureFixture[str
     assert main(["options", "rank", "--json"]) == 0 and len(json.loads(capsys.readouterr().out)) == 2
 
 
+def test_it_is_said_how_lists_are_given_and_they_are_taken_so(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", "data.mapping"]) == 0
+    said = capsys.readouterr().out
+    words = shlex.split(said[said.index("--data.sources '[") :].rstrip(".\n").replace("', --", "' --"))
+    config = RunConfig().changed(
+        {words[0][2:]: words[1], words[2][2:]: words[3], "data.format": "columns", "lora.targets": "q_proj,v_proj"}
+    )
+    assert [source.id for source in config.data.sources] == ["a.jsonl", "b.jsonl"]
+    assert config.data.mapping == {"user": "q", "assistant": "a"} and config.lora.targets == ("q_proj", "v_proj")
+    wrong = _said(["train", "--data.mapping", "user=question", "--workspace", str(workspace.root)], capsys)
+    assert 'write {"user": "question", "assistant": "answer"}' in wrong
+
+
 def test_the_help_says_how_a_setting_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -74,3 +91,10 @@ def test_an_exception_of_our_own_is_shown_as_before(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("qlora_ui.cli.options.run", lambda arguments: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["options"])
+
+
+def test_the_command_of_the_page_is_taken_by_the_command_line() -> None:
+    config = RunConfig().changed({"output.notes": "-x", "output.name": "- a run", "eval.probes": "One?\nTwo, three?"})
+    words = shlex.split(command_line(config))
+    arguments = _parser("train").parse_args(words[2:])
+    assert RunConfig().changed(given_settings(arguments)) == config

@@ -27,7 +27,15 @@ def _json_or(value: Any) -> Any:
     return json.loads(value) if value.lstrip().startswith(("[", "{")) else (value,) if value.strip() else ()
 
 
+def _pairs(value: Any) -> Any:
+    """JSON where a flag gives a mapping."""
+    made = _json_or(value)
+    if made and not isinstance(made, dict):
+        raise ValueError('write {"user": "question", "assistant": "answer"}, each with the name of its column')
+    return made or {}
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 Sources = Annotated[tuple[DataSource, ...], BeforeValidator(_json_or)]
-Mapping = Annotated[dict[str, str], BeforeValidator(_json_or)]
+Mapping = Annotated[dict[str, str], BeforeValidator(_pairs)]

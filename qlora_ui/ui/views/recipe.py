@@ -82,7 +82,8 @@ def command_line(config: RunConfig) -> str:
     """The `train` command that gives these settings."""
     words = ["python", "app.py", "train"]
     for path, (value, _) in config.differences(RunConfig()).items():
-        words += [f"--{path}", _flag(path, value, config)]
+        given = _flag(path, value, config)
+        words += [f"--{path}={given}"] if given.startswith("-") else [f"--{path}", given]  # else it would be taken for a flag
     return shlex.join(words)
 
 
