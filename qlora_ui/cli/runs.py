@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
@@ -94,11 +95,24 @@ def _show(view: RunView, as_json: bool) -> int:
         print(json.dumps(values, ensure_ascii=False))
         return 0
     values.pop("sparkline")
-    print(table((name, _cell(value)) for name, value in values.items()))
+    print(table((name, _cell(name, value)) for name, value in values.items()))
     return 0
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
+    """A value of `show` as a person reads it; `--json` has it as it is."""
+    if value is None:
+        return ""
+    if name == "created":
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.endswith("_s") and name != "tokens_per_s":
+        return format_duration(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if name.endswith("loss") else f"{value:.0f}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 

@@ -87,7 +87,7 @@ def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Pa
     if path.exists():
         raise QloraUiError(f"{path} is there already.", fix="Give a new folder.", where="--out", code="out-not-empty")
     write_settings(path, config, "--out")
-    command = f"python app.py train --config {path}"
+    command = f'python app.py train --config "{path}"' if " " in str(path) else f"python app.py train --config {path}"
     print(json.dumps({"path": str(path), "command": command, "ignored": ignored}, ensure_ascii=False) if arguments.json else command)
     return 0
 

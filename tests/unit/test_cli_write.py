@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 
 import pytest
 
-from qlora_ui.cli import main
+from qlora_ui.cli import main, runs
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -25,6 +26,20 @@ def test_a_place_that_cannot_be_written_is_told_in_words(
     assert main([*words, place, "--preset", "demo", "--workspace", str(workspace.root)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(words[-1]) and "cannot be written. " in said and "Give another place." in said
+
+
+def test_the_command_that_is_said_can_be_given(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "my settings"
+    assert main(["script", "--format", "settings", "--out", str(place), "--workspace", str(workspace.root)]) == 0
+    assert shlex.split(capsys.readouterr().out)[-1] == str(place / "settings.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("peak_bytes", 3 << 30, "3.0 GiB"), ("elapsed_s", 129.28, "2 min 9 s"), ("final_loss", 2.625532, "2.6255"), ("phase", None, "")],
+)
+def test_a_run_is_shown_in_units_that_people_read(name: str, value: object, shown: str) -> None:
+    assert runs._cell(name, value) == shown
 
 
 def test_a_place_that_can_is_written(workspace: Workspace, tmp_path: Path) -> None:
