@@ -32,7 +32,7 @@ from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
-from qlora_ui.engine.plan import Prediction, fingerprint, former_marks, learn_from, planned, predict, started
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, started
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
 from qlora_ui.engine.quiet import hush
@@ -210,7 +210,7 @@ class Job:
         self._raise_if_ending()
         marks = fingerprint(config, ground.rows.train)
         if checkpoint is not None:
-            check_same(checkpoint, marks, former_marks(config))
+            check_same(checkpoint, marks, config)
         # A checkpoint holds the weights already, and where they once came from may be gone.
         initial = find_initial_adapter(config, self.base, self.workspace) if checkpoint is None else None
         model = build.load_model(ground, config)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,9 +26,13 @@ from qlora_ui.models.catalogue import model_facts
 from qlora_ui.runs.events import MemoryMeasured, Planned, Started
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import Intervals
-from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.migrate import VERSION, as_then
+from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 _ROWS_AT_ONCE = 1000
+_SECTIONS = ("model", "quant", "lora", "data", "train")
+_INDIFFERENT = ("lora.start_from", "train.batch_size", "train.accumulation")
+"""Of them, what a checkpoint does not care for: it has its own weights, and the effective batch is compared as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def learn_from(
             learn_speed(workspace, device, prediction.unlearned_step_s, step_times_s, is_fast=is_fast)
 
 
-def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
+def fingerprint(config: RunConfig, train: Any) -> dict[str, Any]:
     """Marks of everything that an exact continuation needs unchanged: the tokens, their order, and the settings.
 
     How the effective batch is split does not belong to it: a job that ran out of memory may have halved it.
@@ -130,21 +134,48 @@ def fingerprint(config: RunConfig, train: Any) -> dict[str, str]:
         for name in ("input_ids", "labels"):
             for row in part[name]:
                 digest.update(np.asarray(row, dtype=np.int64).tobytes() + b"|")
-    return {"rows_sha256": digest.hexdigest(), "settings_sha256": _settings_mark(config, only_changed=True)}
+    settings = {"version": VERSION, **config.to_nested()}
+    # The settings' hash is for earlier versions of the app, to which somebody may go back.
+    return {"rows_sha256": digest.hexdigest(), "settings_sha256": _settings_mark(config, only_changed=True), "settings": settings}
 
 
-def former_marks(config: RunConfig) -> dict[str, str]:
-    """Marks in another form, that checkpoints of the app's first version carry: of all options, whether they were chosen or not."""
-    return {"settings_sha256": _settings_mark(config, only_changed=False)}
+def changed_settings(config: RunConfig, notes: Mapping[str, Any]) -> list[str]:
+    """What `config` has otherwise than a checkpoint's notes, in words, of all that an exact continuation needs unchanged.
+
+    All values are compared, whether they were chosen or had the default of their time. Earlier versions of the app left a hash only.
+    """
+    saved = notes.get("settings")
+    if isinstance(saved, Mapping):
+        then, now = _decisive(type(config).parse(as_then(saved))), _decisive(config)
+        return [f"{_label(path)} was {_short(then[path])} and is {_short(value)}" for path, value in now.items() if value != then[path]]
+    marks = [_settings_mark(config, only_changed=only_changed) for only_changed in (True, False)]
+    return [] if notes.get("settings_sha256") in marks else ["which ones is not known: an earlier version of the app saved it"]
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what the weights become, by their paths."""
+    nested = config.model_dump(mode="json")
+    values = {f"{section}.{name}": value for section in _SECTIONS for name, value in nested[section].items()}
+    kept = {path: value for path, value in values.items() if path not in _INDIFFERENT}
+    return {**kept, "effective batch": config.effective_batch, "eval.share": config.eval.share}
+
+
+def _label(path: str) -> str:
+    known = option_by_path().get(path)
+    return f"“{known.meta.label}”" if known else f"the {path}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:80]}…" if len(text) > 80 else text
 
 
 def _settings_mark(config: RunConfig, *, only_changed: bool) -> str:
-    # An option that a later version of the app adds has its default in the runs of before, and must not make them others.
+    """The settings as checkpoints of earlier versions know them; `only_changed` is what all but the first version left out."""
     nested = config.model_dump(mode="json", exclude_defaults=only_changed)
-    kept = {name: dict(nested.get(name, {})) for name in ("model", "quant", "lora", "data", "train")}
-    # A checkpoint has its own weights; where the first ones came from does not matter to it.
-    kept["lora"].pop("start_from", None)
-    for name in ("batch_size", "accumulation"):
-        kept["train"].pop(name, None)
+    kept = {name: dict(nested.get(name, {})) for name in _SECTIONS}
+    for path in _INDIFFERENT:
+        section, name = path.split(".")
+        kept[section].pop(name, None)
     settings = {**kept, "effective_batch": config.effective_batch, "share": config.eval.share}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.engine.callbacks import Best
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.fast.packing import PackedCollator
+from qlora_ui.engine.plan import changed_settings
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.engine.unlogged import unlogged_in
 from qlora_ui.runs.events import Event, Noticed
-
-_WORDS = {"rows_sha256": "the data", "settings_sha256": "the settings"}
+from qlora_ui.settings.run_config import RunConfig
 
 
 def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, is_main: bool) -> Checkpoint | None:
@@ -36,19 +37,28 @@ def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, i
     return newest
 
 
-def check_same(checkpoint: Checkpoint, marks: Mapping[str, str], former: Mapping[str, str]) -> None:
+def check_same(checkpoint: Checkpoint, marks: Mapping[str, Any], config: RunConfig) -> None:
     """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with.
 
-    `former` are marks in an older form, as good as today's.
+    `marks` are those of the rows as they are now, `config` the run's settings.
     """
-    changed = [name for name, value in marks.items() if checkpoint.notes.get(name) not in (value, former.get(name, value))]
-    if changed:
-        raise RunError(
-            f"This run cannot be continued exactly: {' and '.join(_WORDS[name] for name in changed)} changed since step {checkpoint.step}.",
-            why="The rest would be trained on something else than the beginning",
-            fix="Start a new run from its adapter, which stays",
-            code="resume-changed",
-        )
+    settings = changed_settings(config, checkpoint.notes)
+    has_rows = checkpoint.notes.get("rows_sha256") == marks["rows_sha256"]
+    if has_rows and not settings:
+        return
+    if settings:
+        what, why = "the settings", "; ".join(settings)
+        undo = "Give the file config.yaml in the run's folder its former values"
+    else:
+        what = "the data"
+        why = "Rows, their tokens or what is learned of them differ: a dataset was edited, or the model's tokenizer or this app was updated"
+        undo = "Put the dataset back as it was"
+    raise RunError(
+        f"This run cannot be continued exactly: {what} changed since step {checkpoint.step}.",
+        why=why,
+        fix=f"{undo}, or start a new run from what this one has learned, which stays",
+        code="resume-changed",
+    )
 
 
 def check_all_begin_at(step: int, agree: Callable[[int], int]) -> None:

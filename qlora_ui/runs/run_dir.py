@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import RunError, SettingsError
 from qlora_ui.base.files import read_json, write_json, write_text
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import owner
@@ -38,6 +38,7 @@ from qlora_ui.runs.events import (
     Started,
     Stopped,
 )
+from qlora_ui.settings.migrate import as_then
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
 
@@ -148,7 +149,18 @@ class RunDir:
             text = self.config_path.read_text(encoding="utf-8")
         except OSError as error:
             raise RunError(f"The settings of run {self.id} cannot be read.", why=str(error), code="run-unreadable") from None
-        return RunConfig.parse(read_yaml(text, f"{self.id}/config.yaml"))
+        try:
+            return RunConfig.parse(as_then(read_yaml(text, f"{self.id}/config.yaml")))
+        except SettingsError as error:
+            unknown = [problem.where for problem in error.problems if problem.code == "unknown-option"]
+            if not unknown:
+                raise
+        raise RunError(
+            f"Run {self.id} has settings that this app does not know: {', '.join(unknown[:5])}.",
+            why="Another version of the app made it, or its config.yaml was edited",
+            fix="Update QLoRA UI",
+            code="run-unreadable",
+        )
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings; done once, when the run is made."""

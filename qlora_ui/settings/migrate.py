@@ -8,6 +8,22 @@ from typing import Any
 from qlora_ui.base.errors import SettingsError
 
 VERSION = 1
+BEFORE: Mapping[str, Any] = {}
+"""What the app did before it had an option, by the option's path, where today's default does something else."""
+
+
+def as_then(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, written with every option of its time: one that came later stands at what the run trained with.
+
+    Not for presets and drafts, which leave out what has its default and want today's.
+    """
+    filled = dict(nested)
+    for path, value in BEFORE.items():
+        section, name = path.split(".")
+        values = filled.get(section) or {}
+        if isinstance(values, Mapping):
+            filled[section] = {name: value, **values}
+    return filled
 
 
 def migrate(nested: Mapping[str, Any]) -> dict[str, Any]:

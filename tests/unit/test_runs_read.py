@@ -263,6 +263,14 @@ def test_rows_that_an_earlier_version_wrote_down_are_read_again(workspace: Works
     assert RunList(workspace).rows() == [row] and row.has_adapter
 
 
+def test_settings_of_a_newer_app_are_named_and_not_called_misspelt(run: RunDir) -> None:
+    text = run.config_path.read_text(encoding="utf-8")
+    run.config_path.write_text(text.replace("train:\n", "train:\n  brand_new: 1\n"), encoding="utf-8")
+    view = read_run(run)
+    assert view.config is None and "does not know: train.brand_new. Another version of the app made it" in view.problem
+    assert "Did you mean" not in view.problem and "Update QLoRA UI" in view.problem
+
+
 def test_differences_of_two_runs_are_found() -> None:
     rows = compare(RunConfig(), RunConfig().changed({"lora.rank": 8}))
     assert rows == [("lora.rank", (16, 8))]

@@ -24,6 +24,7 @@ from qlora_ui.engine.exports.check import NO_CHAT, SHORT_OF_MEMORY, CheckResult
 from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.load import compute_dtype, load_quantized, training_device
 from qlora_ui.engine.tokenizer import load_tokenizer
+from qlora_ui.settings.migrate import as_then
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
 
@@ -49,7 +50,7 @@ def compare(request: dict[str, Any]) -> CheckResult:
     """Answers of the chat's model and of the artefact, compared."""
     began = time.monotonic()
     config_path = Path(request["config"])
-    config = RunConfig.parse(read_yaml(config_path.read_text(encoding="utf-8"), config_path.name))
+    config = RunConfig.parse(as_then(read_yaml(config_path.read_text(encoding="utf-8"), config_path.name)))
     device = training_device(config)
     base, adapter, artefact = Path(request["base"]), Path(request["adapter"]), Path(request["artefact"])
     prompts, kind, reader = request["prompts"], request["kind"], "transformers"
