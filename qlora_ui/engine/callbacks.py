@@ -33,7 +33,7 @@ _SAVE, _END, _NOW = 1, 2, 4
 class RequestDesk:
     """Takes requests out of the run's control folder and remembers them; echoes each on the journal at once."""
 
-    def __init__(self, run: RunDir, write: Callable[[Event], None]) -> None:
+    def __init__(self, run: RunDir, write: Callable[[Event], object]) -> None:
         self._run = run
         self._write = write
         self._lock = threading.Lock()

@@ -26,7 +26,7 @@ MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 class Fitting:
     """A trainer, its rows, and what to do when they do not fit."""
 
-    def __init__(self, trainer: QloraTrainer, rows: build.Rows, config: RunConfig, write: Callable[[Event], None]) -> None:
+    def __init__(self, trainer: QloraTrainer, rows: build.Rows, config: RunConfig, write: Callable[[Event], object]) -> None:
         self._trainer = trainer
         self._rows = rows
         self._config = config

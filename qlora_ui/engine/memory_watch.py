@@ -26,7 +26,7 @@ class MemoryWatch:
     ten seconds after three hours), so that the journal stays small.
     """
 
-    def __init__(self, device: torch.device, on_tick: Callable[[MemoryMeasured], None], on_look: Callable[[], None]) -> None:
+    def __init__(self, device: torch.device, on_tick: Callable[[MemoryMeasured], object], on_look: Callable[[], None]) -> None:
         self._device = device
         self._on_tick = on_tick
         self._on_look = on_look

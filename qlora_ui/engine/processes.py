@@ -50,19 +50,19 @@ class SilentJournal(JournalWriter):
     def __init__(self) -> None:
         self.step = 0
 
-    def write(self, event: Event, *, durable: bool = False) -> None:
+    def write(self, event: Event, *, durable: bool = False) -> bool:
         """Nothing."""
+        return True
 
 
 class PartJournal(JournalWriter):
     """The journal of a further machine: that its part began and how it ended. The numbers and the result are on the first."""
 
-    def write(self, event: Event, *, durable: bool = False) -> None:
+    def write(self, event: Event, *, durable: bool = False) -> bool:
         """Beginning and end."""
         if isinstance(event, Finished):
             event = replace(event, reason="this machine's part is done; curve and result are on the first machine")
-        if isinstance(event, Started | Ended):
-            super().write(event, durable=durable)
+        return super().write(event, durable=durable) if isinstance(event, Started | Ended) else True
 
 
 def journal_of(path: Path) -> JournalWriter:

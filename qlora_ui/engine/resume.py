@@ -18,7 +18,7 @@ from qlora_ui.runs.events import Event, Noticed
 from qlora_ui.settings.run_config import RunConfig
 
 
-def find_checkpoint(store: CheckpointStore, write: Callable[[Event], None], *, is_main: bool) -> Checkpoint | None:
+def find_checkpoint(store: CheckpointStore, write: Callable[[Event], object], *, is_main: bool) -> Checkpoint | None:
     """The newest whole checkpoint; leftovers of a kill are removed, broken newer ones named and removed."""
     if is_main:
         store.clean()

@@ -89,7 +89,7 @@ class Session:
     config: RunConfig
     store: CheckpointStore
     best: Best
-    write: Callable[[Event], None]
+    write: Callable[[Event], object]
     notes: Callable[[], Mapping[str, Any]]
     """What a checkpoint has to remember beside the Trainer's own state."""
     turns: Turns

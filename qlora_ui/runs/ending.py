@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.files import disk_full_in_words
 from qlora_ui.runs import process
 from qlora_ui.runs.events import Failed
-from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.settings.run_config import RunConfig
@@ -15,10 +16,10 @@ from qlora_ui.settings.run_config import RunConfig
 log = logging.getLogger(__name__)
 
 
-def end_unended(run: RunDir) -> None:
-    """End a run whose job left without its last event, which is a bug of ours.
+def end_unended(run: RunDir, why: str = "") -> None:
+    """End a run whose job left without its last event: the disk took no line any more, or there is a bug of ours.
 
-    One in its own process that was killed is left as it is: crashed, and ready to be continued.
+    `why` is what is known of it. One in its own process that was killed is left as it is: crashed, and ready to be continued.
     """
     if not run.path.is_dir():
         log.warning("the folder of run %s is gone", run.id)
@@ -26,16 +27,15 @@ def end_unended(run: RunDir) -> None:
     view = read_run(run)
     was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
     if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
-        run.release()
-        JournalWriter(run.journal_path).write(
-            Failed(
-                step=view.step,
-                what="The training job ended without a word.",
-                why=process.last_words(run),
-                fix="The file run.log in the run's folder may say more; Continue takes it up from the last checkpoint",
-            ),
-            durable=True,
+        more = "" if why else "The file run.log in the run's folder may say more; "
+        failed = Failed(
+            step=view.step,
+            what="The training job could not go on." if why else "The training job ended without a word.",
+            why=why or process.last_words(run),
+            fix=f"{more}Continue takes it up from the last checkpoint",
         )
+        JournalWriter(run.journal_path).write(failed, durable=True)
+        run.release()
 
 
 def end_unstarted(run: RunDir, error: Exception) -> None:
@@ -44,11 +44,20 @@ def end_unstarted(run: RunDir, error: Exception) -> None:
         return
     try:
         JournalWriter(run.journal_path).write(
-            Failed(what="The training job could not be started.", why=str(error), fix="Make room on the disk, then press Continue"),
+            Failed(what="The training job could not be started.", why=cause(error), fix="When that is mended, press Continue"),
             durable=True,
         )
+        drop_reserve(run.journal_path)
     except OSError as unwritten:
         log.warning("run %s: its end could not be written: %s", run.id, unwritten)
+
+
+def cause(error: Exception) -> str:
+    """Why a job could not work, in a sentence."""
+    said = disk_full_in_words(error)
+    return (
+        said.problems[0].what if said else str(error) if isinstance(error, OSError | QloraUiError) else f"{type(error).__name__}: {error}"
+    )
 
 
 def config_or_none(run: RunDir) -> RunConfig | None:

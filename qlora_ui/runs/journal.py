@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -12,10 +13,13 @@ from io import RawIOBase
 from pathlib import Path
 
 from qlora_ui.base.files import DISK_FULL, GrowingLines
-from qlora_ui.runs.events import Event, from_line, to_line
+from qlora_ui.base.units import KIB
+from qlora_ui.runs.events import Ended, Event, from_line, to_line
 
 KEPT_LINES = 10_000
 """Lines that wait for room on a full disk."""
+RESERVE_BYTES = 256 * KIB
+"""Room for a run's last words: an end with its traceback, and the minutes of lines that wait before it."""
 
 
 class JournalWriter:
@@ -30,21 +34,34 @@ class JournalWriter:
         """Stamped on events that carry no step of their own."""
         _end_broken_line(path)
 
-    def write(self, event: Event, *, durable: bool = False) -> None:
+    def write(self, event: Event, *, durable: bool = False) -> bool:
         """Append the event with the time of now; `durable` waits until it is on the disk.
 
-        On a full disk the event is kept and written with a later one: a run does not end for want of a line.
+        On a full disk the event is kept and written with a later one, since a run does not end for want of a line; False says so.
+        A job's last event has no later one: the room that was kept for it is given up, and more points of curves than fit are lost.
         """
         stamped = replace(event, time=event.time or time.time(), step=event.step or self.step)
         with self._lock:
             self._unwritten.append((to_line(stamped) + "\n").encode())
-            try:
-                self._append(durable)
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
+            is_written = self._append(durable)
+            if not is_written and isinstance(event, Ended):
+                drop_reserve(self._path)
+                waiting = sum(map(len, self._unwritten))
+                while waiting > RESERVE_BYTES // 2 and len(self._unwritten) > 1:
+                    waiting -= len(self._unwritten.popleft())
+                is_written = self._append(durable)
+            return is_written
 
-    def _append(self, durable: bool) -> None:
+    def _append(self, durable: bool) -> bool:
+        try:
+            self._append_all(durable)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            return False
+        return True
+
+    def _append_all(self, durable: bool) -> None:
         # Line by line and unbuffered: what is on the disk is known when one fails, and is not written again.
         with self._path.open("ab", buffering=0) as file:
             if self._is_torn:
@@ -64,6 +81,22 @@ def _write_whole(file: RawIOBase, line: bytes) -> None:
     left = memoryview(line)
     while left:
         left = left[file.write(left) or 0 :]
+
+
+def make_reserve(journal: Path) -> None:
+    """Keep room on the disk for the last event of a run that waits or works; where there is none now, it has to do without."""
+    # Not zeros: some file systems store those in no space at all.
+    with contextlib.suppress(OSError), _reserve(journal).open("xb") as file:
+        file.write(os.urandom(RESERVE_BYTES))
+
+
+def drop_reserve(journal: Path) -> None:
+    """Give the room back."""
+    _reserve(journal).unlink(missing_ok=True)
+
+
+def _reserve(journal: Path) -> Path:
+    return journal.with_name(".reserve")
 
 
 def _end_broken_line(path: Path) -> None:

@@ -20,10 +20,10 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import process, registry
 from qlora_ui.runs.card import Card, Holder
-from qlora_ui.runs.ending import config_or_none, end_unended, end_unstarted, has_own_process
+from qlora_ui.runs.ending import cause, config_or_none, end_unended, end_unstarted, has_own_process
 from qlora_ui.runs.engine import engine_object
-from qlora_ui.runs.events import Failed, Queued, Stopped
-from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.events import Failed, Stopped
+from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.waiting import find_left, read_order, write_order
@@ -256,13 +256,14 @@ class Launcher:
     def _put_back(self, run: RunDir) -> None:
         for request in Request:
             run.take_request(request)
-        JournalWriter(run.journal_path).write(Queued(), durable=True)
+        registry.queue_run(run)
         self._enqueue(run)
 
     def _unqueue(self, run: RunDir) -> None:
         self._queue.remove(run)
         self._remember()
         JournalWriter(run.journal_path).write(Stopped(), durable=True)
+        drop_reserve(run.journal_path)
         self._changed.notify_all()
 
     def _remember(self) -> None:
@@ -349,6 +350,7 @@ class Launcher:
         return {holder.who for holder in self._card.holders() if config is not None and self._fits_beside(config, holder)}
 
     def _run(self, run: RunDir) -> None:
+        left_with: list[str] = []
         config = config_or_none(run)
         if run.owner_is_alive():
             process.wait_for_owner(run, until=lambda: self._is_closed)
@@ -356,13 +358,14 @@ class Launcher:
             process.run_in_process(run, config, until=lambda: self._is_closed)
         else:
             # A thread of its own for each run: what torch keeps for each thread goes with it.
-            worker = threading.Thread(target=self._run_here, args=(run,), name=f"train-{run.id}", daemon=True)
+            worker = threading.Thread(target=self._run_here, args=(run, left_with), name=f"train-{run.id}", daemon=True)
             worker.start()
             worker.join()
         if not self._is_closed:
-            end_unended(run)
+            end_unended(run, " ".join(left_with))
 
-    def _run_here(self, run: RunDir) -> None:
+    def _run_here(self, run: RunDir, left_with: list[str]) -> None:
+        """Do the job in this thread; what it could not say itself goes into `left_with`."""
         try:
             job = engine_object("job:run")
         except ImportError as error:
@@ -379,7 +382,8 @@ class Launcher:
         # The boundary: the journal cannot be written any more, or there is a bug of ours.
         try:
             job(run.path, turns=self._card.turns)
-        except Exception:
+        except Exception as error:
+            left_with.append(cause(error))
             # As text: a log record with the exception itself would hold the model.
             log.error("the job of run %s left with an error\n%s", run.id, traceback.format_exc())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import resolve_inside
 from qlora_ui.runs.events import Queued, from_line
-from qlora_ui.runs.journal import JournalWriter, read_events
+from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -36,12 +36,22 @@ def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
     try:
         (run.path / "control").mkdir()
         run.write_config(config)
-    except OSError:
-        # On a full disk: a folder without settings would stand in the list for ever.
+        queue_run(run)
+    except (OSError, RunError):
+        # Half a run would stand in the list as one that waits.
         shutil.rmtree(run.path, ignore_errors=True)
         raise
-    JournalWriter(run.journal_path).write(Queued(), durable=True)
     return run
+
+
+def queue_run(run: RunDir) -> None:
+    """Write down that a run waits, and keep room for the words with which it ends; raises RunError where the disk has no room."""
+    make_reserve(run.journal_path)
+    if not JournalWriter(run.journal_path).write(Queued(), durable=True):
+        drop_reserve(run.journal_path)
+        raise RunError(
+            "The disk is full.", why=f"Run {run.id} cannot wait or work", fix="Free some space, then try again", code="disk-full"
+        )
 
 
 def _free_path(runs: Path, word: str) -> Path:

@@ -4,6 +4,7 @@ config.yaml      whoever makes the run, once
 events.jsonl     job, append
 run.log          job's process, append
 owner.json       job, while it lives
+.reserve         launcher, while it waits; job, while it lives: room for the last event on a disk that gets full
 control/*        requests of page and command line; the job answers on the journal and removes them
 data/            the normalised rows of this run, job, once
 checkpoints/     job
@@ -38,6 +39,7 @@ from qlora_ui.runs.events import (
     Started,
     Stopped,
 )
+from qlora_ui.runs.journal import drop_reserve, make_reserve
 from qlora_ui.settings.migrate import as_then
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
@@ -197,10 +199,12 @@ class RunDir:
 
     def claim(self) -> None:
         """Write this process down as the owner; the job does it first of all."""
+        make_reserve(self.journal_path)
         write_json(self._owner_path, owner.describe_owner())
 
     def release(self) -> None:
         """Forget the owner; the job does it last of all."""
+        drop_reserve(self.journal_path)
         self._owner_path.unlink(missing_ok=True)
 
     def has_owner(self) -> bool:

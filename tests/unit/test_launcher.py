@@ -279,6 +279,25 @@ def test_a_job_that_leaves_without_a_word_is_a_failure(launcher: Launcher, stage
     assert isinstance(ended, Failed) and "without a word" in ended.what
 
 
+def test_a_job_that_a_full_disk_keeps_from_beginning_says_so(launcher: Launcher, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(run: RunDir) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "claim", full)
+        run = launcher.start(RunConfig())
+        assert (run.path / ".reserve").is_file()
+        assert launcher.wait_until_idle(5)
+    view = read_run(run)
+    assert isinstance(view.ended, Failed) and view.ended.why == "The disk is full."
+    assert not (run.path / ".reserve").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalWriter, "write", lambda self, event, *, durable=False: False)
+        with pytest.raises(RunError, match="The disk is full"):
+            launcher.resume(run)
+    assert launcher.queue() == [] and read_run(run).ended == view.ended
+
+
 def test_a_full_disk_or_a_folder_that_is_gone_stops_one_run_and_not_the_next(
     launcher: Launcher, workspace: Workspace, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

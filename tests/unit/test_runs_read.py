@@ -308,6 +308,36 @@ def test_a_full_disk_loses_no_event(run: RunDir, monkeypatch: pytest.MonkeyPatch
     assert kinds == ["Queued", "Noticed", "PhaseChanged"]
 
 
+@pytest.mark.parametrize("num_waiting", [3, 2000])
+def test_the_last_event_takes_the_room_that_was_kept_for_it(num_waiting: int, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.claim()
+    reserve = run.path / ".reserve"
+    room = reserve.stat().st_size
+    original = Path.open
+
+    def opened(self: Path, mode: str = "r", buffering: int = -1, **named: Any) -> Any:
+        if self != run.journal_path or "a" not in mode:
+            return original(self, mode, buffering, **named)
+        _SmallDisk.room = 0 if reserve.exists() else room
+        return _SmallDisk(str(self), "ab")
+
+    monkeypatch.setattr(Path, "open", opened)
+    journal = JournalWriter(run.journal_path)
+    for number in range(1, num_waiting + 1):
+        assert not journal.write(step(number))
+    assert journal.write(Failed(what="The disk is full."), durable=True) and not reserve.exists()
+    view = read_run(run)
+    assert view.status is Status.FAILED and view.steps[-1].step == num_waiting
+    run.release()
+
+
+def test_a_run_that_cannot_be_written_down_leaves_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JournalWriter, "write", lambda self, event, *, durable=False: False)
+    with pytest.raises(RunError, match="The disk is full"):
+        create_run(workspace, RunConfig())
+    assert not list_runs(workspace)
+
+
 class _SmallDisk(io.FileIO):
     """A file on a disk that has room for some bytes more: it takes the first of a write and then refuses."""
 
