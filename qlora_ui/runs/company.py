@@ -6,6 +6,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import MIB
 from qlora_ui.estimate.chat import cache_bytes
 from qlora_ui.estimate.memory import estimate_memory
+from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import current_device
 from qlora_ui.hardware.gpu import read_gpus
 from qlora_ui.hardware.system import read_system
@@ -20,11 +21,12 @@ MORE_TOKENS, SIDES = 4096, 2
 """And for so much more conversation on both sides of a comparison, on a model like the run's."""
 
 
-def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder) -> bool:
+def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder, data: DataShape | None = None) -> bool:
     """Whether the estimate of a run, its upper end, fits the memory that is free now, with the holder's model in it.
 
-    Only a chat takes turns with a run between two steps; evaluations and exports have the card to themselves. False where the
-    model is not known yet: the run then waits, or the user frees the card.
+    Without `data`, what is known of its rows, each is taken to be as long as the settings allow. Only a chat takes turns with a run
+    between two steps; evaluations and exports have the card to themselves. False where the model is not known yet: the run then
+    waits, or the user frees the card.
     """
     if holder.who != "chat":
         return False
@@ -35,7 +37,7 @@ def fits_beside(workspace: Workspace, config: RunConfig, holder: Holder) -> bool
         return False
     if facts is None:
         return False
-    needed = estimate_memory(facts, config, device).high_bytes
+    needed = estimate_memory(facts, config, device, data).high_bytes
     tokens = min(MORE_TOKENS, facts.context_tokens)
     room = ROOM_BYTES + cache_bytes(facts, tokens, num_rows=SIDES, element_bytes=4 if device.is_cpu else 2)
     if device.is_cpu:

@@ -84,6 +84,12 @@ class Inquiry(Generic[T]):
         pending.done.wait(patience_s)
         return pending
 
+    def known(self, key: Hashable) -> T | None:
+        """The answer where it has been found; asks nothing."""
+        with self._lock:
+            pending = self._known.get(key)
+        return pending.answer if pending is not None and pending.is_done else None
+
     def stop(self) -> None:
         """Give up what is being worked on, as the user wishes; pages see it at once, the work ends at its next look."""
         with self._lock:

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
@@ -34,7 +33,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
-from qlora_ui.ui.draft import Draft, make_draft
+from qlora_ui.ui.draft import Draft, data_shape, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending, data_key
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Service:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.card = Card()
-        self.launcher = Launcher(workspace, self.card, fits_beside=partial(fits_beside, workspace), make_room=self._make_room)
+        self.launcher = Launcher(workspace, self.card, fits_beside=self._fits_beside, make_room=self._make_room)
         self.readers = RunReaders(workspace)
         self._inspections: Inquiry[DataReport] = Inquiry("inspect-data", self.news)
         self._looks: Inquiry[DataReport] = Inquiry("count-tokens", self.news)
@@ -75,6 +74,10 @@ class Service:
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
         self._newest: tuple[int, RunDir | None] = (-1, None)
+
+    def _fits_beside(self, config: RunConfig, holder: Holder) -> bool:
+        """Whether a run fits the card beside its holder, with rows as long as they are where a page has had them counted."""
+        return fits_beside(self.workspace, config, holder, data_shape(self._looks.known(_look_key(config))))
 
     def _make_room(self, holder: Holder) -> None:
         """A run was asked for, so a chat that nobody talks to gives way; anything else is waited for."""
@@ -149,8 +152,7 @@ class Service:
         is_here = is_builtin(model.id) or find_model_folder(model.id, model.revision, self.workspace) is not None
         if not self._may_use_engine or not is_here:
             return None
-        key = (model.model_dump_json(), config.eval.share, config.train.seed, *data_key(config.data))
-        return self._looks.ask(key, lambda told, stopped: self.lens.report(config, told, stopped))
+        return self._looks.ask(_look_key(config), lambda told, stopped: self.lens.report(config, told, stopped))
 
     def stop_reading(self) -> None:
         """Give up reading, downloading and counting of data, as the user wishes."""
@@ -315,3 +317,8 @@ class Service:
         self.launcher.shutdown(timeout_s)
         if self.has_chat:
             self.chat.unload()
+
+
+def _look_key(config: RunConfig) -> tuple[object, ...]:
+    """What the tokens of the data depend on."""
+    return (config.model.model_dump_json(), config.eval.share, config.train.seed, *data_key(config.data))

@@ -10,6 +10,7 @@ import pytest
 from model_files import model_files
 
 from qlora_ui.base.units import GIB, MIB
+from qlora_ui.data.report import DataReport
 from qlora_ui.hardware import devices
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs import company
@@ -71,6 +72,28 @@ def test_the_app_lets_a_run_in_beside_its_chat(workspace: Workspace, config: Run
     card(monkeypatch, free_bytes=8 * GIB, ours_bytes=2 * GIB)
     launcher = Service(workspace).launcher
     assert launcher._fits_beside(config, CHAT)
+
+
+def test_rows_count_as_long_as_they_are_where_they_were_counted(
+    workspace: Workspace, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = workspace.datasets / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    # A packed row is filled up, however long its conversations are.
+    large = {"data.max_length": 32_768, "train.batch_size": 64, "train.packing": "off"}
+    config = config.changed({**large, "data.sources": [{"id": str(rows)}]})
+    service = Service(workspace)
+    tokens = {"usable": {"rows": 24, "mean": 100.0, "longest": 200, "trained_share": 0.5}}
+    report = DataReport(num_rows=24, sources=(), findings=(), content_hash="", tokens=tokens)
+    monkeypatch.setitem(service._made, "lens", SimpleNamespace(report=lambda *asked: report))
+    service.allow_engine()
+    card(monkeypatch, free_bytes=2 * GIB, ours_bytes=2 * GIB)
+    assert not service.launcher._fits_beside(config, CHAT)
+    pending = service.look(config)
+    assert pending is not None and pending.done.wait(5)
+    assert service.launcher._fits_beside(config, CHAT)
+    rows.write_text('{"longer": 1}\n', encoding="utf-8")
+    assert not service.launcher._fits_beside(config, CHAT)
 
 
 def test_a_chat_that_nobody_talks_to_gives_way_to_a_run_and_says_so(
