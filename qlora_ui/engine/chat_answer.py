@@ -95,7 +95,7 @@ class Answering:
         self._began = time.perf_counter() if began is None else began
         noise = Noise(sampling, min(sampling.max_tokens, context), self.model.device)
         self._seed, self._emit, self._is_stopped, self._sampling = noise.seed, emit, is_stopped, sampling
-        logits_BV = self._prefill(sides)
+        logits_BV = self._prefill(sides, [side.ids for side in sides])
         if logits_BV is None:
             for side in sides:
                 self._end(side, "stop")
@@ -104,20 +104,29 @@ class Answering:
             raise self._not_a_number()
         self._decode(sides, logits_BV, noise)
 
-    def _prefill(self, sides: Sequence[_Side]) -> torch.Tensor | None:
-        """Compute what is new of each prompt; the logits after it, or None where the user stopped it."""
+    def _prefill(self, sides: Sequence[_Side], texts: Sequence[list[int]]) -> torch.Tensor | None:
+        """Compute what is new of each side's text; the logits after it, or None where the user stopped it."""
         logits: list[torch.Tensor | None] = [None] * len(sides)
-        todo = [side.ids[self.cache.roll_back(self.cache.rows[side.row], side.ids) :] for side in sides]
+        # One for all: the model takes the factors of the longest text of a pass.
+        is_long = self._is_long(max(map(len, texts)))
+        for side in sides:
+            self.cache.turn(self.cache.rows[side.row], is_long=is_long)
+        todo = [ids[self.cache.roll_back(self.cache.rows[side.row], ids) :] for side, ids in zip(sides, texts, strict=True)]
         while any(todo):
             if self._is_stopped():
                 return None
-            parts = [ids[: self.forward.longest] for ids in todo]
+            parts = [ids[: self.forward.longest - is_long] for ids in todo]
             out_BV = self._run(sides, parts)
             for index, part in enumerate(parts):
                 todo[index] = todo[index][len(part) :]
                 if part and not todo[index]:
                     logits[index] = out_BV[index].clone()
-        return torch.stack([row for row in logits if row is not None])
+        blank = next(row for row in logits if row is not None)
+        return torch.stack([blank if row is None else row for row in logits])
+
+    def _is_long(self, num_tokens: int) -> bool:
+        """Whether a text of so many tokens is turned by a longrope model's factors for long ones."""
+        return self.forward.long_from is not None and num_tokens > self.forward.long_from
 
     def _decode(self, sides: Sequence[_Side], logits_BV: torch.Tensor, noise: Noise) -> None:
         shared_at = time.perf_counter()
@@ -140,7 +149,19 @@ class Answering:
                 shared_at = time.perf_counter()
             longest = max(len(self.cache.rows[side.row].tokens) for side in live)
             self.cache.reserve([row.key for row in self.cache.rows], longest + 1)
-            logits_BV = self._run(live, [[] if side.stopped_by else [token] for side, token in zip(live, chosen, strict=True)])
+            parts = [[] if side.stopped_by else [token] for side, token in zip(live, chosen, strict=True)]
+            rows = [self.cache.rows[side.row] for side in live]
+            if self._is_long(longest + 1) and not rows[0].is_long:
+                # From here on the model turns by other factors: the keys so far are of no use beside new queries.
+                again = self._prefill(live, [[*row.tokens, *part] if part else [] for row, part in zip(rows, parts, strict=True)])
+                if again is None:
+                    for side in live:
+                        if not side.stopped_by:
+                            self._end(side, "stop")
+                    return
+                logits_BV = again
+            else:
+                logits_BV = self._run(live, parts)
 
     def _not_a_number(self) -> ModelError:
         """The error to raise; the cache is emptied, as one NaN in it would spoil every answer to come."""
@@ -150,7 +171,7 @@ class Answering:
     def _run(self, sides: Sequence[_Side], parts: Sequence[list[int]]) -> torch.Tensor:
         rows = [self.cache.rows[side.row] for side in sides]
         starts = [len(row.tokens) for row in rows]
-        logits_BV = self.forward.run([side.key for side in sides], parts, starts, [side.row for side in sides])
+        logits_BV = self.forward.run([side.key for side in sides], parts, starts, [side.row for side in sides], is_long=rows[0].is_long)
         for row, part in zip(rows, parts, strict=True):
             row.tokens += part
         return logits_BV

@@ -86,6 +86,8 @@ class Row:
     key: str
     """Whose keys and values: the base's or an adapter's."""
     tokens: list[int] = field(default_factory=list)
+    is_long: bool = False
+    """Whether its keys are turned by a longrope model's factors for long texts (see `ForwardPass.long_from`)."""
 
 
 class ChatCache:
@@ -143,6 +145,12 @@ class ChatCache:
             num_same += 1
         del row.tokens[num_same:]
         return num_same
+
+    def turn(self, row: Row, *, is_long: bool) -> None:
+        """Have the row's keys turned by the factors for long texts, or for short ones; what it holds with the others is forgotten."""
+        if row.is_long != is_long:
+            row.tokens.clear()
+            row.is_long = is_long
 
     def forget(self, key: str | None = None) -> None:
         """Forget what the row of that key (or all rows) holds, as its weights have changed."""

@@ -53,7 +53,7 @@ class ForwardPass:
         self.capture_s = 0.0
         """Seconds spent on capturing, so far."""
         self._argument = cache_argument(model)
-        self._graphs: dict[tuple[tuple[str, ...], tuple[int, ...], int], CapturedPass] = {}
+        self._graphs: dict[tuple[tuple[str, ...], tuple[int, ...], int, int], CapturedPass] = {}
         self._version = -1
         self._pool: Any = None
         config = model.config.get_text_config()
@@ -61,6 +61,9 @@ class ForwardPass:
         self._window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         self._eager_attention = getattr(config, "_attn_implementation", "") == "eager"
         self._dtype = model.get_input_embeddings().weight.dtype
+        self.long_from = long_from(config)
+        """Longest text that a longrope model (Phi-3 128k) turns by its factors for short ones; None for all other models."""
+        self._padding_position = 0
 
     @property
     def longest(self) -> int:
@@ -68,13 +71,26 @@ class ForwardPass:
         return PASS_LENGTHS[-1]
 
     def run(
-        self, keys: Sequence[str], ids: Sequence[Sequence[int]], starts: Sequence[int], rows: Sequence[int], *, at_least: int = 1
+        self,
+        keys: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        rows: Sequence[int],
+        *,
+        at_least: int = 1,
+        is_long: bool = False,
     ) -> torch.Tensor:
         """Logits (B, V) after the last of `ids[b]`, whose first token stands at `starts[b]` of the cache's row `rows[b]`.
 
-        `keys[b]` is the adapter of the row. A row without new tokens passes along and its logits mean nothing.
+        `keys[b]` is the adapter of the row. A row without new tokens passes along and its logits mean nothing. `is_long` turns keys
+        and queries as in a text of more than `long_from` tokens; it takes a token fewer than `longest`.
         """
         longest = max(at_least, *map(len, ids))
+        if is_long and self.long_from is not None:
+            # The model looks for the last position of a pass and not of the text: where no new token says it, a padding token has to.
+            says_it = any(row and start + len(row) > self.long_from for row, start in zip(ids, starts, strict=True))
+            longest += not says_it and all(len(row) == longest for row in ids)
+        self._padding_position = (self.long_from or 0) * is_long
         length = next(size for size in PASS_LENGTHS if size >= longest) if self.device.type == "cuda" else longest
         padding = self.cache.num_slots - 1
         flat = [token for row in ids for token in (*row, *[0] * (length - len(row)))]
@@ -130,12 +146,12 @@ class ForwardPass:
         return self._logits(ids_BT, positions_BT, last_B)
 
     def _logits(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, last_B: torch.Tensor) -> torch.Tensor:
-        # Rope that grows with the text (Phi-3 128k) counts the text's length from the last position, and padding has the cache's last slot.
+        # Longrope (Phi-3 128k) counts the text's length from the last position, and padding has the cache's last slot.
         padding = self.cache.num_slots - 1
         logits_BBV = self.model(
             input_ids=ids_BT,
             attention_mask=self._masks(positions_BT),
-            position_ids=positions_BT.masked_fill(positions_BT == padding, 0),
+            position_ids=positions_BT.masked_fill(positions_BT == padding, self._padding_position),
             use_cache=True,
             logits_to_keep=last_B,
             **{self._argument: self.cache.states},
@@ -166,7 +182,7 @@ class ForwardPass:
         if self._version != self.cache.version:
             self.forget_graphs()
             self._version = self.cache.version
-        key = (keys, rows, len(inputs))
+        key = (keys, rows, len(inputs), self._padding_position)
         if key not in self._graphs:
             began = time.perf_counter()
             try:
@@ -207,3 +223,12 @@ def keys_of(sides: Sequence[str]) -> list[str]:
     """The sides without doubles, the base first: rows of a batch."""
     unique = list(dict.fromkeys(sides))
     return sorted(unique, key=lambda side: side != BASE)
+
+
+def long_from(config: Any) -> int | None:
+    """The longest text that a model of longrope turns by its factors for short ones; None where there is one set of factors."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One for the model, or one for each kind of layer.
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    lengths = [int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(lengths, default=None)

@@ -109,7 +109,7 @@ def passes(service: ChatService) -> list[int]:
     """Records how many tokens each later pass computes."""
     seen: list[int] = []
     run = service._pass.run  # type: ignore[union-attr]
-    service._pass.run = lambda keys, ids, starts, rows: (seen.append(max(map(len, ids))), run(keys, ids, starts, rows))[1]  # type: ignore
+    service._pass.run = lambda keys, ids, *more, **named: (seen.append(max(map(len, ids))), run(keys, ids, *more, **named))[1]  # type: ignore
     return seen
 
 
