@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import sha256_of, write_json
+from qlora_ui.base.files import read_json, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
 from qlora_ui.data.report import DataReport, SourceReport
@@ -45,6 +45,8 @@ __all__ = [
     "Receipt",
     "TokenizedRow",
     "build_datasets",
+    "changed_files",
+    "kept_datasets",
     "load_tokenizer",
     "preview_row",
     "stop_token_ids",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+_RECEIPT = "receipt.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,34 @@ def build_datasets(
     files = {} if run is None else _write(run.data, loaded.conversations, (train_rows, train), (eval_rows, held_back))
     receipt = _receipt(config, report, table, tokenizer, kept=kept, train_rows=train_rows, eval_rows=eval_rows, files=files)
     if run is not None:
-        write_json(run.data / "receipt.json", receipt.as_dict())
+        write_json(run.data / _RECEIPT, receipt.as_dict())
     return Datasets(datasets.Dataset(train), datasets.Dataset(held_back) if len(eval_rows) else None, receipt)
+
+
+def kept_datasets(run: RunDir) -> Datasets | None:
+    """The rows that an earlier attempt of the run has written down; None where they are gone or not what was written."""
+    try:
+        known = read_json(run.data / _RECEIPT)
+        receipt = Receipt(**{**known, "sources": tuple(known["sources"])})
+        if any(sha256_of(run.data / name) != digest for name, digest in receipt.files.items()):
+            return None
+        train, held_back = (
+            datasets.Dataset(pq.read_table(run.data / f"{name}.tokens.parquet")) if rows else None
+            for name, rows in (("train", receipt.num_train_rows), ("eval", receipt.num_eval_rows))
+        )
+    except (OSError, TypeError, KeyError, pa.ArrowException):
+        return None
+    return Datasets(train, held_back, receipt) if train is not None else None
+
+
+def changed_files(receipt: Receipt) -> list[str]:
+    """Names of the files that are gone, or are not as they were when they were read."""
+    files = [(Path(source["source"]).expanduser(), source) for source in receipt.sources]
+    return [
+        str(source["name"])
+        for path, source in files
+        if path.is_absolute() and not path.is_dir() and (not path.is_file() or sha256_of(path) != source["sha256"])
+    ]
 
 
 def _receipt(

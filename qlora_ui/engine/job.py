@@ -38,7 +38,7 @@ from qlora_ui.engine.processes import first_process_first, is_first_of_further_m
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
-from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoint, take_up
+from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoint, own_rows, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.runs.card import Turns
@@ -141,7 +141,7 @@ class Job:
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
             folder = first_process_first(lambda: self._download(config))
-            ground = first_process_first(lambda: self._data(config, folder, device))
+            ground = first_process_first(lambda: self._data(config, folder, device, is_continued=checkpoint is not None))
             with self.turns.turn():
                 return self._train(config, ground, checkpoint)
 
@@ -193,11 +193,13 @@ class Job:
         self._enter("download")
         return ensure_model(config.model, self.workspace, self._progress, self._is_cancelled)
 
-    def _data(self, config: RunConfig, folder: Path, device: torch.device) -> build.Ground:
+    def _data(self, config: RunConfig, folder: Path, device: torch.device, *, is_continued: bool) -> build.Ground:
         self._enter("data")
         tokenizer = self.tokenizer = load_tokenizer(folder, config.model.template)
-        into = self.run if self.is_main else None
-        data = build_datasets(config, self.workspace, tokenizer, into, on_progress=self._progress, is_cancelled=self._is_cancelled)
+        data = own_rows(self.run, self.journal.write) if is_continued else None
+        if data is None:
+            into = self.run if self.is_main else None
+            data = build_datasets(config, self.workspace, tokenizer, into, on_progress=self._progress, is_cancelled=self._is_cancelled)
         self.data_receipt = data.receipt.as_dict()
         self._num_dropped, self._num_truncated = data.receipt.num_dropped, data.receipt.num_truncated
         self.base = base_identity(folder, config)
@@ -342,7 +344,8 @@ class Job:
         for request in Request:
             self.desk.done(request)
         self.journal.write(ending, durable=True)
-        if self.is_main and not isinstance(ending, Paused):
+        # It speaks of the result that lies there: an attempt that left that of an earlier one in its place leaves its receipt, too.
+        if self.is_main and not isinstance(ending, Paused) and (ending.adapter or not self.run.receipt_path.is_file()):
             attempt("the receipt", self._write_receipt)
 
     def _measured(self, at: str) -> MemoryMeasured | None:

@@ -10,11 +10,13 @@ from typing import Any
 from qlora_ui.base.errors import RunError
 from qlora_ui.engine.callbacks import Best
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
+from qlora_ui.engine.dataset import Datasets, changed_files, kept_datasets
 from qlora_ui.engine.fast.packing import PackedCollator
 from qlora_ui.engine.plan import changed_settings
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.engine.unlogged import unlogged_in
 from qlora_ui.runs.events import Event, Noticed
+from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.run_config import RunConfig
 
 
@@ -35,6 +37,15 @@ def find_checkpoint(store: CheckpointStore, write: Callable[[Event], object], *,
         )
         shutil.rmtree(item.path, ignore_errors=True)
     return newest
+
+
+def own_rows(run: RunDir, write: Callable[[Event], object]) -> Datasets | None:
+    """The rows that the run began with, where they are still there: what became of their files is told, and does not matter."""
+    data = kept_datasets(run)
+    if data is not None and (names := changed_files(data.receipt)):
+        what = f"The run goes on with the rows that it began with; changed or gone since then: {', '.join(names)}."
+        write(Noticed(level="info", code="own-rows", what=what, fix="For other rows start a new run"))
+    return data
 
 
 def check_same(checkpoint: Checkpoint, marks: Mapping[str, Any], config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from jobs import again, curve, tiny_config, train, write_rows
 
 from qlora_ui.base.files import sha256_of
+from qlora_ui.runs.events import Noticed
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
@@ -122,13 +124,27 @@ def test_a_failure_in_the_middle_of_a_step_costs_nothing(
     assert_same(view, again(made))
 
 
+def test_a_run_goes_on_with_its_own_rows_whatever_became_of_their_file(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:
+    config, view = whole
+    rows = write_rows(tmp_path / "rows.jsonl")
+    made = interrupted(Workspace.at(tmp_path / "workspace"), config.changed({"data.sources": [{"id": str(rows)}]}), Request.PAUSE, 3)
+    rows.write_text(rows.read_text(encoding="utf-8").replace("world", "planet"), encoding="utf-8")
+    ended = again(made)
+    assert_same(view, ended)
+    notice = next(event for event in ended.notices if isinstance(event, Noticed) and event.code == "own-rows")
+    assert "changed or gone since then: rows.jsonl" in notice.what
+
+
 def test_changed_rows_refuse_to_continue(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:
     config, _ = whole
     rows = write_rows(tmp_path / "rows.jsonl")
     config = config.changed({"data.sources": [{"id": str(rows)}]})
     made = interrupted(Workspace.at(tmp_path / "workspace"), config, Request.STOP, 3)
+    receipt = made.receipt_path.read_text(encoding="utf-8")
     rows.write_text(rows.read_text(encoding="utf-8").replace("world", "planet"), encoding="utf-8")
+    shutil.rmtree(made.data)
     view = again(made)
+    assert made.receipt_path.read_text(encoding="utf-8") == receipt
     assert view.status is Status.FAILED
     assert view.ended is not None and view.ended.code == "resume-changed" and "the data" in view.ended.what
     assert (made.path / "adapter" / WEIGHTS).is_file()
