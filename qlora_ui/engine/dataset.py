@@ -7,7 +7,8 @@ A run's `data/` folder holds, for `train` and, where rows are held back, for `ev
 
 A stand-alone script trains on the same tokens with
 `load_dataset("parquet", data_files={"train": "train.tokens.parquet", "eval": "eval.tokens.parquet"})`: TRL takes a dataset
-with `input_ids` and `labels` as it is. `receipt.json` beside them has the hashes and the counts of every stage.
+with `input_ids` and `labels` as it is. `receipt.json` beside them has the hashes and the counts of every stage, and
+`chat_template.jinja`, where a template was chosen, is what the turns were written with.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import read_json, sha256_of, write_json
+from qlora_ui.base.files import read_json, sha256_of, write_json, write_text
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
 from qlora_ui.data.report import DataReport, SourceReport
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+TEMPLATE = "chat_template.jinja"
 _RECEIPT = "receipt.json"
 
 
@@ -145,6 +147,8 @@ def build_datasets(
     receipt = _receipt(config, report, table, tokenizer, kept=kept, train_rows=train_rows, eval_rows=eval_rows, files=files)
     if run is not None:
         write_json(run.data / _RECEIPT, receipt.as_dict())
+        if config.model.template != "auto":
+            write_text(run.data / TEMPLATE, tokenizer.chat_template)
     return Datasets(datasets.Dataset(train), datasets.Dataset(held_back) if len(eval_rows) else None, receipt)
 
 

@@ -58,7 +58,7 @@ def write_bundle(
     with _new_folder(out, replaces=replaces):
         write_text(out / "requirements.txt", requirements())
         if config.model.template != "auto":
-            write_text(out / "chat_template.jinja", _chat_template(config.model.template, run))
+            write_text(out / "chat_template.jinja", _chat_template(config.model.template, data, run))
         if form == "script":
             shutil.copytree(data, out / "data", ignore=lambda _, names: [name for name in names if not name.endswith(DATA_ENDINGS)])
             start = out / "train.py"
@@ -102,10 +102,16 @@ def requirements() -> str:
     return "".join(f"{line}\n" for line in lines if re.split(r"[=<>~ ]", line, maxsplit=1)[0] in PACKAGES)
 
 
-def _chat_template(name: str, run: RunDir | None) -> str:
-    """The template as the run's tokenizer got it, with its own end token where it does not know the template's; the program looks too."""
-    written = run.adapter / "chat_template.jinja" if run else None
-    return written.read_text(encoding="utf-8") if written is not None and written.is_file() else template_named(name).jinja
+def _chat_template(name: str, data: Path, run: RunDir | None) -> str:
+    """The template as the run's tokenizer got it, with its own end token where it does not know the template's; the program looks too.
+
+    It lies beside the rows; runs of earlier versions have it beside their adapter only.
+    """
+    for folder in (data, *([run.adapter] if run else [])):
+        written = folder / "chat_template.jinja"
+        if written.is_file():
+            return written.read_text(encoding="utf-8")
+    return template_named(name).jinja
 
 
 def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from fast_models import COMMON, FAMILIES
+from jobs import write_rows
 
 from qlora_ui.cli import main
+from qlora_ui.engine.dataset import build_datasets
 from qlora_ui.engine.load import attention_kernel
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.runs.events import EvalLogged, StepLogged
@@ -21,7 +23,7 @@ from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.script.bundle import write_bundle
+from qlora_ui.script.bundle import ScriptFormat, write_bundle
 from qlora_ui.script.render import ScriptFacts, render_script
 from qlora_ui.script.trl_yaml import render_trl_yaml
 from qlora_ui.settings.intervals import intervals
@@ -165,3 +167,17 @@ def test_the_program_writes_turns_as_the_app_does(
     tokenizer: Any = theirs["tokenizer"]
     assert tokenizer.apply_chat_template(turns, tokenize=False) == ours.apply_chat_template(turns, tokenize=False)
     assert tokenizer.eos_token == ours.eos_token
+
+
+@pytest.mark.parametrize("form", ["script", "trl-yaml"])
+def test_a_run_without_an_adapter_gives_the_template_as_it_was_used(
+    workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, form: ScriptFormat
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 8)
+    config = RunConfig().changed({"model.id": str(tiny_model_dir), "model.template": "llama-3", "data.sources": [{"id": str(rows)}]})
+    run, ours = create_run(workspace, config), load_tokenizer(tiny_model_dir, "llama-3")
+    build_datasets(config, workspace, ours, run)
+    write_bundle(config, run.data, tmp_path / "out", form, on_gpu=False, run=run)
+    given = (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert given == ours.chat_template and "<|eot_id|>" not in given
+    assert not list((tmp_path / "out").glob("data/*.jinja"))
