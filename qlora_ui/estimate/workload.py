@@ -178,6 +178,7 @@ def fast_path_obstacle(facts: ModelFacts, config: RunConfig, device: DeviceProfi
         (config.model.attention == "eager", "eager attention was chosen"),
         (facts.model_type not in FAST_FAMILIES, f"{facts.model_type} has not been tried with it"),
         (config.lora.dora, "DoRA is no plain LoRA"),
+        (config.train.neftune > 0, "embedding noise changes with every forward pass"),
         (adapter.num_saved_params > 0, "layers are trained in full"),
         (config.lora.rank > FAST_MAX_RANK, f"it goes up to rank {FAST_MAX_RANK}"),
         (config.launch.sharding == "fsdp", "the base is split over cards"),

@@ -160,7 +160,7 @@ class TrainSection(Section):
         term="NEFTune alpha",
         to="sft.neftune_noise_alpha",
         source="arXiv 2310.05914",
-        affects=("quality",),
+        affects=("memory", "time", "quality"),
         ge=0,
         le=50,
     )
