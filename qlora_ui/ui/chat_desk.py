@@ -6,6 +6,7 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
 """Who answers, by the position of the switch."""
 SYSTEM_CHARACTERS = 20_000
+KEPT_KEYS = 16
 
 
 @dataclass(slots=True)
@@ -79,6 +81,8 @@ class ChatDesk:
         self._file = service.workspace.cache / "chat.json"
         self._wants_stop = False
         self._next_row = 0
+        self.heard: deque[str] = deque(maxlen=KEPT_KEYS)
+        """Keys of the last questions: a page whose answer from the app was lost sees by them that its question arrived."""
         self.history: Any = self._restored()
         self.notes: list[TurnNotes] = [TurnNotes() for _ in self.history.turns]
         self.who: Who | None = None
@@ -156,11 +160,15 @@ class ChatDesk:
                 self.asked = _read_asked(asked)
             self._touch()
 
-    def say(self, text: str, *, reference: str = "") -> None:
-        """Ask a question and have it answered."""
+    def say(self, text: str, *, reference: str = "", key: str = "") -> None:
+        """Ask a question and have it answered; one with the key of an earlier one is that one, sent again."""
         with self._changed:
+            if key and key in self.heard:
+                return
             self._check_free()
             self.history.ask(text)
+            if key:
+                self.heard.append(key)
             self.notes.append(TurnNotes(reference=reference))
             self._begin()
 
@@ -268,6 +276,8 @@ class ChatDesk:
             self.is_chosen = self.is_chosen or bool(self.who and self.who.run_id)
             self.busy, self.problems, self._wants_stop, self.note = "loading", (), False, ""
             self.doing = ("Getting ready", None)
+            # The answer may take minutes, and an app that is killed in them must not take the question with it.
+            self._save()
             self._touch()
         threading.Thread(target=self._work, name="chat-desk", daemon=True).start()
 
@@ -353,7 +363,7 @@ class ChatDesk:
 
     def _save(self) -> None:
         try:
-            write_json(self._file, self.history.as_dict())
+            write_json(self._file, {**self.history.as_dict(), "heard": list(self.heard)})
         except OSError:
             # A full disk must not end a conversation; it is only forgotten when the app ends.
             return
@@ -361,6 +371,8 @@ class ChatDesk:
     def _restored(self) -> Any:
         make: Callable[[Any], Any] = engine_object("conversation:ChatHistory").from_dict
         saved = read_json(self._file)
+        if isinstance(saved, dict) and isinstance(saved.get("heard"), list):
+            self.heard.extend(map(str, saved["heard"]))
         try:
             return make(saved if isinstance(saved, dict) else {"turns": []})
         except QloraUiError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import NARROW, Looked, served_page
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.chat_desk import Asked, Who
@@ -49,6 +49,29 @@ def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served
     assert small.page.locator(".q-bubble").text_content() == text
     small.assert_clean()
     looked.assert_clean()
+
+
+def test_a_message_whose_answer_was_lost_is_not_sent_twice(browser: Browser, served: Served) -> None:
+    served.service.desk.clear()
+    served.service.desk.asked = Asked(max_tokens=4, seed=1)
+    looked = Looked(browser, served.url, "chat")
+    page, lost = looked.page, []
+
+    def lose(route: Route) -> None:
+        is_said = '"say"' in (route.request.post_data or "") and not lost
+        if is_said:
+            lost.append(route.fetch())
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/component_server/", lose)
+    say(looked, "Only once")
+    expect(page.locator(".q-bubble")).to_have_text("Only once", timeout=20_000)
+    expect(page.get_by_label("Message")).to_have_value("")
+    expect(page.locator("[data-part=problems]")).to_be_hidden()
+    assert lost and len(served.service.desk.history.turns) == 1
+    wait_for_answer(looked)
 
 
 def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: Served) -> None:

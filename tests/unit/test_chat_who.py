@@ -16,7 +16,7 @@ from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.chat_desk import TurnNotes
+from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
@@ -58,6 +58,19 @@ def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspac
     turns = (Message("user", "one\u2028two"), Message("assistant", "three\x85four\u2029five"))
     (run.data / "eval.jsonl").write_text((Conversation(turns).as_line() + "\n") * 3, encoding="utf-8")
     assert held_back_rows(workspace, run.id, most=2) == [("one\u2028two", "three\x85four\u2029five", "")] * 2
+
+
+def test_a_question_that_was_taken_is_asked_once_and_outlives_the_app(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatDesk, "_work", lambda desk: None)
+    service, asked = Service(workspace), {"do": "say", "text": "Where am I?", "key": "1-0.5"}
+    # The page never saw what the app said to the first, and the app was killed while it answered.
+    for _ in range(2):
+        drawn = _talk(service, asked)
+        assert drawn["heard"] == ["1-0.5"] and not drawn["failure"] and len(drawn["turns"]) == 1
+    drawn = _talk(Service(workspace), {})
+    assert drawn["heard"] == ["1-0.5"] and not drawn["busy"]
+    (turn,) = drawn["turns"]
+    assert "Where am I?" in turn and "Not answered yet." in turn and "Try again" in turn
 
 
 def test_a_run_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> None:

@@ -14,6 +14,7 @@ function mountChat(id, element, server) {
   let keys = "";
   let failure = ""; // of what was last done here; it stays until something else is done
   let again = 0;
+  let sent = null; // the message of which it is not known whether it arrived: an answer that got lost says nothing of that
 
   listenToActions(element, (_, data) => ask({ ...data, do: data.act }), () => {});
 
@@ -60,6 +61,11 @@ function mountChat(id, element, server) {
     const near = log.scrollHeight - log.scrollTop - log.clientHeight < 120;
     const grown = next.turns.length > state.turns.length;
     state = next;
+    if (sent && next.heard.includes(sent.key)) {
+      if (text.value === sent.words) { text.value = ""; grow(); }
+      if (failure === LOST) failure = "";
+      sent = null;
+    }
     drawTurns(next.turns);
     if (near || grown) log.scrollTop = log.scrollHeight;
     at("empty").hidden = next.turns.length > 0;
@@ -148,12 +154,10 @@ function mountChat(id, element, server) {
   async function say() {
     const words = text.value;
     if (!words.trim() || state.busy || text.readOnly) return;
+    if (!sent || sent.words !== words) sent = { words, key: `${Date.now()}-${Math.random()}` };
     text.readOnly = true;
-    const isHeard = await ask({ do: "say", text: words });
+    await ask({ do: "say", text: words, key: sent.key });
     text.readOnly = false;
-    if (!isHeard) return;
-    text.value = "";
-    grow();
   }
 
   at("form").addEventListener("submit", (event) => { event.preventDefault(); say(); });

@@ -101,6 +101,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
         who = desk.who or Who()
         return {
             "version": desk.version,
+            "heard": list(desk.heard),
             "turns": turns,
             "busy": desk.busy,
             "state": state_line(desk.busy, desk.doing),
@@ -209,7 +210,7 @@ def _index(asked: Mapping[str, Any]) -> int:
 
 
 _DEEDS: Mapping[str, Deed] = {
-    "say": lambda service, desk, asked: desk.say(str(asked.get("text", ""))),
+    "say": lambda service, desk, asked: desk.say(str(asked.get("text", "")), key=str(asked.get("key", ""))[:64]),
     "retry": lambda service, desk, asked: desk.retry(),
     "edit": lambda service, desk, asked: desk.edit(_index(asked), str(asked.get("text", ""))),
     "undo": lambda service, desk, asked: {"draft": desk.undo()},

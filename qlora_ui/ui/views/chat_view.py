@@ -22,6 +22,8 @@ def turn_html(index: int, turn: Any, notes: Any, *, is_last: bool, is_answering:
     """One question with the answers of its sides; `waiting` are sides that have not said anything yet."""
     sides = [side for side in ("base", "adapter") if side in turn.answers or side in waiting]
     answers = "".join(_answer(index, side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
+    if not answers:
+        answers = '<p class="q-small">Not answered yet.</p>'
     pair = " q-answers-two" if len(sides) > 1 else ""
     reference = ""
     if notes.reference:
