@@ -303,6 +303,14 @@ class Launcher:
 
     def _work_on(self, run: RunDir) -> bool:
         """Run it if the card is free; False where it still waits (its place in the queue may have changed meanwhile)."""
+        if not run.path.is_dir():
+            # Deleted while it waited: a job would make the folder anew, with nothing in it.
+            log.warning("run %s was deleted while it waited", run.id)
+            with self._changed:
+                self._take(run)
+                self._remember()
+                self._changed.notify_all()
+            return True
         config = config_or_none(run)
         beside = self._company(config)
         pause = partial(run.request, Request.PAUSE)

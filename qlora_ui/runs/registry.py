@@ -74,15 +74,16 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
         if newest is not None:
             return newest
         raise RunError("There is no run yet.", fix="Start one with “python app.py train --preset demo”.", code="run-missing")
-    path = resolve_inside(workspace.runs, run_id)
-    if not RunDir(path).config_path.is_file():
+    run = RunDir(resolve_inside(workspace.runs, run_id))
+    # Without its settings a run can still be looked at and deleted.
+    if not (run.config_path.is_file() or run.journal_path.is_file()):
         raise RunError(
             f"There is no run “{run_id}” in this workspace.",
             why="It may have been deleted",
             fix="Choose one that is there: the Runs tab lists them, and so does “python app.py runs”",
             code="run-missing",
         )
-    return RunDir(path)
+    return run
 
 
 def list_runs(workspace: Workspace) -> list[RunDir]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +27,11 @@ from qlora_ui.runs.registry import create_run, find_run, list_runs
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Ownership, Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.action import Action
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.run_actions import perform
+from qlora_ui.ui.service import Service
+from tests.journals import write_run
 
 PLAN = Planned(
     num_steps=1000,
@@ -327,6 +334,23 @@ def test_a_full_disk_or_a_folder_that_is_gone_stops_one_run_and_not_the_next(
     following = launcher.start(named("following"))
     assert launcher.wait_until_idle(5)
     assert read_run(following).status is Status.DONE
+
+
+def test_a_run_that_is_deleted_while_it_waits_does_not_come_back(launcher: Launcher, workspace: Workspace, stage: Stage) -> None:
+    first, second = launcher.start(named("first")), launcher.start(named("second"))
+    until(lambda: read_run(first).steps)
+    shutil.rmtree(second.path)
+    stage.go.set()
+    assert launcher.wait_until_idle(5) and stage.order == [first.id]
+    assert list_runs(workspace) == [first]
+
+
+def test_a_run_that_lost_its_settings_can_still_be_deleted(workspace: Workspace) -> None:
+    service, run = Service(workspace), write_run(workspace, end="done")
+    run.config_path.unlink()
+    assert [row.id for row in service.run_lists.rows()] == [run.id]
+    perform(cast(Page, SimpleNamespace(service=service)), Action("delete", run.id, "", False, {}))
+    assert not list_runs(workspace)
 
 
 def test_shutdown_beside_a_folder_that_is_gone(workspace: Workspace, stage: Stage) -> None:
