@@ -182,12 +182,19 @@ class _Picture:
     def elapsed_s(self, now: float, is_live: bool) -> float:
         if self.started is None:
             return 0.0
-        end = self.ended.time if self.ended else now if is_live else self.latest
-        return self.earlier_s + (max(end - self.started.time, 0.0) if not isinstance(self.state, Queued) else 0.0)
+        return self.earlier_s + (self._attempt_s(now if is_live else self.latest) if not isinstance(self.state, Queued) else 0.0)
 
     def _close_attempt(self) -> None:
         if self.started is not None and not isinstance(self.state, Queued):
-            self.earlier_s += max((self.ended.time if self.ended else self.latest) - self.started.time, 0.0)
+            self.earlier_s += self._attempt_s(self.latest)
+
+    def _attempt_s(self, end: float) -> float:
+        """Time of the present attempt, up to `end` where it has no end of its own."""
+        assert self.started is not None
+        if self.ended and self.ended.duration_s:
+            # The job's own clock, which nobody sets: the wall's may learn the right date in the middle of a run.
+            return self.ended.duration_s
+        return max((self.ended.time if self.ended else end) - self.started.time, 0.0)
 
     def _rewind(self, step: int) -> None:
         """Steps after a checkpoint that is taken up again are done once more and must not be drawn twice."""

@@ -108,6 +108,18 @@ def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:
     assert view.elapsed_s == pytest.approx(8.0 + 15.0)
 
 
+def test_a_clock_that_is_set_while_a_run_works_does_not_change_how_long_it_took(run: RunDir) -> None:
+    journal = JournalWriter(run.journal_path)
+    year = 365 * 86_400.0
+    for begins, ends in ((year, year + 40), (year + 100, 2 * year)):
+        journal.write(started(begins))
+        journal.write(Paused(time=ends, duration_s=30.0))
+    assert read_run(run).elapsed_s == 60.0
+    journal.write(started(3 * year))
+    journal.write(Failed(time=3 * year + 7))  # by the launcher, which did not measure it
+    assert read_run(run).elapsed_s == 67.0
+
+
 def test_steps_between_two_points_of_the_curve_are_counted(run: RunDir) -> None:
     journal = JournalWriter(run.journal_path)
     reader = RunReader(run)
