@@ -115,7 +115,6 @@ def serve(workspace: Workspace, address: Address) -> Served:
     # Asked for once: a computer's own name may take seconds to find out.
     names = host_names(address.host)
     app, port = _launch(blocks, address, login, names)
-    Shortcut.stand_before(app, blocks, Guard(None, names))
     # A run that waited would import torch beside the page's first seconds.
     service.take_up(WARM_UP_AFTER_S)
     shown = f"[{address.host}]" if ":" in address.host else address.host
@@ -178,6 +177,7 @@ def launch_arguments(
             "redoc_url": None,
             "openapi_url": None,
             "middleware": [Middleware(Guard, hosts=names), Middleware(Early)],
+            "lifespan": Shortcut.lifespan(blocks, Guard(None, names)),
         },
     }
 

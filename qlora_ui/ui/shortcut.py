@@ -8,7 +8,8 @@ Gradio's way.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import orjson
@@ -34,9 +35,18 @@ class Shortcut:
         self._guard = guard
 
     @classmethod
-    def stand_before(cls, app: Any, blocks: Blocks, guard: Guard) -> None:
-        """Put it before everything that the Starlette app `app` has; Gradio adds middleware of its own last, which would come first."""
-        app.middleware_stack = cls(app.middleware_stack or app.build_middleware_stack(), blocks, guard)
+    def lifespan(cls, blocks: Blocks, guard: Guard) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+        """Puts it before everything that a Starlette app has; Gradio adds middleware of its own last, which would come first.
+
+        This is done before the first request: a page that has outlived the app asks at once when it is back.
+        """
+
+        @asynccontextmanager
+        async def stand_before(app: Any) -> AsyncIterator[None]:
+            app.middleware_stack = cls(app.middleware_stack or app.build_middleware_stack(), blocks, guard)
+            yield
+
+        return stand_before
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer if it is one of ours, else let Gradio see the very same request."""

@@ -10,13 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from qlora_ui.runs.events import StepLogged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.drawings import SHARED_S
+from qlora_ui.ui.guard import Guard
 from qlora_ui.ui.launch import Address, Served, serve
+from qlora_ui.ui.shortcut import SERVER_FUNCTION, Shortcut
 from tests.journals import write_run
 
 LOGIN = "somebody:long enough"
@@ -152,6 +157,14 @@ def test_new_points_come_once_each_and_none_is_missing(site: Site) -> None:
     assert xs == list(range(1, 36))
     # Another page with a cursor of its own is sent the rest that it lacks, in whichever way.
     assert site.curves("two", first["cursor"])[0]["series"]["loss"]["x"] == list(range(31, 36))
+
+
+def test_it_answers_from_the_first_request_a_page_that_outlived_the_app() -> None:
+    asked = {"data": None, "component_id": -1, "fn_name": "news", "session_hash": "old"}
+    app: Any = Starlette(lifespan=Shortcut.lifespan(Blocks(), Guard(None, ["testserver"])))
+    app.auth = app.auth_dependency = None
+    with TestClient(app) as page:
+        assert page.post(SERVER_FUNCTION, json=asked).json() == {"reload": True}
 
 
 def test_what_is_unusual_goes_to_gradio(site: Site) -> None:
