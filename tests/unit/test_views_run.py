@@ -47,6 +47,13 @@ def test_each_state_offers_what_can_be_done(workspace: Workspace, end: str, expe
     assert buttons(head_html(view_of(workspace, end=end, done=41))) == expected
 
 
+def test_phases_stand_in_the_order_in_which_the_job_enters_them(workspace: Workspace) -> None:
+    run = write_run(workspace, end="loading")
+    JournalWriter(run.journal_path).write(PhaseChanged(phase="data"))
+    html = head_html(read_run(run))
+    assert html.index("Prepare rows") < html.index("Load model") and "Load model<span" not in html
+
+
 def test_destructive_buttons_ask_and_say_what_is_kept(workspace: Workspace) -> None:
     html = head_html(view_of(workspace, end="live", done=41))
     assert "The checkpoint of step 30 stays, the 11 steps since are lost." in html

@@ -16,8 +16,8 @@ from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_
 
 PHASES = (
     ("download", "Get model"),
-    ("load", "Load model"),
     ("data", "Prepare rows"),
+    ("load", "Load model"),
     ("check", "Try the longest"),
     ("train", "Train"),
     ("finish", "Save"),
