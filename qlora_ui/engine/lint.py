@@ -57,7 +57,8 @@ def lint_tokens(
     is_long = lengths > data.max_length
     flagged = {
         "TPL-ROWS": np.flatnonzero(is_refused),
-        "DATA-LABEL": np.flatnonzero((left == 0) & ~is_refused),
+        "DATA-LABEL": np.flatnonzero((learned == 0) & ~is_refused),
+        "DATA-ANSWER-LOST": np.flatnonzero((left == 0) & (learned > 0)),
         "DATA-ANSWER-CUT": np.flatnonzero(is_long & (left > 0) & (left < learned)),
         "DATA-TRUNCATED": np.flatnonzero(is_long),
         "DATA-CONTEXT": _beyond(lengths, data, context_tokens),
@@ -122,7 +123,7 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array], con
         "cut_at_proposed": int((lengths > proposed).sum()),
         "truncated": len(flagged["DATA-TRUNCATED"]),
         "answers_cut": len(flagged["DATA-ANSWER-CUT"]),
-        "without_answer": len(flagged["DATA-LABEL"]),
+        "without_answer": len(flagged["DATA-LABEL"]) + len(flagged["DATA-ANSWER-LOST"]),
         # From which the estimate says how many rows a shorter limit would cut, to half a hundredth.
         "quantiles": np.percentile(lengths, np.linspace(0, 100, 201)).astype(int).tolist(),
         "histogram": {"edges": edges.tolist(), "counts": np.histogram(lengths, bins=edges)[0].tolist()},
@@ -172,10 +173,10 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
             severity: Severity = "error" if count == total else "warning"
             what = f"{of_all} cannot be written by the chat template: {table.refused[int(rows[0])]}."
             return severity, what, "They are left out.", "Drop them.", _drop(code)
-        case "DATA-LABEL" if not table.trained_counts()[rows].any():
+        case "DATA-LABEL":
             what = f"{of_all} {'have' if total > 1 else 'has'} nothing to learn: no answer."
-            return "error" if count == total else "warning", what, "", "Drop them.", _drop(code)
-        case "DATA-LABEL" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
+            return "error" if count == total else "warning", what, "They are left out.", "Drop them.", _drop(code)
+        case "DATA-ANSWER-LOST" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
             return _length_words(code, rows, tokens, table, data, of_all=of_all)
         case "DATA-CONTEXT":
             context = tokens["context"]
@@ -201,7 +202,7 @@ def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTa
     lose_their, be = ("lose their", "are") if total > 1 else ("loses its", "is")
     needed = int(table.lengths[rows].max())
     longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
-    if code == "DATA-LABEL":
+    if code == "DATA-ANSWER-LOST":
         severity: Severity = "error" if count > total / 2 else "warning"
         what = f"{of_all} ({share}) {lose_their} whole answer at {limit} tokens; the longest has {needed}."
         why = "The question alone fills the length, so nothing is left to learn; they are left out."

@@ -147,6 +147,19 @@ def test_nothing_left_is_an_error_before_any_model_is_loaded(tiny_model_dir: Pat
     assert refused.value.code == "DATA-LABEL"
 
 
+def test_no_answer_and_an_answer_that_is_cut_away_are_two_things(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    question = {"role": "user", "content": "Hello"}
+    chats = [[question, {"role": "assistant", "content": f"Yes {n}."}] for n in range(10)]
+    chats += [[question], [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "Yes."}]]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    config = config_for(str(path), tiny_model_dir, **{"data.max_length": 48})
+    findings = {finding.code: finding for finding in Lens(workspace).report(config).findings}
+    without, lost = findings["DATA-LABEL"], findings["DATA-ANSWER-LOST"]
+    assert (without.rows, without.fix_action) == ((11,), {"action": "drop", "code": "DATA-LABEL"}) and "no answer" in without.what
+    assert lost.rows == (12,) and "whole answer at 48 tokens" in lost.what and (lost.fix_action or {})["path"] == "data.max_length"
+
+
 def test_plain_text_and_every_source_at_once(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("\n\n".join(f"Paragraph {n} about the sea.\nIt has two lines." for n in range(12)), encoding="utf-8")
@@ -184,7 +197,7 @@ def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Works
     assert tokens is not None and report.verdict == "look"
     assert sum(tokens["histogram"]["counts"]) == 120 and tokens["longest"] > 96 and tokens["proposed_max_length"] % 64 == 0
     assert findings["DATA-TRUNCATED"].count == tokens["truncated"] > tokens["without_answer"] > 0
-    assert {"DATA-LABEL", "DATA-ANSWER-CUT", "DATA-SPECIAL"} <= set(findings)
+    assert {"DATA-ANSWER-LOST", "DATA-ANSWER-CUT", "DATA-SPECIAL"} <= set(findings)
     worst = lens.worst(config)
     assert sorted(worst) == list(range(120))
     first = lens.preview(config, worst[0])
@@ -195,10 +208,10 @@ def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Works
 
     dropped = config.changed(lens.fix(config, findings["DATA-TRUNCATED"].fix_action | {"action": "drop", "code": "DATA-TRUNCATED"}))  # type: ignore[operator]
     codes = {finding.code for finding in lens.report(dropped).findings}
-    assert not codes & {"DATA-TRUNCATED", "DATA-LABEL", "DATA-ANSWER-CUT"}
+    assert not codes & {"DATA-TRUNCATED", "DATA-ANSWER-LOST", "DATA-ANSWER-CUT"}
     assert lens.report(dropped).num_rows == 120 - findings["DATA-TRUNCATED"].count
-    raised = config.changed(lens.fix(config, findings["DATA-LABEL"].fix_action or {}))
-    assert raised.data.max_length > 96 and "DATA-LABEL" not in {finding.code for finding in lens.report(raised).findings}
+    raised = config.changed(lens.fix(config, findings["DATA-ANSWER-LOST"].fix_action or {}))
+    assert raised.data.max_length > 96 and "DATA-ANSWER-LOST" not in {finding.code for finding in lens.report(raised).findings}
     disarmed = config.changed(lens.fix(config, findings["DATA-SPECIAL"].fix_action or {}))
     assert {f.code: f.severity for f in lens.report(disarmed).findings}["DATA-SPECIAL"] == "note"
 
