@@ -135,6 +135,10 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") openCard(false);
   });
+  // Gradio reads a key a moment after it was pressed: at Tab it would open the list again that the lost focus has just closed.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.matches("[role=combobox]")) event.stopPropagation();
+  }, true);
 
   const start = () => paint(preferred());
   const begin = () => { start(); comeBack(); watchGradio(); };
