@@ -79,6 +79,17 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     looked.assert_clean()
 
 
+def test_the_keyboard_follows_a_run_that_moves_down(browser: Browser, served: Served) -> None:
+    looked = Looked(browser, served.url, "runs")
+    more = looked.page.get_by_label("More for Pirate large")
+    more.focus()
+    write_run(served.service.workspace, values={"output.name": "Newer"}, done=40, num_steps=40)
+    expect(row(looked, "Newer")).to_be_visible()
+    expect(more).to_be_focused()
+    looked.assert_clean()
+    looked.page.context.close()
+
+
 def test_a_new_run_starts_from_an_old_ones_settings(browser: Browser, served: Served) -> None:
     looked = Looked(browser, served.url, "runs")
     looked.page.get_by_label("More for Pirate large").click()

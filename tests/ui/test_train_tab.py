@@ -12,7 +12,7 @@ import pytest
 from pages import NARROW, Looked, served_page
 from playwright.sync_api import Browser, expect
 
-from qlora_ui.runs.events import Finished, StepLogged
+from qlora_ui.runs.events import Finished, Paused, StepLogged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import Request
@@ -145,6 +145,21 @@ def test_the_keyboard_stays_in_its_place_when_the_last_waiting_run_is_removed(br
     assert looked.page.evaluate("document.activeElement.closest('#train-head')?.id") == "train-head"
     looked.assert_clean()
     looked.page.context.close()
+
+
+def test_the_keyboard_stays_at_a_button_that_was_pressed_and_on_none_that_took_its_place(browser: Browser, served: Served) -> None:
+    run = write_run(served.service.workspace, values={"output.name": "Pressed"}, end="live", done=57)
+    looked = Looked(browser, served.url, "train")
+    page = looked.page
+    page.get_by_role("button", name="Checkpoint now").press("Enter")
+    expect(page.get_by_role("button", name="Saving …")).to_be_focused()
+    expect(page.get_by_role("button", name="Checkpoint now")).to_be_focused()
+    page.get_by_role("button", name="Stop and save").focus()
+    JournalWriter(run.journal_path).write(Paused(step=57))
+    expect(page.get_by_role("button", name="Continue from step")).to_be_visible()
+    assert page.evaluate("document.activeElement.closest('#train-head') && document.activeElement.tagName") == "DIV"
+    looked.assert_clean()
+    page.context.close()
 
 
 @pytest.mark.slow

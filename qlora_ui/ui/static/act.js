@@ -19,7 +19,7 @@ function listenToActions(element, trigger, whenDrawn) {
 
   element.addEventListener("click", (event) => {
     const button = event.target.closest("[data-act]");
-    if (!button || !element.contains(button) || button.disabled) return;
+    if (!button || !element.contains(button) || button.ariaDisabled === "true") return;
     event.preventDefault();
     const data = { ...button.dataset };
     if (data.confirm || data.ask) dialog(button, data, (text) => send(button, text === undefined ? data : { ...data, text }));
@@ -58,7 +58,7 @@ function listenToActions(element, trigger, whenDrawn) {
     if (button && data.echo) {
       button.dataset.sent = button.textContent;
       button.textContent = data.echo;
-      button.disabled = true;
+      button.ariaDisabled = "true"; // `disabled` would take the focus away from a keyboard, to the top of the page
       setTimeout(() => settle(button), 4000);
     }
     trigger("act", data);
@@ -68,7 +68,7 @@ function listenToActions(element, trigger, whenDrawn) {
     if (button.dataset.sent === undefined) return;
     if (button.textContent === button.dataset.echo) button.textContent = button.dataset.sent;
     delete button.dataset.sent;
-    button.disabled = false;
+    button.ariaDisabled = null;
   }
 
   function dialog(button, data, yes) {

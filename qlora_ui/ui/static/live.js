@@ -24,10 +24,7 @@ const qLive = (() => {
     },
     /* The same for a view that is its value's HTML, inside `element`; `then` is called when it stands. */
     html(id, element, then) {
-      this.mount(id, element, (value) => {
-        qPut(element, value);
-        if (then) then();
-      });
+      this.mount(id, element, (value) => qPut(element, value, then));
     },
     tell(all) {
       for (const [id, news] of Object.entries(all)) {
@@ -49,16 +46,25 @@ const qLive = (() => {
 })();
 
 /* Make what stands in `place` equal to `html`, keeping every node that can stay: with it stay focus, scrolling and what is selected. */
-function qPut(place, html) {
+function qPut(place, html, then) {
   const wanted = document.createElement("template");
   wanted.innerHTML = html;
   const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  const what = focused && qMeaning(focused);
   qMatch(place, wanted.content);
-  if (focused && !focused.isConnected) {
-    // A keyboard goes on from here and not from the top of the page; not on another button, which Enter might press unseen.
-    place.tabIndex = -1;
-    place.focus({ preventScroll: true });
-  }
+  if (then) then();
+  if (!focused || (focused.isConnected && qMeaning(focused) === what)) return;
+  // The keyboard follows what it was at, and where that is gone goes on from here: not from the top of the page, nor on a button that
+  // has come to mean something else, which Enter might press unseen.
+  const same = what && [...place.querySelectorAll(focused.localName)].find((node) => qMeaning(node) === what);
+  if (!same) place.tabIndex = -1;
+  (same || place).focus({ preventScroll: true });
+}
+
+/* What a button, a box or a fold of a view stands for; empty for anything else. */
+function qMeaning(node) {
+  const { act, change, go, id } = node.dataset;
+  return [act || change || go || node.parentElement?.dataset.key, id].filter(Boolean).join(" ");
 }
 
 function qMatch(old, wanted) {
