@@ -22,6 +22,8 @@ class Turn:
 
     question: str
     answers: dict[SideName, str] = field(default_factory=dict)
+    asked_of: str = ""
+    """Who was talked to, as `ChatHistory.talks_to` says it."""
 
     def seen_by(self, side: SideName) -> str | None:
         """That side's answer, be it empty; else another side's, one with words first; None where nobody answered."""
@@ -37,12 +39,14 @@ class ChatHistory:
         self.system = system
         """System prompt; empty leaves it to the template."""
         self.turns: list[Turn] = []
+        self.talks_to = ""
+        """Who answers. It sees nothing of what was said to others: it would go on in the manner of their answers."""
 
     def ask(self, question: str) -> Turn:
         """Add a question whose answers are to come; raises QloraUiError where it is empty."""
         if not question.strip():
             raise QloraUiError("There is nothing to send.", fix="Type a message first.", code="empty-message")
-        self.turns.append(Turn(question))
+        self.turns.append(Turn(question, asked_of=self.talks_to))
         return self.turns[-1]
 
     def add(self, side: SideName, text: str) -> None:
@@ -52,7 +56,7 @@ class ChatHistory:
 
     def retry(self) -> None:
         """Forget the answers to the last question, so that it is answered again."""
-        self._last().answers.clear()
+        self._ask_again(self._last())
 
     def edit(self, index: int, question: str) -> None:
         """Change the question of a turn (from 0) and forget everything after it."""
@@ -61,7 +65,7 @@ class ChatHistory:
             raise QloraUiError("A message cannot be empty.", fix="Type something, or remove the turn.", code="empty-message")
         del self.turns[index + 1 :]
         turn.question = question
-        turn.answers.clear()
+        self._ask_again(turn)
 
     def undo(self) -> str:
         """Remove the last turn and return its question, for the text box."""
@@ -78,7 +82,7 @@ class ChatHistory:
         word stays one, so that turns alternate; a question that nobody answered, as that failed, goes with its answer.
         """
         messages = [Message("system", self.system)] if self.system.strip() else []
-        for turn in self.turns:
+        for turn in self.turns[self.since(len(self.turns), self.talks_to) :]:
             is_last = turn is self.turns[-1]
             answer = turn.answers.get(side) if is_last else turn.seen_by(side)
             if answer is not None or is_last:
@@ -86,6 +90,12 @@ class ChatHistory:
             if answer is not None:
                 messages.append(Message("assistant", answer))
         return messages
+
+    def since(self, end: int, talked_to: str) -> int:
+        """The first of the turns right before `end` that were all with that one; `end` where there is none."""
+        while end and self.turns[end - 1].asked_of == talked_to:
+            end -= 1
+        return end
 
     def questions(self, sides: Iterable[SideName]) -> dict[SideName, list[Message]]:
         """What `ChatService.stream` takes to answer the last question on several sides, each with its own history."""
@@ -97,17 +107,25 @@ class ChatHistory:
 
     def as_dict(self) -> dict[str, Any]:
         """The history as plain data, for a file or the page's own store."""
-        return {"system": self.system, "turns": [{"question": turn.question, "answers": dict(turn.answers)} for turn in self.turns]}
+        turns = [{"question": turn.question, "answers": dict(turn.answers), "asked_of": turn.asked_of} for turn in self.turns]
+        return {"system": self.system, "turns": turns}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ChatHistory:
         """The history from `as_dict`; raises QloraUiError where it is none."""
         try:
             history = cls(str(value.get("system", "")))
-            history.turns = [Turn(str(turn["question"]), {str(k): str(v) for k, v in turn["answers"].items()}) for turn in value["turns"]]
+            history.turns = [
+                Turn(str(turn["question"]), {str(k): str(v) for k, v in turn["answers"].items()}, str(turn.get("asked_of", "")))
+                for turn in value["turns"]
+            ]
         except (KeyError, TypeError, AttributeError):
             raise QloraUiError("This is not a saved chat.", fix="Choose a file that was saved here.", code="chat-file") from None
         return history
+
+    def _ask_again(self, turn: Turn) -> None:
+        turn.answers.clear()
+        turn.asked_of = self.talks_to
 
     def _last(self) -> Turn:
         if not self.turns:

@@ -61,6 +61,11 @@ class Who:
     run_id: str | None = None
     checkpoint: str | None = None
 
+    @property
+    def key(self) -> str:
+        """The same for the same one, on the page and in the saved conversation."""
+        return f"run|{self.run_id}|{self.checkpoint or ''}" if self.run_id else f"model|{self.model_id}|"
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -119,7 +124,7 @@ class ChatDesk:
     # What pages do -------------------------------------------------------------------------------------------------
 
     def choose(self, who: Who) -> None:
-        """Talk to somebody else; the conversation stays, the next answer comes from there."""
+        """Talk to somebody else, who sees nothing of the conversation so far; it stays on the page."""
         with self._changed:
             if self.busy:
                 self.stop()
@@ -329,6 +334,8 @@ class ChatDesk:
                 self._touch()
 
     def _count(self) -> None:
+        if self.history.turns[-1].asked_of != self.history.talks_to:
+            return  # somebody else was chosen meanwhile
         counts = [self._service.chat.count_tokens(self.history.messages(side)) for side in self.sides]
         with self._changed:
             self.context = max(counts, default=(0, 0))
@@ -341,7 +348,10 @@ class ChatDesk:
     # Small things ----------------------------------------------------------------------------------------------------
 
     def _turn_to(self, who: Who) -> None:
+        if who != self.who:
+            self.context = (0, 0)
         self.who, self.problems, self.note = who, (), ""
+        self.history.talks_to = who.key
         self._next_row = 0
         self._touch()
 
@@ -355,7 +365,8 @@ class ChatDesk:
 
     def _row(self, index: int, side: str, answer: str) -> list[Message]:
         messages = [Message("system", self.history.system)] if self.history.system.strip() else []
-        for turn in self.history.turns[:index]:
+        begin = self.history.since(index, self.history.turns[index].asked_of)
+        for turn in self.history.turns[begin:index]:
             # A turn without a word would teach to say nothing.
             if said := turn.seen_by(side):
                 messages += [Message("user", turn.question), Message("assistant", said)]

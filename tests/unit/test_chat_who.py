@@ -21,6 +21,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _talk, choose_run
+from qlora_ui.ui.views.chat_view import END
 from tests.journals import write_run
 
 
@@ -50,6 +51,17 @@ def test_what_was_chosen_stays(workspace: Workspace) -> None:
     assert _talk(service, {"do": "choose", "key": "model|builtin:smollm2-135m-instruct|"})["mode"] == "base"
     write_run(workspace, end="done")
     assert looked(service)[0].startswith("model|builtin:")
+
+
+def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
+    service = Service(workspace)
+    looked(service)
+    service.desk.history.ask("How do I boil an egg?")
+    service.desk.history.add("base", "In water.")
+    service.desk.notes.append(TurnNotes())
+    assert END not in _talk(service, {})["turns"][0]
+    choose_run(service, write_run(workspace, end="done").id)
+    assert END in _talk(service, {})["turns"][0]
 
 
 def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspace: Workspace) -> None:

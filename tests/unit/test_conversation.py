@@ -37,6 +37,25 @@ def test_a_side_that_was_not_asked_is_told_the_others_answer() -> None:
     assert _seen(history, "more") == [("user", "one"), ("assistant", "said"), ("user", "two")]
 
 
+def test_another_model_sees_nothing_of_what_was_said_to_others() -> None:
+    history = ChatHistory()
+    history.talks_to = "the base"
+    history.ask("one")
+    history.add("base", "said")
+    history.talks_to = "a run"
+    assert history.messages("base") == []
+    history.ask("two")
+    assert _seen(history, "adapter") == [("user", "two")]
+    history.add("adapter", "ahoy")
+    history.ask("three")
+    assert _seen(history, "base") == [("user", "two"), ("assistant", "ahoy"), ("user", "three")]
+    again = ChatHistory.from_dict(history.as_dict())
+    again.talks_to = "a run"
+    assert _seen(again, "adapter") == _seen(history, "adapter")
+    again.edit(0, "one")
+    assert _seen(again, "adapter") == [("user", "one")]
+
+
 def test_a_question_that_failed_goes_with_its_answer() -> None:
     history = _history(("too long for the model", {}), ("two", {}))
     assert _seen(history, "adapter") == [("user", "two")]
@@ -55,3 +74,7 @@ def test_a_kept_row_has_the_words_of_its_own_side_and_no_empty_answer(workspace:
     desk.keep(3, "adapter")
     row = json.loads(kept_rows(workspace).read_text(encoding="utf-8"))
     assert [message["content"] for message in row["messages"]] == ["three", "mine", "four", "good"]
+    desk.history.turns[2].asked_of = "another"
+    desk.keep(3, "adapter", "better")
+    row = json.loads(kept_rows(workspace).read_text(encoding="utf-8").splitlines()[-1])
+    assert [message["content"] for message in row["messages"]] == ["four", "better"]

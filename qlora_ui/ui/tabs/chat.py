@@ -86,7 +86,9 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
         _propose_newest(service, desk)
     loaded = _loaded(service)
     with desk.locked():
+        who = desk.who or Who()
         last = len(desk.history.turns) - 1
+        asked_of = [turn.asked_of for turn in desk.history.turns]
         turns = [
             turn_html(
                 index,
@@ -95,10 +97,10 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
                 is_last=index == last,
                 is_answering=bool(desk.busy) and index == last,
                 waiting=desk.sides if desk.busy and index == last else (),
+                is_end=turn.asked_of != (asked_of[index + 1] if index < last else who.key),
             )
             for index, turn in enumerate(desk.history.turns)
         ]
-        who = desk.who or Who()
         return {
             "version": desk.version,
             "heard": list(desk.heard),
@@ -111,7 +113,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
             "loaded": f"{format_bytes(loaded.num_bytes)} in memory, {loaded.device}" if loaded else "",
             "mode": desk.mode if who.run_id else "base",
             "canCompare": bool(who.run_id),
-            "who": _key(who),
+            "who": who.key,
             "targets": _targets(service, who),
             "system": desk.history.system,
             "sampling": {
@@ -183,10 +185,6 @@ def _suggestions(service: Service, who: Who) -> list[str]:
 def _runs_version(service: Service) -> str:
     rows = service.run_lists.rows()
     return f"{len(rows)}.{sum(row.has_adapter for row in rows)}"
-
-
-def _key(who: Who) -> str:
-    return f"run|{who.run_id}|{who.checkpoint or ''}" if who.run_id else f"model|{who.model_id}|"
 
 
 Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]

@@ -13,13 +13,19 @@ from qlora_ui.ui.views.words import fold
 SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
 STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
 TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
+END = '<p class="q-turn-end">Another model answers from here. It sees nothing of what was said above.</p>'
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"&#96;(.+?)&#96;")  # as `escape` leaves backticks
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
-def turn_html(index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = ()) -> str:
-    """One question with the answers of its sides; `waiting` are sides that have not said anything yet."""
+def turn_html(
+    index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), is_end: bool = False
+) -> str:
+    """One question with the answers of its sides; `waiting` are sides that have not said anything yet.
+
+    `is_end`: from here on another model answers, which sees nothing of what was said.
+    """
     sides = [side for side in ("base", "adapter") if side in turn.answers or side in waiting]
     answers = "".join(_answer(index, side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
     if not answers:
@@ -31,7 +37,7 @@ def turn_html(index: int, turn: Any, notes: Any, *, is_last: bool, is_answering:
     tools = _question_tools(index, turn.question, is_last=is_last) if not is_answering else ""
     return (
         f'<div class="q-question"><div class="q-bubble">{escape(turn.question)}</div>{tools}</div>'
-        f'<div class="q-answers{pair}">{answers}</div>{reference}'
+        f'<div class="q-answers{pair}">{answers}</div>{reference}{END if is_end else ""}'
     )
 
 
