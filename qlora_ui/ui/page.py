@@ -221,10 +221,7 @@ class Page:
         return joined(parts)
 
     def _form_edited(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
-        """`_form_drawn` after the user or the app changed a control: the settings are kept for the next visit.
-
-        Only then: a page that lies open in another window is drawn at every piece of news, and would put its old settings back.
-        """
+        """`_form_drawn` after the user or the app may have changed a control: the settings are kept for the next visit."""
         return self._draw_form(request, data, is_edit=True)
 
     def _form_drawn(self, request: gr.Request, data: dict[Any, Any]) -> list[Any]:
@@ -237,8 +234,7 @@ class Page:
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
         draft = self.service.draft(self.form.values(data), preset=preset, device=device)
-        if is_edit:
-            self.service.remember(draft)
+        self.service.remember(draft, str(request.session_hash), is_edit=is_edit)
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))

@@ -34,6 +34,7 @@ from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, data_shape, make_draft
+from qlora_ui.ui.drawings import MAX_TABS
 from qlora_ui.ui.inspection import Inquiry, Pending, data_key
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Service:
         self._news = 0
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
         self._saved_draft: dict[str, Any] = {}
+        self._drafts: dict[str, dict[str, Any]] = {}
+        """By browser tab: its settings as they were opened or last changed."""
         self._newest: tuple[int, RunDir | None] = (-1, None)
 
     def _fits_beside(self, config: RunConfig, holder: Holder) -> bool:
@@ -280,13 +283,17 @@ class Service:
         """The settings on a page with all that follows from them."""
         return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
 
-    def remember(self, draft: Draft) -> None:
-        """Keep the settings of a page for the next page load, when they are right."""
+    def remember(self, draft: Draft, tab: str, *, is_edit: bool) -> None:
+        """Keep the settings of a browser tab for the next page load, when the user or the app changed them there and they are right.
+
+        Not at each drawing, nor at each press of a button: a page that lies open in another window would put its old settings back.
+        """
         if draft.config is None:
             return
         saved = {"preset": draft.preset, "settings": draft.config.to_nested(only_changed=True)}
         with self._lock:
-            if saved != self._saved_draft:
+            before = self._drafts.get(tab)
+            if is_edit and saved not in (before, self._saved_draft):
                 try:
                     write_json(self.workspace.root / "draft.json", saved)
                 except OSError as error:
@@ -294,6 +301,10 @@ class Service:
                     logger.warning("the settings could not be kept for the next visit: %s", error)
                     return
                 self._saved_draft = saved
+            if is_edit or before is None:
+                self._drafts[tab] = saved
+                while len(self._drafts) > MAX_TABS:
+                    del self._drafts[next(iter(self._drafts))]
 
     def last_draft(self) -> tuple[str, RunConfig]:
         """Preset and settings as a page last had them; on the first visit the demo, ready to start."""

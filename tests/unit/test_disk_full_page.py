@@ -35,7 +35,7 @@ def test_a_handler_names_the_disk_and_no_fault_of_the_app(workspace: Workspace) 
 
 def test_an_edit_is_drawn_and_only_not_kept(workspace: Workspace) -> None:
     service = Service(workspace)
-    service.remember(service.draft({"lora.rank": 7}))
+    service.remember(service.draft({"lora.rank": 7}), "tab", is_edit=True)
     assert not (workspace.root / "draft.json").exists()
 
 

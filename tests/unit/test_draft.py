@@ -38,6 +38,7 @@ def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspa
 
     raised("lora-rank", "input", 77)
     raised("q-pulse", "found", 16)
+    raised("lora-rank", "input", 16)  # as a press of a button does, or leaving a field
     service.stop_reading()
     assert Service(workspace).last_draft()[1].lora.rank == 77
 
