@@ -188,6 +188,23 @@ def _walk(page: Page, goal: str) -> list[dict[str, Any]]:
     raise AssertionError(f"{goal} is not reached: {[step['name'] for step in walked]}")
 
 
+OVERLAPS = """() => {
+    const start = Number(getComputedStyle(document.getElementById("q-start")).zIndex);
+    const labels = [...document.querySelectorAll("#q-side label span, #q-side [data-testid=block-info]")];
+    const above = labels.filter((label) => Number(getComputedStyle(label).zIndex) >= start).map((label) => label.textContent);
+    const fields = [...document.querySelectorAll(".q-select input[role=combobox]")].filter((field) => field.checkVisibility());
+    const under = fields.filter((field) => field.getBoundingClientRect().right - parseFloat(getComputedStyle(field).paddingRight)
+        > field.parentElement.querySelector(".icon-wrap").getBoundingClientRect().left).map((field) => field.value);
+    return {fields: fields.length, labels: labels.length, above, under};
+}"""
+
+
+def test_no_label_stands_above_start_and_no_text_under_an_arrow(visit: Visit) -> None:
+    found = visit("recipe").page.evaluate(OVERLAPS)
+    assert found["fields"] and found["labels"]
+    assert (found["above"], found["under"]) == ([], [])
+
+
 def test_what_passes_by_is_headed_by_what_happened(visit: Visit) -> None:
     page = visit("recipe").page
     page.locator("#q-recipe-text > button").click()
