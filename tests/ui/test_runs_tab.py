@@ -64,17 +64,20 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     page.get_by_role("dialog").get_by_role("textbox").fill("Support <b>tickets</b>")
     page.get_by_role("dialog").get_by_role("button", name="Rename").click()
     expect(row(looked, "Support <b>tickets</b>")).to_have_count(1)
+    expect(page.get_by_label("More for Support")).to_be_focused()
     page.get_by_label("More for Support").click()
     page.get_by_role("button", name="Settings and log").click()
     expect(page.locator("#runs-details")).to_contain_text("name: Tickets")
     page.get_by_label("More for Support").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    expect(page.get_by_label("More for Support")).to_be_focused()
     assert len(list_runs(served.service.workspace)) == 3
     page.get_by_label("More for Support").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator("#runs-table tbody tr")).to_have_count(2)
+    assert page.evaluate("document.activeElement.closest('#runs-table') !== null")
     assert len(list(served.service.workspace.trash.iterdir())) == 1
     looked.assert_clean()
 

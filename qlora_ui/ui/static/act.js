@@ -42,11 +42,15 @@ function listenToActions(element, trigger, whenDrawn) {
   }, true);
 
   document.addEventListener("click", (event) => {
-    for (const menu of element.querySelectorAll("details[data-menu][open]")) if (!menu.contains(event.target) || event.target.closest("[data-act]")) menu.open = false;
+    for (const menu of element.querySelectorAll("details[data-menu][open]")) {
+      if (menu.contains(event.target) && !event.target.closest("[data-act]")) continue;
+      if (menu.contains(document.activeElement)) headOf(menu).focus();
+      menu.open = false;
+    }
   });
   element.addEventListener("keydown", (event) => {
     const menu = event.key === "Escape" && event.target.closest("details[data-menu][open]");
-    if (menu) { menu.open = false; menu.querySelector("summary").focus(); }
+    if (menu) { menu.open = false; headOf(menu).focus(); }
   });
 
   whenDrawn(() => {
@@ -62,6 +66,10 @@ function listenToActions(element, trigger, whenDrawn) {
       setTimeout(() => settle(button), 4000);
     }
     trigger("act", data);
+  }
+
+  function headOf(menu) {
+    return menu.querySelector("summary");
   }
 
   function settle(button) {
@@ -99,7 +107,9 @@ function listenToActions(element, trigger, whenDrawn) {
     box.addEventListener("close", () => {
       if (box.returnValue === "yes") yes(field ? field.value : undefined);
       box.remove();
-      if (button.isConnected) button.focus();
+      const menu = button.closest("details[data-menu]");
+      const back = menu ? headOf(menu) : button; // a menu closed when its button was pressed
+      if (back.isConnected) back.focus();
     });
     document.body.appendChild(box);
     box.showModal();
