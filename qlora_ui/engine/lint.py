@@ -174,13 +174,13 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
             what = f"{of_all} cannot be written by the chat template: {table.refused[int(rows[0])]}."
             return severity, what, "They are left out.", "Drop them.", _drop(code)
         case "DATA-LABEL":
-            what = f"{of_all} {'have' if total > 1 else 'has'} nothing to learn: no answer."
+            what = f"{of_all} {'have' if count > 1 else 'has'} nothing to learn: no answer."
             return "error" if count == total else "warning", what, "They are left out.", "Drop them.", _drop(code)
         case "DATA-ANSWER-LOST" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
             return _length_words(code, rows, tokens, table, data, of_all=of_all)
         case "DATA-CONTEXT":
             context = tokens["context"]
-            what = f"{of_all} {'are' if total > 1 else 'is'} longer than the {context} tokens that this model was made for."
+            what = f"{of_all} {'are' if count > 1 else 'is'} longer than the {context} tokens that this model was made for."
             fix = f"Cut conversations at {context} tokens, or divide them."
             return "warning", what, "It has never learned to read what lies beyond.", fix, _set_length(context)
         case "DATA-SPECIAL" if data.neutralize_special_tokens:
@@ -199,7 +199,7 @@ def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTa
     """Of rows that are longer than a conversation may be: what is lost of them, and which length would hold them."""
     count, total, limit = len(rows), len(table), data.max_length
     share = f"{100 * count / total:.0f} %" if count == total or count / total >= 0.01 else f"{100 * count / total:.1g} %"
-    lose_their, be = ("lose their", "are") if total > 1 else ("loses its", "is")
+    lose_their, be = ("lose their", "are") if count > 1 else ("loses its", "is")
     needed = int(table.lengths[rows].max())
     longer = max(_ROUND_TO, math.ceil(needed / _ROUND_TO) * _ROUND_TO)
     if code == "DATA-ANSWER-LOST":

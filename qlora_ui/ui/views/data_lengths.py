@@ -41,7 +41,8 @@ def _length_words(tokens: Mapping[str, Any], num_rows: int, limit: int) -> str:
     lengths = f"{tokens['shortest']:,} to {tokens['longest']:,} tokens a row, half of them under {tokens['median']:,}"
     if tokens["shortest"] == tokens["longest"]:
         lengths = f"{tokens['longest']:,} tokens {'in the row' if num_rows == 1 else 'in every row'}"
-    over = f"{cut:,} of {num_rows:,} rows are longer than the limit of {limit:,}" if cut else f"none is longer than the limit of {limit:,}"
+    some = f"{cut:,} of {num_rows:,} rows {'is' if cut == 1 else 'are'}" if cut else "none is"
+    over = f"{some} longer than the limit of {limit:,}"
     answers = f", {tokens['answers_cut']:,} lose a part of their answer" if tokens.get("answers_cut") else ""
     return f"{lengths}; {over}{answers}. {100 * tokens['trained_share']:.0f} % of all tokens are learned."
 
