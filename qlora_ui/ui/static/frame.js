@@ -100,6 +100,8 @@
       openCard(document.getElementById("q-side").dataset.open !== "yes");
       return;
     }
+    // The run that was begun, or waits, is shown behind it.
+    if (event.target.closest("#q-start")) { openCard(false); return; }
     const copy = event.target.closest("[data-copy]");
     if (copy) {
       copyText(copy.dataset.copy).then((isCopied) => {
