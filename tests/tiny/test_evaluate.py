@@ -27,7 +27,7 @@ from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.comparison import Question
-from qlora_ui.runs.registry import create_run, delete_run
+from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -168,7 +168,7 @@ def test_a_run_that_is_deleted_meanwhile_stays_deleted(run: tuple[Workspace, Run
 
     def delete(what: str, share: float | None) -> None:
         if ": row 1 of" in what:
-            delete_run(workspace, doomed)
+            shutil.rmtree(doomed.path)
 
     options = EvaluateOptions(num_answers=0, max_rows=1, variants=("base-4bit",))
     with pytest.raises(Cancelled):

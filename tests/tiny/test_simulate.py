@@ -48,7 +48,7 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
 @pytest.mark.parametrize(
     ("facts", "card", "changes"),
     [
-        (LLAMA, "H100", {"lora.modules_to_save": "lm_head"}),
+        pytest.param(LLAMA, "H100", {"lora.modules_to_save": "lm_head"}, marks=pytest.mark.slow),
         (GEMMA2, "H100", {"lora.modules_to_save": "embed_tokens", "train.batch_size": 1}),
         pytest.param(QWEN, "H100", {"lora.dora": True}, marks=pytest.mark.slow),
         pytest.param(QWEN, "T4", {}, marks=pytest.mark.slow),
@@ -89,7 +89,7 @@ def test_a_check_that_is_stopped_ends_its_process() -> None:
     [
         pytest.param(replace(QWEN, num_layers=10), marks=pytest.mark.slow),
         pytest.param(SMOLLM3, marks=pytest.mark.slow),
-        GEMMA2,
+        pytest.param(GEMMA2, marks=pytest.mark.slow),
     ],
     ids=["alike", "every fourth unrotated", "two kinds"],
 )

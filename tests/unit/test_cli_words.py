@@ -83,8 +83,12 @@ def test_whatever_ctrl_c_becomes_ends_quietly(monkeypatch: pytest.MonkeyPatch) -
         return 0
 
     monkeypatch.setattr("qlora_ui.cli.options.run", importing)
-    assert main(["options"]) == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
+    try:
+        assert main(["options"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_exception_of_our_own_is_shown_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ _HEADLINES = {
     "unsure": "Not clear yet",
 }
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Train a run with rows held back. Here you will see whether the '
-    "adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
+    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows has learned something, you see here '
+    "whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
 )
 ABOUT = (
     "The rows that training never saw are scored on the base in full and in 4-bit, with your adapter, and merged in two ways; "
