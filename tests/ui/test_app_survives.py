@@ -69,6 +69,7 @@ def press_start(url: str, times: int, pages: int) -> list[int]:
         return list(pool.map(press, range(times)))
 
 
+@pytest.mark.slow
 def test_a_hundred_presses_at_once_start_one_run(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = with_draft(tmp_path, tiny_model_dir, train__max_steps=100_000, train__schedule="constant", eval__share=0)
     with started_app(workspace.root) as app:
