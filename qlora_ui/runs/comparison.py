@@ -15,7 +15,6 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.runs.run_dir import RunDir
 
-FILE = "comparison.json"
 EQUAL = "="
 """The vote of somebody who prefers none."""
 Form = Literal["csv", "jsonl", "md"]
@@ -89,7 +88,7 @@ class Comparisons:
 
     def read(self, run: RunDir) -> Comparison | None:
         """What was compared last; None where nothing was."""
-        value = read_json(run.path / FILE)
+        value = read_json(run.comparison_path)
         try:
             return _from_dict(value) if isinstance(value, dict) else None
         except (KeyError, TypeError, AttributeError):
@@ -131,7 +130,7 @@ class Comparisons:
     def _write(self, run: RunDir, comparison: Comparison) -> None:
         if not run.path.is_dir():
             raise QloraUiError("The run was deleted meanwhile.", fix="Choose another run.", code="run-missing")
-        write_json(run.path / FILE, asdict(comparison))
+        write_json(run.comparison_path, asdict(comparison))
 
 
 def as_text(comparison: Comparison, form: Form) -> str:

@@ -11,6 +11,7 @@ checkpoints/     job
 adapter/         job, written aside and renamed into place last
 exports/         exports
 evaluation.json  evaluation, the last one
+comparison.json  page: the last answers to own questions, side by side, and the votes on them
 receipt.json     job, last
 about.json       page and command line: name, notes, tags that the user changes later
 """
@@ -142,6 +143,10 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def comparison_path(self) -> Path:
+        return self.path / "comparison.json"
+
+    @property
     def receipt_path(self) -> Path:
         return self.path / "receipt.json"
 
@@ -163,6 +168,11 @@ class RunDir:
             fix="Update QLoRA UI",
             code="run-unreadable",
         )
+
+    def saved_steps(self) -> list[int]:
+        """Steps whose checkpoint holds an adapter, newest first."""
+        numbers = [path.parent.name.removeprefix("checkpoint-") for path in self.checkpoints.glob(f"checkpoint-*/{ADAPTER_WEIGHTS}")]
+        return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings; done once, when the run is made."""

@@ -74,12 +74,6 @@ def with_rows(text: str, rows: Sequence[HeldBack], *, at_random: bool) -> str:
     return "\n".join([*lines, *([random.choice(new)] if at_random else new[:ADDED_ROWS])])
 
 
-def chat_of(service: Service) -> Any:
-    """The chat's service; the first use imports torch, which takes seconds and must not happen under the service's lock."""
-    engine_object("chat:ChatService")
-    return service.chat
-
-
 def target_of(run: RunDir, checkpoint: str = "") -> Any:
     """What the chat loads for a run's adapter, or for one of its checkpoints."""
     model = run.config().model
@@ -89,7 +83,7 @@ def target_of(run: RunDir, checkpoint: str = "") -> Any:
 def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
     """Load the sides, ask them, and keep every row as it comes."""
     on_progress("Starting the engine", None)
-    chat, target = chat_of(service), target_of(run)
+    chat, target = service.chat, target_of(run)
     other, _, checkpoint = wish.beside.partition("|")
     beside = target_of(find_run(service.workspace, other), checkpoint) if other else None
     sides: tuple[str, ...] = engine_object("comparison:load_sides")(chat, target, beside, on_progress)
@@ -102,23 +96,20 @@ def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_
 
 
 def names_of(service: Service, run: RunDir, beside: str = "") -> list[str]:
-    """What the sides are called: base, the run's adapter, the one beside."""
-    own = service.readers.view(run).name or run.id
-    names = ["Base model", own]
-    if beside:
-        other, _, checkpoint = beside.partition("|")
-        title = service.readers.view(find_run(service.workspace, other)).name or other
-        title = f"{title}, step {checkpoint.rpartition('-')[2]}" if checkpoint else title
-        names.append(f"{title} ({other})" if title == own else title)
+    """What the sides are called, each otherwise: base, the run's adapter, the one beside."""
+    other, _, checkpoint = beside.partition("|")
+    step = f", step {checkpoint.removeprefix('checkpoint-')}" if checkpoint else ""
+    sides = [(run, ""), *([(find_run(service.workspace, other), step)] if other else [])]
+    names = ["Base model"]
+    for one, more in sides:
+        name = service.readers.view(one).name + more
+        names.append(f"{name} ({one.id})" if name in names else name)
     return names
 
 
 def others_of(service: Service, view: RunView) -> list[tuple[str, str]]:
     """What can be laid beside, as (Wish.beside, words): this run's checkpoints, then other adapters of the same base."""
-    folder = view.run.checkpoints
-    numbers = [path.parent.name.rpartition("-")[2] for path in folder.glob("checkpoint-*/adapter_model.safetensors")]
-    steps = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
-    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in steps]
+    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in view.run.saved_steps()]
     model = view.config.model.id if view.config else ""
     rows = service.run_lists.rows()
     return found + [(row.id, row.name) for row in rows if row.has_adapter and row.id != view.id and row.model == model][:MOST_QUESTIONS]

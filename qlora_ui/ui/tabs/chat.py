@@ -12,7 +12,6 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.models.catalogue import list_models
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_desk import ChatDesk, Who
 from qlora_ui.ui.handler import attempt, problems_html
@@ -139,8 +138,8 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
             runs.append({"key": f"run|{row.id}|", "label": f"{row.name} · {ago(row.created)}"})
         if row.id == who.run_id:
             runs += [
-                {"key": f"run|{row.id}|{name}", "label": f"{row.name}, {name.replace('checkpoint-', 'checkpoint of step ')}"}
-                for name in _checkpoints(service, row.id)
+                {"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"}
+                for step in _saved_steps(service, row.id)
             ]
         if len(runs) >= MOST_RUNS:
             break
@@ -151,13 +150,11 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     return [group for group in groups if group["options"]]
 
 
-def _checkpoints(service: Service, run_id: str) -> list[str]:
+def _saved_steps(service: Service, run_id: str) -> list[int]:
     try:
-        folder = find_run(service.workspace, run_id).checkpoints
+        return find_run(service.workspace, run_id).saved_steps()
     except QloraUiError:
         return []  # deleted since the list of runs was read
-    names = [entry.name for entry in folder.glob("checkpoint-*") if (entry / ADAPTER_WEIGHTS).is_file()] if folder.is_dir() else []
-    return sorted(names, key=lambda name: int(name.rsplit("-", 1)[-1]) if name.rsplit("-", 1)[-1].isdigit() else 0, reverse=True)
 
 
 def _propose_newest(service: Service, desk: ChatDesk) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.progress import IsCancelled, OnProgress
-from qlora_ui.runs.comparison import FILE, Comparisons
+from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
+from qlora_ui.runs.comparison import Comparisons
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.held_back import held_back_rows
+from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui import comparing
@@ -74,9 +75,12 @@ def _build_comparison(page: Page) -> None:
 
     @handler
     def compare(given: dict[Any, Any]) -> None:
-        run = _run(service, given[page.run_id])
+        chosen = _run(service, given[page.run_id])
+        run = chosen.run
         asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service.workspace, run.id))
-        wish = comparing.Wish(asked, given[beside], float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
+        # Chosen beside another run, perhaps, and then the list does not show it.
+        other = given[beside] if given[beside] in dict(comparing.others_of(service, chosen)) else ""
+        wish = comparing.Wish(asked, other, float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
 
         def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
             comparing.compare(service, kept, run, wish, on_progress=on_progress, is_cancelled=is_cancelled)
@@ -142,20 +146,26 @@ def _build_likely(page: Page) -> None:
 
     @handler
     def measure(run_id: str, words: str) -> None:
-        run = _run(service, run_id)
+        run = _run(service, run_id).run
         if not words.strip():
             raise QloraUiError("There is no text.", fix="Type or paste some.", code="empty-text")
 
         def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> Any:
             on_progress("Starting the engine", None)
-            chat = comparing.chat_of(service)
-            engine_object("comparison:load_sides")(chat, comparing.target_of(run), None, on_progress)
+            engine_object("comparison:load_sides")(service.chat, comparing.target_of(run), None, on_progress)
+            stop_if(is_cancelled, "The measurement")
             on_progress("Reading the text", None)
-            return engine_object("comparison:score_text")(chat, words)
+            return engine_object("comparison:score_text")(service.chat, words)
 
         work.start(run.id, job)
 
+    @handler
+    def act(event: gr.EventData) -> None:
+        if Action.of(event).name == "cancel":
+            work.cancel()
+
     page.redraw_after(start.click(measure, [page.run_id, text], None, **QUIET))
+    page.redraw_after(view.act(act, None, None, **QUIET))
 
 
 def _text(label: str, elem_id: str, placeholder: str = "") -> gr.Textbox:
@@ -166,11 +176,11 @@ def _chosen(event: gr.EventData) -> str:
     return Action.of(event).text
 
 
-def _run(service: Service, run_id: str) -> RunDir:
+def _run(service: Service, run_id: str) -> RunView:
     view = chosen_run(service, run_id)
     if view is None:
         raise RunError("No run has learned anything yet.", fix="Train one first.", code="no-adapter")
-    return view.run
+    return view
 
 
 def _others(service: Service, run_id: str, chosen: str) -> str:
@@ -185,7 +195,7 @@ def _draw(service: Service, run_id: str, work: Background, results: Any) -> str:
     is_own = progress.key == view.id
     running = progress_html(progress, "Comparing" if is_own else "Comparing for another run") if is_own or progress.is_running else ""
     try:
-        stat = (view.run.path / FILE).stat()
+        stat = view.run.comparison_path.stat()
     except OSError:
         return running
     # Drawn every second: words are laid against each other once for what is in the file. By the minute, since it says how long ago.

@@ -46,9 +46,9 @@ def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool) ->
     # While rows still come, somebody who has voted on all so far must not learn who is who.
     hides = comparison.hides_names or (comparison.is_blind and is_running)
     rows = "".join(_row(comparison, index, row, run_id, hides) for index, row in enumerate(comparison.rows))
-    tools = [act_button(f"Save as {label}", "comparison-save", run_id, look="link", form=form) for form, label in _FORMS]
-    if hides:
-        tools.insert(0, act_button("Show who is who", "comparison-names", run_id, look="link"))
+    # A file has the names in it.
+    saved = [act_button(f"Save as {label}", "comparison-save", run_id, look="link", form=form) for form, label in _FORMS]
+    tools = [act_button("Show who is who", "comparison-names", run_id, look="link")] if hides else saved
     counted = "" if hides else _tally(comparison)
     about = f"{comparison.asked} {ago(comparison.time)}."
     saving = "" if is_running else f'<p class="q-answer-tools">{" ".join(tools)}</p>'
