@@ -40,6 +40,8 @@ IN_SAVE = {
     "list of files": ("qlora_ui.engine.checkpoints.CheckpointStore.commit", 0),
 }
 """Function before which the disk is full, and the bytes that are left."""
+OFTEN = ("before the save", "half of the adapter", "list of files")
+"""Points of the ordinary suite; the others belong to the long one."""
 
 
 class Disk:
@@ -113,7 +115,7 @@ def whole_steps(view: RunView) -> list[int]:
     return sorted(step for step in store.steps() if store.find(step) is not None)
 
 
-@pytest.mark.parametrize("point", IN_SAVE)
+@pytest.mark.parametrize("point", [pytest.param(point, marks=() if point in OFTEN else pytest.mark.slow) for point in IN_SAVE])
 def test_a_full_disk_costs_one_checkpoint_and_not_the_run(point: str, disk: Disk, config: RunConfig, calm: RunView) -> None:
     target, left = IN_SAVE[point]
     saves: list[int] = []

@@ -84,6 +84,7 @@ def test_an_interrupt_stops_and_saves_and_the_run_continues(words: list[str], tm
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(words: list[str], tmp_path: Path) -> None:
     # `start.py train … 2>&1 | head`
     child = subprocess.Popen(

@@ -186,7 +186,11 @@ WRITE_POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", WRITE_POINTS)
+OFTEN = ("optimizer", "manifest", "sync")
+"""Points of the ordinary suite; the others belong to the long one."""
+
+
+@pytest.mark.parametrize("point", [pytest.param(point, marks=() if point in OFTEN else pytest.mark.slow) for point in WRITE_POINTS])
 def test_a_full_disk_costs_one_checkpoint(point: str, config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
     target, error = WRITE_POINTS[point]
     owner, name = target.rsplit(".", 1)

@@ -49,7 +49,7 @@ PLAIN = {"train.fast_path": "off", "data.max_length": 1024, "train.batch_size": 
     ("facts", "card", "changes"),
     [
         pytest.param(LLAMA, "H100", {"lora.modules_to_save": "lm_head"}, marks=pytest.mark.slow),
-        (GEMMA2, "H100", {"lora.modules_to_save": "embed_tokens", "train.batch_size": 1}),
+        pytest.param(GEMMA2, "H100", {"lora.modules_to_save": "embed_tokens", "train.batch_size": 1}, marks=pytest.mark.slow),
         pytest.param(QWEN, "H100", {"lora.dora": True}, marks=pytest.mark.slow),
         pytest.param(QWEN, "T4", {}, marks=pytest.mark.slow),
         pytest.param(MISTRAL, "H100", {"train.packing": "off", "train.batch_size": 1, "data.max_length": 2048}, marks=pytest.mark.slow),

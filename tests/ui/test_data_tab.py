@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from pages import Looked
 from playwright.sync_api import Page, expect
 
@@ -69,6 +70,7 @@ def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, t
     expect(page.get_by_text("There is no file nowhere.jsonl").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_pasted_rows_stay_until_they_can_be_used_and_the_card_shows_the_name(visit: Visit, tmp_path: Path) -> None:
     page, fine = visit("data").page, tmp_path / "fine.jsonl"
     box, good = page.locator("#q-paste-text textarea"), '{"prompt": "a", "completion": "b"}\n'
@@ -117,6 +119,7 @@ def test_columns_are_mapped_by_hand(visit: Visit, tmp_path: Path) -> None:
     expect(page.locator("#q-row")).to_contain_text("Answer 1 for you")
 
 
+@pytest.mark.slow
 def test_slices_and_weights_of_a_mix(visit: Visit, tmp_path: Path) -> None:
     path = tmp_path / "more.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"Q{n}", "completion": f"Something {n * n}"}) for n in range(50)), encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from conftest import Running
 from pages import Looked, open_tab
 from playwright.sync_api import Page, expect
@@ -128,6 +129,7 @@ def test_every_control_has_a_name(visit: Visit) -> None:
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_card_and_button_agree_on_every_visit(visit: Visit) -> None:
     for _ in range(4):
         page = visit().page

@@ -81,6 +81,7 @@ def test_at_rest_a_page_asks_once_a_second_and_neither_gradio_nor_the_screen_has
     context.close()
 
 
+@pytest.mark.slow
 def test_beside_a_run_gradio_has_no_work_either(browser: Browser, served: Served, run: RunDir) -> None:
     looked = Looked(browser, served.url, "train")
     expect(looked.page.locator("#train-head")).to_contain_text("step 57 of 120", timeout=15_000)
@@ -168,6 +169,7 @@ def test_an_answer_that_is_lost_loses_no_change(browser: Browser, served: Served
     page.context.close()
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_ends_is_given_up(browser: Browser, served: Served, run: RunDir) -> None:
     page = at_the_run(browser, served)
     held: list[Route] = []

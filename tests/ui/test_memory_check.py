@@ -23,6 +23,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_check_is_made_on_demand_and_can_be_skipped(browser: Browser, tmp_path: Path) -> None:
     with served_page(Workspace.at(tmp_path / "workspace")) as served:
         looked = Looked(browser, served.url, "recipe")

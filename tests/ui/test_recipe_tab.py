@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 
+import pytest
 from conftest import Running
 from pages import Looked
 from playwright.sync_api import Page, expect
@@ -72,6 +73,7 @@ def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit,
     expect(page.get_by_text("cannot name a preset")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_saved_preset_is_there_on_the_next_page(visit: Visit) -> None:
     first = visit("recipe").page
     first.locator("#q-recipe-text > button").click()

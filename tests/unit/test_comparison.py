@@ -18,6 +18,7 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import comparing
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.comparison import comparison_html, marked
 
 NAMES = {"base": "Base model", "adapter": "Pirate"}
@@ -80,6 +81,7 @@ def test_a_blind_page_does_not_say_who_is_who_before_the_last_vote(run: RunDir) 
         assert known is not None
         shown = comparison_html(known, run.id, is_running=False)
         assert not re.search("Pirate|Base model|adapter|q-answer-base|preferred", shown) and shown.count("A is better") == 3
+        assert "Save as" not in shown  # the file says who is who
         place = known.rows[number].order.index("adapter")
         comparing.vote(kept, run, str(number), EQUAL if number == 2 else str(place))
     known = kept.read(run)
@@ -88,6 +90,19 @@ def test_a_blind_page_does_not_say_who_is_who_before_the_last_vote(run: RunDir) 
     assert "Pirate" not in comparison_html(known, run.id, is_running=True)
     shown = comparison_html(known, run.id, is_running=False)
     assert "Preferred: Base model 0 · Pirate 2 · equal 1" in shown and "Pirate · preferred" in shown
+
+
+def test_sides_are_called_otherwise_each(workspace: Workspace) -> None:
+    runs = [create_run(workspace, RunConfig().changed({"output.name": name})) for name in ("Base model", "Pirate", "Pirate")]
+    service = Service(workspace)
+    for step in (2, 10):
+        (runs[1].checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (runs[1].checkpoints / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    (runs[1].checkpoints / "checkpoint-12").mkdir()
+    assert runs[1].saved_steps() == [10, 2] and runs[0].saved_steps() == []
+    assert comparing.names_of(service, runs[0]) == ["Base model", f"Base model ({runs[0].id})"]
+    assert comparing.names_of(service, runs[1], runs[2].id)[1:] == ["Pirate", f"Pirate ({runs[2].id})"]
+    assert comparing.names_of(service, runs[1], f"{runs[1].id}|checkpoint-2")[1:] == ["Pirate", "Pirate, step 2"]
 
 
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:

@@ -50,10 +50,11 @@ def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool) ->
     saved = [act_button(f"Save as {label}", "comparison-save", run_id, look="link", form=form) for form, label in _FORMS]
     tools = [act_button("Show who is who", "comparison-names", run_id, look="link")] if hides else saved
     counted = "" if hides else _tally(comparison)
-    about = f"{comparison.asked} {ago(comparison.time)}."
+    marking = "Words are marked where they differ from the first answer; there, from the second."
+    about = f"Asked {ago(comparison.time)}. {comparison.asked} {marking}"
     saving = "" if is_running else f'<p class="q-answer-tools">{" ".join(tools)}</p>'
     return (
-        f'<section class="q-card q-comparison">{counted}<p class="q-small">{escape(about)} Words that the other did not say are marked.</p>'
+        f'<section class="q-card q-comparison">{counted}<p class="q-small">{escape(about)}</p>'
         f'<ol class="q-examples">{rows}</ol>{saving}</section>'
     )
 
@@ -105,7 +106,8 @@ def _row(comparison: Comparison, index: int, row: Compared, run_id: str, hides: 
             cards.append(_card(comparison.names[side], said, side, _how_sure(row.scores.get(side, ()), f"{index}-{side}"), is_preferred))
     if row.question.reference:
         cards.append(_card("The row’s answer", escape(row.question.reference), "reference"))
-    columns = "three" if len(cards) > 2 else "two"
+    # Four stand better as two pairs than as three and one.
+    columns = "three" if len(cards) == 3 else "two"
     equal = _equal_button(row, index, run_id) if hides else ""
     return (
         f'<li><p class="q-h3">{escape(row.question.text)}</p><div class="q-answers q-answers-{columns}">{"".join(cards)}</div>{equal}</li>'
