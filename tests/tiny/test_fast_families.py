@@ -21,9 +21,13 @@ from qlora_ui.engine.load import keep_plain_layout
 BATCH = packed_batch([17, 5, 30], 64)
 
 
-def plain_step(model: Any, batch: dict[str, Any], count: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The stock forward and backward on the packed row: positions that restart tell transformers where documents begin."""
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, :-1].float()
+def plain_step(model: Any, batch: dict[str, Any], count: float, *, documents: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The stock forward and backward on the packed row: positions that restart tell transformers where documents begin.
+
+    `documents`: our attention function is registered, and told so itself.
+    """
+    told = {k: v for k, v in batch.items() if k != "labels"} if documents else {k: batch[k] for k in ("input_ids", "position_ids")}
+    logits = model(**told, use_cache=False).logits[0, :-1].float()
     loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], ignore_index=-100, reduction="sum") / count
     loss.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -52,6 +56,19 @@ def test_gradients_equal_stock_peft(family: str, kept: int, tmp_path: Path) -> N
     assert grads.keys() == expected.keys()
     worst = max((relative(grads[name], grad), name) for name, grad in expected.items())
     assert worst[0] < 2e-4, worst
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_rounded_where_the_stock_layers_round(family: str, tmp_path: Path) -> None:
+    """The forward pass to the last bit (its loss is summed in another order), so that a step's gradient norm follows the plain stack's."""
+    model = build(family, tmp_path, dtype=torch.bfloat16)
+    model.get_base_model().config._attn_implementation = register()
+    loss, expected = plain_step(model, BATCH, 30, documents=True)
+    fast_loss, grads, _ = fast_step(model, BATCH, 30)
+    # Gemma 2 caps its logits, in bfloat16; the loss in tiles does that in float32
+    assert float(loss) == pytest.approx(float(fast_loss), rel=1e-5 if family == "gemma2" else 4e-7)
+    worst = max((relative(grads[name].float(), grad.float()), name) for name, grad in expected.items())
+    assert worst[0] < 0.02, worst
 
 
 def with_rope(monkeypatch: pytest.MonkeyPatch, kind: str, limit: int) -> str:

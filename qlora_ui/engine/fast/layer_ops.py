@@ -60,7 +60,7 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
     width = gu.shape[1] // 2
     if not uses_triton(gu):
         whole = _with_lora(gu, inner, adapters)
-        return _activation(whole[:, :width].float(), gelu).mul_(whole[:, width:]).to(gu.dtype)
+        return _activation(whole[:, :width], gelu).mul_(whole[:, width:])
     out = gu.new_empty(gu.shape[0], width)
     told = _gate_up(gu, adapters)
     # half the kernel's columns for large ranks, so that their tiles fit
@@ -155,9 +155,21 @@ def _gated_backward_plain_(gu: torch.Tensor, whole: torch.Tensor, dh: torch.Tens
         activated = _activation(g, gelu)
         (slope,) = torch.autograd.grad(activated.sum(), g)
     up, d = whole[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
-    dh.copy_(activated.detach() * up)
-    gu[:, :width] = d * up * slope
-    gu[:, width:] = d * activated.detach()
+    activated = activated.detach().to(dh.dtype).float()
+    dh.copy_(activated * up)
+    gu[:, :width] = (d * up).to(dh.dtype).float() * slope
+    gu[:, width:] = d * activated
+
+
+def weighted_norm(x: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, offset: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return x / rms times (weight + offset) in `dtype`, x in fp32; rounded before the product except in Gemma's norm (offset 1)."""
+    normed = x * rstd
+    return (normed * (weight.float() + offset)).to(dtype) if offset else normed.to(dtype) * weight.to(dtype)
+
+
+def weighted_gradient(dy: torch.Tensor, weight: torch.Tensor, offset: float) -> torch.Tensor:
+    """Return the gradient that reaches the normalised x, in fp32; rounded where `weighted_norm` rounds."""
+    return dy.float() * (weight.float() + offset) if offset else (dy * weight.to(dy.dtype)).float()
 
 
 def norm(
@@ -168,7 +180,7 @@ def norm(
         total = x if delta is None else x + delta
         wide = total.float()
         rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
-        return total, (wide * rstd[:, None] * (weight.float() + offset)).to(x.dtype), rstd
+        return total, weighted_norm(wide, rstd[:, None], weight, offset, x.dtype), rstd
     y = torch.empty_like(x)
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
@@ -196,9 +208,9 @@ def norm_backward(  # noqa: PLR0917
     """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
     if not uses_triton(x):
         normed = x.float() * rstd[:, None]
-        wdy = dy.float() * (weight.float() + offset)
-        dx = (wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]
-        return (dx if dtotal is None else dx + dtotal.float()).to(x.dtype)
+        wdy = weighted_gradient(dy, weight, offset)
+        dx = ((wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]).to(x.dtype)
+        return dx if dtotal is None else dx + dtotal
     dx = torch.empty_like(x)
     block = next_power_of_2(x.shape[1])
     triton_layers.norm_backward[(x.shape[0],)](

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .layer_ops import weighted_gradient, weighted_norm
 from .ops import HAS_TRITON, next_power_of_2, uses_triton
 
 if HAS_TRITON:
@@ -45,7 +46,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: boo
 
 
 def _per_head_weight(heads: Heads, norm: HeadNorm) -> torch.Tensor:
-    return torch.cat((norm.q_weight.expand(heads.num_q, -1), norm.k_weight.expand(heads.num_k, -1))).float() + norm.offset
+    return torch.cat((norm.q_weight.expand(heads.num_q, -1), norm.k_weight.expand(heads.num_k, -1)))
 
 
 def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor, norm: HeadNorm | None) -> torch.Tensor:
@@ -56,10 +57,12 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
     rows = qkv.shape[0]
     out = qkv if norm is None else qkv.new_empty(rows, heads.num_rotated)
     if not uses_triton(qkv):
-        x = qkv[:, : heads.num_rotated].reshape(rows, -1, heads.dim).float()
+        x = qkv[:, : heads.num_rotated].reshape(rows, -1, heads.dim)
         if norm is not None:
-            x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * _per_head_weight(heads, norm)
-        out[:, : heads.num_rotated] = _rotate(x, cos.float(), sin.float(), False).reshape(rows, -1).to(qkv.dtype)
+            wide = x.float()
+            rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
+            x = weighted_norm(wide, rstd, _per_head_weight(heads, norm), norm.offset, x.dtype)
+        out[:, : heads.num_rotated] = _rotate(x, cos.to(x.dtype), sin.to(x.dtype), False).reshape(rows, -1)
         return out
     rotary = cos.shape[-1]
     triton_layers.rope_forward[(rows,)](
@@ -93,11 +96,11 @@ def rotate_backward_(  # noqa: PLR0917
     """Turn grad (N, all heads), the gradient of the rotated q and k, into that of the raw projections, in place; v's columns stay."""
     rows = grad.shape[0]
     if not uses_triton(grad):
-        g = _rotate(grad[:, : heads.num_rotated].reshape(rows, -1, heads.dim).float(), cos.float(), sin.float(), True)
+        g = _rotate(grad[:, : heads.num_rotated].reshape(rows, -1, heads.dim), cos.to(grad.dtype), sin.to(grad.dtype), True)
         if norm is not None:
             x = qkv[:, : heads.num_rotated].reshape(rows, -1, heads.dim).float()
             rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
-            g, x = g * _per_head_weight(heads, norm), x * rstd
+            g, x = weighted_gradient(g, _per_head_weight(heads, norm), norm.offset), x * rstd
             g = (g - x * (g * x).mean(-1, keepdim=True)) * rstd
         grad[:, : heads.num_rotated] = g.reshape(rows, -1).to(grad.dtype)
         return grad

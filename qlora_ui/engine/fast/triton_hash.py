@@ -48,8 +48,3 @@ def keep(rows, cols, half_width, key0, key1, threshold):
     h = pair_hash(rows, (cols // 128) * 64 + cols % 64, half_width, key0, key1)
     bits = (h >> (((cols // 64) % 2) * 16).to(tl.uint32)) & 0xFFFF
     return bits >= threshold.to(tl.uint32)
-
-
-@triton.jit
-def tanh(x):
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0

@@ -1,6 +1,7 @@
 """Triton kernels of a decoder layer: gated MLP, RMS norms, rotary embedding, and reading embedding rows.
 
-Shapes: N tokens, F MLP width, R LoRA rank padded to a multiple of 16. All sums run in fp32.
+Shapes: N tokens, F MLP width, R LoRA rank padded to a multiple of 16. All sums run in fp32; where transformers' modules round a number to
+the model's dtype on the way, it is rounded here too (`rounded`): in bfloat16 a step's loss and gradients stay those of the plain stack.
 """
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
 # ruff: noqa: PLR0917  (a kernel takes pointers, sizes and strides one by one)
@@ -8,7 +9,8 @@ Shapes: N tokens, F MLP width, R LoRA rank padded to a multiple of 16. All sums 
 import triton
 import triton.language as tl
 
-from .triton_hash import dropped_key0, dropped_key1, pair_hash, tanh
+from .triton_hash import dropped_key0, dropped_key1, pair_hash
+from .triton_math import rounded, tanh
 
 
 @triton.jit
@@ -36,7 +38,8 @@ def _corrected(place, ok, left, b, cols, width, rank, scale, RANK: tl.constexpr,
     if HAS:
         b_ok = (rank[:, None] < RANK) & (cols[None, :] < width)
         right = tl.load(b + cols[None, :] * RANK + rank[:, None], mask=b_ok, other=0.0)
-        raw = (raw.to(tl.float32) + scale * tl.dot(left, right, input_precision="ieee")).to(raw.dtype)
+        lora = rounded(scale * rounded(tl.dot(left, right, input_precision="ieee"), place), place)
+        raw = (raw.to(tl.float32) + lora).to(raw.dtype)
     return raw.to(tl.float32)
 
 
@@ -73,7 +76,7 @@ def gated_forward(
     up_left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
     g = _corrected(place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
     u = _corrected(place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
-    value = _activate(g, GELU) * u
+    value = rounded(_activate(g, GELU), out) * u
     tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=ok)
 
 
@@ -144,13 +147,31 @@ def gated_backward(
             if DROP:
                 bits = (h >> (16 * half)) & 0xFFFF
                 part = tl.where(bits >= threshold.to(tl.uint32), part * inverse_keep, 0.0)
-            d += part
+            d = rounded(d + rounded(part, dh), dh)
         g = _corrected(gu_place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
         u = _corrected(gu_place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
-        activated = _activate(g, GELU)
+        activated = rounded(_activate(g, GELU), dh)
         tl.store(dh_place, (activated * u).to(dh.dtype.element_ty), mask=ok)
-        tl.store(gu_place, (d * u * _activate_slope(g, GELU)).to(gu.dtype.element_ty), mask=ok)
+        tl.store(gu_place, (rounded(d * u, gu) * _activate_slope(g, GELU)).to(gu.dtype.element_ty), mask=ok)
         tl.store(gu_place + width, (d * activated).to(gu.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _normed(value, r, like, OFFSET: tl.constexpr):
+    """value / rms before it meets the weight: Gemma's norm (OFFSET 1) multiplies in fp32, everybody else's rounds first."""
+    if OFFSET == 0.0:
+        return rounded(value * r, like)
+    else:
+        return value * r
+
+
+@triton.jit
+def _weighted(gradient, w, like, OFFSET: tl.constexpr):
+    """A norm's output gradient times its weight, rounded where the forward pass rounded before that product."""
+    if OFFSET == 0.0:
+        return rounded(gradient * w, like)
+    else:
+        return gradient * w
 
 
 @triton.jit
@@ -168,7 +189,7 @@ def norm_forward(x, delta, weight, total, y, rstd, width, eps, ADD: tl.constexpr
     r = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
     tl.store(rstd + row, r)
     w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
-    tl.store(y + row * width + cols, (value * r * w).to(y.dtype.element_ty), mask=ok)
+    tl.store(y + row * width + cols, (_normed(value, r, y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -179,21 +200,23 @@ def norm_backward(dy, x, weight, rstd, dtotal, dx, width, ADD: tl.constexpr, OFF
     ok = cols < width
     r = tl.load(rstd + row)
     normed = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32) * r
-    wdy = tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32) * (
-        tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
-    )
+    w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
+    wdy = _weighted(tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
     out = (wdy - normed * (tl.sum(wdy * normed, 0) / width)) * r
     if ADD:
-        out += tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+        out = rounded(out, dx) + tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
     tl.store(dx + row * width + cols, out.to(dx.dtype.element_ty), mask=ok)
 
 
 @triton.jit
-def _rotate_pair(first, second, c1, c2, s1, s2, BACKWARD: tl.constexpr):
+def _rotate_pair(first, second, c1, c2, s1, s2, like, BACKWARD: tl.constexpr):
     if BACKWARD:  # the transpose of the forward rotation
-        return first * c1 + second * s2, second * c2 - first * s1
+        a = rounded(first * c1, like) + rounded(second * s2, like)
+        b = rounded(second * c2, like) - rounded(first * s1, like)
     else:
-        return first * c1 - second * s1, second * c2 + first * s2
+        a = rounded(first * c1, like) - rounded(second * s1, like)
+        b = rounded(second * c2, like) + rounded(first * s2, like)
+    return a, b
 
 
 @triton.jit
@@ -238,7 +261,11 @@ def rope_forward(
                 tl.load(q_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
                 tl.load(k_weight + every, mask=every < HEAD, other=0.0).to(tl.float32),
             )
-            tl.store(target + every, (whole * r * (w + OFFSET)).to(out.dtype.element_ty), mask=real & (every >= ROTARY) & (every < HEAD))
+            tl.store(
+                target + every,
+                (_normed(whole, r, out, OFFSET) * (w + OFFSET)).to(out.dtype.element_ty),
+                mask=real & (every >= ROTARY) & (every < HEAD),
+            )
     first = tl.load(source + lane, mask=ok, other=0.0).to(tl.float32)
     second = tl.load(source + half + lane, mask=ok, other=0.0).to(tl.float32)
     lane_ok = lane < half
@@ -259,13 +286,13 @@ def rope_forward(
             )
             + OFFSET
         )
-        first = first * r * w1
-        second = second * r * w2
+        first = rounded(_normed(first, r, out, OFFSET) * w1, out)
+        second = rounded(_normed(second, r, out, OFFSET) * w2, out)
     c1 = tl.load(cos + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
     c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s2 = tl.load(sin + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
-    a, b = _rotate_pair(first, second, c1, c2, s1, s2, False)
+    a, b = _rotate_pair(first, second, c1, c2, s1, s2, out, False)
     tl.store(target + lane, a.to(out.dtype.element_ty), mask=ok)
     tl.store(target + half + lane, b.to(out.dtype.element_ty), mask=ok)
 
@@ -302,9 +329,9 @@ def rope_backward(
     c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s2 = tl.load(sin + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
-    a, b = _rotate_pair(
-        tl.load(place, mask=ok, other=0.0).to(tl.float32), tl.load(place + half, mask=ok, other=0.0).to(tl.float32), c1, c2, s1, s2, True
-    )
+    first = tl.load(place, mask=ok, other=0.0).to(tl.float32)
+    second = tl.load(place + half, mask=ok, other=0.0).to(tl.float32)
+    a, b = _rotate_pair(first, second, c1, c2, s1, s2, grad, True)
     if NORM:
         source = qkv + row * stride + heads * HEAD + lane
         is_q = heads < q_heads
@@ -327,8 +354,8 @@ def rope_backward(
             )
             + OFFSET
         )
-        a = a * w1
-        b = b * w2
+        a = _weighted(rounded(a, grad), w1, grad, OFFSET)
+        b = _weighted(rounded(b, grad), w2, grad, OFFSET)
         x1 = x1 * r
         x2 = x2 * r
         mean = ((tl.sum(a * x1, 1) + tl.sum(b * x2, 1)) / HEAD)[:, None]

@@ -1,6 +1,7 @@
 """Triton kernels for 4-bit weights and for LoRA's small products, dropout included.
 
-Shapes: N tokens, R rank padded to a multiple of 16, J projections that share one input. All sums run in fp32.
+Shapes: N tokens, R rank padded to a multiple of 16, J projections that share one input. All sums run in fp32; what PEFT's layers round on
+the way is rounded here too (`rounded`).
 """
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
 # ruff: noqa: PLR0917  (a kernel takes pointers, sizes and strides one by one)
@@ -9,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_hash import dropped_key0, dropped_key1, keep, pair_hash
+from .triton_math import rounded
 
 
 @triton.jit
@@ -288,9 +290,10 @@ def lora_up(
     left = tl.load(xa + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :], mask=row_ok, other=0.0)
     right = tl.load(b + cols[None, :] * RANK + rank[:, None], mask=(cols[None, :] < num) & (rank[:, None] < RANK), other=0.0)
     place = rows[:, None].to(tl.int64) * y_stride + col + cols[None, :]
-    total = tl.load(y + place, mask=ok, other=0.0).to(tl.float32) + scale * tl.dot(left, right, input_precision="ieee")
+    lora = rounded(scale * rounded(tl.dot(left, right, input_precision="ieee"), y), y)
+    total = tl.load(y + place, mask=ok, other=0.0).to(tl.float32) + lora
     if RESIDUAL:
-        total += tl.load(residual + place, mask=ok, other=0.0).to(tl.float32)
+        total = rounded(total, y) + tl.load(residual + place, mask=ok, other=0.0).to(tl.float32)
     tl.store(y + place, total.to(y.dtype.element_ty), mask=ok)
 
 
@@ -351,7 +354,7 @@ def lora_dx(
             )
             part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
             part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
-        sum_a += part_a
-        sum_b += part_b
+        sum_a = rounded(sum_a + rounded(part_a, dx), dx)
+        sum_b = rounded(sum_b + rounded(part_b, dx), dx)
     tl.store(place + first[None, :], sum_a.to(dx.dtype.element_ty), mask=ok_a)
     tl.store(place + second[None, :], sum_b.to(dx.dtype.element_ty), mask=ok_b)

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from .triton_hash import tanh
+from .triton_math import tanh
 
 
 @triton.jit

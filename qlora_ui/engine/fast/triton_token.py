@@ -9,7 +9,7 @@ L slots of the cache, S parts into which a row's slots are split. All sums run i
 import triton
 import triton.language as tl
 
-from .triton_hash import tanh
+from .triton_math import tanh
 
 
 @triton.jit
