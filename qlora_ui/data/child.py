@@ -12,7 +12,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ class _Parse:
 
     def _convert(self, rows: Iterator[Item], detection: Detection, checks: TextChecks) -> int:
         chosen, mapping, convert = detection.format, detection.mapping, detection.format.convert
-        shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...]]] = {}
+        guesses = chosen.name == "columns" and not self.job["mapping"]
+        shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...], Mapping[str, str]]] = {}
         num_rows, num_pending = 0, 0
         offsets, numbers = array("q"), array("q")
         position = 0
@@ -183,10 +184,12 @@ class _Parse:
                 shape = tuple(item)
                 known = shapes.get(shape)
                 if known is None:
-                    known = self._format_of(item, chosen, mapping), media_columns(shape)
+                    # A row is guessed by its own columns: the first one may lack the context or the system prompt that others have.
+                    meant = guess_mapping(shape) if guesses else mapping
+                    known = self._format_of(item, chosen, mapping), media_columns(shape), meant
                     if len(shapes) < 1000:
                         shapes[shape] = known
-                form, media = known
+                form, media, meant = known
                 self.formats[form.name] += 1
                 if form is not chosen:
                     self.first_of.setdefault(form.name, number)
@@ -198,7 +201,7 @@ class _Parse:
                     self._note_row(problem.code, number, problem)
                     continue
                 try:
-                    normal = convert(item, mapping)
+                    normal = convert(item, meant)
                 except RowProblem as problem:
                     self._note_row(problem.code, number, problem)
                     continue

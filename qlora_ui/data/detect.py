@@ -52,7 +52,7 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
                 code="DATA-COLS",
             )
         why = "The columns are what you said they are." if wanted == "columns" else "You chose it."
-        return Detection(asked, why, votes, _mapping_for(asked, rows[0], mapping))
+        return Detection(asked, why, votes, _mapping_for(asked, rows, mapping))
     if mapping and (columns := format_named("columns")) and not columns.mismatch(rows[0], mapping):
         return Detection(columns, "The columns are what you said they are.", _votes(rows, mapping), mapping)
     votes = _votes(rows, mapping)
@@ -68,7 +68,7 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
             fix=f"Set the format to “Preference pairs, chosen answer only” to learn the {'good' if rated else 'chosen'} answers.",
             code="DATA-PREFERENCE",
         )
-    return Detection(form, _why(form, rows, votes), votes, _mapping_for(form, rows[0], mapping))
+    return Detection(form, _why(form, rows, votes), votes, _mapping_for(form, rows, mapping))
 
 
 def _votes(rows: Sequence[Row], mapping: Mapping[str, str]) -> tuple[FormatVote, ...]:
@@ -85,15 +85,20 @@ def _best(votes: Sequence[FormatVote]) -> DataFormat | None:
     return format_named(best.name) if best.fits else None
 
 
-def _mapping_for(form: DataFormat, row: Row, mapping: Mapping[str, str]) -> Mapping[str, str]:
-    return (mapping or guess_mapping(row)) if form.name == "columns" else {}
+def _mapping_for(form: DataFormat, rows: Sequence[Row], mapping: Mapping[str, str]) -> Mapping[str, str]:
+    return (mapping or guess_mapping(_columns_of(rows))) if form.name == "columns" else {}
+
+
+def _columns_of(rows: Sequence[Row]) -> list[str]:
+    """The columns of all the rows, in the order in which they come up."""
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> str:
     chosen = next(vote for vote in votes if vote.name == form.name)
     share = "every row looked at" if chosen.fits == len(rows) else f"{chosen.fits} of the first {len(rows)} rows"
     if form.name == "columns":
-        guess = guess_mapping(rows[0])
+        guess = guess_mapping(_columns_of(rows))
         pairs = ", ".join(f"`{column}` as the {_ROLE_WORDS[role]}" for role, column in guess.items())
         return f"{share[:1].upper()}{share[1:]} has columns with usual names: {pairs}."
     return f"{share[:1].upper()}{share[1:]} is of this format: {form.about[:1].lower()}{form.about[1:]}"

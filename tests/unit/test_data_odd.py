@@ -474,3 +474,17 @@ def test_what_is_still_refused_is_refused_in_words(name: str, content: bytes, wo
     except DataError as error:
         told = [problem.sentence() for problem in error.problems]
     assert any(words in text for text in told), told
+
+
+def test_columns_that_the_first_row_lacks_are_learned_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    more: list[dict[str, str]] = [{"context": "Hills."}, {"system": "Be brief."}, {"reasoning": "It is known."}]
+    rows = [{"question": q(n), "answer": a(n)} | (more[n % 4 - 1] if n % 4 else {}) for n in range(12)]
+    rows.append({"query": q(12), "response": a(12)})
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    report, found = read(path, tmp_path / "out")
+    assert report.mapping["user"] == "{context}\n\n{question}" and {"system", "thinking"} <= set(report.mapping)
+    assert said(found[0]) == pair(0) and said(found[12]) == pair(12)
+    assert said(found[1])[0] == ("user", f"Hills.\n\n{q(1)}")
+    assert said(found[2]) == [("system", "Be brief."), *pair(2)]
+    assert found[3].messages[-1].thinking == "It is known."
