@@ -488,3 +488,22 @@ def test_columns_that_the_first_row_lacks_are_learned_too(tmp_path: Path) -> Non
     assert said(found[1])[0] == ("user", f"Hills.\n\n{q(1)}")
     assert said(found[2]) == [("system", "Be brief."), *pair(2)]
     assert found[3].messages[-1].thinking == "It is known."
+
+
+def test_one_byte_that_is_not_utf8_does_not_make_the_other_letters_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = "".join(f'"{q(n)}","{a(n)}"\n' for n in range(20))
+    path.write_bytes(b"prompt,completion\n" + rows.encode() + b"caf\xe9,Yes\n")
+    report, found = read(path, tmp_path / "out")
+    assert [said(row) for row in found] == [pair(n) for n in range(20)]
+    problem = report.findings[0]
+    assert (problem.code, problem.rows) == ("DATA-UTF8", (21,)) and "line 22: `prompt` has a byte (0xe9)" in problem.what
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "cp1251", "mac_roman"])
+def test_a_table_in_an_encoding_that_cannot_be_told_is_refused(encoding: str, tmp_path: Path) -> None:
+    asked = {"shift_jis": "質問です、ね", "gb18030": "这是问题", "cp1251": "Вопрос о реке", "mac_roman": "Où est l'été"}[encoding]
+    path = tmp_path / "rows.csv"
+    path.write_bytes(("prompt,completion\n" + "".join(f"{asked} {n},{asked}\n" for n in range(20))).encode(encoding))
+    with pytest.raises(DataError, match="neither UTF-8"):
+        read(path, tmp_path / "out")
