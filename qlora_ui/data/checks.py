@@ -68,6 +68,10 @@ def _calls_of(messages: list[dict[str, Any]]) -> str:
     return "\n".join(f"{call['name']} {call['arguments']}" for call in calls)
 
 
+def _thinking_of(messages: list[dict[str, Any]]) -> str:
+    return "\n".join(message["reasoning_content"] for message in messages if "reasoning_content" in message)
+
+
 def _context_of(normal: Mapping[str, Any]) -> str:
     """System prompts and tools of a row. They stay out of its text, since a long prompt that all rows share would make them all alike."""
     prompts = [message["content"] for message in normal["messages"] if message["role"] == "system"]
@@ -84,6 +88,8 @@ class TextChecks:
         self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._kinds: Counter[str] = Counter()
         self._texts: list[str] = []
+        self._searched: list[str] = []
+        """The texts with system prompts, thinking and tool calls: what must not be learned may stand in any of them."""
         self._compared: list[str] = []
         """The texts with the tool calls, which tell rows apart."""
         self._contexts = array("Q")
@@ -115,10 +121,12 @@ class TextChecks:
         self._hashes.append(hash(line))
         self._texts.append(text)
         compared = f"{text}\n{calls}" if calls else text
+        thinking = _thinking_of(messages) if messages is not None and b'"reasoning_content"' in line else ""
+        self._searched.append("\n".join((compared, context, thinking)) if context or thinking else compared)
         self._compared.append(compared)
         self._contexts.append(hash(context) & _64_BITS)
         self._numbers.append(number)
-        self._num_chars += len(compared)
+        self._num_chars += len(self._searched[-1])
         if len(self._texts) >= _CHUNK_ROWS or self._num_chars > _CHUNK_CHARS:
             self._look_at_texts()
 
@@ -159,7 +167,7 @@ class TextChecks:
         self._all_numbers.extend(numbers)
         self._similar.add(self._compared, np.array(self._contexts, dtype=np.uint64))
         self._languages.add(texts)
-        together = "\n".join(texts)
+        together = "\n".join(self._searched)
         if "<" in together or "[INST]" in together:
             self._search(_CONTROL, "control", "<[")
         if "@" in together:
@@ -167,11 +175,11 @@ class TextChecks:
         for needle, pattern, words in _SECRETS:
             if needle in together and pattern.search(together):
                 self._search(pattern, f"secret:{words}", needle[0])
-        self._texts, self._compared, self._numbers, self._num_chars = [], [], [], 0
+        self._texts, self._searched, self._compared, self._numbers, self._num_chars = [], [], [], [], 0
         self._contexts = array("Q")
 
     def _search(self, pattern: re.Pattern[str], kind: str, signs: str) -> None:
-        for number, text in zip(self._numbers, self._texts, strict=True):
+        for number, text in zip(self._numbers, self._searched, strict=True):
             if any(sign in text for sign in signs) and (match := pattern.search(text)):
                 self._flag(kind, number)
                 if kind == "control":

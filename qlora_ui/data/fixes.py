@@ -130,6 +130,14 @@ def _same(conversation: Conversation) -> Conversation:
 
 def _without_email(conversation: Conversation) -> Conversation:
     if conversation.text is not None:
-        return replace(conversation, text=EMAIL.sub("<email>", conversation.text))
-    messages = tuple(replace(message, content=EMAIL.sub("<email>", message.content)) for message in conversation.messages)
-    return replace(conversation, messages=messages)
+        return replace(conversation, text=_masked(conversation.text))
+    return Conversation.from_dict(_masked(conversation.as_dict()), conversation.source, conversation.row)
+
+
+def _masked(value: Any) -> Any:
+    """A value with placeholders for the addresses in all of its texts."""
+    if isinstance(value, str):
+        return EMAIL.sub("<email>", value)
+    if isinstance(value, Mapping):
+        return {key: _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list | tuple) else value

@@ -216,6 +216,27 @@ def test_secrets_and_control_tokens_are_spotted(tmp_path: Path, workspace: Works
     assert "DATA-EMAIL" not in findings
 
 
+def test_secrets_and_addresses_are_found_and_masked_wherever_they_stand(tmp_path: Path, workspace: Workspace) -> None:
+    key, address = "hf_" + "a1B2" * 9, "ann@example.org"
+    ask: dict[str, Any] = {"role": "user", "content": "Go."}
+    call = {"type": "function", "function": {"name": "send", "arguments": {"to": [f"Ann\n{address}"], "key": key}}}
+    rows = [
+        [{"role": "system", "content": f"{key} {address}"}, ask, {"role": "assistant", "content": "Yes."}],
+        [ask, {"role": "assistant", "content": "Yes.", "reasoning_content": f"{key} {address}"}],
+        [ask, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        [ask, {"role": "assistant", "content": "No."}],
+    ]
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    data = DataSection(sources=(str(path),))
+    findings = {finding.code: finding for finding in inspect(data, workspace).findings}
+    assert findings["DATA-SECRET"].rows == findings["DATA-EMAIL"].rows == (1, 2, 3)
+    masked = data.model_copy(update={"sources": apply_fix(data, workspace, findings["DATA-EMAIL"].fix_action or {})["data.sources"]})
+    assert "DATA-EMAIL" not in {finding.code for finding in inspect(masked, workspace).findings}
+    calls = load_conversations(masked, workspace).conversations[2].messages[-1].tool_calls
+    assert calls[0]["function"]["arguments"] == {"to": ["Ann\n<email>"], "key": key}
+
+
 def test_order_of_speakers() -> None:
     assert order_problems(("system", "user", "assistant", "tool", "assistant")) == ()
     assert order_problems(("user", "assistant", "tool", "tool", "assistant")) == ()
