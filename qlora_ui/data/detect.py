@@ -16,6 +16,8 @@ from qlora_ui.catalog.formats.preference import is_rated
 from qlora_ui.data.report import FormatVote
 
 SAMPLE_ROWS = 1000
+MAP_COLUMNS = "Map the columns"
+"""How the fix begins where only a word on the columns is missing."""
 
 _MEDIA = ("image", "images", "pixel_values", "audio", "video", "videos", "audios")
 
@@ -154,6 +156,6 @@ def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], vo
         why=f"{single[:1].upper()}{single[1:]}."
         if single
         else "Known: messages, conversations, instruction and output, prompt and completion, question and answer, text.",
-        fix="Map the columns: say which is the question and which the answer.",
+        fix=f"{MAP_COLUMNS}: say which is the question and which the answer.",
         code="DATA-COLS",
     )

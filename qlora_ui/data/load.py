@@ -174,7 +174,7 @@ def _read(
                 workspace,
                 source=source.id,
                 name=file.name,
-                format_name="messages" if file.is_ours and data.format == "auto" else data.format,
+                format_name=_format_name(source, data),
                 mapping=data.mapping,
                 on_progress=on_progress,
                 is_cancelled=is_cancelled,
@@ -182,6 +182,14 @@ def _read(
         )
         for file in files_of(source, workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     ]
+
+
+def _format_name(source: DataSource, data: DataSection) -> str:
+    """The format of a source's files. Columns are mapped by those of one file: beside it another is what its own rows are."""
+    if data.format != "columns":
+        return data.format
+    own = [other for other in data.sources if not other.id.startswith("builtin:")]
+    return "auto" if source not in own or (data.mapping and len(own) > 1) else "columns"
 
 
 def _pick(source: DataSource, files: Sequence[RowFile], first: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

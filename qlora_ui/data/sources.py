@@ -23,8 +23,6 @@ class SourceFile:
     path: Path
     name: str
     """What messages call it."""
-    is_ours: bool = False
-    """Written by this app: a built-in set, a fixed version, chats; then it is of the messages format."""
 
 
 def hub_id(source_id: str) -> str | None:

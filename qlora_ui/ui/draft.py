@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from qlora_ui.base.errors import Problem, QloraUiError, SettingsError
+from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
+from qlora_ui.data.sources import hub_id
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
@@ -18,6 +21,7 @@ from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.inspection import Pending
 
 if TYPE_CHECKING:
@@ -44,7 +48,9 @@ class Draft:
     inspection: Pending[DataReport] | None = None
     """The look at the data without a tokenizer."""
     peek: Pending[Peek] | None = None
-    """Columns of the first file, for mapping them; None where none is a file."""
+    """Columns of `mapped`, for mapping them; None where they cannot be had."""
+    mapped: DataSource | None = None
+    """The dataset whose columns are mapped; None where all are built in."""
     look: Pending[DataReport] | None = None
     """The look in tokens; None while the engine rests or the model is not here."""
     shape: DataShape | None = None
@@ -61,6 +67,11 @@ class Draft:
             if pending is not None and pending.is_done and pending.answer is not None:
                 return pending.answer
         return None
+
+    @property
+    def has_several(self) -> bool:
+        """Whether several datasets are mixed."""
+        return self.config is not None and len(self.config.data.sources) > 1
 
     @property
     def num_rows(self) -> int | None:
@@ -109,13 +120,37 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     facts = _facts(service, values, problems)
     data = _data_section(values)
     inspection = service.inspect(data) if data is not None else None
-    peek = service.peek(data) if data is not None else None
+    mapped = _mapped(data, inspection) if data is not None else None
+    peek = service.peek(mapped) if mapped is not None and _is_here(mapped, inspection) else None
     # Counting tokens reads the same files: it waits until they are read, or the work would be done twice.
     is_read = inspection is not None and inspection.is_done and inspection.answer is not None
     look = service.look(config) if config is not None and facts is not None and is_read else None
-    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, look)
+    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, mapped, look)
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
+
+
+def _mapped(data: DataSection, inspection: Pending[DataReport] | None) -> DataSource | None:
+    """The dataset whose columns are to be mapped: one that waits for it, one that is mapped, else the first that is not built in."""
+    own = [source for source in data.sources if not source.id.startswith("builtin:")]
+    report = inspection.answer if inspection is not None else None
+    by_columns = {file.source for file in (report.sources if report is not None else ()) if file.format == "columns"}
+    waiting = next((source for source in own if inspection is not None and _waits(source, inspection)), None)
+    return waiting or next((source for source in own if source.id in by_columns), next(iter(own), None))
+
+
+def _waits(source: DataSource, inspection: Pending[DataReport]) -> bool:
+    """Whether a dataset was read and only a word on its columns is missing."""
+    repo = hub_id(source.id)
+    names = [problem.where for problem in inspection.problems if problem.fix.startswith(MAP_COLUMNS)]
+    return any(name.startswith(f"{repo}/") if repo is not None else name == Path(source.id).name for name in names)
+
+
+def _is_here(source: DataSource, inspection: Pending[DataReport] | None) -> bool:
+    """Whether a look at a dataset's columns fetches nothing: one of the Hub was downloaded when it was read."""
+    if hub_id(source.id) is None:
+        return True
+    return inspection is not None and inspection.is_done and (inspection.answer is not None or _waits(source, inspection))
 
 
 def _data_problems(draft: Draft) -> list[Problem]:

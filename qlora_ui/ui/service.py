@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
 from qlora_ui.base.files import read_json, typed_path, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
-from qlora_ui.data.load import inspect
-from qlora_ui.data.parse import Peek, peek_file
+from qlora_ui.data.load import inspect, peek
+from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
+from qlora_ui.data.sources import hub_id
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.hardware.gpu import GpuState, read_given_gpus
 from qlora_ui.models.builtin import is_builtin
@@ -31,6 +32,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, data_shape, make_draft
@@ -140,14 +142,17 @@ class Service:
 
         return self._inspections.ask(data_key(data), work)
 
-    def peek(self, data: DataSection) -> Pending[Peek] | None:
-        """Columns and first rows of the first file that was chosen, whatever its format; None where none is a file."""
-        paths = [typed_path(source.id) for source in data.sources]
-        path = next((path for path in paths if os.path.isfile(path)), None)
-        if path is None:
+    def peek(self, source: DataSource) -> Pending[Peek] | None:
+        """Columns and first rows of a dataset, whatever its format; None where there is no such file. One of the Hub must be here."""
+        path = typed_path(source.id)
+        if os.path.isfile(path):
+            stat = path.stat()
+            key: tuple[Any, ...] = (str(path), stat.st_mtime_ns, stat.st_size)
+        elif hub_id(source.id) is not None:
+            key = (source.id, source.config, source.split)
+        else:
             return None
-        stat = path.stat()
-        return self._peeks.ask((str(path), stat.st_mtime_ns, stat.st_size), lambda told, stopped: peek_file(path, self.workspace, 1))
+        return self._peeks.ask(key, lambda told, stopped: peek(source, self.workspace, 1))
 
     def look(self, config: RunConfig) -> Pending[DataReport] | None:
         """The same in tokens, by the engine; None while the engine rests or the model is not on this computer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.app import build
+from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
 
@@ -52,3 +56,30 @@ def test_what_can_be_no_path_is_told_and_breaks_no_page(workspace: Workspace, ty
         assert len(draft.problems[0].what) < 300
     with pytest.raises(DataError, match=r"neither a file nor a name on the Hub"):
         named_source(typed)
+
+
+def _read(service: Service, values: dict[str, Any]) -> Draft:
+    """The draft once the data was read and its columns were looked at."""
+    values = {"model.id": "builtin:smollm2-135m-instruct", **values}
+    inspection = service.draft(values).inspection
+    assert inspection is not None and inspection.done.wait(30)
+    peek = service.draft(values).peek
+    assert peek is not None and peek.done.wait(30)
+    return service.draft(values)
+
+
+def test_the_columns_of_any_dataset_of_a_mix_can_be_mapped(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, table = tmp_path / "known.jsonl", tmp_path / "table.csv"
+    known.write_text("".join(json.dumps({"prompt": f"Q{n}", "completion": f"Yes {n}"}) + "\n" for n in range(12)), encoding="utf-8")
+    table.write_text("ask,say\n" + "".join(f"Question {n}?,Answer {n}\n" for n in range(12)), encoding="utf-8")
+    # A dataset of the Hub is mapped as a file is, once it is here.
+    monkeypatch.setattr("qlora_ui.data.hub.download", lambda *given, **options: [table])
+    service, unknown = Service(workspace), DataSource(id="hub:owner/name")
+    sources = [{"id": str(known)}, {"id": unknown.id}]
+    draft = _read(service, {"data.sources": sources})
+    assert draft.mapped == unknown and draft.peek is not None and draft.peek.answer is not None
+    assert draft.peek.answer.columns == ("ask", "say") and not draft.is_ready
+    meant = {"data.format": "columns", "data.mapping": {"user": "ask", "assistant": "say"}}
+    draft = _read(service, {"data.sources": [*sources, {"id": "builtin:plain-pirate"}], **meant})
+    assert draft.report is not None and draft.report.num_rows == 24 + 120 and draft.mapped == unknown
+    assert [file.format for file in draft.report.sources] == ["prompt-completion", "columns", "messages"]

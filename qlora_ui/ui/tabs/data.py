@@ -235,8 +235,9 @@ def _wire_actions(page: Page, *components: Any) -> None:
         if action.name == "map":
             return page.form.show_values({"data.mapping": _mapping(action), "data.format": "columns"})
         changes: dict[str, Any] = {"data.sources": _edited(values["data.sources"], action)}
-        if action.name == "remove" and action.id == str(_first_file(values["data.sources"])):
-            # The mapping was made for the columns of this file and means nothing for the others.
+        mapped = page.service.draft(values).mapped if action.name == "remove" else None
+        if mapped is not None and mapped.id not in {source["id"] for source in _sources(changes["data.sources"])}:
+            # The mapping was made for the columns of this dataset and means nothing for the others.
             changes |= {"data.format": "auto", "data.mapping": {}}
         return page.form.show_values(changes)
 
@@ -343,11 +344,6 @@ def _json(text: Any, otherwise: Any) -> Any:
     if isinstance(text, tuple | list):
         return [item.model_dump() if isinstance(item, BaseModel) else item for item in text]
     return text if text is not None else otherwise
-
-
-def _first_file(text: Any) -> int | None:
-    """Place of the first source that is no built-in one: the one whose columns are shown."""
-    return next((place for place, source in enumerate(_sources(text)) if not str(source["id"]).startswith("builtin:")), None)
 
 
 def _edited(text: Any, action: Action) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
+from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.report import DataReport, Finding, SourceReport
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.source import LABELS
@@ -60,28 +61,30 @@ def verdict_html(draft: Draft) -> str:
 
 
 def columns_html(draft: Draft, mapping: Mapping[str, str]) -> str:
-    """The columns of the first file, a value of each, and what each means; a choice changes the mapping."""
+    """The columns of the dataset that is mapped, a value of each, and what each means; a choice changes the mapping."""
     peek = draft.peek.answer if draft.peek is not None and draft.peek.is_done else None
-    if peek is None or not peek.columns:
-        return '<p class="q-small">The columns of your own file are listed here once one is chosen.</p>'
-    report = draft.report
-    is_known = report is not None and report.format not in ("columns", "mixed")
-    used = mapping or ({} if is_known else peek.guess)
+    if peek is None or not peek.columns or draft.mapped is None:
+        return '<p class="q-small">The columns of your own dataset are listed here once one is chosen.</p>'
+    report, mapped = draft.report, draft.mapped
+    form = next((file.format for file in (report.sources if report is not None else ()) if file.source == mapped.id), "columns")
+    used = mapping or (peek.guess if form == "columns" else {})
     role_of = {column: role for role, column in used.items()}
     first = peek.rows[0] if peek.rows else {}
     rows = "".join(_column(column, str(first.get(column, "")), role_of.get(column, "")) for column in peek.columns)
-    label = option_by_path()["data.format"].meta.choices.get(report.format, "") if report is not None else ""
-    about = f"Recognised as {label}: nothing needs mapping. " if is_known else ""
+    label = option_by_path()["data.format"].meta.choices.get(form, "")
+    about = "" if form == "columns" else f"Recognised as {label}: nothing needs mapping. "
+    of = f"Columns of {source_title(mapped.id)}. " if draft.has_several else ""
     return (
         '<table class="q-table q-columns"><thead><tr><th>Column</th><th>First value</th><th>Is the</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table><p class="q-small">{escape(about)}Choosing here switches the format to “Columns that I map”.</p>'
+        f'<tbody>{rows}</tbody></table><p class="q-small">{escape(of + about)}'
+        "Choosing here switches the format to “Columns that I map”.</p>"
     )
 
 
 def needs_mapping(draft: Draft) -> bool:
     """Whether nothing but a word on the columns of the user's file is missing."""
     problems = draft.problems_of("data.sources") + draft.problems_of("data.mapping")
-    return draft.report is None and draft.peek is not None and any(problem.fix.startswith("Map the columns") for problem in problems)
+    return draft.report is None and draft.peek is not None and any(problem.fix.startswith(MAP_COLUMNS) for problem in problems)
 
 
 def _without_report(draft: Draft) -> str:
