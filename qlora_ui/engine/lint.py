@@ -55,11 +55,12 @@ def lint_tokens(
     is_refused = np.zeros(len(table), dtype=bool)
     is_refused[list(table.refused)] = True
     is_long = lengths > data.max_length
+    is_cut = is_long if data.too_long == "cut" else np.zeros(len(table), dtype=bool)
     flagged = {
         "TPL-ROWS": np.flatnonzero(is_refused),
         "DATA-LABEL": np.flatnonzero((learned == 0) & ~is_refused),
-        "DATA-ANSWER-LOST": np.flatnonzero((left == 0) & (learned > 0)),
-        "DATA-ANSWER-CUT": np.flatnonzero(is_long & (left > 0) & (left < learned)),
+        "DATA-ANSWER-LOST": np.flatnonzero(is_cut & (left == 0) & (learned > 0)),
+        "DATA-ANSWER-CUT": np.flatnonzero(is_cut & (left > 0) & (left < learned)),
         "DATA-TRUNCATED": np.flatnonzero(is_long),
         "DATA-CONTEXT": _beyond(lengths, data, context_tokens),
         "DATA-SPECIAL": np.array(table.marks.get("special", []), dtype=np.int64),
@@ -102,15 +103,17 @@ def _counts(table: TokenTable, data: DataSection, flagged: dict[str, Array], con
         return {}
     left = table.trained_counts(data.max_length)
     kept = np.minimum(lengths, data.max_length)
+    used = usable_rows(table, data)
+    num_kept, num_trained = int(kept[used].sum()), int(left[used].sum())
     proposed = min(propose_max_length(lengths), context_tokens or MAX_TOKENS)
     longest = int(lengths.max())
     edges = np.unique(np.linspace(0, max(longest, 1), _BARS + 1).round().astype(int))
     return {
         "total": int(lengths.sum()),
         "usable": _usable(table, data, kept, left),
-        "kept": int(kept.sum()),
-        "trained": int(left.sum()),
-        "trained_share": round(float(left.sum() / max(kept.sum(), 1)), 4),
+        "kept": num_kept,
+        "trained": num_trained,
+        "trained_share": round(num_trained / max(num_kept, 1), 4),
         "mean": round(float(lengths.mean()), 1),
         "median": int(np.median(lengths)),
         "p95": int(np.percentile(lengths, 95)),
@@ -211,14 +214,15 @@ def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTa
         what = f"{of_all} ({share}) {lose_their} answer's end at {limit} tokens."
         return "warning", what, "The model would learn to break off.", *_raised(code, longer, tokens)
     what = f"{of_all} ({share}) {be} longer than {limit} tokens and {be} {'left out' if data.too_long == 'drop' else 'cut'}."
+    why = f"What is {'left out' if data.too_long == 'drop' else 'cut'} is not learned."
     proposed, context = int(tokens["proposed_max_length"]), tokens["context"] or MAX_TOKENS
     value = min(proposed if proposed > limit else longer, context)
     if value <= limit:
-        return "warning", what, "What is cut is not learned.", *_raised(code, longer, tokens)
+        return "warning", what, why, *_raised(code, longer, tokens)
     left = int((table.lengths > value).sum())
     kept = f"{100 * (1 - left / total):.0f} % of the" if left else "all"
     fix = f"{value} tokens would keep {kept} rows whole, for more memory and time."
-    return "warning", what, "What is cut is not learned.", fix, _set_length(value)
+    return "warning", what, why, fix, _set_length(value)
 
 
 def _raised(code: str, longer: int, tokens: dict[str, Any]) -> tuple[str, dict[str, Any]]:

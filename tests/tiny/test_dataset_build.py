@@ -138,6 +138,19 @@ def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace,
     assert max(map(len, built.train["input_ids"])) <= 96
 
 
+@pytest.mark.parametrize("too_long", ["cut", "drop"])
+def test_what_is_told_of_long_rows_is_what_is_trained(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, too_long: str) -> None:
+    config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir, **{"data.too_long": too_long, "eval.share": 0})
+    report = Lens(workspace).report(config)
+    receipt = build_datasets(config, workspace, load_tokenizer(tiny_model_dir)).receipt
+    told = report.tokens or {}
+    assert (told["kept"], told["trained"]) == (receipt.num_train_tokens, receipt.num_trained_tokens)
+    assert told["trained_share"] == pytest.approx(receipt.num_trained_tokens / receipt.num_train_tokens, abs=1e-4)
+    # No answer breaks off where the whole row is left out.
+    is_cut = {"DATA-ANSWER-CUT", "DATA-ANSWER-LOST"} <= {finding.code for finding in report.findings}
+    assert is_cut == (told["answers_cut"] > 0) == (too_long == "cut")
+
+
 def test_nothing_left_is_an_error_before_any_model_is_loaded(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     row = {"prompt": "word " * 60, "completion": "Yes."}
