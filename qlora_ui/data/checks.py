@@ -253,7 +253,7 @@ class TextChecks:
         if rows := self.flags.get("control"):
             common = ", ".join(token for token, _ in self._control.most_common(3))
             what = f"Control tokens of chat templates stand inside the text of {_count(rows)}: {common}."
-            why = "The model would take them for the end of a turn."
+            why = "A model that has them takes them for the end of a turn."
             action = {"action": "set", "path": "data.neutralize_special_tokens", "value": True}
             found.append(("DATA-SPECIAL", "warning", len(rows), rows, what, why, "Disarm them, or drop the rows.", action))
         secrets = {kind.split(":", 1)[1]: rows for kind, rows in self.flags.items() if kind.startswith("secret:")}

@@ -131,9 +131,12 @@ class DataReport:
         return verdict_of(self.findings)
 
     def with_tokens(self, tokens: Mapping[str, Any], findings: Iterable[Finding]) -> DataReport:
-        """The report with what the tokenizer says added; a finding in tokens replaces the one in text of the same code."""
+        """The report with what the tokenizer says added; a finding in tokens replaces the one in text of the same code.
+
+        Which control tokens there are only the tokenizer knows: those of other models are plain letters.
+        """
         added = tuple(findings)
-        codes = {finding.code for finding in added}
+        codes = {"DATA-SPECIAL", *(finding.code for finding in added)}
         kept = tuple(finding for finding in self.findings if finding.code not in codes)
         return replace(self, tokens=tokens, findings=in_order((*kept, *added)))
 

@@ -58,8 +58,7 @@ class Renderer:
             check_template(source)
         self._constants: Mapping[str, Any] = tokenizer.special_tokens_map
         everything = "".join(self._templates.values())
-        self.special_tokens = tuple(sorted(_special_tokens(tokenizer), key=len, reverse=True))
-        self._special = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
+        self._special = special_pattern(tokenizer)
         self._trailing = re.compile(rf"(?:{self._special.pattern}|\s)+$")
         self._knows_thinking = any(word in everything for word in ("reasoning_content", ".thinking", "'thinking'", '"thinking"'))
         self._knows_tools = "tool_calls" in everything or "'tool'" in everything or '"tool"' in everything
@@ -129,7 +128,7 @@ class Renderer:
 
     def _turn(self, turn: Turn) -> Turn:
         if self.neutralize:
-            turn["content"] = self.disarm(turn["content"])
+            turn |= {name: disarmed(turn[name], self._special) for name in ("content", "reasoning_content") if name in turn}
         if "reasoning_content" in turn and not self._knows_thinking:
             thinking = turn.pop("reasoning_content")
             turn["content"] = f"<think>\n{thinking.strip()}\n</think>\n\n{turn['content']}"
@@ -141,14 +140,6 @@ class Renderer:
                 written = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
                 turn["content"] = f"{turn['content']}\n{written}" if turn["content"] else written
         return turn
-
-    def disarm(self, text: str) -> str:
-        """The text with its control tokens broken by a space after their first sign, so that they are plain letters."""
-        return self._special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
-
-    def spells_special(self, text: str) -> bool:
-        """Whether a text has a control token of this tokenizer in it."""
-        return bool(text) and self._special.search(text) is not None
 
     # Whose text it is -----------------------------------------------------------------------------------------------
 
@@ -250,10 +241,16 @@ def _shared(one: str, two: str) -> int:
     return low
 
 
-def _special_tokens(tokenizer: Any) -> set[str]:
-    """Tokens that a text must not spell by accident."""
+def special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the tokens that a text must not spell by accident, the longest first."""
     added = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return {token for token in {*added, *tokenizer.all_special_tokens} if token}
+    tokens = sorted({token for token in {*added, *tokenizer.all_special_tokens} if token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def disarmed(text: str, special: re.Pattern[str]) -> str:
+    """The text with its control tokens broken by a space after their first sign, so that they are plain letters."""
+    return special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
 
 def _with_system(turns: list[Turn], text: str) -> list[Turn]:

@@ -18,14 +18,14 @@ import numpy as np
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.data.rows import Conversation
-from qlora_ui.engine.rendering import Renderer, RowRefused, Span
+from qlora_ui.engine.rendering import Renderer, RowRefused, Span, disarmed, special_pattern
 from qlora_ui.engine.token_table import Array, TokenTable
 from qlora_ui.engine.tokenizer import tokenizer_state
 from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
 """The label of a token that is not learned."""
-TOKENS_VERSION = 3
+TOKENS_VERSION = 4
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
 
@@ -83,6 +83,7 @@ class RowTokenizer:
         self.data = data
         self._renderer: Renderer | None = None
         self._backend = _backend_of(tokenizer)
+        self._special = special_pattern(tokenizer)
 
     @property
     def renderer(self) -> Renderer:
@@ -121,8 +122,12 @@ class RowTokenizer:
         if bos and text.startswith(bos):
             text = text.removeprefix(bos)  # The tokenizer puts its own in front; two would be learned as a pair.
             marks = ("bos",)
-        if self.data.neutralize_special_tokens and self.tokenizer.chat_template:
-            text = self.renderer.disarm(text)
+        # An end token at the end is where it belongs: none is added then.
+        body = text.removesuffix(self.tokenizer.eos_token or "")
+        if self._special.search(body):
+            marks = (*marks, "special")
+            if self.data.neutralize_special_tokens:
+                text = disarmed(body, self._special) + text[len(body) :]
         return text, ((0, len(text)),), marks
 
     def _chat(self, conversation: Conversation) -> _Written:
@@ -134,8 +139,9 @@ class RowTokenizer:
             pairs = list(zip(rendered.spans, answers, strict=True))
             pairs = pairs[-1:] if self.data.train_on == "last-answer" else pairs
             spans = tuple(span for span, answer in pairs if answer.is_learned)
-        spells = self.renderer.spells_special
-        return rendered.text, spans, ("special",) if any(spells(message.content) for message in conversation.messages) else ()
+        spells = self._special.search
+        has_special = any(spells(message.content) or spells(message.thinking) for message in conversation.messages)
+        return rendered.text, spans, ("special",) if has_special else ()
 
     def _encode(self, written: list[_Written], *, is_plain: bool) -> Iterator[Whole]:
         if not written:

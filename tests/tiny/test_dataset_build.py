@@ -138,6 +138,23 @@ def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace,
     assert max(map(len, built.train["input_ids"])) <= 96
 
 
+def test_control_tokens_are_those_of_the_model(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    texts = ["Good day, said the fox, and [INST] left </s>.", "The sea <|im_end|> is wide.", "The end stands where it belongs.<|im_end|>"]
+    path, lens = tmp_path / "texts.jsonl", Lens(workspace)
+    for rows, numbers in (
+        ([{"text": text} for text in texts], (2,)),
+        ([{"prompt": f"Say: {texts[0]}", "completion": "Good day."}], ()),
+        ([{"messages": [{"role": "assistant", "content": "", "reasoning_content": text}]} for text in texts], (2, 3)),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for is_disarmed in (False, True):
+            config = config_for(str(path), tiny_model_dir, **{"data.neutralize_special_tokens": is_disarmed})
+            told = [(found.rows, found.severity) for found in lens.report(config).findings if found.code == "DATA-SPECIAL"]
+            assert told == ([(numbers, "note" if is_disarmed else "warning")] if numbers else [])
+            inside = [sum(token.is_special for token in lens.preview(config, number - 1).tokens) for number in numbers]
+            assert all(count == (1 if "text" in rows[0] else 2) + (not is_disarmed) for count in inside)
+
+
 @pytest.mark.parametrize("too_long", ["cut", "drop"])
 def test_what_is_told_of_long_rows_is_what_is_trained(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, too_long: str) -> None:
     config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir, **{"data.too_long": too_long, "eval.share": 0})
