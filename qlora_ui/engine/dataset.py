@@ -233,18 +233,25 @@ def _source_facts(source: SourceReport) -> dict[str, Any]:
 def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple[Array, Array]:
     """Positions for training and for checking, both ascending; the same seed gives the same split.
 
-    Rows that occur once are held back first: a checked row whose double is trained on would look better than it is.
+    Equal rows stay together, whether a file has them twice or a weight repeats them: a checked row whose double is trained on
+    would look better than it is. Only where no group of equal rows is small enough for the last places is one divided.
     """
     num_eval = num_held_back(len(rows), share)
     if not num_eval:
         return rows, rows[:0]
     order = np.random.default_rng(seed).permutation(len(rows))
-    hashes = table.hashes()[rows]
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    is_unique = counts[inverse] == 1
-    preferred = np.concatenate((order[is_unique[order]], order[~is_unique[order]]))
-    held = np.zeros(len(rows), dtype=bool)
-    held[preferred[:num_eval]] = True
+    _, group_of, sizes = np.unique(table.hashes()[rows], return_inverse=True, return_counts=True)
+    first_places = np.unique(group_of[order], return_index=True)[1]
+    is_held = np.zeros(len(sizes), dtype=bool)
+    num_left = num_eval
+    for group in group_of[order[np.sort(first_places)]]:
+        if sizes[group] <= num_left:
+            is_held[group] = True
+            num_left -= int(sizes[group])
+            if not num_left:
+                break
+    held = is_held[group_of]
+    held[order[~held[order]][:num_left]] = True
     return rows[~held], rows[held]
 
 

@@ -194,8 +194,9 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
             return "warning", what, "The model takes them for the end of a turn.", fix, _set("data.neutralize_special_tokens", True)
         case "DATA-BOS":
             return "note", f"{of_all} began with a start token of their own; the second one was removed.", "", "", None
-    what = f"{count:,} held-back rows are the same as rows that are trained on."
-    return "warning", what, "The check would look better than it is.", "Drop the duplicates.", _drop("DATA-DUPLICATE")
+    what = f"{count:,} held-back {'rows are' if count > 1 else 'row is'} the same as rows that are trained on."
+    fix = "Leave out rows that are there twice, or lower a weight above 1, which repeats them."
+    return "warning", what, "The check would look better than it is.", fix, None
 
 
 def _length_words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, data: DataSection, *, of_all: str) -> Words:

@@ -131,6 +131,22 @@ def test_a_double_is_not_both_trained_on_and_held_back(tiny_model_dir: Path, wor
     assert not trained & {tuple(row) for row in built.eval["input_ids"]}
 
 
+def test_rows_that_a_weight_repeats_are_held_back_together(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    many, few = tmp_path / "many.jsonl", tmp_path / "few.jsonl"
+    for path, count in ((many, 100), (few, 20)):
+        path.write_text("".join(json.dumps({"prompt": f"{path.stem} {n}", "completion": "Yes."}) + "\n" for n in range(count)), "utf-8")
+    config = RunConfig().changed({"data.sources": [{"id": str(many), "weight": 2}, str(few)], "model.id": str(tiny_model_dir)})
+    tokenizer, held = load_tokenizer(tiny_model_dir), 0
+    for seed in range(5):
+        built = build_datasets(config.changed({"eval.share": 0.1, "train.seed": seed}), workspace, tokenizer)
+        assert built.eval is not None and len(built.eval) == 22
+        trained, checked = ({tuple(row) for row in part["input_ids"]} for part in (built.train, built.eval))
+        # One place may be left where every small group is taken.
+        assert len(trained & checked) <= 1
+        held += sum("many" in tokenizer.decode(row) for row in built.eval["input_ids"])
+    assert held > 5 * 22 / 2  # They are ten in eleven rows; only rows that occur once were held back before.
+
+
 def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
     config = config_for(write_rows(tmp_path / "rows.jsonl", 60), tiny_model_dir, **{"data.too_long": "drop"})
     built = build_datasets(config, workspace, load_tokenizer(tiny_model_dir))
