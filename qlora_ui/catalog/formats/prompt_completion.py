@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, tools_of, turn
+from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, cell_of, kind_of, names, text_of, tools_of, turn
 from qlora_ui.catalog.formats.turns import messages_from
 
 
@@ -33,7 +33,7 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         messages.append(turn("system", system))
-    return {"messages": [*messages, turn("user", text_of(row, "prompt")), turn("assistant", text_of(row, "completion"))]}
+    return {"messages": [*messages, turn("user", text_of(row, "prompt")), turn("assistant", cell_of(row, "completion"))]}
 
 
 FORMAT = DataFormat(
