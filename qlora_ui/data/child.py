@@ -40,6 +40,8 @@ from qlora_ui.data.threads import joined
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
 _SAMPLE_BYTES = 32 << 20
+_STANDARD = {"messages", "text"}
+"""What every row becomes; a new version of texts, some of which were conversations, has both."""
 
 
 def main() -> None:
@@ -103,6 +105,8 @@ class _Parse:
         self.last: tuple[int, RowProblem] | None = None
         """The row after which nothing could be read."""
         self.formats: Counter[str] = Counter()
+        self.plain = array("q")
+        """Rows that are plain text."""
         self.first_of: dict[str, int] = {}
         self.num_seen = 0
         self.last_progress = 0.0
@@ -139,7 +143,9 @@ class _Parse:
             languages=checks.languages(),
             num_bytes=self.size,
             findings=in_order(
-                self._fixable([*self._row_findings(num_rows), *self._notes(detection, sample), *checks.findings(self.folder, self.name)])
+                self._fixable(
+                    [*self._row_findings(num_rows), *self._notes(detection, sample, num_rows), *checks.findings(self.folder, self.name)]
+                )
             ),
             unread=self._unread(),
         )
@@ -191,7 +197,7 @@ class _Parse:
                         shapes[shape] = known
                 form, media, meant = known
                 self.formats[form.name] += 1
-                if form is not chosen:
+                if form is not chosen and not {form.name, chosen.name} <= _STANDARD:
                     self.first_of.setdefault(form.name, number)
                     self._note_row("DATA-SHAPE", number, RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}"))
                     continue
@@ -201,7 +207,7 @@ class _Parse:
                     self._note_row(problem.code, number, problem)
                     continue
                 try:
-                    normal = convert(item, meant)
+                    normal = convert(item, meant) if form is chosen else form.convert(item, {})
                 except RowProblem as problem:
                     self._note_row(problem.code, number, problem)
                     continue
@@ -215,6 +221,8 @@ class _Parse:
                 numbers.append(number)
                 position += len(line) + 1
                 num_rows += 1
+                if "text" in normal:
+                    self.plain.append(number)
                 checks.add(number, normal, line)
         checks.finish()
         for name, values in (("offsets", offsets), ("numbers", numbers)):
@@ -301,7 +309,7 @@ class _Parse:
         parts = [f"{count} × {name} (first: row {self.first_of.get(name, 1)})" for name, count in self.formats.most_common()]
         return f"The file mixes {len(parts)} formats: {', '.join(parts)}"
 
-    def _notes(self, detection: Detection, sample: list[dict[str, Any]]) -> list[Finding]:
+    def _notes(self, detection: Detection, sample: list[dict[str, Any]], num_rows: int) -> list[Finding]:
         notes = [Finding(code, "note", 1, (), what, source=self.name) for code, what in self.notices.items()]
         ignored = [column for column in _IGNORED if column in sample[0]]
         if ignored:
@@ -320,9 +328,15 @@ class _Parse:
         texts = [value for row in sample[:200] for value in row.values() if isinstance(value, str)]
         written = Counter(style_of(text) for text in texts) if detection.format.name == "text" else Counter()
         if style := next((style for style, _ in written.most_common() if style), ""):
-            what = f"The texts are conversations written out in the style “{style}”; they were read as turns."
+            some = "The" if len(self.plain) == 0 else "Some of the"
+            what = f"{some} texts are conversations written out in the style “{style}”; they were read as turns."
             why = "So the model learns the answers and its own markers instead of another model's."
             notes.append(Finding("DATA-TRANSCRIPT", "note", written[style], (), what, why, source=self.name))
+        if 0 < len(self.plain) < num_rows:
+            are = f"{len(self.plain):,} of {num_rows:,} rows are" if len(self.plain) > 1 else f"Row {self.plain[0]} is"
+            what, why = f"{are} plain text beside conversations.", "All of a plain text is learned, questions in it too."
+            rows, fix = tuple(self.plain[:SHOWN_ROWS]), "Look at the rows; write conversations as messages."
+            notes.append(Finding("DATA-PLAIN", "warning", len(self.plain), rows, what, why, fix, source=self.name))
         if roles := self._changed_roles(detection, sample):
             pairs = ", ".join(f"{old} → {new}" for old, new in roles.items())
             notes.append(Finding("DATA-ROLES", "note", self.num_seen, (), f"Speakers were renamed: {pairs}.", source=self.name))

@@ -507,3 +507,23 @@ def test_a_table_in_an_encoding_that_cannot_be_told_is_refused(encoding: str, tm
     path.write_bytes(("prompt,completion\n" + "".join(f"{asked} {n},{asked}\n" for n in range(20))).encode(encoding))
     with pytest.raises(DataError, match="neither UTF-8"):
         read(path, tmp_path / "out")
+
+
+def test_texts_of_which_some_are_conversations_are_told_apart_and_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    texts = [f"### Human: {q(n)}### Assistant: {a(n)}" if n % 3 else f"A note on {q(n)}" for n in range(30)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    report, found = read(path, tmp_path / "out")
+    told = {finding.code: finding for finding in report.findings}
+    assert "10 of 30 rows are plain text" in told["DATA-PLAIN"].what and told["DATA-PLAIN"].rows[:3] == (1, 4, 7)
+    assert told["DATA-TRANSCRIPT"].what.startswith("Some of the texts")
+    # As a fix writes it down.
+    path.write_text("\n".join(row.as_line() for row in found), encoding="utf-8")
+    again, same = read(path, tmp_path / "again")
+    assert same == found and {finding.code for finding in again.findings} == set(told) - {"DATA-TRANSCRIPT"}
+
+
+def test_a_number_is_a_fine_completion(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": q(n), "completion": n}) for n in range(12)), encoding="utf-8")
+    assert [said(row)[1] for row in read(path, tmp_path / "out")[1]] == [("assistant", str(n)) for n in range(12)]
