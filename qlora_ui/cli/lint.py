@@ -85,5 +85,6 @@ def _print(report: DataReport, *, has_model: bool) -> None:
         print("Add --model to count in tokens.")
     for finding in report.findings:
         rows = f" Rows {', '.join(map(str, finding.rows[:5]))}{' …' if finding.count > 5 else ''}." if finding.rows else ""
-        print(f" {_SIGNS[finding.severity]} {finding.what}{rows} {finding.why} {finding.fix}".rstrip() + f"  [{finding.code}]")
+        of = f"{finding.source}: " if len(report.sources) > 1 and finding.source else ""
+        print(f" {_SIGNS[finding.severity]} {of}{finding.what}{rows} {finding.why} {finding.fix}".rstrip() + f"  [{finding.code}]")
     print(_VERDICTS[report.verdict])

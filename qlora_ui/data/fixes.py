@@ -28,9 +28,9 @@ def apply_fix(
     """Do what a finding's `fix_action` says; returns the settings to change, by option path.
 
     `drop` leaves out the rows of a finding: those at `positions` of the loaded conversations, else those that the check of
-    the text flagged under the code; rows that could not be read are left out by every new version. `mask-email` writes
-    `<email>` for addresses. `set` changes one setting. Raises DataError where no row would be left, or a file was not read
-    to its end.
+    the text flagged under the code, in the file that `source` names or in all. Rows that could not be read are left out by
+    every new version. `mask-email` writes `<email>` for addresses. `set` changes one setting. Raises DataError where no row
+    would be left, or a file was not read to its end.
     """
     kind = action.get("action")
     if kind == "set":
@@ -39,7 +39,11 @@ def apply_fix(
     loaded.report.raise_if_unread()
     if kind == "drop":
         keep = np.ones(len(loaded.conversations), dtype=bool)
-        keep[_positions(loaded.conversations, str(action.get("code", ""))) if positions is None else list(positions)] = False
+        keep[
+            _positions(loaded.conversations, str(action.get("code", "")), str(action.get("source", "")))
+            if positions is None
+            else list(positions)
+        ] = False
         return _new_versions(data, workspace, loaded.conversations, keep, code=str(action.get("code", "")), change=_same)
     if kind == "mask-email":
         everything = np.ones(len(loaded.conversations), dtype=bool)
@@ -47,12 +51,12 @@ def apply_fix(
     raise DataError("This finding has no automatic fix.", fix="Correct the rows in your file.", code="DATA-FIX")
 
 
-def _positions(conversations: Conversations, code: str) -> list[int]:
-    """Positions of the rows that the check of the text flagged under a code."""
+def _positions(conversations: Conversations, code: str, source: str) -> list[int]:
+    """Positions of the rows that the check of the text flagged under a code, in the file of that name; in all for an empty one."""
     flagged = []
     for number, file in enumerate(conversations.files):
         path = Path(file.report.folder) / "flags.npz"
-        if not path.exists():
+        if not path.exists() or source not in ("", file.report.name):
             continue
         with np.load(path, allow_pickle=False) as flags:
             if code not in flags.files:

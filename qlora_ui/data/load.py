@@ -19,7 +19,7 @@ from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.parse import Peek, parse_file, peek_file
 from qlora_ui.data.report import DataReport, Finding, SourceReport, in_order
 from qlora_ui.data.rows import Conversation
-from qlora_ui.data.sources import files_of
+from qlora_ui.data.sources import SourceFile, files_of
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
 
@@ -173,7 +173,7 @@ def _read(
                 file.path,
                 workspace,
                 source=source.id,
-                name=file.name,
+                name=_name(file, data),
                 format_name=_format_name(source, data),
                 mapping=data.mapping,
                 on_progress=on_progress,
@@ -182,6 +182,12 @@ def _read(
         )
         for file in files_of(source, workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     ]
+
+
+def _name(file: SourceFile, data: DataSection) -> str:
+    """What messages call a file: with its folder where another chosen one has the same name."""
+    same = {other.id for other in data.sources if Path(other.id).name == file.path.name}
+    return f"{file.path.parent.name}/{file.path.name}" if file.name == file.path.name and len(same) > 1 else file.name
 
 
 def _format_name(source: DataSource, data: DataSection) -> str:

@@ -71,7 +71,9 @@ def parse_file(
     folder = workspace.cache / "data" / key
     known = read_json(folder / "report.json")
     if known:
-        return SourceReport.from_dict({**known, "source": source, "name": name, "folder": str(folder)})
+        # The same content may have been read under another name.
+        findings = [{**finding, "source": name} for finding in known["findings"]]
+        return SourceReport.from_dict({**known, "source": source, "name": name, "findings": findings, "folder": str(folder)})
     staged = folder.with_name(f".{key}-{secrets.token_hex(4)}")
     staged.mkdir(parents=True)
     job = {

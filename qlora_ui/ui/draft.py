@@ -143,7 +143,7 @@ def _waits(source: DataSource, inspection: Pending[DataReport]) -> bool:
     """Whether a dataset was read and only a word on its columns is missing."""
     repo = hub_id(source.id)
     names = [problem.where for problem in inspection.problems if problem.fix.startswith(MAP_COLUMNS)]
-    return any(name.startswith(f"{repo}/") if repo is not None else name == Path(source.id).name for name in names)
+    return any(name.startswith(f"{repo}/") if repo is not None else f"/{Path(source.id).as_posix()}".endswith(f"/{name}") for name in names)
 
 
 def _is_here(source: DataSource, inspection: Pending[DataReport] | None) -> bool:

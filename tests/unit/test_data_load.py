@@ -323,6 +323,25 @@ def test_lint_on_the_command_line(tmp_path: Path, workspace: Workspace, capsys: 
     assert code == 2
 
 
+def test_a_finding_belongs_to_its_file_whatever_the_file_is_called(tmp_path: Path, workspace: Workspace) -> None:
+    paths = [tmp_path / "a" / "rows.jsonl", tmp_path / "b" / "rows.jsonl"]
+    for path in paths:
+        path.parent.mkdir()
+        rows = [{"prompt": f"{path.parent.name} {n % 11}", "completion": "Yes."} for n in range(12)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataSection(sources=tuple(map(str, paths)))
+    loaded = load_anyway(data, workspace)
+    first, second = (finding for finding in loaded.report.findings if finding.code == "DATA-DUPLICATE")
+    assert (first.source, second.source) == ("a/rows.jsonl", "b/rows.jsonl")
+    assert loaded.conversations.position_of(second.rows[0], second.source) == 23
+    fixed = apply_fix(data, workspace, {**(second.fix_action or {}), "source": second.source})["data.sources"]
+    assert [len(load_anyway(DataSection(sources=(source,)), workspace).conversations) for source in fixed] == [12, 11]
+    renamed = paths[0].rename(tmp_path / "renamed.jsonl")
+    again = load_anyway(DataSection(sources=(str(renamed),)), workspace)
+    (finding,) = again.report.findings
+    assert again.conversations.position_of(finding.rows[0], finding.source) == 11
+
+
 def test_convert_on_the_command_line(tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "u.csv", tmp_path / "out.jsonl"
     write_csv(source)

@@ -141,6 +141,15 @@ def test_a_row_that_could_not_be_read_is_not_offered_to_be_shown(workspace: Work
     assert empty.rows == (1,) and 'data-act="show-row" data-id="1"' in html
 
 
+def test_of_several_files_each_finding_names_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    draft = drafted(workspace, tmp_path / "rows.jsonl")[0]
+    for sources, is_named in (((str(path),), False), ((str(path), "builtin:plain-pirate"), True)):
+        html = verdict_html(replace(draft, look=done(inspect(DataSection(sources=sources), workspace))))
+        assert "Only 1 row" in html and (">short.jsonl:<" in html) == is_named
+
+
 def test_the_box_for_rows_shows_how_to_write_some() -> None:
     assert 'placeholder="all, or first 500"' in sources_html([{"id": "/a/chats.jsonl"}], None)
 

@@ -259,13 +259,16 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
         if action.name != "fix":
             return None
         draft = page.service.draft(page.form.values(data))
-        finding = next((found for found in (draft.report.findings if draft.report is not None else ()) if found.code == action.id), None)
+        meant = (action.id, action.data.get("source", ""))
+        known = draft.report.findings if draft.report is not None else ()
+        finding = next((found for found in known if (found.code, found.source) == meant), None)
         if draft.config is None or finding is None or not finding.fix_action:
             raise DataError("This finding is gone by now.", why="The data was read anew", fix="Look at the list again", code="DATA-FIX")
+        fix = {**finding.fix_action, "source": finding.source}
         if draft.look is not None and draft.look.is_done:
-            values = page.service.lens.fix(draft.config, finding.fix_action)
+            values = page.service.lens.fix(draft.config, fix)
         else:
-            values = apply_fix(draft.config.data, page.service.workspace, finding.fix_action)
+            values = apply_fix(draft.config.data, page.service.workspace, fix)
         return Change(views.fix_words(finding), values)
 
     def row_number(data: dict[Any, Any], event: Action) -> list[Any]:

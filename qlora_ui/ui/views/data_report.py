@@ -47,7 +47,7 @@ def verdict_html(draft: Draft) -> str:
         return _without_report(draft)
     words, kind, about = VERDICTS[report.verdict]
     tokens = _token_line(draft, report)
-    findings = "".join(_finding(finding) for finding in report.findings)
+    findings = "".join(_finding(finding, is_one_of=len(report.sources) > 1) for finding in report.findings)
     listed = f'<ul class="q-findings">{findings}</ul>' if findings else ""
     label = option_by_path()["data.format"].meta.choices.get(report.format)
     form = f"in the format “{label}”" if label else "in several formats"
@@ -205,15 +205,16 @@ def _size(files: Sequence[SourceReport]) -> str:
     return format_bytes(size) if size >= KIB else ""
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding, *, is_one_of: bool) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
     can_show = bool(finding.rows) and finding.is_read
     show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
-    fix = act_button(fix_words(finding), "fix", finding.code) if finding.fix_action else ""
+    fix = act_button(fix_words(finding), "fix", finding.code, source=finding.source) if finding.fix_action else ""
     rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
+    of = f'<span class="q-finding-rest">{escape(middle_cut(finding.source, 40))}:</span> ' if is_one_of and finding.source else ""
     return (
         f'<li class="q-finding q-finding-{kind}"><span class="q-finding-sign" title="{words}" role="img" aria-label="{words}">{sign}</span>'
-        f'<div><strong>{escape(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{escape(rest)}</span>'
+        f'<div>{of}<strong>{escape(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{escape(rest)}</span>'
         f'<div class="q-finding-do">{fix}{show}</div></div></li>'
     )
 
