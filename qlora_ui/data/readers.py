@@ -70,4 +70,5 @@ def _text_of_line(raw: bytes, num_bytes: int) -> str:
     line = decode(raw)
     if "\0" in line:
         raise RowProblem("DATA-CTRL", "has a NUL character", fix="Remove it.")
-    return line
+    # How a system ends its lines is no part of the text: a model would learn it.
+    return line[:-2] + "\n" if line.endswith("\r\n") else line

@@ -527,3 +527,9 @@ def test_a_number_is_a_fine_completion(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": q(n), "completion": n}) for n in range(12)), encoding="utf-8")
     assert [said(row)[1] for row in read(path, tmp_path / "out")[1]] == [("assistant", str(n)) for n in range(12)]
+
+
+def test_line_ends_of_windows_are_no_part_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"One line,\r\nand another.\r\n\r\nThe second.\r\n")
+    assert [row.text for row in read(path, tmp_path / "out")[1]] == ["One line,\nand another.", "The second."]
