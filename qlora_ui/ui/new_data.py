@@ -40,7 +40,8 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
 
 def keep_pasted(text: str, workspace: Workspace) -> str:
     """Write pasted rows to a file of the workspace's datasets; the kind is told by their first sign. Returns the file's id."""
-    body = text.strip()
+    # A text that was cut within an emoji ends in half of it, which no file can hold.
+    body = text.strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not body:
         raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV", code="DATA-EMPTY")
     suffix = ".json" if body.startswith("[") else ".jsonl" if body.startswith("{") else ".csv"

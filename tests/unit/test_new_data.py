@@ -55,6 +55,11 @@ def test_two_contents_of_one_name_are_told_apart_and_one_content_is_kept_once(wo
     assert pasted == ["pasted-rows.jsonl", "pasted-rows-2.jsonl", "pasted-rows.jsonl"]
 
 
+def test_half_an_emoji_at_the_end_of_a_pasted_text_does_no_harm(workspace: Workspace) -> None:
+    path = Path(keep_pasted('{"prompt": "a 😀", "completion": "b \ud83d x"}', workspace))
+    assert path.read_text(encoding="utf-8") == '{"prompt": "a 😀", "completion": "b � x"}\n'
+
+
 def test_a_copy_that_was_broken_off_is_not_taken_for_the_upload(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fills_the_disk(source: Path, target: Path) -> None:
         Path(target).write_text("row 1\n")
