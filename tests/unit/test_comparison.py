@@ -105,6 +105,19 @@ def test_sides_are_called_otherwise_each(workspace: Workspace) -> None:
     assert comparing.names_of(service, runs[1], f"{runs[1].id}|checkpoint-2")[1:] == ["Pirate", "Pirate, step 2"]
 
 
+def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: Workspace) -> None:
+    run = create_run(workspace, RunConfig())
+    early, late = (run.checkpoints / f"checkpoint-{step}" for step in (10, 20))
+    for folder, weights in ((run.adapter, b"after"), (early, b"early"), (late, b"after")):
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+    service = Service(workspace)
+    assert run.saved_steps() == [20, 10]
+    assert comparing.others_of(service, service.readers.view(run)) == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
+    (run.adapter / "adapter_model.safetensors").unlink()
+    assert len(comparing.others_of(service, service.readers.view(run))) == 2
+
+
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:
     assert marked("the red cat", "the blue cat") == "the <mark>red</mark> cat"
     assert marked("<b>x</b>", "x") == "<mark>&lt;</mark><mark>b&gt;</mark>x<mark>&lt;/b&gt;</mark>".replace("</mark><mark>", "")
