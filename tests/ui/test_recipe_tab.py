@@ -77,6 +77,8 @@ def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit,
 def test_a_saved_preset_is_there_on_the_next_page(visit: Visit) -> None:
     first = visit("recipe").page
     first.locator("#q-recipe-text > button").click()
+    first.locator("#lora-rank input").fill("24")
+    expect(first.locator(".q-snippet pre").nth(1)).to_contain_text("--lora.rank 24")
     first.locator("#q-preset-name textarea, #q-preset-name input").fill("mine")
     first.locator("#q-preset-save").click()
     expect(first.locator("#q-preset input")).to_have_value("Mine")
