@@ -34,6 +34,7 @@ from qlora_ui.ui.guard import Guard
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.shortcut import Shortcut
 from qlora_ui.ui.theme import STATIC, build_theme, stylesheet
+from qlora_ui.ui.uploads import Uploads
 
 FIRST_PORT = 7860
 FIRST_FREE_PORT = 1024
@@ -176,7 +177,7 @@ def launch_arguments(
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(Guard, hosts=names), Middleware(Early)],
+            "middleware": [Middleware(Guard, hosts=names), Middleware(Early), Middleware(Uploads)],
             "lifespan": Shortcut.lifespan(blocks, Guard(None, names)),
         },
     }

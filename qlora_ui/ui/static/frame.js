@@ -116,6 +116,8 @@
   function headToast(box) {
     const titles = [...box.querySelectorAll(".q-toast-title")];
     for (const title of titles) {
+      const before = title.previousSibling;
+      if (before && before.nodeType === Node.TEXT_NODE && before.data.startsWith("HTTP ")) before.data = ""; // an upload's: ui/uploads.py
       if (!title.dataset.words) title.dataset.words = title.textContent;
       const words = titles.length > 1 ? title.dataset.words : ""; // alone it would be read out twice
       if (title.textContent !== words) title.textContent = words;

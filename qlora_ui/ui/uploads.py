@@ -1,0 +1,57 @@
+"""An upload that the disk has no room for is refused in words, before half of it fills the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qlora_ui.base.files import disk_full_in_words, free_bytes
+from qlora_ui.base.units import format_bytes
+from qlora_ui.ui.handler import toast_html
+
+UPLOAD = "/gradio_api/upload"
+COPIES = 2
+"""Gradio's file, and the workspace's own (ui/new_data.py)."""
+SPARE_BYTES = 16 * 2**20
+"""Stays free for what a run writes meanwhile."""
+NO_ROOM = 507
+PATH_WORDS = "A file on the computer that the app runs on need not be uploaded: give its path."
+
+
+class Uploads:
+    """ASGI middleware. Gradio itself writes until the disk is full, leaves what it has written, and answers "HTTP 500"."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let uploads in that there is room for; everything else passes."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].rstrip("/") != UPLOAD:
+            await self._app(scope, receive, send)
+            return
+        needed, free = COPIES * _num_bytes(scope) + SPARE_BYTES, free_bytes(Path(scope["app"].uploaded_file_dir))
+        if needed > free:
+            # A browser that is still sending would not read the answer.
+            while (await receive()).get("more_body"):
+                pass
+            await _refuse(send, f"{format_bytes(free)} are free, {format_bytes(needed)} are needed. Free some space. {PATH_WORDS}")
+            return
+        try:
+            await self._app(scope, receive, send)
+        except OSError as error:
+            # Others have filled the disk meanwhile.
+            if disk_full_in_words(error) is None:
+                raise
+            await _refuse(send, f"Free some space, then do it again. {PATH_WORDS}")
+
+
+def _num_bytes(scope: Any) -> int:
+    length = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
+    return int(length) if length.isdigit() else 0
+
+
+async def _refuse(send: Any, sentences: str) -> None:
+    body = toast_html("The disk has no room for this", f"<p>{sentences}</p>").encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": NO_ROOM, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
