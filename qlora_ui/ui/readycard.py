@@ -14,7 +14,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.checked import check_label, checked_html, wants_check
-from qlora_ui.ui.views.ready import ready_html, start_label, waits_html
+from qlora_ui.ui.views.ready import ready_html, start_label, trained_html, waits_html
 
 OPTIONS = ("output.name",)
 """Options that stand in the card."""
@@ -35,7 +35,7 @@ def build(page: Page) -> None:
         return ready_html(draft), gr.update(value=start_label(draft), interactive=draft.is_ready)
 
     page.on_form(draw, [card, start])
-    page.live(lambda run_id: waits_html(page.service.view("")), [waits])
+    page.live(lambda run_id: waits_html(page.service.view("")) + trained_html(page.service.view(run_id)), [waits])
 
     @handler
     def begin(data: dict[Any, Any]) -> tuple[str, Any]:

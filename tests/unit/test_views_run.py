@@ -14,6 +14,7 @@ from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.views.probes import probes_html
+from qlora_ui.ui.views.ready import trained_html
 from qlora_ui.ui.views.run import NO_RUN, head_html
 from qlora_ui.ui.views.strip import run_chip
 from qlora_ui.ui.views.timeline import timeline_html
@@ -45,6 +46,15 @@ def view_of(workspace: Workspace, **how: object) -> RunView:
 )
 def test_each_state_offers_what_can_be_done(workspace: Workspace, end: str, expected: list[str]) -> None:
     assert buttons(head_html(view_of(workspace, end=end, done=41))) == expected
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [("live", "open"), ("done", "done"), ("stopped", "done"), ("paused", "open"), ("crashed", "problem"), ("failed", "problem")],
+)
+def test_the_train_tab_is_ticked_by_the_run_that_it_shows(workspace: Workspace, end: str, state: str) -> None:
+    assert f'data-step="train" data-state="{state}"' in trained_html(view_of(workspace, end=end, done=41))
+    assert trained_html(None) == ""
 
 
 def test_phases_stand_in_the_order_in_which_the_job_enters_them(workspace: Workspace) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case, with_units
@@ -62,6 +63,15 @@ def waits_html(view: RunView | None) -> str:
         return ""
     name = escape(middle_cut(view.name, 40))
     return f'<p class="q-small q-ready-wait"><strong>{name}</strong> is training. Start puts this one behind it.</p>'
+
+
+def trained_html(view: RunView | None) -> str:
+    """The state of the step that the Train tab is, from the run that it shows: what was learned, or what went wrong."""
+    if view is None:
+        return ""
+    has_result = view.status is Status.DONE or (view.status is Status.STOPPED and view.has_adapter)
+    went_wrong = view.status in (Status.FAILED, Status.CRASHED)
+    return _step("train", "done" if has_result else "problem" if went_wrong else "open")
 
 
 def tab_of(path: str) -> str:
@@ -221,5 +231,9 @@ def _steps(draft: Draft) -> str:
         wrong = any(tab_of(".".join(problem.where.split(".")[:2])) == step for problem in draft.problems)
         waits = step == "data" and draft.is_reading
         state = "problem" if wrong else "open" if waits else "done"
-        marks.append(f'<i class="q-step" data-step="{step}" data-state="{state}" hidden></i>')
+        marks.append(_step(step, state))
     return "".join(marks)
+
+
+def _step(step: str, state: str) -> str:
+    return f'<i class="q-step" data-step="{step}" data-state="{state}" hidden></i>'
