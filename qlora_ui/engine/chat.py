@@ -5,18 +5,19 @@ Shapes: B sides, V words of the vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 import torch
 
-from qlora_ui.base.errors import ModelError, QloraUiError
+from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import OnProgress, silent
 from qlora_ui.data.rows import Message
@@ -34,6 +35,9 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 __all__ = ["ADAPTER", "BASE", "ChatService", "ChatTarget", "Delta", "Loaded", "Sampling"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ADAPTER = "adapter"
 """The side of the target's own adapter; other loaded adapters are sides by the name that `add_adapter` returns."""
@@ -97,11 +101,11 @@ class ChatService:
         the adapter is missing, refused, or they do not fit each other.
         """
         self.stop()
-        return self._thread.submit(self._load, target, on_progress).result()
+        return self._submit(self._load, target, on_progress).result()
 
     def add_adapter(self, target: ChatTarget) -> str:
         """Load a second adapter (or checkpoint) of the same base beside the first; returns the side to ask for."""
-        return self._thread.submit(self._add, target).result()
+        return self._submit(self._add, target).result()
 
     def loaded(self) -> Loaded | None:
         """What is in memory; None where nothing is."""
@@ -110,11 +114,12 @@ class ChatService:
     def unload(self) -> int:
         """Stop, free the model and the card; returns the bytes that were freed."""
         self.stop()
-        return self._thread.submit(self._unload).result()
+        return self._submit(self._unload).result()
 
     def close(self) -> None:
-        """Unload and end the thread; for the end of the app."""
-        self.unload()
+        """Unload and end the thread; for the end of the app. What is asked for after it is refused in words."""
+        with contextlib.suppress(RunError):
+            self.unload()
         self._thread.shutdown()
 
     # Answering ---------------------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ class ChatService:
         stopped = threading.Event()
         self._to_stop.add(stopped)
         request = _Request(tuple(sides), own, sampling or Sampling(), queue.SimpleQueue(), stopped, time.perf_counter())
-        return self._deltas(request, self._thread.submit(self._answer, request))
+        return self._deltas(request, self._submit(self._answer, request))
 
     def stop(self) -> None:
         """End the answer that is being given, within a token, and those that wait behind it (of other pages, or of the server)."""
@@ -154,7 +159,14 @@ class ChatService:
 
     def call(self, work: Callable[[ChatModel], Any]) -> Any:
         """Run `work` on the loaded model in the generating thread and return its result; for scoring and comparing."""
-        return self._thread.submit(self._call, work).result()
+        return self._submit(self._call, work).result()
+
+    def _submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        try:
+            return self._thread.submit(work, *args, **kwargs)
+        except RuntimeError:
+            # What the pool says once it, or the interpreter, ends.
+            raise RunError("The app is closing.", fix="Start it again", code="closing") from None
 
     @staticmethod
     def _deltas(request: _Request, done: Future[None]) -> Iterator[Delta]:
@@ -293,7 +305,7 @@ class ChatService:
     def _let_go(self) -> None:
         """Somebody else needs the card; it is free as soon as the current token is."""
         self.stop()
-        self._thread.submit(self._unload)
+        self._submit(self._unload)
 
     def _fits_beside(self, config: RunConfig) -> bool:
         """Whether free memory holds the model besides what is there: half of a 16-bit file covers 4 bits, embeddings, cache."""

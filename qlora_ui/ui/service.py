@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_ui.base.errors import HardwareError, QloraUiError, SettingsError
+from qlora_ui.base.errors import HardwareError, QloraUiError, RunError, SettingsError
 from qlora_ui.base.files import read_json, typed_path, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.data.load import inspect, peek
@@ -66,6 +66,7 @@ class Service:
         self._peeks: Inquiry[Peek] = Inquiry("peek", self.news)
         self.checks = Checks(self.news)
         self._may_use_engine = False
+        self._is_closing = False
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
@@ -106,7 +107,14 @@ class Service:
     @property
     def chat(self) -> Any:
         """The engine's ChatService; the first use imports torch."""
-        return self._once("chat", lambda: engine_object("chat:ChatService")(self.workspace, self.card))
+        return self._once("chat", self._new_chat)
+
+    def _new_chat(self) -> Any:
+        make = engine_object("chat:ChatService")
+        if self._is_closing:
+            # Else a comparison that the end met while torch was imported would load its model into an app that is gone.
+            raise RunError("The app is closing.", fix="Start it again", code="closing")
+        return make(self.workspace, self.card)
 
     @property
     def has_chat(self) -> bool:
@@ -330,9 +338,10 @@ class Service:
 
     def shutdown(self, timeout_s: float = 30) -> None:
         """Stop and save the running job, free the chat."""
+        self._is_closing = True
         self.launcher.shutdown(timeout_s)
         if self.has_chat:
-            self.chat.unload()
+            self.chat.close()
 
 
 def _look_key(config: RunConfig) -> tuple[object, ...]:

@@ -353,6 +353,15 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_half_loaded(
     assert answers(service.stream(HELLO, GREEDY))["adapter"] == reference(service, HELLO, "adapter")
 
 
+def test_a_closed_chat_refuses_in_words(shared: tuple[Workspace, str]) -> None:
+    service = ChatService(shared[0], Card())
+    service.close()
+    for ask in (service.unload, lambda: service.load(ChatTarget(run_id=shared[1])), lambda: service.call(print)):
+        with pytest.raises(RunError, match="closing"):
+            ask()
+    service.close()
+
+
 def test_unload_frees_and_gives_the_card_back(shared: tuple[Workspace, str]) -> None:
     card = Card()
     service = ChatService(shared[0], card)

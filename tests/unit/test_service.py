@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from qlora_ui.base.errors import RunError
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui import service as module
 from qlora_ui.ui.service import Service
@@ -42,3 +43,17 @@ def test_two_pages_that_come_first_together_share_one_conversation(workspace: Wo
     with ThreadPoolExecutor(2) as threads:
         first, second = threads.map(lambda _: service.desk, range(2))
     assert first is second
+
+
+def test_an_end_that_comes_while_the_engine_is_loaded_leaves_no_chat_behind(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    service = Service(workspace)
+
+    def load(name: str) -> object:
+        service.shutdown(1)
+        return lambda *given: made.append(name)
+
+    monkeypatch.setattr(module, "engine_object", load)
+    with pytest.raises(RunError, match="closing"):
+        _ = service.chat
+    assert not made and not service.has_chat
