@@ -25,6 +25,7 @@ RUNS: dict[str, list[str]] = {
     "eager": ["plain", "--attention", "eager"],
     "packed plain": ["plain", "--packed", "--mean-len", "80", "--keep", "@packed"],
     "packed fast": ["fast", "--mean-len", "80"],
+    "packed eager": ["plain", "--packed", "--mean-len", "80", "--attention", "eager"],
     "plain float32": ["plain", *EXACT],
     "fast float32": ["fast", *EXACT],
     "packed plain float32": ["plain", "--packed", "--mean-len", "80", *EXACT],
@@ -35,6 +36,7 @@ FOLLOWING: dict[str, list[str]] = {
     "eager follows": ["plain", "--attention", "eager", "--follow", "@plain"],
     "float32 follows": ["plain", *EXACT, "--follow", "@plain"],
     "packed fast follows": ["fast", "--mean-len", "80", "--follow", "@packed"],
+    "packed eager follows": ["plain", "--packed", "--mean-len", "80", "--attention", "eager", "--follow", "@packed"],
     "packed float32 follows": ["plain", "--packed", "--mean-len", "80", *EXACT, "--follow", "@packed"],
 }
 """Once the runs above have left their adapters."""
@@ -42,6 +44,7 @@ PAIRS = (
     ("plain", "fast follows"),
     ("packed plain", "packed fast follows"),
     ("plain", "eager follows"),
+    ("packed plain", "packed eager follows"),
     ("float32 follows", "plain"),
     ("float32 follows", "fast follows"),
     ("packed float32 follows", "packed plain"),
@@ -51,6 +54,7 @@ PAIRS = (
     ("plain", "fast"),
     ("packed plain", "packed fast"),
     ("plain", "eager"),
+    ("packed plain", "packed eager"),
     ("plain float32", "plain"),
     ("plain float32", "fast"),
     ("packed plain float32", "packed plain"),

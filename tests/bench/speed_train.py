@@ -277,7 +277,7 @@ def stock_trainer(a: argparse.Namespace, named: dict[str, Any]) -> Any:
     trainer = SFTTrainer(args=sft_config(a), **named)
     if a.stack == "plain":
         in_dtype(trainer.model, getattr(torch, a.dtype))
-    if a.packed:
+    if a.packed and a.attention == "sdpa":  # transformers itself keeps documents apart with a mask, in its eager attention
         from qlora_ui.engine.fast.attention import register
 
         trainer.model.get_base_model().config._attn_implementation = register()

@@ -86,6 +86,7 @@ def rotate(qkv: torch.Tensor, heads: Heads, cos: torch.Tensor, sin: torch.Tensor
         HALF=next_power_of_2(max(rotary // 2, 1)),
         HEAD_BLOCK=next_power_of_2(heads.dim),
         num_warps=4,
+        enable_fp_fusion=False,  # fused, a product would meet its sum unrounded
     )
     return out
 
@@ -124,5 +125,6 @@ def rotate_backward_(  # noqa: PLR0917
         HEADS=next_power_of_2(heads.num_q + heads.num_k),
         HALF=next_power_of_2(max(rotary // 2, 1)),
         num_warps=4,
+        enable_fp_fusion=False,  # fused, a product would meet its sum unrounded
     )
     return grad
