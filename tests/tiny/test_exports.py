@@ -312,7 +312,14 @@ def test_an_export_that_does_not_load_is_not_kept(workspace: Workspace, tiny_mod
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(check.NO_CHAT, NotCompared), (check.SHORT_OF_MEMORY, ShortOfMemory), (-15, NotCompared), (1, DoesNotLoad)]
+    ("status", "kind"),
+    [
+        (check.NO_CHAT, NotCompared),
+        (check.NOT_READ, NotCompared),
+        (check.SHORT_OF_MEMORY, ShortOfMemory),
+        (-15, NotCompared),
+        (1, DoesNotLoad),
+    ],
 )
 def test_the_child_says_who_is_to_blame(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, kind: type[RunError]) -> None:
     monkeypatch.setattr(check, "_run_child", lambda *args: status)
@@ -327,6 +334,67 @@ def test_a_chat_that_cannot_be_asked_says_nothing_of_the_export(
     request = {"kind": "adapter", "artefact": "x", "base": str(tiny_model_dir), "adapter": str(run.adapter), "prompts": [[1]]}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({**request, "config": str(run.config_path)})))
     assert check_child.main() == check.NO_CHAT
+
+
+def _write_gguf(model: Any, file: Path) -> None:
+    """A Llama as llama.cpp's converter writes it, as far as a reader of weights goes: no vocabulary, no scaling of positions."""
+    import gguf
+
+    config = model.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_vocab_size(config.vocab_size)
+    for name, stored in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        tensor = stored.reshape(heads, 2, -1, config.hidden_size).swapaxes(1, 2).reshape(stored.shape) if heads else stored
+        written = names.get_name(name, try_suffixes=(".weight",))
+        assert written is not None
+        writer.add_tensor(written, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_a_gguf_is_read_as_the_model_that_its_base_is(tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers leaves out what llama.cpp takes from such a file: Llama 3.1's positions, heads of another size (Mistral Nemo)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    scaling = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, **scaling}
+    settings = AutoConfig.for_model(model_type, **shape, head_dim=32, rope_parameters=rope, tie_word_embeddings=True, initializer_range=0.2)
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    base, made = tmp_path / "base", tmp_path / "made"
+    settings.save_pretrained(base)
+    made.mkdir()
+    _write_gguf(model, made / "m.gguf")
+    ids_BT = torch.arange(40)[None]
+    with torch.no_grad():
+        found = check_child._load_gguf(made, base, _config(base), CPU)(input_ids=ids_BT).logits
+        assert torch.allclose(found, model(input_ids=ids_BT).logits, atol=1e-5)
+
+    def fail(*args: Any, **arguments: Any) -> Any:
+        raise ValueError("architecture not supported")
+
+    # The file is whole: what its reader lacks says nothing about it. What the library of the format cannot read is no export.
+    monkeypatch.setattr(check_child, "_load", fail)
+    with pytest.raises(check_child.NotRead):
+        check_child._load_gguf(made, base, _config(base), CPU)
+    (made / "m.gguf").write_bytes((made / "m.gguf").read_bytes()[:-64])
+    with pytest.raises(ValueError, match="reshape"):
+        check_child._load_gguf(made, base, _config(base), CPU)
 
 
 def test_it_is_said_why_answers_differ() -> None:

@@ -25,6 +25,8 @@ SHORT_OF_MEMORY = 77
 """Exit status of a child that ran out of memory and could say so."""
 NO_CHAT = 78
 """Exit status of a child in which the chat's own model could not be asked."""
+NOT_READ = 79
+"""Exit status of a child whose reader of GGUF, which knows less than llama.cpp, could not make a model of a whole file."""
 READABLE_GGUF = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
 """Model types whose GGUF files transformers reads."""
 
@@ -87,8 +89,8 @@ def check_artefact(
 ) -> CheckResult:
     """Load the artefact (`adapter`, `merged` or `gguf`) in a child process and compare it with 4-bit base and adapter on token prompts.
 
-    Raises DoesNotLoad where the artefact fails, ShortOfMemory where memory ended, and NotCompared where the chat's own model fails or
-    the child is ended from outside.
+    Raises DoesNotLoad where the artefact fails, ShortOfMemory where memory ended, and NotCompared where the chat's own model or the
+    reader of GGUF fails, or the child is ended from outside.
     """
     request = {
         "kind": kind,
@@ -107,6 +109,8 @@ def check_artefact(
         raise ShortOfMemory("there was too little free memory to load it beside the app")
     if code == NO_CHAT:
         raise NotCompared(f"the chat's own model could not be asked: {said_last}")
+    if code == NOT_READ:
+        raise NotCompared(f"the file is whole, but transformers, which is not made for it as llama.cpp is, could not read it: {said_last}")
     if code < 0:
         raise NotCompared(f"the checking process was ended from outside or broke down (signal {-code})")
     if code or not lines:

@@ -20,7 +20,7 @@ import torch
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.chat_model import unpack_for_cpu
-from qlora_ui.engine.exports.check import NO_CHAT, SHORT_OF_MEMORY, CheckResult
+from qlora_ui.engine.exports.check import NO_CHAT, NOT_READ, SHORT_OF_MEMORY, CheckResult
 from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.load import compute_dtype, load_quantized, training_device
 from qlora_ui.engine.tokenizer import load_tokenizer
@@ -35,6 +35,10 @@ BATCH = 5
 
 class NoChat(Exception):
     """The chat's own model failed, which the artefact has no part in; its cause says how."""
+
+
+class NotRead(Exception):
+    """transformers made no model of a GGUF file that is whole, as far as its own library can tell; its cause says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def compare(request: dict[str, Any]) -> CheckResult:
         elif find_spec("llama_cpp") is not None:
             found, reader = _llama_cpp_answers(_gguf(artefact), prompts), "llama.cpp"
         else:
-            found = _answers(_load_gguf(artefact, config, device), prompts, device, stops)
+            found = _answers(_load_gguf(artefact, base, config, device), prompts, device, stops)
     differences = [_difference(left.logits_V, right.logits_V) for left, right in zip(expected, found, strict=True)]
     pairs = [(left.tokens, right.tokens) for left, right in zip(expected, found, strict=True)]
     return CheckResult(
@@ -105,12 +109,12 @@ def _load_adapter(base: Path, adapter: Path, config: RunConfig, device: torch.de
     return model
 
 
-def _load(folder: Path, config: RunConfig, device: torch.device, **more: Any) -> Any:
+def _load(folder: Path, chosen: RunConfig, device: torch.device, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, compute_dtype(config, device)),
+        dtype=getattr(torch, compute_dtype(chosen, device)),
         device_map={"": str(device)},
         trust_remote_code=False,
         local_files_only=True,
@@ -118,13 +122,28 @@ def _load(folder: Path, config: RunConfig, device: torch.device, **more: Any) ->
     ).eval()
 
 
-def _load_gguf(folder: Path, config: RunConfig, device: torch.device) -> Any:
-    """The file that llama.cpp's converter wrote a moment ago, unpacked by transformers: another reader than its writer."""
-    from transformers import GgufConfig
+def _load_gguf(folder: Path, base: Path, config: RunConfig, device: torch.device) -> Any:
+    """The file that llama.cpp's converter wrote a moment ago, unpacked by transformers: another reader than its writer.
 
-    return _load(
-        folder, config, device, gguf_file=_gguf(folder).name, quantization_config=GgufConfig(dequantize=True), use_safetensors=None
-    )
+    Weights are the file's, the settings the base's: of those in the file, transformers 5.24 leaves out what scales and shares positions
+    (Llama 3.1, Phi-4 mini), biases, head sizes and Gemma's scale of the scores, and then reads another model. Raises NotRead.
+    """
+    from gguf import GGUFReader
+    from transformers import AutoConfig, GgufConfig
+
+    file = _gguf(folder)
+    names = {tensor.name for tensor in GGUFReader(file).tensors}
+    own = AutoConfig.from_pretrained(base, local_files_only=True).to_dict()
+    # Mistral is Llama to GGUF; the window that it has besides is longer than any prompt here.
+    kind = "llama" if own["model_type"] == "mistral" else own["model_type"]
+    settings = AutoConfig.for_model(**{**own, "model_type": kind, "tie_word_embeddings": "output.weight" not in names})
+    unpacked: dict[str, Any] = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True), "use_safetensors": None}
+    try:
+        return _load(folder, config, device, config=settings, **unpacked)
+    except Exception as error:
+        if isinstance(error, RuntimeError | MemoryError) and _is_out_of_memory(error):
+            raise
+        raise NotRead from error
 
 
 def _gguf(folder: Path) -> Path:
@@ -221,9 +240,9 @@ def main() -> int:
     """Answer the request on stdin; the status says whether it was memory that ended it."""
     try:
         print(json.dumps(asdict(compare(json.load(sys.stdin)))))
-    except NoChat as error:
+    except (NoChat, NotRead) as error:
         print(error.__cause__, file=sys.stderr)
-        return NO_CHAT
+        return NO_CHAT if isinstance(error, NoChat) else NOT_READ
     except QloraUiError as error:
         print(error, file=sys.stderr)
         return 1
