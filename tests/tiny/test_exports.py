@@ -397,6 +397,33 @@ def test_a_gguf_is_read_as_the_model_that_its_base_is(tmp_path: Path, model_type
         check_child._load_gguf(made, base, _config(base), CPU)
 
 
+def test_llama_cpp_applies_an_adapter_as_strongly_as_peft(
+    workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It multiplies by alpha / rank; rsLoRA means alpha / root of the rank."""
+    tool = tmp_path / "llama"
+    tool.mkdir()
+    (tool / "convert_hf_to_gguf.py").touch()
+    told = "import pathlib, sys; pathlib.Path(sys.argv[5]).write_bytes(pathlib.Path(sys.argv[1], 'adapter_config.json').read_bytes())"
+    (tool / "convert_lora_to_gguf.py").write_text(told, encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP", str(tool))
+    for changes, scaling in (({"lora__rank": 16, "lora__rslora": True}, 8.0), ({}, 2.0)):
+        run = _run(workspace, tiny_model_dir, **changes)
+        result = export_run(run, "gguf-lora", workspace, num_prompts=0)
+        settings = json.loads(next(result.path.glob("*.gguf")).read_text(encoding="utf-8"))
+        assert settings["lora_alpha"] / settings["r"] == scaling == read_lora(run.adapter).scaling
+
+
+@pytest.mark.parametrize(("changes", "word"), [({"lora__dora": True}, "DoRA"), ({"lora__modules_to_save": ("norm",)}, "in full: norm")])
+def test_what_llama_cpp_adapters_cannot_hold_is_refused_before_the_work(
+    workspace: Workspace, tiny_model_dir: Path, changes: dict[str, Any], word: str
+) -> None:
+    run = _run(workspace, tiny_model_dir, **changes)
+    with pytest.raises(QloraUiError, match=word):
+        plan(run, "gguf-lora", workspace)
+    plan(run, "gguf-f16", workspace)
+
+
 def test_it_is_said_why_answers_differ() -> None:
     result = CheckResult(20, 11, 0.8, 0.0933, 0.5885, "llama.cpp", 1.0)
     assert "0.09 on average" in why_answers_differ("gguf-q8_0", result, False) == why_answers_differ("ollama", result, False)

@@ -187,11 +187,13 @@ class _Maker:
 
     def gguf_lora(self) -> None:
         from qlora_ui.engine.exports.llama_cpp import convert_lora, converter
+        from qlora_ui.engine.exports.lora import write_plain_alpha
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
         # The converter writes the folder's name and what the card says of the base into the file.
         folder = self.work / self.name
         copy_adapter(self.run, folder)
+        write_plain_alpha(folder)
         write_card(folder, self.run, self.base, "adapter")
         target = self.out / f"{self.name}-lora-f16.gguf"
         convert_lora(tool, folder, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)

@@ -5,6 +5,7 @@ Shapes: O and I the out- and in-features of a layer, R the rank.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json
+from qlora_ui.base.files import read_json, write_json
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 
 PREFIX = "base_model.model."
@@ -102,3 +103,10 @@ def read_lora(folder: Path) -> LoraWeights:
 def _scaling(config: Mapping[str, Any]) -> float:
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def write_plain_alpha(folder: Path) -> None:
+    """Write an adapter's strength so that alpha / rank gives it: the only scaling that llama.cpp and its converter know."""
+    path = folder / "adapter_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "lora_alpha": _scaling(config) * int(config["r"]), "use_rslora": False})

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.units import MIB
 from qlora_ui.models.folder import read_header, weight_files
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.settings.sections import LoraSection
 
 Q8_0_BYTES = 34 / 32
 """A block of 32 weights takes 32 bytes and a 2-byte scale."""
@@ -36,7 +38,12 @@ class ExportPlan:
 
 
 def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
-    """Size, disk and memory of an export of this run; `base` is the folder of its base model."""
+    """Size, disk and memory of an export of this run; `base` is the folder of its base model.
+
+    Raises QloraUiError where the form has no place for what the run trained.
+    """
+    if form == "gguf-lora":
+        _refuse_more_than_lora(run.config().lora)
     shapes = [entry["shape"] for file in weight_files(base) for entry in read_header(file).values()]
     num_params = sum(math.prod(shape) for shape in shapes)
     largest = max(math.prod(shape) for shape in shapes)
@@ -58,3 +65,15 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
         "gguf-lora": ExportPlan(adapter, adapter, 2 * TORCH_BYTES + 4 * adapter, 0),
         "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
     }[form]
+
+
+def _refuse_more_than_lora(lora: LoraSection) -> None:
+    """Raise QloraUiError for what llama.cpp's adapters cannot hold; trained norms it would even leave out without a word."""
+    beside = ", ".join(lora.modules_to_save)
+    if lora.dora or beside:
+        raise QloraUiError(
+            "This adapter cannot become a GGUF of its own.",
+            why="llama.cpp knows plain LoRA only. " + ("This is DoRA." if lora.dora else f"This run also trained in full: {beside}."),
+            fix="Export the whole model as GGUF, which has everything in it.",
+            code="export-gguf-lora",
+        )
