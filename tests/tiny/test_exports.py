@@ -18,6 +18,7 @@ from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
+from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
 from qlora_ui.engine.exports.check import CheckResult, DoesNotLoad, NotCompared, ShortOfMemory
 from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
@@ -422,6 +423,36 @@ def test_what_llama_cpp_adapters_cannot_hold_is_refused_before_the_work(
     with pytest.raises(QloraUiError, match=word):
         plan(run, "gguf-lora", workspace)
     plan(run, "gguf-f16", workspace)
+
+
+def test_a_gguf_puts_nothing_in_front_that_training_had_not(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """ChatML on a base whose tokenizer begins every text with a token, as those of Llama 3 and Mistral do."""
+    import gguf
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    assert not adds_a_begin(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    chatml, tokenizer.bos_token = tokenizer.chat_template, "<|endoftext|>"
+    begin = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    for template, is_beyond in ((chatml, True), ("{{ bos_token }}" + chatml, False), ("{{ messages[0].nothing.at_all }}", False)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(base)
+        assert gguf.SpecialVocab(base).add_special_token["bos"], "as llama.cpp's converter reads it"
+        assert adds_a_begin(base) == is_beyond
+    file = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    leave_out_begin(file)
+    fields = gguf.GGUFReader(file).fields
+    assert not fields["tokenizer.ggml.add_bos_token"].contents() and fields["tokenizer.ggml.add_eos_token"].contents()
 
 
 def test_it_is_said_why_answers_differ() -> None:

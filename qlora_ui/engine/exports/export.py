@@ -167,6 +167,7 @@ class _Maker:
         write_card(folder, self.run, self.base, form)
 
     def gguf(self, outtype: str) -> None:
+        from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
         from qlora_ui.engine.exports.llama_cpp import convert_model, converter
         from qlora_ui.engine.exports.stops import name_turn_end
 
@@ -183,6 +184,8 @@ class _Maker:
             on_progress=self.on_progress,
             is_cancelled=self.is_cancelled,
         )
+        if adds_a_begin(self.work / self.name):
+            leave_out_begin(target)
         shutil.rmtree(self.work)
 
     def gguf_lora(self) -> None:
