@@ -40,6 +40,11 @@ def is_hub_id(model_id: str) -> bool:
     return is_hub_name(model_id) and not os.path.isdir(typed_path(model_id))
 
 
+def is_on_hub(model_id: str) -> bool:
+    """Whether others find the base by its public name: a Hub id, or the built-in model, which is a copy of one."""
+    return builtin.is_builtin(model_id) or is_hub_id(model_id)
+
+
 def public_name(model_id: str) -> str:
     """How a base is called where others read it: its name on the Hub, else the last part of its path, on one line."""
     if builtin.is_builtin(model_id):

@@ -159,14 +159,19 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def read_licence(folder: Path) -> str:
-    """The licence that the model card names, as the Hub writes it (`apache-2.0`); empty where nothing is said."""
+    """The licence that the model card names, as the Hub writes it (`apache-2.0`) or by the name that its maker gave it; else empty."""
+    found = licence_in_card(folder)
+    return found.get("license_name", "other") if found.get("license") == "other" else found.get("license", "")
+
+
+def licence_in_card(folder: Path) -> dict[str, str]:
+    """The lines of the model card that name the licence: `license`, and beside `other` its `license_name` and `license_link`."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:65536]
     except OSError:
-        return ""
+        return {}
     front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
-    found: dict[str, str] = dict(re.findall(r"^(license|license_name):[ \t]*[\"']?([^\s\"']+)", front, re.M))
-    return found.get("license_name", "other") if found.get("license") == "other" else found.get("license", "")
+    return dict(re.findall(r"^(license|license_name|license_link):[ \t]*[\"']?([^\s\"']+)", front, re.M))
 
 
 def has_chat_template(folder: Path) -> bool:

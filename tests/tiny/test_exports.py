@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
@@ -19,6 +20,7 @@ from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
 from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
+from qlora_ui.engine.exports.card import write_card
 from qlora_ui.engine.exports.check import CheckResult, DoesNotLoad, NotCompared, ShortOfMemory
 from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
@@ -198,6 +200,42 @@ def test_the_card_of_an_adapter_says_where_answers_end(workspace: Workspace, pla
     result = export_run(_run(workspace, plain_base), "adapter", workspace, tmp_path / "out", num_prompts=0)
     card = (result.path / "README.md").read_text(encoding="utf-8")
     assert "max_new_tokens=100, eos_token_id=[0, 2])" in card
+    compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("front", "lines"),
+    [
+        ("license: llama3.1\nlicense_link: LICENSE", {"license": "llama3.1"}),
+        (
+            'license: other\nlicense_name: "qwen-research"\nlicense_link: https://hf.co/x/LICENSE',
+            {"license": "other", "license_name": "qwen-research", "license_link": "https://hf.co/x/LICENSE"},
+        ),
+        ("license: other\nlicense_link: LICENSE", {"license": "other"}),
+        ("title: x", {}),
+    ],
+)
+def test_a_card_has_only_what_the_hub_takes(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, front: str, lines: Any) -> None:
+    """Of licences those of its list, of bases those that it has; for others it refuses the whole upload."""
+    base = tmp_path / "my base"
+    shutil.copytree(tiny_model_dir, base)
+    (base / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    for model_id, names in ((str(base), {}), ("owner/name", {"base_model": "owner/name"})):
+        write_card(tmp_path, create_run(workspace, _config(model_id, model__revision="v2")), base, "adapter")  # type: ignore[arg-type]
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        head = yaml.safe_load(card.split("---")[1])
+        assert {key: value for key, value in head.items() if key.startswith(("license", "base_model"))} == lines | names
+        assert ("base_model:adapter:owner/name" in head["tags"]) == bool(names)
+    assert 'from_pretrained("owner/name", revision="v2", ' in card
+
+
+def test_a_card_of_a_model_without_a_template_asks_for_no_chat(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    (base / "chat_template.jinja").unlink()
+    write_card(tmp_path, create_run(workspace, _config(base)), base, "merged-original")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert 'tokenizer("Once upon a time"' in card and "apply_chat_template" not in card
     compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
 
 

@@ -139,6 +139,18 @@ def test_a_refusal_says_what_to_do_and_never_the_token(stub: Stub, export: Path,
     assert caught.value.code == "hub-403" and TOKEN not in str(caught.value)
 
 
+def test_a_card_that_the_hub_refuses_is_told_in_words(
+    stub: Stub, export: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **arguments: object) -> None:
+        raise ValueError('Invalid metadata in README.md.\n- "license" must be one of [mit, other]')
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", refuse)
+    with pytest.raises(RunError, match='"license" must be one of') as caught:
+        push_folder(export, "me/model", workspace)
+    assert caught.value.code == "push-card"
+
+
 def test_what_must_stay_here_stays_here(stub: Stub, export: Path, workspace: Workspace) -> None:
     (export / "config.json").write_text(json.dumps({"from": str(workspace.root)}), encoding="utf-8")
     with pytest.raises(RunError, match=r"config\.json"):

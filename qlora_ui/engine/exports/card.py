@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from qlora_ui.base.files import read_json
 from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models import builtin
-from qlora_ui.models.catalogue import public_name
-from qlora_ui.models.folder import read_licence
+from qlora_ui.models.catalogue import is_on_hub, public_name
+from qlora_ui.models.folder import licence_in_card
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.settings.run_config import RunConfig
 
@@ -25,11 +26,11 @@ def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
     """Write README.md into the export."""
     config = run.config()
     name = public_name(config.model.id)
-    licence = read_licence(base)
-    is_adapter = form == "adapter"
-    tags = ["lora", "qlora", "sft", "trl", *([f"base_model:adapter:{name}"] if is_adapter else [])]
-    head: dict[str, Any] = {"base_model": name, "library_name": "peft" if is_adapter else "transformers"}
-    head |= {"pipeline_tag": "text-generation", "tags": tags} | ({"license": licence} if licence else {})
+    is_adapter, is_public = form == "adapter", is_on_hub(config.model.id)
+    tags = ["lora", "qlora", "sft", "trl", *([f"base_model:adapter:{name}"] if is_adapter and is_public else [])]
+    # The Hub takes models of its own as a base only, and refuses the upload for others.
+    head: dict[str, Any] = {"base_model": name} if is_public else {}
+    head |= {"library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation", "tags": tags} | _licence(base)
     receipt = read_json(run.receipt_path)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -41,6 +42,15 @@ def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
         "weaknesses, and may repeat what was in the data.",
     ]
     (out / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8", newline="\n")
+
+
+def _licence(base: Path) -> dict[str, str]:
+    """The base's licence as the Hub takes it: one of its list alone, or `other` beside the name that its maker gave it."""
+    named = licence_in_card(base)
+    if named.get("license") != "other":
+        return {"license": named["license"]} if "license" in named else {}
+    # A link relative to the base leads nowhere from here.
+    return {key: value for key, value in named.items() if key != "license_link" or value.startswith("https://")}
 
 
 def _summary(config: RunConfig, name: str, form: str) -> str:
@@ -58,24 +68,32 @@ def _summary(config: RunConfig, name: str, form: str) -> str:
 
 def _usage(name: str, form: str, config: RunConfig, base: Path) -> str:
     ends = ""
+    tokenizer = load_tokenizer(base, config.model.template)
     if form != "adapter":
         load = 'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto", device_map="auto")'
         imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     else:
         imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"
+        origin = json.dumps(name) + (f", revision={json.dumps(config.model.revision)}" if config.model.revision else "")
+        elsewhere = "" if is_on_hub(config.model.id) else "  # the folder of the base model"
         load = (
             f'bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{config.quant.type}", '
             f"bnb_4bit_use_double_quant={config.quant.double_quant})\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{name}", quantization_config=bnb, device_map="auto")\n'
+            f'base = AutoModelForCausalLM.from_pretrained({origin}, quantization_config=bnb, device_map="auto"){elsewhere}\n'
             'model = PeftModel.from_pretrained(base, ".")'
         )
         # A whole model says it in its own generation_config.json; here it would be the base's.
-        stops = stop_ids(base, load_tokenizer(base, config.model.template))
+        stops = stop_ids(base, tokenizer)
         ends = f", eos_token_id={stops}" if stops else ""
+    prompt = 'prompt = tokenizer("Once upon a time", return_tensors="pt").to(model.device)'
+    if tokenizer.chat_template:
+        prompt = (
+            'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], add_generation_prompt=True,\n'
+            '                                       return_tensors="pt", return_dict=True).to(model.device)'
+        )
     ask = (
         'tokenizer = AutoTokenizer.from_pretrained(".")\n'
-        'prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], add_generation_prompt=True,\n'
-        '                                       return_tensors="pt", return_dict=True).to(model.device)\n'
+        f"{prompt}\n"
         f"answer = model.generate(**prompt, max_new_tokens=100{ends})\n"
         "print(tokenizer.decode(answer[0][prompt['input_ids'].shape[1]:]))"
     )

@@ -64,10 +64,20 @@ def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: 
                 fix="Choose another name, or say that it may be public (--public).",
                 code="push-public",
             )
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            ignore_patterns=_NEVER,
-            commit_message=message or "Upload from QLoRA UI",
-        )
+        try:
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                ignore_patterns=_NEVER,
+                commit_message=message or "Upload from QLoRA UI",
+            )
+        except ValueError as error:
+            if not str(error).startswith("Invalid metadata"):
+                raise
+            raise RunError(
+                "The Hub refuses the model card, so nothing was uploaded.",
+                why=" ".join(str(error).split())[:300],
+                fix=f"Correct the lines between --- in {folder / 'README.md'} and upload the folder with “hf upload”.",
+                code="push-card",
+            ) from None
     return Pushed(str(url), size_of_tree(folder), not public)
