@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EXPORT_NOTES = "exports.json"
-"""In a run's exports/: form to `{"sign", "note"}`, how the last export of each compared with the chat."""
+"""In a run's exports/: form to `{"sign", "note", "adapter_sha256"}`, how the last one of each compared with the chat, and what it is of."""
 
 
 @dataclass(frozen=True, slots=True)

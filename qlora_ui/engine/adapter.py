@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import sha256_of, write_json
 from qlora_ui.engine.checkpoints import Checkpoint, replace_folder
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
+from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, ADAPTER_WEIGHTS
 from qlora_ui.settings.run_config import RunConfig
 
-WEIGHTS, CONFIG, SIDECAR = ADAPTER_WEIGHTS, "adapter_config.json", "qlora_ui.json"
+WEIGHTS, CONFIG, SIDECAR = ADAPTER_WEIGHTS, "adapter_config.json", ADAPTER_SIDECAR
 _FILES = (WEIGHTS, CONFIG)
 
 

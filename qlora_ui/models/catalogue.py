@@ -53,6 +53,11 @@ def public_name(model_id: str) -> str:
     return " ".join(name.split())
 
 
+def tuned_name(model_id: str) -> str:
+    """The first part of the names of a fine-tune's files, from its base's: `SmolLM2-135M-Instruct-tuned`."""
+    return f"{Path(public_name(model_id)).name}-tuned"
+
+
 def list_models(workspace: Folders) -> list[ModelEntry]:
     """The built-in model, then the folders in the workspace's `models`, then what is in the Hub's cache; partial ones say so."""
     converted = builtin.converted_folder(workspace)

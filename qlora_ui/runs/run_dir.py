@@ -47,6 +47,8 @@ from qlora_ui.settings.run_config import RunConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The file that makes a folder an adapter."""
+ADAPTER_SIDECAR = "qlora_ui.json"
+"""Beside an adapter: what it is."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -129,6 +131,12 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def adapter_sha256(self) -> str:
+        """Which adapter the run has now, as evaluations and exports of it note; empty where it says nothing."""
+        sidecar = read_json(self.adapter / ADAPTER_SIDECAR)
+        return str(sidecar.get("adapter_sha256") or "") if isinstance(sidecar, dict) else ""
 
     @property
     def data(self) -> Path:

@@ -336,7 +336,11 @@ def test_an_export_that_cannot_be_checked_is_kept_and_says_so(
     result = export_run(run, "adapter", workspace, num_prompts=2)
     assert result.check is None and result.note.startswith("Not compared with the chat: ") and note in result.note
     assert (result.path / "adapter_model.safetensors").is_file()
-    assert json.loads((run.exports / "exports.json").read_text(encoding="utf-8"))["adapter"] == {"sign": "", "note": result.note}
+    assert json.loads((run.exports / "exports.json").read_text(encoding="utf-8"))["adapter"] == {
+        "sign": "",
+        "note": result.note,
+        "adapter_sha256": "",
+    }
 
 
 def test_an_export_that_does_not_load_is_not_kept(workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from qlora_ui.engine.exports.card import adapter_or_fail, write_card
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, plan_export
 from qlora_ui.hardware.system import read_system
-from qlora_ui.models.catalogue import public_name
+from qlora_ui.models.catalogue import tuned_name
 from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -78,7 +78,7 @@ def export_run(
         names = ", ".join(known.name for known in EXPORT_FORMS)
         raise QloraUiError(f"There is no export “{form[:40]}”.", fix=f"Choose one of {names}.", where="--format", code="export-form")
     adapter_or_fail(run)
-    config = run.config()
+    config, adapter_sha256 = run.config(), run.adapter_sha256
     target = _free_target(run, form, out)
     base = ensure_model(config.model, workspace, on_progress, is_cancelled)
     _refuse_without_room(plan_export(run, base, form), target)
@@ -106,7 +106,7 @@ def export_run(
         else:
             _put_in_place(making, target)
         if out is None:
-            _note(run, form, check, note)
+            _note(run, form, check, note, adapter_sha256)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     on_progress("Done", 1.0)
@@ -129,7 +129,7 @@ class _Maker:
     @property
     def name(self) -> str:
         """A name for the file inside, from the base's."""
-        return f"{Path(public_name(self.config.model.id)).name}-tuned"
+        return tuned_name(self.config.model.id)
 
     def make(self, form: str) -> tuple[str, ...]:
         """Make it; returns what its user should know, in sentences."""
@@ -248,11 +248,11 @@ def _aside(target: Path, form: str) -> Path:
         raise QloraUiError(f"{target} cannot be written.", why=why, fix="Give another place.", where="--out", code="out") from None
 
 
-def _note(run: RunDir, form: str, check: CheckResult | None, note: str) -> None:
+def _note(run: RunDir, form: str, check: CheckResult | None, note: str, adapter_sha256: str) -> None:
     """Write down beside the run's exports what the page says of this one."""
     path = run.exports / EXPORT_NOTES
     sign = "" if check is None else "✓" if check.is_equal else "≈"
-    write_json(path, {**(read_json(path) or {}), form: {"sign": sign, "note": note}})
+    write_json(path, {**(read_json(path) or {}), form: {"sign": sign, "note": note, "adapter_sha256": adapter_sha256}})
 
 
 def _refuse_without_room(needed: ExportPlan, target: Path) -> None:

@@ -21,9 +21,6 @@ from qlora_ui.ui.views.background_view import progress_html, run_picker
 from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
 from qlora_ui.ui.views.run import LOOKING
 
-SIDECAR = "qlora_ui.json"
-"""Beside an adapter: what it is."""
-
 
 def build(page: Page) -> None:
     """Draw the tab."""
@@ -62,8 +59,7 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     running = progress_html(progress, title) if shown else ""
     body = ""
     if isinstance(result, dict):
-        sidecar = read_json(view.run.adapter / SIDECAR)
-        body = receipt_html(result, view.id, str(sidecar.get("adapter_sha256", "")) if isinstance(sidecar, dict) else "")
+        body = receipt_html(result, view.id, view.run.adapter_sha256)
     elif not progress.is_running:
         body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None)
     return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{running}{body}</div>'

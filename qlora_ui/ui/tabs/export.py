@@ -16,7 +16,7 @@ from qlora_ui.base.files import put_in_place, read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
-from qlora_ui.models.catalogue import find_model_folder
+from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.runs.card import Hold
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.read import RunView
@@ -32,7 +32,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import COMMANDS, NOTHING, Card, exports_html, work_key
+from qlora_ui.ui.views.exports import NOTHING, Card, command_for, exports_html, work_key
 from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
@@ -86,33 +86,35 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
 
 def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
     notes = read_json(view.run.exports / EXPORT_NOTES) or {}
+    name = tuned_name(view.config.model.id) if view.config is not None else "model"
     for form in EXPORT_FORMS:
         plan = _plan(service, view, form.name, plans)
         path = view.run.exports / form.name
-        sign, note = _note(notes.get(form.name))
+        sign, note, adapter_sha256 = _note(notes.get(form.name))
         yield Card(
             form.name,
             form.title,
             form.about,
-            COMMANDS.get(form.name, form.used_with),
+            command_for(form.name, name),
             size_bytes=getattr(plan, "size_bytes", None),
             memory_bytes=getattr(plan, "memory_bytes", None),
             path=str(path) if path.is_dir() else "",
             note=note,
             sign=sign,
+            is_earlier=bool(adapter_sha256) and adapter_sha256 != view.run.adapter_sha256,
             problem=plan if isinstance(plan, str) else "",
         )
-    for name, (title, about) in SCRIPTS.items():
-        path = view.run.exports / name
+    for form_name, (title, about) in SCRIPTS.items():
+        path = view.run.exports / form_name
         size = size_of_tree(view.run.data) if view.run.data.is_dir() else None
-        yield Card(name, title, about, COMMANDS[name], size_bytes=size, path=str(path) if path.is_dir() else "")
+        yield Card(form_name, title, about, command_for(form_name, name), size_bytes=size, path=str(path) if path.is_dir() else "")
 
 
-def _note(value: Any) -> tuple[str, str]:
-    """Sign and sentence of an export's check."""
+def _note(value: Any) -> tuple[str, str, str]:
+    """Sign and sentence of an export's check, and the adapter that it was made of; the last is empty for those of earlier versions."""
     if not isinstance(value, dict):
-        return "", str(value or "")
-    return str(value.get("sign", "")), str(value.get("note", ""))
+        return "", str(value or ""), ""
+    return str(value.get("sign", "")), str(value.get("note", "")), str(value.get("adapter_sha256") or "")
 
 
 def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str], Any]) -> Any:

@@ -25,7 +25,7 @@ class Card:
     title: str
     about: str
     command: str
-    """What uses the result, as a person types it in the exported folder."""
+    """What uses the result, as a person types it: GGUF and programs in the exported folder, others beside it."""
     size_bytes: int | None = None
     memory_bytes: int | None = None
     path: str = ""
@@ -34,6 +34,8 @@ class Card:
     """Of the last one: how it compared with the chat."""
     sign: str = ""
     """✓ where it answers as the chat does; other signs say less."""
+    is_earlier: bool = False
+    """Whether the run has learned on since the last one was made."""
     problem: str = ""
     """Why it cannot be made here; then there is no button."""
 
@@ -47,13 +49,14 @@ COMMANDS: Mapping[str, str] = {
     "adapter": 'PeftModel.from_pretrained(base, "adapter")',
     "merged-dequantized": "vllm serve ./merged-dequantized",
     "merged-original": "vllm serve ./merged-original",
-    "gguf-q8_0": "llama-cli -m model.gguf -cnv",
-    "gguf-f16": "llama-quantize model.gguf q4.gguf Q4_K_M",
-    "gguf-lora": "llama-cli -m base.gguf --lora adapter.gguf",
+    "gguf-q8_0": 'llama-cli -m "NAME-q8_0.gguf" -cnv',
+    "gguf-f16": 'llama-quantize "NAME-f16.gguf" "NAME-q4_k_m.gguf" Q4_K_M',
+    "gguf-lora": 'llama-cli -m base.gguf --lora "NAME-lora-f16.gguf"',
     "ollama": "ollama create mine && ollama run mine",
     "script": "pip install -r requirements.txt && python train.py",
     "trl-yaml": "pip install -r requirements.txt && trl sft --config trl_sft.yaml",
 }
+"""NAME stands for what the files of the fine-tune are named by."""
 
 
 ABSENT = (
@@ -62,7 +65,13 @@ ABSENT = (
     "small model, take the 8-bit GGUF; for vLLM, take the whole model and let vLLM quantize it when it loads (--quantization "
     "fp8_per_tensor, or bitsandbytes for 4 bits)."
 )
+EARLIER = "The run has learned on since: this is its adapter as it was."
 SHARE = "python app.py push --run {run} --to YOU/NAME"
+
+
+def command_for(form: str, name: str) -> str:
+    """What uses an export whose files are named by `name`."""
+    return COMMANDS[form].replace("NAME", name)
 
 
 def work_key(run_id: str, form: str) -> str:
@@ -121,6 +130,7 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
     elif card.path:
         copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
         note = f'<p class="q-small">{escape(f"{card.sign} {card.note}".strip())}</p>' if card.note else ""
+        note = f'<p class="q-note q-note-warn q-small">{EARLIER}</p>{note}' if card.is_earlier else note
         again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not is_busy else ""
         save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")
         foot = (

@@ -1,0 +1,45 @@
+"""What the Export tab says of a run's exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from qlora_ui.base.files import write_json
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.background import Progress
+from qlora_ui.ui.tabs.export import SCRIPTS, _cards
+from qlora_ui.ui.views.exports import EARLIER, Card, exports_html
+
+
+def _drawn(run: RunDir) -> list[Card]:
+    view: Any = SimpleNamespace(run=run, id=run.id, config=run.config())
+    service: Any = None  # asked for plans only, which are all here
+    return list(_cards(service, view, {(run.id, form.name): None for form in EXPORT_FORMS}))
+
+
+def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:
+    run = create_run(workspace, RunConfig())
+    notes = {form: {"sign": "✓", "note": "20 of 20.", "adapter_sha256": mark} for form, mark in (("adapter", "a"), ("gguf-f16", ""))}
+    for form in notes:
+        (run.exports / form).mkdir(parents=True)
+    write_json(run.exports / EXPORT_NOTES, notes | {"ollama": "a note of an earlier version"})
+    for now, is_earlier in (("a", False), ("b", True)):
+        write_json(run.adapter / ADAPTER_SIDECAR, {"adapter_sha256": now})
+        cards = _drawn(run)
+        assert {card.form for card in cards if card.is_earlier} == ({"adapter"} if is_earlier else set())
+        page = exports_html(cards, run.id, Progress(), "", names={})
+        assert (EARLIER in page) == is_earlier and "✓ 20 of 20." in page
+
+
+def test_a_command_names_the_file_that_is_in_the_folder(workspace: Workspace, tmp_path: Path) -> None:
+    run = create_run(workspace, RunConfig().changed({"model.id": str(tmp_path / "my base")}))
+    commands = {card.form: card.command for card in _drawn(run)}
+    assert commands.keys() == {form.name for form in EXPORT_FORMS} | SCRIPTS.keys()
+    for form, file in (("gguf-q8_0", "q8_0"), ("gguf-f16", "f16"), ("gguf-lora", "lora-f16")):
+        assert f'"my base-tuned-{file}.gguf"' in commands[form]
