@@ -19,6 +19,11 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json
 
 
+def _users_own() -> Path:
+    """Where the workspace is when nobody says so."""
+    return user_data_path("qlora-ui", appauthor=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """Folders of a workspace, by name; made when first used."""
@@ -31,7 +36,7 @@ class Workspace:
 
         Raises RunError where the folder cannot be made or written.
         """
-        root = Path(folder or os.environ.get("QLORA_UI_HOME") or user_data_path("qlora-ui", appauthor=False)).expanduser().resolve()
+        root = Path(folder or os.environ.get("QLORA_UI_HOME") or _users_own()).expanduser().resolve()
         try:
             for name in ("runs", "models", "datasets", "presets", "temp", "trash", "cache"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -46,6 +51,11 @@ class Workspace:
                 code="workspace",
             ) from None
         return cls(root)
+
+    @property
+    def flag(self) -> str:
+        """What a command needs to find this workspace from any terminal: `--workspace "DIR"`, nothing for the user's own."""
+        return "" if self.root == _users_own().resolve() else f'--workspace "{self.root}"'
 
     @property
     def runs(self) -> Path:

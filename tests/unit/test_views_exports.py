@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from qlora_ui.base.files import write_json
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.runs.registry import create_run
@@ -33,7 +35,7 @@ def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:
         write_json(run.adapter / ADAPTER_SIDECAR, {"adapter_sha256": now})
         cards = _drawn(run)
         assert {card.form for card in cards if card.is_earlier} == ({"adapter"} if is_earlier else set())
-        page = exports_html(cards, run.id, Progress(), "", names={})
+        page = exports_html(cards, run.id, Progress(), "", names={}, workspace="")
         assert (EARLIER in page) == is_earlier and "✓ 20 of 20." in page
 
 
@@ -43,3 +45,12 @@ def test_a_command_names_the_file_that_is_in_the_folder(workspace: Workspace, tm
     assert commands.keys() == {form.name for form in EXPORT_FORMS} | SCRIPTS.keys()
     for form, file in (("gguf-q8_0", "q8_0"), ("gguf-f16", "f16"), ("gguf-lora", "lora-f16")):
         assert f'"my base-tuned-{file}.gguf"' in commands[form]
+
+
+def test_the_upload_finds_its_run_from_any_terminal(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_UI_HOME", str(workspace.root))  # which another terminal has not
+    assert Workspace.at().flag == f'--workspace "{workspace.root}"'
+    page = exports_html([], "the-run", Progress(), "", names={}, workspace=workspace.flag)
+    assert f"push --run the-run --to YOU/NAME --workspace &quot;{workspace.root}&quot;</code>" in page
+    monkeypatch.setattr("qlora_ui.runs.workspace.user_data_path", lambda *names, **options: workspace.root)
+    assert Workspace.at().flag == ""

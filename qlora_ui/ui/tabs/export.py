@@ -81,7 +81,8 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
         return NOTHING
     rows = service.run_lists.rows()
     picker = run_picker(rows, view.id, "Take away")
-    return exports_html(list(_cards(service, view, plans)), view.id, progress, picker, names={row.id: row.name for row in rows})
+    names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans))
+    return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag)
 
 
 def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:

@@ -66,7 +66,7 @@ ABSENT = (
     "fp8_per_tensor, or bitsandbytes for 4 bits)."
 )
 EARLIER = "The run has learned on since: this is its adapter as it was."
-SHARE = "python app.py push --run {run} --to YOU/NAME"
+SHARE = "python app.py push --run {run} --to YOU/NAME {workspace}"
 
 
 def command_for(form: str, name: str) -> str:
@@ -79,8 +79,11 @@ def work_key(run_id: str, form: str) -> str:
     return f"{run_id}|{form}"
 
 
-def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str]) -> str:
-    """All cards in their groups; work in hand stands in its card, that of another run on top. `names` are the runs' names by id."""
+def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str], workspace: str) -> str:
+    """All cards in their groups; work in hand stands in its card, that of another run on top.
+
+    `names` are the runs' names by id, `workspace` is the flag that commands need to find them.
+    """
     by_form = {card.form: card for card in cards}
     of_run, _, working = progress.key.partition("|")
     work = _running(by_form, run_id, progress, names)
@@ -96,7 +99,7 @@ def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker:
     share = (
         '<section><h2 class="q-h2">Share it</h2><article class="q-card q-export" id="export-push"><p class="q-small">Uploads the adapter '
         "with its card to the Hugging Face Hub, private unless you say --public. Type it in a terminal; it takes the token of your own "
-        f"Hub login.</p>{_command(SHARE.format(run=run_id))}</article></section>"
+        f"Hub login.</p>{_command(SHARE.format(run=run_id, workspace=workspace).strip())}</article></section>"
     )
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent
