@@ -497,6 +497,20 @@ def test_a_gguf_puts_nothing_in_front_that_training_had_not(tiny_model_dir: Path
     assert not fields["tokenizer.ggml.add_bos_token"].contents() and fields["tokenizer.ggml.add_eos_token"].contents()
 
 
+def test_a_run_whose_base_is_gone_still_gives_its_adapter(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    run = _run(workspace, base)
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="Put it back there"):
+        export_run(run, "merged-original", workspace)
+    assert plan(run, "adapter", workspace).check_bytes == 0
+    result = export_run(run, "adapter", workspace)
+    assert result.check is None and result.note == "Not compared with the chat: its base model is not on this computer."
+    card = (result.path / "README.md").read_text(encoding="utf-8")
+    assert "apply_chat_template" in card and "eos_token_id=[2]" in card and str(tmp_path) not in card
+
+
 def test_it_is_said_why_answers_differ() -> None:
     result = CheckResult(20, 11, 0.8, 0.0933, 0.5885, "llama.cpp", 1.0)
     assert "0.09 on average" in why_answers_differ("gguf-q8_0", result, False) == why_answers_differ("ollama", result, False)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from model_files import write_model
 
 from qlora_ui.base.files import write_json
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
@@ -23,6 +24,17 @@ def _drawn(run: RunDir) -> list[Card]:
     view: Any = SimpleNamespace(run=run, id=run.id, config=run.config())
     service: Any = None  # asked for plans only, which are all here
     return list(_cards(service, view, {(run.id, form.name): None for form in EXPORT_FORMS}))
+
+
+def test_a_base_that_is_gone_is_told_before_anything_is_pressed_and_forgotten_when_it_is_back(workspace: Workspace, tmp_path: Path) -> None:
+    run = create_run(workspace, RunConfig().changed({"model.id": str(tmp_path / "base")}))
+    view: Any = SimpleNamespace(run=run, id=run.id, config=run.config())
+    service: Any = SimpleNamespace(workspace=workspace)
+    plans: dict[tuple[str, str], Any] = {}
+    told = {card.form: card.problem for card in _cards(service, view, plans)}
+    assert {form for form, problem in told.items() if "is gone" in problem} == {form.name for form in EXPORT_FORMS} - {"adapter"}
+    write_model(tmp_path / "base")
+    assert not any(card.problem for card in _cards(service, view, plans))
 
 
 def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:

@@ -20,9 +20,10 @@ from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import adapter_or_fail, write_card
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
-from qlora_ui.engine.exports.plan import ExportPlan, plan_export
+from qlora_ui.engine.exports.plan import ExportPlan, base_is_gone, plan_export
 from qlora_ui.hardware.system import read_system
-from qlora_ui.models.catalogue import tuned_name
+from qlora_ui.models.builtin import is_builtin
+from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -56,7 +57,7 @@ class ExportResult:
 def plan(run: RunDir, form: str, workspace: Workspace) -> ExportPlan:
     """What the export will take; raises where the run has no adapter or the base is not on this computer."""
     adapter_or_fail(run)
-    return plan_export(run, ensure_model(run.config().model, workspace), form)
+    return plan_export(run, _base(form, run.config(), workspace), form)
 
 
 def export_run(
@@ -80,14 +81,16 @@ def export_run(
     adapter_or_fail(run)
     config, adapter_sha256 = run.config(), run.adapter_sha256
     target = _free_target(run, form, out)
-    base = ensure_model(config.model, workspace, on_progress, is_cancelled)
+    base = _base(form, config, workspace, on_progress, is_cancelled)
     _refuse_without_room(plan_export(run, base, form), target)
     staged = _aside(target, form)
     try:
         making = staged / "export"
         making.mkdir()
-        remarks = _Maker(run, config, base, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
-        refuse_leaks(making, workspace, str(base), str(staged))
+        # The adapter's folder has its own tokenizer, which is all that its card asks of a base.
+        source = base or run.adapter
+        remarks = _Maker(run, config, source, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
+        refuse_leaks(making, workspace, str(source), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
         check, note = _check(
             form,
@@ -214,6 +217,19 @@ class _Maker:
         return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
 
 
+def _base(
+    form: str, config: RunConfig, workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
+) -> Path | None:
+    """The folder of the base; None where the adapter alone is wanted and the base is not on this computer: it is not fetched for that."""
+    folder = find_model_folder(config.model.id, config.model.revision, workspace)
+    is_there = folder is not None and folder.is_dir()
+    if form == "adapter" and not is_there and not is_builtin(config.model.id):
+        return None
+    if folder is not None and not is_there:
+        raise base_is_gone(folder)
+    return ensure_model(config.model, workspace, on_progress, is_cancelled)
+
+
 def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
     """Where the export goes; an earlier one in the run's own folder is replaced, any other folder must be empty."""
     if out is None:
@@ -270,13 +286,15 @@ def _check(
     form: str,
     target: Path,
     *,
-    base: Path,
+    base: Path | None,
     run: RunDir,
     num_prompts: int,
     on_progress: OnProgress,
     is_cancelled: IsCancelled,
 ) -> tuple[CheckResult | None, str]:
     """What the comparison with the chat found, in numbers and as a sentence; what could not be compared is kept, with the reason."""
+    if base is None:
+        return None, _not_compared("its base model is not on this computer")
     is_gguf = form.startswith("gguf") or form == "ollama"
     readable = find_spec("llama_cpp") is not None or read_folder(base).facts.model_type in READABLE_GGUF
     if form == "gguf-lora" or (is_gguf and not readable):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.errors import ModelError, QloraUiError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.units import MIB
 from qlora_ui.models.folder import read_header, weight_files
@@ -37,17 +37,22 @@ class ExportPlan:
     """Memory (of the card where there is one) while it is loaded again and compared with the chat."""
 
 
-def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
-    """Size, disk and memory of an export of this run; `base` is the folder of its base model.
+def plan_export(run: RunDir, base: Path | None, form: str) -> ExportPlan:
+    """Size, disk and memory of an export of this run; `base` is the folder of its base model, None where an adapter goes without.
 
-    Raises QloraUiError where the form has no place for what the run trained.
+    Raises QloraUiError where the form has no place for what the run trained, and ModelError where the base's folder is gone.
     """
+    adapter = size_of_tree(run.adapter) + CARD_BYTES
+    if form == "adapter" and (base is None or not base.is_dir()):
+        return ExportPlan(adapter, adapter, TORCH_BYTES, 0)
+    assert base is not None
+    if not base.is_dir():
+        raise base_is_gone(base)
     if form == "gguf-lora":
         _refuse_more_than_lora(run.config().lora)
     shapes = [entry["shape"] for file in weight_files(base) for entry in read_header(file).values()]
     num_params = sum(math.prod(shape) for shape in shapes)
     largest = max(math.prod(shape) for shape in shapes)
-    adapter = size_of_tree(run.adapter) + CARD_BYTES
     small_files = 40 * MIB  # tokenizers of the largest vocabularies
     merged = 2 * num_params + small_files
     # stored, in fp32 before and after, and as bf16
@@ -65,6 +70,16 @@ def plan_export(run: RunDir, base: Path, form: str) -> ExportPlan:
         "gguf-lora": ExportPlan(adapter, adapter, 2 * TORCH_BYTES + 4 * adapter, 0),
         "ollama": ExportPlan(q8, merged + q8, merge_memory + 4 * largest, whole),
     }[form]
+
+
+def base_is_gone(base: Path) -> ModelError:
+    """The error of a run whose base was a folder that is not there any more."""
+    return ModelError(
+        f"The folder of the run's base model is gone: {base}.",
+        why="All forms but the adapter alone are made of it.",
+        fix="Put it back there; a link to where it is now will do.",
+        code="model-missing",
+    )
 
 
 def _refuse_more_than_lora(lora: LoraSection) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import put_in_place, read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
@@ -124,7 +124,9 @@ def _plan(service: Service, view: RunView, form: str, plans: dict[tuple[str, str
     if key not in plans and view.config is not None:
         base = find_model_folder(view.config.model.id, view.config.model.revision, service.workspace)
         try:
-            plans[key] = engine_object("exports.plan:plan_export")(view.run, base, form) if base is not None else None
+            plans[key] = engine_object("exports.plan:plan_export")(view.run, base, form) if base is not None or form == "adapter" else None
+        except ModelError as error:
+            return str(error)  # not kept: what is gone may be put back
         except (QloraUiError, OSError, KeyError) as error:
             plans[key] = str(error) if isinstance(error, QloraUiError) else None
     return plans.get(key)
