@@ -120,14 +120,29 @@ def find_preset(name: str, user_folder: Path | None = None) -> Preset:
     raise SettingsError(f"There is no preset “{name}”.", fix=f"Choose one of {known}", where="preset", code="preset")
 
 
-def save_preset(name: str, title: str, config: RunConfig, user_folder: Path) -> Path:
-    """Write the user's settings as a preset of their own and return its file."""
+def is_taken(name: str, user_folder: Path) -> bool:
+    """Whether a preset of the user's own has that name, be it readable or not."""
+    return _NAME.match(name) is not None and (user_folder / f"{name}.yaml").exists()
+
+
+def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, replaces: bool = False) -> Path:
+    """Write the user's settings as a preset of their own and return its file.
+
+    Raises SettingsError where the name cannot be one, or is another preset's and nobody said that it `replaces` that.
+    """
     if not _NAME.match(name) or any(path.stem == name for path in _files(None)):
         raise SettingsError(
             f"“{name}” cannot name a preset.",
             fix="Use small letters, digits and dashes, and no shipped preset's name",
             where="preset",
             code="preset",
+        )
+    if is_taken(name, user_folder) and not replaces:
+        raise SettingsError(
+            f"There is a preset “{name}” already.",
+            fix="Choose another name, or save again to replace it",
+            where="preset",
+            code="preset-taken",
         )
     document = {"version": VERSION, "title": title, **config.to_nested(only_changed=True)}
     path = user_folder / f"{name}.yaml"

@@ -65,11 +65,21 @@ def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit,
     words = shlex.split(command.inner_text())[2:]
     from_command = config_from(_parser("train").parse_args(words), workspace)
     page.locator("#q-preset-name textarea, #q-preset-name input").fill("twelve")
-    page.locator("#q-preset-save").click()
+    page.locator("#q-preset-save button").click()
     expect(page.locator("#q-preset input")).to_have_value("Twelve")
     assert find_preset("twelve", workspace.presets).config == from_command
+    page.locator("#lora-rank input").fill("13")
+    page.locator("#q-preset-name textarea, #q-preset-name input").fill("twelve")
+    page.locator("#q-preset-save [data-confirm]").click()
+    expect(page.locator(".q-dialog")).to_contain_text("Replace your preset “twelve”?")
+    page.get_by_role("button", name="Keep it").last.click()
+    assert find_preset("twelve", workspace.presets).config == from_command
+    page.locator("#q-preset-save [data-confirm]").click()
+    page.get_by_role("button", name="Replace").click()
+    expect(page.locator("#q-preset-name textarea, #q-preset-name input")).to_have_value("")
+    assert find_preset("twelve", workspace.presets).config.lora.rank == 13
     page.locator("#q-preset-name textarea, #q-preset-name input").fill("../evil")
-    page.locator("#q-preset-save").click()
+    page.locator("#q-preset-save button").click()
     expect(page.get_by_text("cannot name a preset")).to_be_visible()
 
 
@@ -80,7 +90,7 @@ def test_a_saved_preset_is_there_on_the_next_page(visit: Visit) -> None:
     first.locator("#lora-rank input").fill("24")
     expect(first.locator(".q-snippet pre").nth(1)).to_contain_text("--lora.rank 24")
     first.locator("#q-preset-name textarea, #q-preset-name input").fill("mine")
-    first.locator("#q-preset-save").click()
+    first.locator("#q-preset-save button").click()
     expect(first.locator("#q-preset input")).to_have_value("Mine")
     # Opened while the app serves a picker that was built without it; `visit` waits for the Ready card.
     page = visit("recipe").page

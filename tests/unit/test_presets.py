@@ -14,7 +14,7 @@ from qlora_ui.hardware.devices import sized_profile
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings import presets
-from qlora_ui.settings.presets import SHIPPED, list_presets, read_preset, read_yaml
+from qlora_ui.settings.presets import SHIPPED, find_preset, list_presets, read_preset, read_yaml, save_preset
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -105,3 +105,13 @@ def test_a_card_that_is_no_number_is_left_out(written: str, read: float | None, 
     # The Recipe tab writes it as a number.
     (tmp_path / "mine.yaml").write_text(f"card_gib: {written}\nlora: {{rank: 4}}\n", encoding="utf-8")
     assert read_preset(tmp_path / "mine.yaml").card_gib == read
+
+
+def test_a_preset_of_ones_own_is_replaced_only_when_that_is_said(tmp_path: Path) -> None:
+    first, second = (RunConfig().changed({"lora.rank": rank}) for rank in (8, 12))
+    save_preset("mine", "Mine", first, tmp_path)
+    with pytest.raises(SettingsError, match="There is a preset “mine” already"):
+        save_preset("mine", "Mine", second, tmp_path)
+    assert find_preset("mine", tmp_path).config == first
+    save_preset("mine", "Mine", second, tmp_path, replaces=True)
+    assert find_preset("mine", tmp_path).config == second

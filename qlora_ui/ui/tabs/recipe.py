@@ -8,8 +8,9 @@ import gradio as gr
 
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
-from qlora_ui.settings.presets import save_preset
+from qlora_ui.settings.presets import is_taken, save_preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import handler, toast_html
@@ -84,30 +85,38 @@ def _head(page: Page) -> None:
             text = gr.HTML("", elem_id="q-recipe-yaml", apply_default_css=False)
             with gr.Row(elem_classes="q-recipe-save"):
                 new_name = gr.Textbox(label="Save as preset", placeholder="my-recipe", elem_id="q-preset-name", elem_classes="q-labelled")
-                save = gr.Button("Save", elem_id="q-preset-save", elem_classes="q-tool", scale=0, min_width=96)
+                save = live_html(views.save_button(""), "q-preset-save")
     page.on_form(lambda draft: views.preset_about(draft, page.service.presets()), [about])
     page.on_form(views.recipe_text, [text])
+    page.on_form(lambda draft, name: _save_button(page, name), [save], [new_name])
     page.on_load(lambda: _picked(page, page.service.last_draft()[0]), [page.preset, page.undo.preset])
     _wire_preset(page, save, new_name)
     page.undo.offer(fit.click, lambda data, _: _advice(page, data, "fit"))
     page.undo.offer(roomy.click, lambda data, _: _advice(page, data, "use"))
 
 
-def _wire_preset(page: Page, save: gr.Button, new_name: gr.Textbox) -> None:
+def _save_button(page: Page, typed: str | None) -> str:
+    name = (typed or "").strip()
+    return views.save_button(name if is_taken(name, page.service.workspace.presets) else "")
+
+
+def _wire_preset(page: Page, save: Any, new_name: gr.Textbox) -> None:
     picker = page.preset
     assert picker is not None
     page.undo.offer(picker.input, lambda data, _: preset_change(page, str(data[picker] or "")))
 
     @handler
-    def save_as(data: dict[Any, Any]) -> tuple[Any, str, str]:
+    def save_as(event: gr.EventData, data: dict[Any, Any]) -> tuple[Any, str, str]:
         name = str(data[new_name]).strip()
-        save_preset(name, name.replace("-", " ").capitalize(), page.form.read(data), page.service.workspace.presets)
+        title, folder = name.replace("-", " ").capitalize(), page.service.workspace.presets
+        # The button knows the name that it asked about, which need not be what the box holds by now.
+        save_preset(name, title, page.form.read(data), folder, replaces=Action.of(event).id == name)
         gr.Info(f"Saved as “{name}”.", duration=4)
         return *_picked(page, name), ""
 
     def wire() -> None:
         outputs = [picker, page.undo.preset, new_name]
-        event = save.click(save_as, page.form.inputs | {new_name}, outputs, api_visibility="private", show_progress="hidden")
+        event = save.act(save_as, page.form.inputs | {new_name}, outputs, api_visibility="private", show_progress="hidden")
         page.refresh_after(event)
 
     page.when_complete(wire)

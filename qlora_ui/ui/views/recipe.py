@@ -10,6 +10,7 @@ from qlora_ui.estimate.advice import Advice
 from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def preset_about(draft: Draft, presets: Sequence[Preset]) -> str:
     names = [option_by_path()[path].meta.label for path in (draft.baseline.differences(RunConfig()))]
     listed = f'<span class="q-small">Changes {len(names)} options: {escape(", ".join(names))}.</span>' if names else ""
     return f'<p class="q-sub">{about}</p>{listed}'
+
+
+def save_button(taken: str) -> str:
+    """Saves the settings as a preset; asks first where the name is `taken` by one of the user's own."""
+    if not taken:
+        return act_button("Save", "save-preset")
+    words = f"Replace your preset “{taken}”? What it holds now is lost."
+    return act_button("Save", "save-preset", taken, confirm=words, yes="Replace", no="Keep it", danger="1")
 
 
 def automatic_words(draft: Draft, path: str) -> str:
