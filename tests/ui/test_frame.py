@@ -224,3 +224,17 @@ def test_a_first_visit_says_what_start_does(visit: Visit) -> None:
     assert box and box["y"] + box["height"] <= 800
     covered = page.evaluate("document.querySelector('#q-side').scrollHeight - document.querySelector('#q-side').clientHeight")
     assert covered <= 0
+
+
+SMALL = """() => [...document.querySelectorAll("button, summary, select, [role=button], .q-segments label, .q-switch label")]
+    .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44)
+    .map((one) => `${one.textContent || one.ariaLabel}: ${one.getBoundingClientRect().height}`)"""
+
+
+@pytest.mark.slow
+def test_a_thumb_meets_what_it_aims_at(visit: Visit) -> None:
+    page = visit("model", narrow=True).page
+    for tab, stands in (("model", "#model-id"), ("data", ".q-source"), ("recipe", "#lora-targets"), ("chat", ".q-switch3")):
+        open_tab(page, tab)
+        page.locator(stands).first.wait_for()
+        assert page.evaluate(SMALL) == [], tab
