@@ -32,7 +32,7 @@ from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
-from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, started
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_layers, started
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
 from qlora_ui.engine.quiet import hush
@@ -141,6 +141,8 @@ class Job:
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
             folder = first_process_first(lambda: self._download(config))
+            if checkpoint is None:
+                refuse_layers(config, folder)
             ground = first_process_first(lambda: self._data(config, folder, device, is_continued=checkpoint is not None))
             with self.turns.turn():
                 return self._train(config, ground, checkpoint)

@@ -8,14 +8,16 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
-from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.errors import QloraUiError, SettingsError
 from qlora_ui.engine.processes import launcher_name, num_processes
+from qlora_ui.estimate.adapter import layer_problems
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.learned import learn, learn_speed
 from qlora_ui.estimate.memory import estimate_memory
@@ -23,6 +25,7 @@ from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import current_device
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.catalogue import model_facts
+from qlora_ui.models.folder import read_folder
 from qlora_ui.runs.events import MemoryMeasured, Planned, Started
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import Intervals
@@ -67,6 +70,12 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     duration = estimate_duration(facts, config, device, num_rows, mean)
     unlearned = estimate_duration(facts, config, replace(device, speeds={}), num_rows, mean)
     return Prediction(memory.total_bytes, duration.total_s, duration.energy_j, unlearned.step_s, memory.is_fast)
+
+
+def refuse_layers(config: RunConfig, folder: Path) -> None:
+    """Raise SettingsError for layers that the base model in `folder` does not have or cannot train."""
+    if problems := layer_problems(read_folder(folder).facts, config.lora):
+        raise SettingsError(problems=problems)
 
 
 def started(device: torch.device, resumed_from: int | None) -> Started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlora_ui.base.errors import Problem
 from qlora_ui.models.facts import Linear, ModelFacts
 from qlora_ui.settings.sections import LoraSection
 
@@ -30,22 +31,53 @@ class Adapter:
 
 def adapter_of(facts: ModelFacts, lora: LoraSection) -> Adapter:
     """What LoRA trains of a model: r·(in + out) for each targeted layer, plus its outputs for DoRA's magnitudes."""
-    wanted = set(lora.targets)
+    wanted = {_last(name) for name in lora.targets}
     everything = "all-linear" in wanted
     linears = tuple(linear for linear in facts.linears if everything or linear.name in wanted)
-    unknown = tuple(sorted(wanted - {linear.name for linear in facts.linears} - {"all-linear"}))
+    known = {linear.name for linear in facts.linears} | {"all-linear", "embed_tokens"}
+    unknown = tuple(sorted(name for name in set(lora.targets) if _last(name) not in known))
     per_layer = sum(lora.rank * (linear.num_in + linear.num_out) + (linear.num_out if lora.dora else 0) for linear in linears)
     matrix = facts.vocab_size * facts.hidden_size
-    embedding, head = "embed_tokens" in lora.modules_to_save, "lm_head" in lora.modules_to_save
-    norms = facts.num_norm_params if any("norm" in name for name in lora.modules_to_save) else 0
+    saved = {_last(name) for name in lora.modules_to_save}
+    embedding, head = "embed_tokens" in saved, "lm_head" in saved
+    of_embedding = lora.rank * (facts.vocab_size + facts.hidden_size) if "embed_tokens" in wanted else 0
+    norms = facts.num_norm_params if any("norm" in name for name in saved) else 0
     return Adapter(
         linears=linears,
-        num_lora_params=facts.num_layers * per_layer,
+        num_lora_params=facts.num_layers * per_layer + of_embedding,
         num_saved_params=matrix * (embedding + head) + norms,
         trains_embedding=embedding,
         trains_head=head,
         unknown=unknown,
     )
+
+
+def layer_problems(facts: ModelFacts, lora: LoraSection) -> list[Problem]:
+    """Layers that the settings name and this model cannot train so; peft would pass over them in silence, or break off."""
+    linears = [linear.name for linear in facts.linears]
+    whole = ["embed_tokens", "lm_head", *_norms(facts)]
+    problems = []
+    if unknown := adapter_of(facts, lora).unknown:
+        what = f"The model has no layer named {', '.join(unknown)}"
+        why = f"Its linear layers are {', '.join(linears)}"
+        problems.append(Problem("lora.targets", what, why, "Choose among them, or all-linear", "layers"))
+    if strange := [name for name in lora.modules_to_save if _last(name) not in whole]:
+        is_linear = any(_last(name) in linears for name in strange)
+        what = f"{', '.join(strange)} cannot be trained in full"
+        why = "Linear layers are kept in 4 bits, which cannot be changed" if is_linear else "The model has no such layer"
+        problems.append(Problem("lora.modules_to_save", what, why, f"Choose among {', '.join(whole)}", "layers"))
+    return problems
+
+
+def _last(name: str) -> str:
+    """The last part of a layer's name, by which peft finds it too (`self_attn.q_proj`)."""
+    return name.rpartition(".")[2]
+
+
+def _norms(facts: ModelFacts) -> tuple[str, ...]:
+    """The norms as transformers names them."""
+    more = ("pre_feedforward_layernorm", "post_feedforward_layernorm") if facts.norms_per_layer > 2 else ()
+    return ("norm", "input_layernorm", "post_attention_layernorm", *more, *(("q_norm", "k_norm") if facts.has_qk_norm else ()))
 
 
 def optimizer_bytes(optimizer: str, num_params: int, bytes_each: int) -> int:

@@ -14,6 +14,7 @@ from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
 from qlora_ui.data.sources import hub_id
+from qlora_ui.estimate.adapter import layer_problems
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
@@ -118,6 +119,8 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     problems: list[Problem] = []
     config = _checked(values, problems)
     facts = _facts(service, values, problems)
+    if config is not None and facts is not None:
+        problems.extend(layer_problems(facts, config.lora))
     data = _data_section(values)
     inspection = service.inspect(data) if data is not None else None
     mapped = _mapped(data, inspection) if data is not None else None

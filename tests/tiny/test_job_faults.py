@@ -66,6 +66,12 @@ def test_a_gradient_that_is_no_number_stops_before_it_does_harm(config: RunConfi
     assert all(bool(tensor.isfinite().all()) for tensor in adapter_tensors(view))
 
 
+def test_a_layer_that_the_model_does_not_have_is_named_and_is_no_fault_of_the_app(config: RunConfig, workspace: Workspace) -> None:
+    for changes in ({"lora.targets": ["query_key_value"]}, {"lora.modules_to_save": ["q_proj"]}):
+        failed = train(workspace, config.changed(changes)).ended
+        assert isinstance(failed, Failed) and failed.code == "layers" and not failed.traceback
+
+
 def test_a_weight_that_is_no_number_leaves_the_last_checkpoint(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
     def poison(trainer: Any) -> None:
         if trainer.state.global_step == 3:

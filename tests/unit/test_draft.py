@@ -83,3 +83,9 @@ def test_the_columns_of_any_dataset_of_a_mix_can_be_mapped(workspace: Workspace,
     draft = _read(service, {"data.sources": [*sources, {"id": "builtin:plain-pirate"}], **meant})
     assert draft.report is not None and draft.report.num_rows == 24 + 120 and draft.mapped == unknown
     assert [file.format for file in draft.report.sources] == ["prompt-completion", "columns", "messages"]
+
+
+def test_a_layer_that_the_model_does_not_have_stops_start(workspace: Workspace) -> None:
+    values = {"model.id": "builtin:smollm2-135m-instruct", "data.sources": [{"id": "builtin:plain-pirate"}]}
+    draft = Service(workspace).draft({**values, "lora.targets": ["q_proj", "query_key_value"]})
+    assert [problem.what for problem in draft.problems_of("lora.targets")] == ["The model has no layer named query_key_value"]

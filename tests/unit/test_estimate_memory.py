@@ -10,7 +10,7 @@ import pytest
 
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.estimate.activations import tile_rows
-from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
+from qlora_ui.estimate.adapter import adapter_of, layer_problems, optimizer_bytes
 from qlora_ui.estimate.deltas import deltas
 from qlora_ui.estimate.memory import PARTS, estimate_memory, quantized_bytes
 from qlora_ui.estimate.precision import adapter_bytes, compute_dtype
@@ -74,6 +74,9 @@ def test_targets_dora_and_modules_to_save() -> None:
     adapter = adapter_of(QWEN, lora)
     assert adapter.num_params == 28 * 16 * (1536 + 1536 + 1536 + 256)
     assert adapter.unknown == ("nothing_proj",)
+    nested = PLAIN.changed({"lora.targets": "self_attn.q_proj,self_attn.v_proj,embed_tokens"}).lora
+    assert adapter_of(QWEN, nested).num_params == adapter.num_params + 16 * (151936 + 1536)
+    assert adapter_of(QWEN, nested).unknown == ()
     dora = adapter_of(QWEN, PLAIN.changed({"lora.dora": True}).lora)
     assert dora.num_params - adapter_of(QWEN, PLAIN.lora).num_params == 28 * sum(linear.num_out for linear in QWEN.linears)
     saved = adapter_of(QWEN, PLAIN.changed({"lora.modules_to_save": "lm_head"}).lora)
@@ -193,3 +196,17 @@ def test_what_was_not_measured_is_doubted_and_given_twice_the_range() -> None:
     assert sure.doubts == () and unsure.doubts == ("no run with DoRA",)
     for estimate, share in ((sure, 0.05), (unsure, 0.1)):
         assert (estimate.high_bytes - estimate.total_bytes) == pytest.approx(share * (estimate.total_bytes - CARD.context_bytes), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora.targets": "q_proj,W_pack"}, "The model has no layer named W_pack"),
+        ({"lora.modules_to_save": "embed_token"}, "embed_token cannot be trained in full"),
+        ({"lora.modules_to_save": "q_proj"}, "Linear layers are kept in 4 bits"),
+        ({"lora.targets": "self_attn.q_proj,embed_tokens", "lora.modules_to_save": "lm_head,model.norm"}, ""),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_named(changes: dict[str, str], says: str) -> None:
+    problems = layer_problems(QWEN, PLAIN.changed(changes).lora)
+    assert says in " ".join(problem.sentence() for problem in problems) and bool(problems) == bool(says)
