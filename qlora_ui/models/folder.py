@@ -70,6 +70,15 @@ def read_folder(folder: Path) -> FolderFacts:
             where="model.id",
             code="model-no-text",
         )
+    stored = facts.stored_params or 0
+    if stored < facts.num_params:
+        raise ModelError(
+            f"The weights of {folder.name} are not all there: {stored:,} of {facts.num_params:,} numbers.",
+            why="Training would use random ones for the rest. Weights that were quantized before, as for GPTQ, come so too.",
+            fix="Download or copy the original model, in 16 bits.",
+            where="model.id",
+            code="model-partial",
+        )
     return FolderFacts(folder, facts, size_bytes, licence, has_template)
 
 

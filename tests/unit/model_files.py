@@ -39,7 +39,7 @@ def model_files(**config: Any) -> dict[str, bytes]:
     """The files of a small model by name."""
     return {
         "config.json": json.dumps(CONFIG | config).encode(),
-        "model.safetensors": safetensors_bytes(embed=(64, 16), norm=(16,)),
+        "model.safetensors": safetensors_bytes(embed=(64, 16), layer=(2304,), norms=(3, 16)),
         "tokenizer.json": b"{}",
         "tokenizer_config.json": json.dumps({"chat_template": "{{ messages }}"}).encode(),
         "README.md": b"---\nlicense: apache-2.0\ntags:\n- x\n---\nHello\n",

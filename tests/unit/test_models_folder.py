@@ -20,15 +20,15 @@ from qlora_ui.settings.sections import BUILTIN_MODEL
 
 def test_a_good_folder_is_read_to_the_parameter(tmp_path: Path) -> None:
     found = read_folder(write_model(tmp_path / "m"))
-    assert found.facts.stored_params == 64 * 16 + 16
+    assert found.facts.stored_params == found.facts.num_params == 64 * 16 + 2304 + 48
     assert found.size_bytes == (tmp_path / "m" / "model.safetensors").stat().st_size
     assert (found.licence, found.has_chat_template) == ("apache-2.0", True)
 
 
 def test_a_model_with_an_output_layer_of_its_own_is_read(tmp_path: Path) -> None:
-    weights = safetensors_bytes(**{"embed": (64, 16), "lm_head.weight": (64, 16)})
+    weights = safetensors_bytes(**{"embed": (64, 16), "layer": (2304,), "norms": (3, 16), "lm_head.weight": (64, 16)})
     folder = write_model(tmp_path, model_files(tie_word_embeddings=False) | {"model.safetensors": weights})
-    assert read_folder(folder).facts.stored_params == 2 * 64 * 16
+    assert read_folder(folder).facts.stored_params == 2 * 64 * 16 + 2304 + 48
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,12 @@ def _missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_bytes(json.dumps({"weight_map": names}).encode())
 
 
+def _few_weights(folder: Path) -> None:
+    """As weights are that were packed into 4 bits, and of which config.json says nothing."""
+    packed = safetensors_bytes(embed=(64, 16), qweight=(288,), norms=(3, 16))
+    (folder / "model.safetensors").write_bytes(packed)
+
+
 def _missing_shard_and_index(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
 
@@ -105,6 +111,7 @@ def _index_outside(folder: Path) -> None:
         (_missing_shard, "model-shards", "model-00002-of-00002"),
         (_missing_shard_and_index, "model-shards", "model-00003-of-00003"),
         (_index_outside, "model-config", "../x.safetensors"),
+        (_few_weights, "model-partial", "1,360 of 3,376 numbers"),
         (_cut, "model-corrupt", "model.safetensors"),
         (_text("model.safetensors", "x" * 100), "model-corrupt", "header"),
         (_text("model.safetensors", ""), "model-corrupt", "model.safetensors"),
