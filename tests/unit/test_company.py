@@ -101,7 +101,7 @@ def test_a_chat_that_nobody_talks_to_gives_way_to_a_run_and_says_so(
 ) -> None:
     card(monkeypatch, free_bytes=300 * MIB, ours_bytes=20 * GIB)
     service = Service(workspace)
-    monkeypatch.setitem(service._made, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0))
+    monkeypatch.setitem(service._made, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0, close=lambda: None))
     monkeypatch.setattr(launcher_module, "engine_object", lambda name: lambda path, *, turns: None)
 
     def let_go() -> None:
