@@ -39,6 +39,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     # 25 rows, a fifth held back: 20 rows are five steps of four, so no process has to be given a row twice.
     rows = write_rows(tmp_path / "rows.jsonl", 25)

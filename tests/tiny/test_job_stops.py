@@ -121,6 +121,7 @@ def test_save_now_writes_a_checkpoint_and_goes_on(config: RunConfig, workspace: 
     assert [event.step for event in view.checkpoints] == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_long_accumulated_step_is_given_up_after_its_grace(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
     monkeypatch.setattr("qlora_ui.engine.callbacks.STEP_GRACE_S", 0.1)
 

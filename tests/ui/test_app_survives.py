@@ -137,6 +137,7 @@ def test_the_app_is_killed_and_its_run_is_there_when_it_comes_back(tmp_path: Pat
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_app_on_the_workspace_says_who_has_it(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "workspace")
     with started_app(workspace.root) as app:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import started_app
 from pages import NARROW, Looked
 from playwright.sync_api import Browser, Page, expect
@@ -41,6 +42,7 @@ def test_without_a_network_the_search_says_so(visit: Callable[..., Looked]) -> N
     expect(page.locator("#q-hub-data-found")).to_contain_text("Type a part of a name")
 
 
+@pytest.mark.slow
 def test_search_subset_split_rows_use(browser: Browser, tmp_path: Path) -> None:
     hub = DatasetHub()
     hub.repos[REPO] = {"en/train.jsonl": lines(0, 30), "en/test.jsonl": lines(100, 12), "de/train.jsonl": lines(200, 25)}

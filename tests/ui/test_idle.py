@@ -147,6 +147,7 @@ def at_the_run(browser: Browser, served: Served) -> Page:
     return page
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_loses_no_change(browser: Browser, served: Served, run: RunDir) -> None:
     page = at_the_run(browser, served)
     lost: list[str] = []

@@ -103,6 +103,7 @@ def test_a_saved_preset_is_there_on_the_next_page(visit: Visit) -> None:
     expect(page.locator("#q-undo")).to_contain_text("Demo")
 
 
+@pytest.mark.slow
 def test_numbers_for_a_card_that_is_not_here(visit: Visit) -> None:
     page = visit("recipe").page
     expect(page.locator("#q-ready-state")).to_have_text("Ready")

@@ -35,7 +35,7 @@ def row(looked: Looked, name: str):  # type: ignore[no-untyped-def]
     return looked.page.locator("#runs-table tbody tr", has_text=name)
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("width", [pytest.param(WIDE, id="wide"), pytest.param(NARROW, id="narrow", marks=pytest.mark.slow)])
 def test_find_compare_and_see_what_differs(browser: Browser, served: Served, width: ViewportSize) -> None:
     looked = Looked(browser, served.url, "runs", width)
     page = looked.page

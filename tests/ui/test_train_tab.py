@@ -102,6 +102,7 @@ def test_stop_asks_first_and_is_echoed(browser: Browser, served: Served) -> None
     looked.assert_clean()
 
 
+@pytest.mark.slow
 def test_a_stale_page_is_told_what_changed(browser: Browser, served: Served) -> None:
     looked = Looked(browser, served.url, "train")
     for _ in range(4):  # now and then the page's timer is faster than the click
