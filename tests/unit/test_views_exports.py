@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from model_files import write_model
 
+from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import write_json
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.runs.registry import create_run
@@ -16,7 +17,7 @@ from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.background import Progress
-from qlora_ui.ui.tabs.export import SCRIPTS, _cards
+from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _pack
 from qlora_ui.ui.views.exports import EARLIER, Card, exports_html
 
 
@@ -66,3 +67,15 @@ def test_the_upload_finds_its_run_from_any_terminal(workspace: Workspace, monkey
     assert f"push --run the-run --to YOU/NAME --workspace &quot;{workspace.root}&quot;</code>" in page
     monkeypatch.setattr("qlora_ui.runs.workspace.user_data_path", lambda *names, **options: workspace.root)
     assert Workspace.at().flag == ""
+
+
+def test_an_export_is_not_packed_onto_a_disk_without_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(workspace, RunConfig())
+    (run.exports / "adapter").mkdir(parents=True)
+    (run.exports / "adapter" / "adapter_model.safetensors").write_bytes(bytes(1000))
+    service: Any = SimpleNamespace(workspace=workspace, readers=SimpleNamespace(view=lambda run: SimpleNamespace(name="A run")))
+    assert _pack(service, run, "adapter").name == "a-run-adapter.zip"
+    monkeypatch.setattr("qlora_ui.ui.tabs.export.free_bytes", lambda path: 999)
+    with pytest.raises(RunError, match="no room to pack") as caught:
+        _pack(service, run, "adapter")
+    assert str(run.exports / "adapter") in str(caught.value)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
-from qlora_ui.base.files import put_in_place, read_json, size_of_tree
+from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
@@ -170,11 +170,15 @@ def _pack(service: Service, run: RunDir, form: str) -> Path:
     folder = run.exports / form
     if form not in {known.name for known in EXPORT_FORMS} | SCRIPTS.keys() or not folder.is_dir():
         raise RunError("This export is not there any more.", fix="Make it again", code="export-missing")
-    if size_of_tree(folder) > 4 * 2**30:
+    size, free = size_of_tree(folder), free_bytes(service.workspace.temp)
+    if size > 4 * 2**30:
+        raise RunError(f"It has {format_bytes(size)}, too much for a browser.", fix=f"Take the folder itself: {folder}", code="too-large")
+    # Weights do not get smaller, and half an archive would stay on the full disk.
+    if size > free:
         raise RunError(
-            f"It has {format_bytes(size_of_tree(folder))}, too much for a browser.",
-            fix=f"Take the folder itself: {folder}",
-            code="too-large",
+            f"There is no room to pack it: it has {format_bytes(size)}, and {format_bytes(free)} are free.",
+            fix=f"Free some space, or take the folder itself: {folder}",
+            code="disk-full",
         )
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
     # Inside the folder that Gradio may serve.
