@@ -8,11 +8,9 @@ from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import Folders, IsCancelled, OnProgress, never, silent
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import find_model_folder, is_hub_id
-from qlora_ui.models.folder import read_folder
+from qlora_ui.models.folder import INCOMPLETE, read_folder
 from qlora_ui.models.hub_download import download
 from qlora_ui.settings.sections import ModelSection
-
-_INCOMPLETE = ("model-shards", "model-weights", "model-missing", "model-tokenizer", "model-corrupt")
 
 
 def ensure_model(model: ModelSection, workspace: Folders, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Path:
@@ -32,6 +30,6 @@ def ensure_model(model: ModelSection, workspace: Folders, on_progress: OnProgres
         try:
             return read_folder(folder).folder
         except ModelError as error:
-            if error.code not in _INCOMPLETE:
+            if error.code not in INCOMPLETE:
                 raise
     return download(model.id, model.revision, on_progress, is_cancelled)

@@ -12,7 +12,7 @@ from qlora_ui.base.progress import Folders
 from qlora_ui.models import builtin
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.models.facts import ModelFacts
-from qlora_ui.models.folder import read_folder, refuse_config
+from qlora_ui.models.folder import INCOMPLETE, read_folder, refuse_config
 from qlora_ui.models.hub_cache import cached_models, cached_snapshot, is_hub_name
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -33,6 +33,8 @@ class ModelEntry:
     facts: ModelFacts | None
     problem: str = ""
     """Why it cannot be used, in words; empty where it can."""
+    is_begun: bool = False
+    """Of the Hub, and a download brings what is missing or damaged."""
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -56,6 +58,18 @@ def public_name(model_id: str) -> str:
 def tuned_name(model_id: str) -> str:
     """The first part of the names of a fine-tune's files, from its base's: `SmolLM2-135M-Instruct-tuned`."""
     return f"{Path(public_name(model_id)).name}-tuned"
+
+
+def needs_download(model_id: str, revision: str | None, workspace: Folders) -> bool:
+    """Whether this version of a model has to come from the Hub, all of it or a part, before it can be used."""
+    folder = find_model_folder(model_id, revision, workspace)
+    if builtin.is_builtin(model_id) or not is_hub_id(model_id) or folder is None:
+        return is_hub_id(model_id)
+    try:
+        read_folder(folder)
+    except ModelError as error:
+        return error.code in INCOMPLETE
+    return False
 
 
 def list_models(workspace: Folders) -> list[ModelEntry]:
@@ -96,7 +110,7 @@ def model_facts(model_id: str, revision: str | None, workspace: Folders) -> Mode
         try:
             return read_folder(folder).facts
         except ModelError as error:
-            if error.code not in ("model-shards", "model-weights", "model-missing", "model-tokenizer"):
+            if error.code not in INCOMPLETE:
                 raise
     config = read_json(folder / "config.json") if folder is not None else None
     config = config or KNOWN_CONFIGS.get(model_id)
@@ -120,5 +134,6 @@ def _folder_entry(model_id: str, title: str, kind: str, folder: Path) -> ModelEn
     try:
         found = read_folder(folder)
     except ModelError as error:
-        return ModelEntry(model_id, title, kind, folder, 0, None, str(error))
+        words = " ".join(replace(problem, where="").sentence() for problem in error.problems)
+        return ModelEntry(model_id, title, kind, folder, 0, None, words, kind == "hub" and error.code in INCOMPLETE)
     return ModelEntry(model_id, title, kind, folder, found.size_bytes, found.facts)

@@ -19,9 +19,12 @@ from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.facts import ModelFacts
+from qlora_ui.models.hub_cache import folder_title
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 INDEX = "model.safetensors.index.json"
+INCOMPLETE = ("model-shards", "model-weights", "model-missing", "model-tokenizer", "model-corrupt")
+"""Codes of what a download of the same model brings or mends."""
 MAX_JSON_BYTES = 4 * MIB
 MAX_TOKENIZER_BYTES = 100 * MIB
 """The largest tokenizers in use take 35 MB."""
@@ -64,7 +67,7 @@ def read_folder(folder: Path) -> FolderFacts:
     )
     if not facts.is_tied and _HEAD not in shapes:
         raise ModelError(
-            f"The weights of {folder.name} lack the output layer ({_HEAD}).",
+            f"The weights of {folder_title(folder)} lack the output layer ({_HEAD}).",
             why="It has one of its own, apart from the embeddings; without it training would use a random one. Embedding models come so.",
             fix="Choose the original model that writes text.",
             where="model.id",
@@ -73,7 +76,7 @@ def read_folder(folder: Path) -> FolderFacts:
     stored = facts.stored_params or 0
     if stored < facts.num_params:
         raise ModelError(
-            f"The weights of {folder.name} are not all there: {stored:,} of {facts.num_params:,} numbers.",
+            f"The weights of {folder_title(folder)} are not all there: {stored:,} of {facts.num_params:,} numbers.",
             why="Training would use random ones for the rest. Weights that were quantized before, as for GPTQ, come so too.",
             fix="Download or copy the original model, in 16 bits.",
             where="model.id",
@@ -89,19 +92,28 @@ def refuse_unsafe(folder: Path) -> dict[str, Any]:
     incomplete.
     """
     if not os.path.isdir(folder):
-        raise ModelError(
-            f"There is no folder {str(folder)[:200]}.",
-            fix="Choose a folder that holds a config.json.",
-            where="model.id",
-            code="model-missing",
-        )
+        raise _no_folder(str(folder))
     config = _read_json(folder / "config.json")
-    refuse_config(config, folder.name)
+    refuse_config(config, folder_title(folder))
     if (folder / "tokenizer_config.json").is_file():
-        _refuse_code(_read_json(folder / "tokenizer_config.json"), f"{folder.name}/tokenizer_config.json")
+        _refuse_code(_read_json(folder / "tokenizer_config.json"), f"{folder_title(folder)}/tokenizer_config.json")
     weight_files(folder)
     _refuse_tokenizer(folder)
     return config
+
+
+def _no_folder(text: str) -> ModelError:
+    """Nothing is there by that name; how it was pasted may be why."""
+    on_the_hub = re.search(r"(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", text)
+    if on_the_hub:
+        fix = f"Write a model of the Hub by its name alone: {on_the_hub[1]}"
+    elif text[:1] in ("'", '"') or text.startswith("file:"):
+        fix = "Write the path by itself, without quotation marks or “file:”."
+    elif os.path.isfile(text):
+        fix = "That is a file: choose the folder that it is in."
+    else:
+        fix = "Choose a folder that holds a config.json; a model of the Hub is named OWNER/NAME."
+    return ModelError(f"There is no folder {text[:200]}.", fix=fix, where="model.id", code="model-missing")
 
 
 def refuse_config(config: Mapping[str, Any], name: str) -> None:
@@ -197,8 +209,10 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise _bad_json(path, f"It takes {format_bytes(path.stat().st_size)}, a settings file a few KiB.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if path.name == "config.json" and (path.parent / "adapter_config.json").is_file():
+            raise _adapter(path.parent) from None
         raise ModelError(
-            f"The folder {path.parent.name} holds no {path.name}.",
+            f"The folder {folder_title(path.parent)} holds no {path.name}.",
             why="Every model that transformers reads has one.",
             fix="Choose the folder that the model's files are in; GGUF files alone cannot be trained.",
             where=str(path.parent),
@@ -211,9 +225,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _adapter(folder: Path) -> ModelError:
+    """An adapter's folder, chosen as the model."""
+    base = str(_read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    return ModelError(
+        f"The folder {folder_title(folder)} holds an adapter, no model.",
+        why=f"It belongs to {base[:120]}." if base else "It belongs to a base model.",
+        fix="Choose that as the base; a run goes on from an adapter that “Start from an adapter” on the Recipe tab names.",
+        where="model.id",
+        code="model-adapter",
+    )
+
+
 def _bad_json(path: Path, why: str) -> ModelError:
     return ModelError(
-        f"{path.name} of {path.parent.name} cannot be read.", why=why, fix="Download the model again.", where=str(path), code="model-config"
+        f"{path.name} of {folder_title(path.parent)} cannot be read.",
+        why=why,
+        fix="Download the model again.",
+        where=str(path),
+        code="model-config",
     )
 
 
@@ -275,17 +305,18 @@ def _refuse_without_safetensors(folder: Path) -> None:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES and file.name != "training_args.bin")
     if pickles:
         raise ModelError(
-            f"The folder {folder.name} has its weights as {pickles[0]} only.",
+            f"The folder {folder_title(folder)} has its weights as {pickles[0]} only.",
             why="That format (pickle) can run code when it is opened, so the app does not open it.",
             fix="Choose a version of the model with .safetensors files.",
             where="model.id",
             code="model-pickle",
         )
-    is_adapter = (folder / "adapter_config.json").is_file()
+    if (folder / "adapter_config.json").is_file():
+        raise _adapter(folder)
     raise ModelError(
-        f"The folder {folder.name} holds no weights.",
-        why="It is an adapter; the base model that it belongs to is needed." if is_adapter else "There is no .safetensors file in it.",
-        fix="Choose the base model." if is_adapter else "Download or copy the model again.",
+        f"The folder {folder_title(folder)} holds no weights.",
+        why="There is no .safetensors file in it.",
+        fix="Download or copy the model again.",
         where="model.id",
         code="model-weights",
     )
@@ -333,7 +364,7 @@ def _refuse_tokenizer(folder: Path) -> None:
     present = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
     if not present:
         raise ModelError(
-            f"The folder {folder.name} holds no tokenizer.",
+            f"The folder {folder_title(folder)} holds no tokenizer.",
             why="Without tokenizer.json or tokenizer.model no text can be turned into tokens.",
             fix="Copy the tokenizer's files of the same model into the folder.",
             where="model.id",
@@ -343,7 +374,7 @@ def _refuse_tokenizer(folder: Path) -> None:
         limit = MAX_TEMPLATE_BYTES if file.suffix == ".jinja" else MAX_TOKENIZER_BYTES
         if file.is_file() and file.stat().st_size > limit:
             raise ModelError(
-                f"{file.name} of {folder.name} takes {format_bytes(file.stat().st_size)}.",
+                f"{file.name} of {folder_title(folder)} takes {format_bytes(file.stat().st_size)}.",
                 why=f"The largest ones in use take a third of {format_bytes(limit)}.",
                 fix="Download the model again, or choose another.",
                 where="model.id",

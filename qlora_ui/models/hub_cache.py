@@ -45,11 +45,21 @@ def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
     return folder if commit and folder.is_dir() else None
 
 
+def folder_title(folder: Path) -> str:
+    """How a model's folder is called: a version in the cache, named after a commit, by the model's id, any other by its own name."""
+    repository = folder.parent.parent.name
+    return _id_of(repository) if folder.parent.name == "snapshots" and repository.startswith("models--") else folder.name
+
+
+def _id_of(repository: str) -> str:
+    return repository.removeprefix("models--").replace("--", "/", 1)
+
+
 def cached_models() -> list[tuple[str, Path]]:
     """Ids and folders of the models whose main version is in the cache and holds a config.json."""
     found = []
     for repository in sorted(cache_folder().glob("models--*--*")):
-        model_id = repository.name.removeprefix("models--").replace("--", "/", 1)
+        model_id = _id_of(repository.name)
         folder = cached_snapshot(model_id)
         if folder is not None and (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             found.append((model_id, folder))

@@ -51,9 +51,13 @@ def download(model_id: str, revision: str | None = None, on_progress: OnProgress
 
 
 def _present(details: HubDetails) -> set[str]:
-    """Names of the files that are there already."""
+    """Names of the files that are there already, in their full size: one that was cut short is fetched anew."""
     folder = cached_snapshot(details.id, details.commit)
-    return {file.name for file in details.files if folder is not None and (folder / file.name).is_file()}
+    return {file.name for file in details.files if folder is not None and _size(folder / file.name) == file.num_bytes}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _refuse_without_room(details: HubDetails, present: set[str]) -> None:

@@ -271,6 +271,7 @@ class Service:
             read_at, entries = self._models
             if time.monotonic() - read_at > MODELS_READ_S:
                 entries = list_models(self.workspace)
+                self._facts.clear()  # a run may have downloaded a model, somebody may have changed a folder
                 self._models = (time.monotonic(), entries)
             return entries
 

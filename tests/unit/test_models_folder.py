@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from model_files import CONFIG, model_files, safetensors_bytes, write_model
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.models import builtin
-from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts
+from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts, needs_download
 from qlora_ui.models.folder import MAX_TOKENIZER_BYTES, read_folder
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.runs.workspace import Workspace
@@ -50,6 +51,12 @@ def _config(**changes: object) -> Callable[[Path], None]:
 
 def _text(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(text.encode()) and None
+
+
+def _adapter(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}', encoding="utf-8")
 
 
 def _pickle_only(folder: Path) -> None:
@@ -106,6 +113,7 @@ def _index_outside(folder: Path) -> None:
         (_text("config.json", "{"), "model-config", "config.json"),
         (_text("config.json", "[" * 5000), "model-config", "config.json"),
         (lambda folder: (folder / "config.json").unlink(), "model-missing", "config.json"),
+        (_adapter, "model-adapter", "It belongs to Qwen/Qwen3-4B."),
         (_pickle_only, "model-pickle", "pytorch_model.bin"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model-weights", "no weights"),
         (_missing_shard, "model-shards", "model-00002-of-00002"),
@@ -154,6 +162,10 @@ def test_the_list_has_the_builtin_first_and_tells_what_is_wrong(
         ("folder", "torn", True),
         ("hub", "some/model", False),
     ]
+    (snapshot / "model.safetensors").unlink()
+    last = list_models(workspace)[-1]
+    assert last.is_begun and last.problem.startswith("The folder some/model holds no weights")
+    assert needs_download("some/model", None, workspace) and not needs_download(str(workspace.models / "mine"), None, workspace)
     assert entries[0].id == BUILTIN_MODEL
     assert find_model_folder("some/model", None, workspace) == snapshot
     assert find_model_folder("some/model", "abc", workspace) == snapshot
@@ -199,3 +211,17 @@ def test_a_torn_conversion_is_not_taken_for_a_model(workspace: Workspace) -> Non
     )
     assert builtin.is_converted(workspace)
     assert builtin.changed_files(workspace) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-4B/tree/main", "by its name alone: Qwen/Qwen3-4B."),
+        ('"/models/mine"', "without quotation marks"),
+        ("gpt2", "OWNER/NAME"),
+        (__file__, "choose the folder that it is in"),
+    ],
+)
+def test_a_path_that_is_none_says_what_to_write(workspace: Workspace, typed: str, says: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(says)):
+        model_facts(typed, None, workspace)

@@ -19,9 +19,11 @@ from model_files import model_files, safetensors_bytes
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.models import hub_download
+from qlora_ui.models.catalogue import model_facts, needs_download
 from qlora_ui.models.hub import describe, in_words, search
 from qlora_ui.models.hub_cache import cache_folder, cached_models, cached_snapshot, repository_folder, stored_bytes
 from qlora_ui.models.hub_download import download
+from qlora_ui.runs.workspace import Workspace
 
 MODEL = "some-owner/small-model"
 
@@ -74,7 +76,8 @@ def test_download_brings_a_whole_checked_model_and_does_not_repeat(hub: HubStub)
     assert not (folder / "pytorch_model.bin").exists() and not (folder / "consolidated.safetensors").exists()
     assert seen[-1][1] == 1.0 and all(share is None or 0 <= share <= 1 for _, share in seen)
     assert [model_id for model_id, _ in cached_models()] == [MODEL]
-    hub.repos[MODEL]["model.safetensors"] = b"changed on the Hub, same commit: not fetched again"
+    size = len(hub.repos[MODEL]["model.safetensors"])
+    hub.repos[MODEL]["model.safetensors"] = b"changed on the Hub, same commit: not fetched again".ljust(size)
     del hub.repos[MODEL]["consolidated.safetensors"]
     hub.repos[MODEL] = dict(hub.repos[MODEL])
     assert download(MODEL) == folder
@@ -119,6 +122,17 @@ def test_a_damaged_file_is_refused_and_the_next_download_mends_it(hub: HubStub) 
     assert not list(cache_folder().rglob("*.safetensors"))
     hub.repos[MODEL]["model.safetensors"] = good
     assert (download(MODEL) / "model.safetensors").read_bytes() == good
+
+
+@pytest.mark.usefixtures("links")
+def test_a_file_that_was_cut_short_later_is_fetched_anew(hub: HubStub, workspace: Workspace) -> None:
+    weights = download(MODEL) / "model.safetensors"
+    os.truncate(weights, 100)
+    assert needs_download(MODEL, None, workspace)
+    facts = model_facts(MODEL, None, workspace)
+    assert facts is not None and facts.stored_params is None
+    assert (download(MODEL) / "model.safetensors").read_bytes() == hub.repos[MODEL]["model.safetensors"]
+    assert not needs_download(MODEL, None, workspace)
 
 
 @pytest.mark.usefixtures("links")

@@ -8,7 +8,7 @@ import gradio as gr
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.estimate.quantization import explain
-from qlora_ui.models.catalogue import ModelEntry, is_hub_id
+from qlora_ui.models.catalogue import ModelEntry, is_hub_id, needs_download
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.hub import search
 from qlora_ui.models.known import KNOWN_CONFIGS
@@ -60,7 +60,7 @@ def _wire(page: Page, outputs: tuple[Any, ...], progress: Any) -> None:
         entry = _entry(entries, str(draft.values.get("model.id", "")))
         return (
             views.cards_html(draft, entries),
-            views.facts_html(draft, entry, service.downloads.latest()),
+            views.facts_html(draft, entry, service.downloads.latest(), is_missing=_is_missing(page, draft)),
             views.quantization_html(explain(draft.facts) if draft.facts is not None else None),
             views.known_html(draft, _known_models(page, entries)),
         )
@@ -115,6 +115,11 @@ def _wire_actions(page: Page, component: Any) -> None:
 
 def _entry(entries: list[ModelEntry], model_id: str) -> ModelEntry | None:
     return next((entry for entry in entries if entry.id == model_id), None)
+
+
+def _is_missing(page: Page, draft: Draft) -> bool:
+    model_id, revision = str(draft.values.get("model.id", "")).strip(), draft.values.get("model.revision") or None
+    return needs_download(model_id, revision, page.service.workspace)
 
 
 def _known_models(page: Page, entries: list[ModelEntry]) -> list[tuple[str, ModelFacts]]:

@@ -70,13 +70,13 @@ def not_found_html(error: ModelError) -> str:
     return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
-def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None) -> str:
-    """What is known of the chosen model, and how to get it where it is not here."""
-    model_id = str(draft.values.get("model.id", ""))
+def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None, *, is_missing: bool) -> str:
+    """What is known of the chosen model, and how to get it where it `is_missing` on this computer."""
+    model_id = str(draft.values.get("model.id", "")).strip()
     if draft.problems_of("model.id"):
         return ""  # said beside the control
     facts = draft.facts
-    getting = _getting(model_id, entry, download)
+    getting = _getting(model_id, entry, download) if is_missing else ""
     if facts is None:
         about = '<p class="q-sub">Nothing is known of it yet. Its configuration comes with the download, a few kilobytes first.</p>'
         return f'<div class="q-facts-card"><h3 class="q-h3">{escape(model_id)}</h3>{about}{getting}</div>'
@@ -141,10 +141,11 @@ def _card(draft: Draft, entry: ModelEntry, is_chosen: bool) -> str:
     params = f"{format_count(entry.facts.num_params)} parameters" if entry.facts is not None else ""
     licence = entry.facts.licence if entry.facts is not None else ""
     small = " · ".join(part for part in (params, size, licence, KINDS[entry.kind]) if part)
-    problem = f'<span class="q-card-problem">{escape(entry.problem)}</span>' if entry.problem else ""
+    words = "Not whole: choose it, and a download brings the rest." if entry.is_begun else entry.problem
+    problem = f'<span class="q-card-problem">{escape(words)}</span>' if words else ""
     return (
         f'<button type="button" class="q-pick" role="radio" aria-checked="{"true" if is_chosen else "false"}" data-act="choose" '
-        f'data-id="{escape(entry.id)}"{" disabled" if entry.problem else ""}>'
+        f'data-id="{escape(entry.id)}"{" disabled" if entry.problem and not entry.is_begun else ""}>'
         f'<span class="q-pick-name">{escape(middle_cut(entry.title, 44))}</span>'
         f'<span class="q-small q-num">{escape(small)}</span>{problem}<span>{fit_chip(draft, entry.facts)}</span></button>'
     )
@@ -175,12 +176,11 @@ def _facts_list(facts: ModelFacts, entry: ModelEntry | None) -> str:
 
 
 def _getting(model_id: str, entry: ModelEntry | None, download: Download | None) -> str:
-    if entry is not None or "/" not in model_id or model_id.startswith(("/", "~", ".")):
-        return ""
     if download is not None and download.model_id == model_id and download.state == "running":
         return ""
+    where = "Only a part of it is on this computer" if entry is not None and entry.is_begun else "Not on this computer yet"
     return (
-        f'<div class="q-getting"><span class="q-small">Not on this computer yet. Start downloads it by itself, or do it now.</span>'
+        f'<div class="q-getting"><span class="q-small">{where}. Start downloads it by itself, or do it now.</span>'
         f"{act_button('Download', 'download', model_id)}</div>"
     )
 
