@@ -89,3 +89,11 @@ def test_a_layer_that_the_model_does_not_have_stops_start(workspace: Workspace) 
     values = {"model.id": "builtin:smollm2-135m-instruct", "data.sources": [{"id": "builtin:plain-pirate"}]}
     draft = Service(workspace).draft({**values, "lora.targets": ["q_proj", "query_key_value"]})
     assert [problem.what for problem in draft.problems_of("lora.targets")] == ["The model has no layer named query_key_value"]
+
+
+def test_what_a_press_on_the_model_tab_is_refused_for_reaches_the_page(workspace: Workspace) -> None:
+    blocks = build(Service(workspace))
+    cards = {block._id for block in blocks.blocks.values() if getattr(block, "elem_id", "") in ("q-models", "q-model-facts", "q-hub-found")}
+    acts = [fn for fn in blocks.fns.values() if any(target in cards and event == "act" for target, event in fn.targets)]
+    # Gradio shows no failure of an event that goes past its queue, as a second download's.
+    assert len(acts) == 3 and all(fn.queue for fn in acts)

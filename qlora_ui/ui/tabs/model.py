@@ -106,7 +106,8 @@ def _wire_actions(page: Page, component: Any) -> None:
         return updates
 
     def wire() -> None:
-        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", queue=False)
+        # Through the queue: Gradio shows no failure of an event that goes past it.
+        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden")
         page.refresh_after(event)
         page.redraw_after(event)
 
