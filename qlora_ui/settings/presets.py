@@ -111,6 +111,19 @@ def list_presets(user_folder: Path | None = None) -> list[Preset]:
     return presets
 
 
+def unreadable_presets(user_folder: Path) -> dict[str, str]:
+    """The user's own files that are left out of the list, by name, with what is wrong with each."""
+    found = {}
+    for path in sorted(user_folder.glob("*.yaml")):
+        try:
+            _unchanged(path)
+        except SettingsError as error:
+            found[path.name] = error.problems[0].sentence()
+        except OSError:
+            continue
+    return found
+
+
 def find_preset(name: str, user_folder: Path | None = None) -> Preset:
     """The preset of that name; raises SettingsError naming the ones that exist."""
     for path in _files(user_folder):

@@ -14,7 +14,7 @@ from qlora_ui.hardware.devices import sized_profile
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings import presets
-from qlora_ui.settings.presets import SHIPPED, find_preset, list_presets, read_preset, read_yaml, save_preset
+from qlora_ui.settings.presets import SHIPPED, find_preset, list_presets, read_preset, read_yaml, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -115,3 +115,15 @@ def test_a_preset_of_ones_own_is_replaced_only_when_that_is_said(tmp_path: Path)
     assert find_preset("mine", tmp_path).config == first
     save_preset("mine", "Mine", second, tmp_path, replaces=True)
     assert find_preset("mine", tmp_path).config == second
+
+
+def test_a_preset_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+    save_preset("good", "Good", RunConfig(), tmp_path)
+    (tmp_path / "torn.yaml").write_text("lora: [", encoding="utf-8")
+    (tmp_path / "newer.yaml").write_text("version: 9\nlora: {rank: 8}", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("lora: {size: 8}", encoding="utf-8")
+    (tmp_path / "latin.yaml").write_bytes(b"title: caf\xe9")
+    told = unreadable_presets(tmp_path)
+    assert sorted(told) == ["latin.yaml", "newer.yaml", "other.yaml", "torn.yaml"]
+    assert "layout 9" in told["newer.yaml"] and "lora.size" in told["other.yaml"] and "line 1" in told["torn.yaml"]
+    assert [preset.name for preset in list_presets(tmp_path)][10:] == ["good"]

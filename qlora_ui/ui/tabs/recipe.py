@@ -8,7 +8,7 @@ import gradio as gr
 
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
-from qlora_ui.settings.presets import is_taken, save_preset
+from qlora_ui.settings.presets import is_taken, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
@@ -86,7 +86,8 @@ def _head(page: Page) -> None:
             with gr.Row(elem_classes="q-recipe-save"):
                 new_name = gr.Textbox(label="Save as preset", placeholder="my-recipe", elem_id="q-preset-name", elem_classes="q-labelled")
                 save = live_html(views.save_button(""), "q-preset-save")
-    page.on_form(lambda draft: views.preset_about(draft, page.service.presets()), [about])
+    own = page.service.workspace.presets
+    page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own)), [about])
     page.on_form(views.recipe_text, [text])
     page.on_form(lambda draft, name: _save_button(page, name), [save], [new_name])
     page.on_load(lambda: _picked(page, page.service.last_draft()[0]), [page.preset, page.undo.preset])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qlora_ui.estimate.advice import Advice
@@ -32,15 +32,18 @@ def preset_choices(presets: Sequence[Preset]) -> list[tuple[str, str]]:
     return [("Defaults", ""), *((preset.title, preset.name) for preset in presets)]
 
 
-def preset_about(draft: Draft, presets: Sequence[Preset]) -> str:
-    """What the chosen preset is for, and how far the settings have moved from it."""
+def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[str, str]) -> str:
+    """What the chosen preset is for, and what it changes; below, which of the user's own presets are missing from the list, and why."""
     preset = next((preset for preset in presets if preset.name == draft.preset), None)
     about = escape(preset.about) if preset is not None else "What suits most runs: NF4, rank 16 on every linear layer, three passes."
     if preset is not None and preset.card_gib:
         about += f' <span class="q-chip">for cards from {preset.card_gib:g} GB</span>'
     names = [option_by_path()[path].meta.label for path in (draft.baseline.differences(RunConfig()))]
     listed = f'<span class="q-small">Changes {len(names)} options: {escape(", ".join(names))}.</span>' if names else ""
-    return f'<p class="q-sub">{about}</p>{listed}'
+    missing = "".join(
+        f'<p class="q-note q-note-warn q-small">{escape(f"{name} is not in the list. {why}")}</p>' for name, why in unreadable.items()
+    )
+    return f'<p class="q-sub">{about}</p>{listed}{missing}'
 
 
 def save_button(taken: str) -> str:
