@@ -68,7 +68,7 @@ def _not_quite_utf8(path: Path, notice: Notice) -> str:
             num_stray += len(_STRAY.findall(block))
             num_in_runs += sum(map(len, _STRAY_RUN.findall(block)))
             num_unknown += len(_NOT_WESTERN.findall(block))
-    if num_letters > num_stray:
+    if num_letters >= num_stray:
         return "utf-8"
     if num_in_runs > _MOST_IN_RUNS * num_stray or num_unknown > _MOST_UNKNOWN * num_stray:
         raise DataError(

@@ -500,6 +500,13 @@ def test_one_byte_that_is_not_utf8_does_not_make_the_other_letters_wrong(tmp_pat
     assert (problem.code, problem.rows) == ("DATA-UTF8", (21,)) and "line 22: `prompt` has a byte (0xe9)" in problem.what
 
 
+def test_as_many_letters_in_utf8_as_stray_bytes_are_utf8(tmp_path: Path) -> None:
+    """Letters of two bytes that fit do not come about by chance."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes("prompt,completion\nWhere?,In a café\n".encode() + b"Why?,Because \xff\n")
+    assert [said(row) for row in read(path, tmp_path / "out")[1]] == [[("user", "Where?"), ("assistant", "In a café")]]
+
+
 @pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "cp1251", "mac_roman"])
 def test_a_table_in_an_encoding_that_cannot_be_told_is_refused(encoding: str, tmp_path: Path) -> None:
     asked = {"shift_jis": "質問です、ね", "gb18030": "这是问题", "cp1251": "Вопрос о реке", "mac_roman": "Où est l'été"}[encoding]
