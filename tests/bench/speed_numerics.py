@@ -1,6 +1,6 @@
 """Fast against plain on the same real text: losses and gradient norms of every step, and the trained adapters' evaluation losses.
 
-usage: python tests/bench/speed_numerics.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50] [--float32]
+usage: python tests/bench/speed_numerics.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50] [--shape 4 256 2] [--chat] [--bfloat16 | --float32]
 Whole rows and packed ones, dropout 0, one seed. `eager` is the plain stack again with another attention: how far rounding alone goes.
 Two runs that differ by a rounding drift apart; where one follows another, it takes that one's adapter before every step, so that each step
 is compared by itself.
@@ -109,18 +109,26 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shape", type=int, nargs=3, default=(4, 256, 2), help="micro-batch, tokens of a row, gradient accumulation")
+    parser.add_argument(
+        "--chat", action="store_true", help="the text's pieces are answers in the model's chat template, as a run's rows are"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="only what is computed in bfloat16")
     parser.add_argument("--float32", action="store_true", help="only what is computed in float32")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     common = [given.model, "--text", given.text, "--dropout", "0", "--steps", str(given.steps), "--eval-rows", "24"]
+    common += ["--chat"] if given.chat else []
     rows: dict[str, dict[str, Any]] = {}
     if given.float32:
         exact = [name for name in RUNS if "float32" in name]
         for pair in (exact[:2], exact[2:]):
             rows |= run_all([*common, "--seq", "128", "--bs", "1", "--ga", "2"], {name: RUNS[name] for name in pair}, folder)
     else:
+        rows_at_once, tokens, accumulation = map(str, given.shape)
         for runs in (RUNS, FOLLOWING):
-            rows |= run_all([*common, "--seq", "256", "--bs", "4", "--ga", "2"], runs, folder)
+            wanted = {name: words for name, words in runs.items() if not (given.bfloat16 and "float32" in name)}
+            rows |= run_all([*common, "--seq", tokens, "--bs", rows_at_once, "--ga", accumulation], wanted, folder)
     pairs = {f"{one} - {other}": compare(rows[one], rows[other]) for one, other in PAIRS if one in rows and other in rows}
     for name, found in pairs.items():
         print(

@@ -39,6 +39,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-ckpt", action="store_true", help="keep all activations")
     parser.add_argument("--kept", type=int, default=0, help="fast: layers that keep their activations")
     parser.add_argument("--text", default="", help="train on this file's text instead of random tokens")
+    parser.add_argument(
+        "--chat", action="store_true", help="with --text: every piece is the answer to a question, in the model's chat template"
+    )
     parser.add_argument("--eval-rows", type=int, default=0)
     parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
     parser.add_argument("--profile", action="store_true")
@@ -66,8 +69,19 @@ def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]
     if a.text:
         ids = tokenizer(Path(a.text).read_text(encoding="utf-8"))["input_ids"]
         starts = rng.integers(0, max(1, len(ids) - a.seq), count)
-        return [ids[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+        before, after = around(tokenizer) if a.chat else ([], [])
+        kept = [max(1, n - len(before) - len(after)) for n in lengths]
+        return [before + ids[s : s + n] + after for s, n in zip(starts, kept, strict=True)]
     return [rng.integers(5, 300, n).tolist() for n in lengths]
+
+
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens before and after an answer in the model's chat template."""
+    question = {"role": "user", "content": "Go on with this text."}
+    asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "@"}], tokenize=False)
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (asked, whole[len(asked) + 1 :])]
+    return ids[0], ids[1]
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
         PART=columns is not None,
         BLOCK=1024,
         num_warps=4,
+        enable_fp_fusion=False,  # fused, double quantization's sum would be rounded once instead of twice: other weights than bitsandbytes'
     )
 
 
