@@ -12,7 +12,7 @@ from qlora_ui.base.units import GIB, MIB
 from qlora_ui.estimate.activations import tile_rows
 from qlora_ui.estimate.adapter import adapter_of, layer_problems, optimizer_bytes
 from qlora_ui.estimate.deltas import deltas
-from qlora_ui.estimate.memory import PARTS, estimate_memory, quantized_bytes
+from qlora_ui.estimate.memory import PARTS, MemoryEstimate, estimate_memory, quantized_bytes
 from qlora_ui.estimate.precision import adapter_bytes, compute_dtype
 from qlora_ui.estimate.quantization import explain
 from qlora_ui.estimate.workload import DataShape, workload_of
@@ -210,3 +210,16 @@ def test_what_was_not_measured_is_doubted_and_given_twice_the_range() -> None:
 def test_layers_that_the_model_does_not_have_are_named(changes: dict[str, str], says: str) -> None:
     problems = layer_problems(QWEN, PLAIN.changed(changes).lora)
     assert says in " ".join(problem.sentence() for problem in problems) and bool(problems) == bool(says)
+
+
+def test_a_base_that_is_split_over_cards_or_machines_need_not_fit_one() -> None:
+    def split(processes: int, machines: int) -> MemoryEstimate:
+        values = {"launch.num_processes": processes, "launch.num_machines": machines, "launch.sharding": "fsdp"}
+        config = PLAIN.changed({"launch.where": "process", "quant.storage": "bfloat16", **values})
+        return estimate_memory(QWEN, config, CARD)
+
+    whole = estimate_memory(QWEN, PLAIN, CARD).parts["weights_4bit"]
+    two, over_machines, eight = split(2, 1), split(1, 2), split(8, 1)
+    assert two.parts == over_machines.parts
+    assert two.parts["weights_4bit"] == whole // 2 + whole // 28 and eight.parts["weights_4bit"] == whole // 8 + whole // 28
+    assert two.moment != "loading" != eight.moment and eight.total_bytes < two.total_bytes
