@@ -19,6 +19,7 @@ from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.apply import FastReport, apply_fast_path, remove_fast_path
 from qlora_ui.engine.fast.packing import PackedCollator, pack_examples
 from qlora_ui.engine.load import compute_dtype, keep_layers, load_quantized
+from qlora_ui.engine.master_weights import MasterAdamW
 from qlora_ui.engine.randomness import untouched_randomness
 from qlora_ui.engine.trainer import QloraTrainer, Session, match_adapter_dtype, training_arguments
 from qlora_ui.settings.intervals import Intervals
@@ -111,9 +112,15 @@ def build_trainer(model: Any, ground: Ground, session: Session, control: Control
         peft_config=LoraConfig(**lora_arguments(config)),
         callbacks=[control, recorder],
         session=session,
+        # Adapters of other arithmetic are in fp32 themselves.
+        optimizer_cls_and_kwargs=_on_masters(args) if config.train.optimizer == "adamw_fp32" and dtype == "bfloat16" else None,
     )
     match_adapter_dtype(trainer.model, dtype)
     return trainer
+
+
+def _on_masters(args: SFTConfig) -> tuple[type[MasterAdamW], dict[str, Any]]:
+    return MasterAdamW, QloraTrainer.get_optimizer_cls_and_kwargs(args)[1]
 
 
 def enable_fast(trainer: QloraTrainer, rows: Rows, config: RunConfig, lock: threading.Lock, note: Callable[[str], None]) -> FastReport:

@@ -159,7 +159,7 @@ def make_room(config: RunConfig, at_once: AtOnce) -> list[dict[str, Any]]:
         ideas.append({"label": f"Adapter size {config.lora.rank // 2}", "values": {"lora.rank": config.lora.rank // 2}})
     if not config.quant.double_quant:
         ideas.append({"label": "Compress the scales too", "values": {"quant.double_quant": True}})
-    if config.train.optimizer == "adamw":
+    if config.train.optimizer in ("adamw", "adamw_fp32"):
         ideas.append({"label": "8-bit optimizer", "values": {"train.optimizer": "paged_adamw_8bit"}})
     return ideas[:3]
 

@@ -310,7 +310,9 @@ def _optimizer_states(model: Any, request: dict[str, Any], trace: Trace) -> list
         trace.segment = Segment("setup", "optimizer", int(parts[1].split(".")[0]) if len(parts) == 2 else None)
         count = parameter.numel()
         kind = request["optimizer"]
-        if kind == "adamw":
+        if kind == "adamw_fp32" and parameter.dtype != torch.float32:
+            states += [torch.empty(count, dtype=torch.float32) for _ in range(3)]
+        elif kind in ("adamw", "adamw_fp32"):
             states += [torch.empty_like(parameter), torch.empty_like(parameter)]
         elif kind == "paged_adamw_32bit" or count < 4096:
             states += [torch.empty(count, dtype=torch.float32), torch.empty(count, dtype=torch.float32)]

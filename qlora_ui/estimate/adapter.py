@@ -84,8 +84,11 @@ def optimizer_bytes(optimizer: str, num_params: int, bytes_each: int) -> int:
     """States of the optimizer.
 
     torch's AdamW keeps two numbers in the parameter's own dtype; bitsandbytes two of 8 bits with an absmax (fp32) for each 256, or two
-    of 32 bits. Paged states are managed memory: the driver may move them out, until then they are on the card.
+    of 32 bits. Paged states are managed memory: the driver may move them out, until then they are on the card. Master weights are a copy
+    in fp32, with states in fp32, of weights that are not in fp32 themselves.
     """
+    if optimizer == "adamw_fp32":
+        return (12 if bytes_each < 4 else 8) * num_params
     if optimizer == "adamw":
         return 2 * bytes_each * num_params
     if optimizer == "paged_adamw_32bit":

@@ -143,7 +143,7 @@ def _ladder(facts: ModelFacts, config: RunConfig, data: DataShape | None) -> Ite
         yield {"model.attention": "auto"}
     if config.lora.dropout:
         yield {"lora.dropout": 0.0}
-    if config.train.optimizer in ("adamw", "paged_adamw_32bit"):
+    if config.train.optimizer in ("adamw", "adamw_fp32", "paged_adamw_32bit"):
         yield {"train.optimizer": "adamw_8bit"}
     if config.lora.dora:
         yield {"lora.dora": False}

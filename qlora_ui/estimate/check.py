@@ -26,6 +26,7 @@ from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.upstream import optimizer_on
 
 TIMEOUT_S, USUAL_S, LOOK_S = 300, 7.0, 0.1
 _MODULE = "qlora_ui.engine.simulate"
@@ -85,7 +86,7 @@ def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Dept
         "has_flash": work.has_flash,
         "attention": "cpu" if work.is_cpu else "math" if work.attention == "math" else "fused",
         "accumulates": config.train.accumulation > 1,
-        "optimizer": "adamw" if work.is_cpu else config.train.optimizer,
+        "optimizer": optimizer_on(config, is_cpu=work.is_cpu),
     }
 
 

@@ -17,6 +17,7 @@ from qlora_ui.estimate.workload import DataShape, Workload, fast_path_obstacle, 
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.upstream import optimizer_on
 
 PARTS = (
     "weights_4bit",
@@ -131,7 +132,7 @@ def _static_parts(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: 
         "weights_4bit": in_4bit,
         "weights_16bit": in_16bit,
         "adapter": trained * work.adapter_bytes,
-        "optimizer": optimizer_bytes("adamw" if work.is_cpu else config.train.optimizer, trained, work.adapter_bytes),
+        "optimizer": optimizer_bytes(optimizer_on(config, is_cpu=work.is_cpu), trained, work.adapter_bytes),
     }
 
 

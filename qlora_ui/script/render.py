@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from qlora_ui.settings.intervals import Intervals
@@ -42,6 +43,7 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
         ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
     )
     stopper = "EarlyStoppingCallback, " if _stops(config, facts) else ""
+    on_masters = config.train.optimizer == "adamw_fp32"
     # A folder may have quotes in its name, which would end the text here and begin the program.
     model = facts.model.replace('"', "'").replace("\\", "/")
     return f'''"""QLoRA fine-tuning of {model}{f", as in the run {facts.run_id}" if facts.run_id else ""}.
@@ -56,8 +58,8 @@ the same as tokens: columns input_ids and labels, where -100 marks what is not l
 import json
 import os
 import sys
-from pathlib import Path
-
+{"from collections.abc import Callable, Iterable" + chr(10) if on_masters else ""}from pathlib import Path
+{"from typing import Any" + chr(10) if on_masters else ""}
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import bitsandbytes as bnb
 import torch
@@ -108,10 +110,10 @@ def _training(config: RunConfig, facts: ScriptFacts) -> str:
 lora = {lora}
 args = {sft}
 
-set_seed({config.train.seed})
+{_masters(config)}set_seed({config.train.seed})
 trainer = SFTTrainer(
     model=model, args=args, peft_config=lora, processing_class=tokenizer,
-    train_dataset=data["train"], eval_dataset={'data["eval"]' if facts.has_eval else "None"},{_stopping(config, facts)}
+    train_dataset=data["train"], eval_dataset={'data["eval"]' if facts.has_eval else "None"},{_stopping(config, facts)}{_on_masters(config)}
 )
 if DTYPE != torch.bfloat16:
     # TRL makes adapters bf16, which fp16's loss scaling cannot work with and fp32 does not want.
@@ -124,6 +126,21 @@ trainer.save_model(str(HERE / "adapter"))
 history = json.dumps(trainer.state.log_history, indent=1)
 (HERE / "history.json").write_text(history, encoding="utf-8")
 """
+
+
+def _masters(config: RunConfig) -> str:
+    """The optimizer on fp32 master weights, as the app has it: no library offers one."""
+    if config.train.optimizer != "adamw_fp32":
+        return ""
+    source = (resources.files("qlora_ui") / "engine/master_weights.py").read_text(encoding="utf-8")
+    return source[source.index("class MasterAdamW") :].replace("  # type: ignore[misc]", "") + "\n\n"
+
+
+def _on_masters(config: RunConfig) -> str:
+    if config.train.optimizer != "adamw_fp32":
+        return ""
+    chosen = "(MasterAdamW, SFTTrainer.get_optimizer_cls_and_kwargs(args)[1])"
+    return f"\n    optimizer_cls_and_kwargs={chosen} if DTYPE == torch.bfloat16 else None,"
 
 
 def _revision(config: RunConfig) -> str:

@@ -37,6 +37,8 @@ def render_trl_yaml(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, comp
         "#   pip install -r requirements.txt && trl sft --config trl_sft.yaml\n"
         "# model_name_or_path may also be the folder of the base model. tokens/ holds input_ids and labels (-100: not learned).\n"
     )
+    if config.train.optimizer == "adamw_fp32":
+        head += "# The run's optimizer kept fp32 master weights of a bf16 adapter; TRL has no word for that, the curve will be close.\n"
     return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
 
 

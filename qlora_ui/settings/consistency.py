@@ -66,6 +66,13 @@ def _training_rules(config: RunConfig) -> list[Rule]:
             "Give the number of layers to keep, or choose “every layer”",
         ),
         (
+            train.optimizer == "adamw_fp32" and config.launch.sharding == "fsdp",
+            "train.optimizer",
+            "fp32 master weights do not work with a split base",
+            "FSDP keeps the optimizer's states of the weights themselves, in shares",
+            "Choose AdamW or another optimizer, or switch FSDP off",
+        ),
+        (
             evaluation.patience > 0 and evaluation.share == 0,
             "eval.patience",
             "stopping early needs held-back rows",

@@ -8,6 +8,7 @@ from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
+    "adamw_fp32": "adamw_torch_fused",  # on fp32 copies: `engine/master_weights.py`
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
     "paged_adamw_32bit": "paged_adamw_32bit",
@@ -37,6 +38,12 @@ def lora_arguments(config: RunConfig) -> dict[str, Any]:
     arguments["lora_alpha"] = config.alpha
     arguments["modules_to_save"] = list(config.lora.modules_to_save) or None
     return {**arguments, "bias": "none", "task_type": "CAUSAL_LM"}
+
+
+def optimizer_on(config: RunConfig, *, is_cpu: bool) -> str:
+    """The optimizer that trains: bitsandbytes' need an NVIDIA card, and AdamW stands in for them on a CPU."""
+    chosen = config.train.optimizer
+    return "adamw" if is_cpu and chosen != "adamw_fp32" else chosen
 
 
 def sft_arguments(config: RunConfig, *, on_gpu: bool, compute_dtype: str) -> dict[str, Any]:

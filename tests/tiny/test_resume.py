@@ -23,6 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32 arithmetic": {},
     "bf16 arithmetic": {"quant__compute_dtype": "bfloat16"},
+    "fp32 master weights": {"quant__compute_dtype": "bfloat16", "train__optimizer": "adamw_fp32"},
 }
 
 

@@ -66,6 +66,7 @@ def test_adapter_gradients_and_optimizer_by_hand() -> None:
 def test_optimizers() -> None:
     assert optimizer_bytes("adamw", 1000, 4) == 8000
     assert optimizer_bytes("paged_adamw_32bit", 1000, 2) == 8000
+    assert (optimizer_bytes("adamw_fp32", 1000, 2), optimizer_bytes("adamw_fp32", 1000, 4)) == (12000, 8000)
     assert optimizer_bytes("adamw_8bit", 25600, 2) == 2 * 25600 + 8 * 100
 
 

@@ -108,14 +108,15 @@ class TrainSection(Section):
         gt=0,
         le=1000,
     )
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
+    optimizer: Literal["adamw", "adamw_fp32", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
         "adamw",
-        "AdamW is fastest; the 8-bit and paged ones save memory when the adapter is very large.",
+        "AdamW is fastest. Master weights keep what bf16 rounds away of a step, for a little memory; the 8-bit and paged ones save some.",
         label="Optimizer",
         to="sft.optim",
         affects=("memory", "time"),
         choices={
             "adamw": "AdamW",
+            "adamw_fp32": "AdamW, fp32 master weights",
             "adamw_8bit": "AdamW 8-bit",
             "paged_adamw_8bit": "AdamW 8-bit, paged",
             "paged_adamw_32bit": "AdamW 32-bit, paged",
