@@ -92,7 +92,9 @@ class RunList:
                 if is_all or kept is None or place < NEWEST or not _is_over(kept[1].status):
                     version = _version(run)
                     if kept is None or kept[0] != version:
-                        kept = known[run.id] = (version, row_of(self._view(run)))
+                        # What ended long ago is read for its row only: in memory all runs together would take gigabytes.
+                        look = self._view if kept is not None or place < NEWEST else read_run
+                        kept = known[run.id] = (version, row_of(look(run)))
                         # A live run changes every second; it is written down when it has ended.
                         changed = changed or not kept[1].status.is_live
                 row = kept[1]

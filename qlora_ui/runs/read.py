@@ -38,6 +38,11 @@ from qlora_ui.runs.timing import seconds_left, seconds_per_step
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
+MOST_POINTS = 1_000_000
+"""Of the curves of runs that nobody looks at now; each takes some 300 bytes."""
+OPEN_S = 20.0
+"""A page looks at its run each second, one in the background each 15."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunView:
@@ -208,9 +213,16 @@ class RunReader:
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
+        self.looked_at = 0.0
+        """Monotonic seconds; what keeps the readers sets it."""
         self._lock = threading.Lock()
         self._view: RunView | None = None
         self._reset()
+
+    @property
+    def num_points(self) -> int:
+        """Points of its curves in memory."""
+        return len(self._picture.steps) + len(self._picture.memory)
 
     @property
     def latest(self) -> RunView | None:
@@ -293,9 +305,9 @@ _MOMENT: ContextVar[dict[str, RunView] | None] = ContextVar("moment", default=No
 class RunReaders:
     """One reader for each run of a workspace that was looked at lately; what all pages of an app share."""
 
-    def __init__(self, workspace: Workspace, keep: int = 64) -> None:
+    def __init__(self, workspace: Workspace, keep: int = 64, most_points: int = MOST_POINTS) -> None:
         self._workspace = workspace
-        self._keep = keep
+        self._keep, self._most_points = keep, most_points
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, RunReader] = OrderedDict()
 
@@ -330,12 +342,26 @@ class RunReaders:
     def _view_of_now(self, run: RunDir) -> RunView:
         with self._lock:
             reader = self._readers.get(run.id)
+            is_new = reader is None
             if reader is None:
                 reader = self._readers[run.id] = RunReader(run)
+            reader.looked_at = time.monotonic()
             self._readers.move_to_end(run.id)
-            while len(self._readers) > self._keep:
-                self._readers.popitem(last=False)
-        return reader.view()
+        view = reader.view()
+        if is_new:
+            self._forget_oldest()
+        return view
+
+    def _forget_oldest(self) -> None:
+        """Runs of many steps count for what they take, but for those that a page looks at: they would be read again each second."""
+        with self._lock:
+            points = sum(reader.num_points for reader in self._readers.values())
+            for run_id, reader in list(self._readers.items()):
+                is_open = time.monotonic() - reader.looked_at < OPEN_S
+                if len(self._readers) <= self._keep and (points <= self._most_points or is_open):
+                    return
+                points -= reader.num_points
+                del self._readers[run_id]
 
 
 def read_run(run: RunDir) -> RunView:

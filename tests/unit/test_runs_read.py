@@ -156,6 +156,35 @@ def test_broken_lines_and_newer_events_are_passed_over(run: RunDir) -> None:
     assert [event.step for event in read_run(run).steps] == [1, 2]
 
 
+def test_a_loss_that_is_no_number_is_read_as_it_was_written(run: RunDir) -> None:
+    JournalWriter(run.journal_path).write(StepLogged(loss=float("nan"), learning_rate=1e-4, epoch=0.1, tokens=8, tokens_per_s=9.0, step_s=1.0))
+    step = read_events(run.journal_path)[-1]
+    assert isinstance(step, StepLogged) and step.loss != step.loss
+
+
+def test_long_runs_leave_the_memory_once_no_page_looks_at_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [write_run(workspace, num_steps=40) for _ in range(4)]
+    readers = RunReaders(workspace, most_points=100)
+    for run in runs:
+        readers.view(run)
+    # Each is looked at now, by some page: to forget it would mean to read it again each second.
+    assert all(readers.latest(run.id) for run in runs)
+    now = time.monotonic() + 60
+    monkeypatch.setattr("qlora_ui.runs.read.time.monotonic", lambda: now)
+    readers.view(runs[0])
+    newest = write_run(workspace, num_steps=4)
+    readers.view(newest)
+    assert [bool(readers.latest(run.id)) for run in (*runs, newest)] == [True, False, False, False, True]
+
+
+def test_the_first_list_of_many_runs_keeps_the_newest_in_memory_only(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "NEWEST", 2)
+    runs = [write_run(workspace, num_steps=4) for _ in range(4)]
+    readers = RunReaders(workspace)
+    assert [row.step for row in RunList(workspace, readers.view).rows()] == [4] * 4
+    assert [bool(readers.latest(run.id)) for run in runs] == [False, False, True, True]
+
+
 def test_a_journal_that_was_replaced_is_read_anew(run: RunDir) -> None:
     reader = RunReader(run)
     JournalWriter(run.journal_path).write(step(1))
