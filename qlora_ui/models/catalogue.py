@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from qlora_ui.models.folder import INCOMPLETE, read_folder, refuse_config
 from qlora_ui.models.hub_cache import cached_models, cached_snapshot, is_hub_name
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings.sections import BUILTIN_MODEL
+
+_Files = tuple[Path, frozenset[tuple[str, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class ModelEntry:
     """Why it cannot be used, in words; empty where it can."""
     is_begun: bool = False
     """Of the Hub, and a download brings what is missing or damaged."""
+
+
+_entries: dict[str, tuple[_Files, ModelEntry]] = {}
+"""Of models that can be used, by id, with what lay in their folders."""
 
 
 def is_hub_id(model_id: str) -> bool:
@@ -131,9 +138,28 @@ def _builtin_entry(workspace: Folders) -> ModelEntry:
 
 
 def _folder_entry(model_id: str, title: str, kind: str, folder: Path) -> ModelEntry:
+    """Read once for what lies in the folder: a large model's headers take 10 to 15 ms, and pages ask for dozens of models often."""
+    files = _files_in(folder)
+    known = _entries.get(model_id)
+    if known is not None and known[0] == (folder, files):
+        return known[1]
     try:
         found = read_folder(folder)
     except ModelError as error:
+        # Not kept: what could not be read may be readable the next time.
         words = " ".join(replace(problem, where="").sentence() for problem in error.problems)
         return ModelEntry(model_id, title, kind, folder, 0, None, words, kind == "hub" and error.code in INCOMPLETE)
-    return ModelEntry(model_id, title, kind, folder, found.size_bytes, found.facts)
+    entry = ModelEntry(model_id, title, kind, folder, found.size_bytes, found.facts)
+    _entries[model_id] = ((folder, files), entry)
+    return entry
+
+
+def _files_in(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Name, size and time of change of each file; the Hub's cache has links to them."""
+    found = set()
+    with contextlib.suppress(OSError), os.scandir(folder) as listing:
+        for file in listing:
+            with contextlib.suppress(OSError):
+                stat = file.stat()
+                found.add((file.name, stat.st_size, stat.st_mtime_ns))
+    return frozenset(found)

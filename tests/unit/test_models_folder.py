@@ -13,7 +13,7 @@ from model_files import CONFIG, model_files, safetensors_bytes, write_model
 from qlora_ui.base.errors import ModelError
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts, needs_download
-from qlora_ui.models.folder import MAX_TOKENIZER_BYTES, read_folder
+from qlora_ui.models.folder import MAX_TOKENIZER_BYTES, FolderFacts, read_folder
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -144,6 +144,26 @@ def test_planted_code_is_never_imported(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         read_folder(write_model(tmp_path / "m", files))
     assert not canary.exists()
+
+
+def test_a_model_in_the_list_is_read_again_only_where_its_folder_changed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(workspace.root / "hub"))
+    read: list[str] = []
+
+    def counted(folder: Path) -> FolderFacts:
+        read.append(folder.name)
+        return read_folder(folder)
+
+    monkeypatch.setattr("qlora_ui.models.catalogue.read_folder", counted)
+    mine = write_model(workspace.models / "mine")
+    write_model(workspace.models / "torn", {"config.json": json.dumps(CONFIG).encode()})
+    first = list_models(workspace)
+    assert list_models(workspace) == first and read == ["mine", "torn", "torn"]
+    (mine / "README.md").write_text("---\nlicense: mit\n---\n")
+    facts = list_models(workspace)[1].facts
+    assert facts is not None and facts.licence == "mit"
+    (mine / "model.safetensors").unlink()
+    assert list_models(workspace)[1].problem
 
 
 def test_the_list_has_the_builtin_first_and_tells_what_is_wrong(

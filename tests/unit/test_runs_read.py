@@ -157,7 +157,9 @@ def test_broken_lines_and_newer_events_are_passed_over(run: RunDir) -> None:
 
 
 def test_a_loss_that_is_no_number_is_read_as_it_was_written(run: RunDir) -> None:
-    JournalWriter(run.journal_path).write(StepLogged(loss=float("nan"), learning_rate=1e-4, epoch=0.1, tokens=8, tokens_per_s=9.0, step_s=1.0))
+    JournalWriter(run.journal_path).write(
+        StepLogged(loss=float("nan"), learning_rate=1e-4, epoch=0.1, tokens=8, tokens_per_s=9.0, step_s=1.0)
+    )
     step = read_events(run.journal_path)[-1]
     assert isinstance(step, StepLogged) and step.loss != step.loss
 

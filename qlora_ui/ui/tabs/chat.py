@@ -9,7 +9,6 @@ import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
-from qlora_ui.models.catalogue import list_models
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
@@ -144,7 +143,7 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
         if len(runs) >= MOST_RUNS:
             break
     models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
-    models |= {entry.id: entry.title for entry in list_models(service.workspace) if entry.folder is not None and not entry.problem}
+    models |= {entry.id: entry.title for entry in service.models() if entry.folder is not None and not entry.problem}
     alone = [{"key": f"model|{model_id}|", "label": title} for model_id, title in models.items()]
     groups = [{"label": "Your runs", "options": runs}, {"label": "Base models alone", "options": alone}]
     return [group for group in groups if group["options"]]
