@@ -64,6 +64,21 @@ def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
     assert END in _talk(service, {})["turns"][0]
 
 
+def test_a_page_is_sent_the_turns_that_it_lacks(workspace: Workspace) -> None:
+    service = Service(workspace)
+    for word in ("one", "two"):
+        service.desk.history.ask(word)
+        service.desk.history.add("base", f"{word} again")
+        service.desk.notes.append(TurnNotes())
+    first = _talk(service, {})
+    assert all("again" in html for html in first["turns"]) and len(first["marks"]) == 2
+    assert _talk(service, {"has": first["marks"]})["turns"] == [None, None]
+    service.desk.history.add("base", " and more")
+    had, changed = _talk(service, {"has": first["marks"]})["turns"]
+    assert had is None and "two again and more" in changed
+    assert None not in _talk(service, {"has": "of a stranger"})["turns"] and None not in _talk(service, {"has": ["0", None]})["turns"]
+
+
 def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspace: Workspace) -> None:
     run = write_run(workspace, end="done")
     run.data.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ function mountChat(id, element, server) {
   let state = { version: 0, turns: [], targets: [] };
   let polling = false;
   let shown = [];
+  let marks = []; // of what is shown, by which the app knows what it need not send again
   let keys = "";
   let failure = ""; // of what was last done here; it stays until something else is done
   let again = 0;
@@ -21,7 +22,7 @@ function mountChat(id, element, server) {
   /* Returns whether it was done. */
   async function ask(asked) {
     try {
-      const next = await server.talk({ version: state.version, ...asked });
+      const next = await server.talk({ version: state.version, has: marks, ...asked });
       if (asked.do) failure = next.failure;
       show(next);
     } catch (error) {
@@ -41,7 +42,7 @@ function mountChat(id, element, server) {
     polling = true;
     try {
       while (state.busy) {
-        show(await server.talk({ version: state.version }));
+        show(await server.talk({ version: state.version, has: marks }));
         await new Promise((done) => setTimeout(done, 60));
       }
     } catch (error) {
@@ -66,7 +67,7 @@ function mountChat(id, element, server) {
       if (failure === LOST) failure = "";
       sent = null;
     }
-    drawTurns(next.turns);
+    drawTurns(next.turns, next.marks);
     if (near || grown) log.scrollTop = log.scrollHeight;
     at("empty").hidden = next.turns.length > 0;
     at("empty-title").textContent = next.canCompare ? "Ask both the same question" : "Ask the base model";
@@ -111,9 +112,12 @@ function mountChat(id, element, server) {
     if (document.activeElement !== field && field.value !== value) field.value = value;
   }
 
-  function drawTurns(turns) {
+  function drawTurns(turns, told) {
     turns.forEach((html, place) => {
+      if (html === null) return;
+      marks[place] = told[place];
       if (shown[place] === html) return;
+      shown[place] = html;
       const old = log.querySelector(`[data-turn="${place}"]`);
       const node = document.createElement("section");
       node.className = "q-turn";
@@ -128,7 +132,7 @@ function mountChat(id, element, server) {
       } else log.appendChild(node);
     });
     for (const node of [...log.querySelectorAll("[data-turn]")]) if (Number(node.dataset.turn) >= turns.length) node.remove();
-    shown = turns.slice();
+    shown.length = marks.length = turns.length;
   }
 
   function drawTargets(next) {

@@ -16,7 +16,7 @@ from qlora_ui.ui.chat_desk import ChatDesk, Who
 from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.chat_view import context_line, state_line, turn_html
+from qlora_ui.ui.views.chat_view import context_line, kept_turn_html, state_line
 from qlora_ui.ui.views.words import ago, describe_model
 
 POLL_S = 0.8
@@ -75,11 +75,12 @@ def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
         return None
 
     extra, problems = attempt(act, "talk")
-    return {**_drawn(service, desk), **(extra or {}), "failure": problems_html(problems) if problems else ""}
+    drawn = _drawn(service, desk, asked.get("has"))
+    return {**drawn, **(extra or {}), "failure": problems_html(problems) if problems else ""}
 
 
-def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
-    """The whole conversation; turns are compared by the page, which replaces those that changed."""
+def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
+    """The whole conversation; a turn whose mark is among those that the page `has`, at its place, is None."""
     if not desk.is_chosen:
         _propose_newest(service, desk)
     loaded = _loaded(service)
@@ -88,7 +89,7 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
         last = len(desk.history.turns) - 1
         asked_of = [turn.asked_of for turn in desk.history.turns]
         turns = [
-            turn_html(
+            kept_turn_html(
                 index,
                 turn,
                 desk.notes[index],
@@ -99,10 +100,16 @@ def _drawn(service: Service, desk: ChatDesk) -> dict[str, Any]:
             )
             for index, turn in enumerate(desk.history.turns)
         ]
+        # An answer of a hundred pieces would else bring a long conversation a hundred times.
+        marks = [f"{hash(html) & 0xFFFFFFFFFFFF:x}" for html in turns]
+        had = has if isinstance(has, list) else []
         return {
             "version": desk.version,
             "heard": list(desk.heard),
-            "turns": turns,
+            "turns": [
+                None if had[index : index + 1] == [mark] else html for index, (html, mark) in enumerate(zip(turns, marks, strict=True))
+            ],
+            "marks": marks,
             "busy": desk.busy,
             "state": state_line(desk.busy, desk.doing),
             "problems": problems_html(desk.problems) if desk.problems else "",

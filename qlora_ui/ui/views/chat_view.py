@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import Any
 
 from qlora_ui.base.units import format_percent
@@ -14,9 +15,27 @@ SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
 STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
 TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
 END = '<p class="q-turn-end">Another model answers from here. It sees nothing of what was said above.</p>'
+MOST_TURNS = 1_000
+_turns: OrderedDict[tuple[Any, ...], str] = OrderedDict()
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"&#96;(.+?)&#96;")  # as `escape` leaves backticks
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+
+
+def kept_turn_html(
+    index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), is_end: bool = False
+) -> str:
+    """`turn_html`, kept where the turn is answered: a page asks for all of them with each piece of an answer."""
+    if is_answering:
+        return turn_html(index, turn, notes, is_last=is_last, is_answering=is_answering, waiting=waiting, is_end=is_end)
+    known = ((side, repr(answer)) for side, answer in notes.answers.items())
+    key = (index, turn.question, tuple(turn.answers.items()), notes.reference, tuple(known), is_last, is_end)
+    html = _turns.get(key)
+    if html is None:
+        html = _turns[key] = turn_html(index, turn, notes, is_last=is_last, is_answering=False, is_end=is_end)
+        if len(_turns) > MOST_TURNS:
+            _turns.popitem(last=False)
+    return html
 
 
 def turn_html(
