@@ -127,6 +127,11 @@ class MemoryMeasured(Event):
     at: str = "step"
     """`dry-run`, `step` or `end`: only these are compared with the prediction; `tick` is a point of the live line."""
 
+    @property
+    def measured_bytes(self) -> int | None:
+        """What the process takes of the card (NVML), or of the machine on a CPU; the allocator's figure where nobody else knows."""
+        return self.process_bytes or self.reserved_bytes or self.allocated_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved(Event):

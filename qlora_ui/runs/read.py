@@ -83,6 +83,10 @@ class RunView:
     """Time in jobs, without the pauses between them."""
     time_left_s: float | None
     step_s: float | None
+    peak_bytes: int | None
+    """Highest memory so far: the allocator's peak on a card, the process's on a CPU."""
+    peak_measured_bytes: int | None
+    """The highest point of the memory line, which is what a prediction is for."""
 
     @property
     def id(self) -> str:
@@ -106,12 +110,6 @@ class RunView:
     @property
     def best_eval(self) -> EvalLogged | None:
         return min(self.evals, key=lambda event: event.loss, default=None)
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Highest memory so far: the allocator's peak on a card, the process's on a CPU."""
-        peaks = [event.peak_allocated_bytes or event.process_bytes for event in self.memory]
-        return max((peak for peak in peaks if peak), default=None)
 
     @property
     def energy_j(self) -> float | None:
@@ -144,6 +142,8 @@ class _Picture:
     earlier_s: float = 0.0
     """Time in attempts before the present one."""
     latest: float = 0.0
+    peak_bytes: int = 0
+    peak_measured_bytes: int = 0
 
     def add(self, event: Event) -> None:
         if isinstance(event, Queued | Started):
@@ -173,6 +173,9 @@ class _Picture:
                 self.evals.append(event)
             case MemoryMeasured():
                 self.memory.append(event)
+                # Counted as they come: long runs have a hundred thousand, and a page asks each second.
+                self.peak_bytes = max(self.peak_bytes, event.peak_allocated_bytes or event.process_bytes or 0)
+                self.peak_measured_bytes = max(self.peak_measured_bytes, event.measured_bytes or 0)
                 return
             case CheckpointSaved():
                 self.checkpoints.append(event)
@@ -296,6 +299,8 @@ class RunReader:
             elapsed_s=picture.elapsed_s(now, status.is_live),
             time_left_s=left,
             step_s=seconds_per_step(picture.steps),
+            peak_bytes=picture.peak_bytes or None,
+            peak_measured_bytes=picture.peak_measured_bytes or None,
         )
 
 

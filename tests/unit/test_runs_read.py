@@ -22,6 +22,7 @@ from qlora_ui.runs.events import (
     EvalLogged,
     Failed,
     Finished,
+    MemoryMeasured,
     Noticed,
     Paused,
     PhaseChanged,
@@ -162,6 +163,17 @@ def test_a_loss_that_is_no_number_is_read_as_it_was_written(run: RunDir) -> None
     )
     step = read_events(run.journal_path)[-1]
     assert isinstance(step, StepLogged) and step.loss != step.loss
+
+
+def test_the_highest_memory_is_counted_as_it_comes(run: RunDir) -> None:
+    reader = RunReader(run)
+    assert (reader.view().peak_bytes, reader.view().peak_measured_bytes) == (None, None)
+    journal = JournalWriter(run.journal_path)
+    measured: dict[str, Any] = {"allocated_bytes": None, "device_used_bytes": 90, "device_total_bytes": 99}
+    for peak, process, reserved in ((None, 7, 5), (4, 9, 6), (8, None, 6), (3, 2, 1)):
+        journal.write(MemoryMeasured(peak_allocated_bytes=peak, process_bytes=process, reserved_bytes=reserved, **measured))
+        reader.view()
+    assert (reader.view().peak_bytes, reader.view().peak_measured_bytes) == (8, 9)
 
 
 def test_long_runs_leave_the_memory_once_no_page_looks_at_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

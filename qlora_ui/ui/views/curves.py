@@ -9,7 +9,6 @@ from typing import Any
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.runs.events import CheckpointSaved, EvalLogged, MemoryMeasured, StepLogged
 from qlora_ui.runs.read import RunView
-from qlora_ui.ui.views.measured import measured_bytes
 
 MOST_POINTS = 20_000
 """Longer curves are sent thinned to about this many points when a page opens; what follows comes in full."""
@@ -67,8 +66,7 @@ def curve_texts(view: RunView) -> dict[str, str]:
             texts["gradient"] = f"The gradient norm is {last.grad_norm:.3g} at step {last.step}."
     if best := view.best_eval:
         texts["loss"] = f"{texts.get('loss', '')} Loss on held-back rows was best at step {best.step} with {best.loss:.3g}.".strip()
-    peak = max((measured_bytes(event) or 0 for event in view.memory), default=0)
-    if peak:
+    if peak := view.peak_measured_bytes:
         predicted = view.planned.predicted_bytes if view.planned else None
         against = f"; {format_bytes(predicted)} were predicted" if predicted else ""
         texts["memory"] = f"At most {format_bytes(peak)} measured in {format_duration(view.elapsed_s)}{against}."
@@ -105,7 +103,7 @@ def _memory_line(events: Sequence[MemoryMeasured], clock: float, last_time: floa
         gap = event.time - last_time if last_time is not None else 0.0
         clock += gap if 0 <= gap <= LONGEST_GAP_S else 1.0 if gap > 0 else 0.0
         last_time = event.time
-        size = measured_bytes(event)
+        size = event.measured_bytes
         if size is not None:
             times.append(round(clock, 1))
             used.append(size)

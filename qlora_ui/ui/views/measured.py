@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 from qlora_ui.base.units import GIB, format_bytes
-from qlora_ui.runs.events import MemoryMeasured
-
-
-def measured_bytes(event: MemoryMeasured) -> int | None:
-    """What the process takes of the card (NVML), or of the machine on a CPU; the allocator's figure where nobody else knows."""
-    return event.process_bytes or event.reserved_bytes or event.allocated_bytes
 
 
 def predicted_and_measured(predicted: int | None, measured: int | None) -> str:

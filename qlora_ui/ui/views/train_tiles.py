@@ -9,7 +9,7 @@ from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs.read import RunView
 from qlora_ui.ui.markup import escape, with_units
-from qlora_ui.ui.views.measured import measured_bytes, predicted_and_measured
+from qlora_ui.ui.views.measured import predicted_and_measured
 
 JOULES_PER_WH = 3600.0
 
@@ -65,7 +65,7 @@ def _time(view: RunView) -> str:
 
 def _memory(view: RunView) -> str:
     predicted = view.planned.predicted_bytes if view.planned else None
-    measured = max((measured_bytes(event) or 0 for event in view.memory), default=0)
+    measured = view.peak_measured_bytes
     if not measured:
         return _tile("Memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
     return _tile("Memory", format_bytes(measured), predicted_and_measured(predicted, measured), "q-tile-wide")
