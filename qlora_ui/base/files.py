@@ -27,6 +27,23 @@ def disk_full_in_words(error: BaseException) -> QloraUiError | None:
     return QloraUiError("The disk is full.", why=what, fix="Free some space, then do it again", code="disk-full")
 
 
+def disk_in_words(error: BaseException) -> QloraUiError | None:
+    """What a full disk, one that is not writable or a file of somebody else's means to the user; None for every other failure."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        why = (
+            f"{error.filename} lies on a disk that the system lets nobody write to"
+            if error.filename
+            else "The system lets nobody write to it"
+        )
+        fix = "Make it writable, then do it again; one with errors becomes read-only by itself and wants to be checked"
+        return QloraUiError("The disk is read-only.", why=why, fix=fix, code="disk-read-only")
+    if isinstance(error, PermissionError) and error.filename:
+        why = "Its permissions do not allow it, or another program holds it"
+        fix = "Give yourself the right to it, or close what uses it, then do it again"
+        return QloraUiError(f"The system refuses access to {error.filename}.", why=why, fix=fix, code="disk-refused")
+    return disk_full_in_words(error)
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A place beside `path` to write its content to: at the end of the block that becomes `path`, at once and whole.

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TextIO
 
 from qlora_ui import __version__
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.files import disk_full_in_words
+from qlora_ui.base.files import disk_in_words
 
 COMMANDS = (
     "ui",
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
         except Exception as error:
             if interrupts and time.monotonic() - interrupts[-1] < AFTERMATH_S:
                 return INTERRUPTED
-            told = disk_full_in_words(error)
+            told = disk_in_words(error)
             if told is None:
                 raise
             print_error(told, as_json=wants_json)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import gradio as gr
 
 from qlora_ui.base.errors import Problem, QloraUiError
-from qlora_ui.base.files import disk_full_in_words
+from qlora_ui.base.files import disk_in_words
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.ui.markup import bullet_list, escape, sentence_case
 
@@ -28,8 +28,8 @@ TOAST_S = 12
 def handler(function: Callable[P, R]) -> Callable[P, R]:
     """A Gradio handler whose failures reach the user in words.
 
-    A QloraUiError (or a full disk) is shown as what, why and fix. Anything else is a bug of ours: logged with an id and its traceback,
-    shown as a sentence with that id. Works for plain functions and for generators.
+    A QloraUiError (or a disk that refuses) is shown as what, why and fix. Anything else is a bug of ours: logged with an id and its
+    traceback, shown as a sentence with that id. Works for plain functions and for generators.
     """
     if inspect.isgeneratorfunction(function):
 
@@ -95,8 +95,8 @@ def _log_bug(error: Exception, where: str) -> str:
 
 
 def _for_the_user(error: Exception) -> QloraUiError | None:
-    """The error, if the user can act on it: one of ours, or a full disk, wherever it was met."""
-    return error if isinstance(error, QloraUiError) else disk_full_in_words(error)
+    """The error, if the user can act on it: one of ours, or a disk that refuses, wherever it was met."""
+    return error if isinstance(error, QloraUiError) else disk_in_words(error)
 
 
 def _show(error: Exception, where: str) -> NoReturn:

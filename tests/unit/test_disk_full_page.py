@@ -33,6 +33,24 @@ def test_a_handler_names_the_disk_and_no_fault_of_the_app(workspace: Workspace) 
     assert problem.code == "disk-full"
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.EROFS, "The disk is read-only"), (errno.EACCES, "The system refuses access to"), (errno.EINVAL, "A fault in the app")],
+)
+def test_a_disk_that_refuses_is_no_fault_of_the_app(
+    code: int, said: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What a system does with a disk that has errors, in the middle of a day's work.
+    def replace(source: str, target: str) -> None:
+        raise OSError(code, os.strerror(code), str(source))
+
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(gr.Error, match=said):
+        handler(keep_pasted)("[1]", workspace)
+    assert bool(caplog.records) == (code == errno.EINVAL)
+
+
 def test_an_edit_is_drawn_and_only_not_kept(workspace: Workspace) -> None:
     service = Service(workspace)
     service.remember(service.draft({"lora.rank": 7}), "tab", is_edit=True)
