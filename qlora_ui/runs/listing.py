@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ SPARK_POINTS = 32
 LOOK_AT_ALL_S = 5.0
 NEWEST = 40
 """Of so many runs every change is seen at once, as of all that have not ended."""
+SAVE_S = 5.0
 _CACHE = "run-rows.json"
 _KIND = 2
 """Of the rows: those that an earlier version of the app has written down are read again."""
@@ -73,18 +75,25 @@ class RunList:
         self._rows: dict[str, tuple[str, RunRow]] | None = None
         self._order: list[RunDir] = []
         self._folder = -1
-        self._all_seen_at = -math.inf
+        self._all_seen_at = self._saved_at = -math.inf
+        self._unread: deque[tuple[RunDir, Callable[[RunDir], RunView]]] = deque()
 
     def forget(self) -> None:
         """Look at every run at the next call."""
         with self._lock:
             self._all_seen_at = -math.inf
 
-    def rows(self) -> list[RunRow]:
-        """All runs, newest first."""
+    def rows(self, within_s: float = math.inf) -> list[RunRow]:
+        """All runs, newest first.
+
+        Those whose journals cannot be read within `within_s` seconds are left out, or stand as they last were, until `read_next` has read
+        them: after an update that reads all of them again, a year's take a minute.
+        """
         with self._lock:
             if self._rows is None:
                 self._rows = self._load()
+            until = time.monotonic() + within_s
+            self._unread.clear()
             known, changed, rows = self._rows, False, []
             is_all = self._look_at_folder()
             for place, run in enumerate(self._order):
@@ -94,19 +103,48 @@ class RunList:
                     if kept is None or kept[0] != version:
                         # What ended long ago is read for its row only: in memory all runs together would take gigabytes.
                         look = self._view if kept is not None or place < NEWEST else read_run
-                        kept = known[run.id] = (version, row_of(look(run)))
-                        # A live run changes every second; it is written down when it has ended.
-                        changed = changed or not kept[1].status.is_live
+                        if time.monotonic() > until:
+                            self._unread.append((run, look))
+                        else:
+                            kept = known[run.id] = (version, row_of(look(run)))
+                            # A live run changes every second; it is written down when it has ended.
+                            changed = changed or not kept[1].status.is_live
+                if kept is None:
+                    continue
                 row = kept[1]
                 if row.status.is_live or row.status is Status.CRASHED:
                     row = replace(row, status=_live_status(run, row))
                 rows.append(row)
+            if self._unread:
+                self._all_seen_at = -math.inf
             gone = known.keys() - {row.id for row in rows} if is_all else set()
             for run_id in gone:
                 del known[run_id]
             if changed or gone:
                 self._save()
             return rows
+
+    @property
+    def num_unread(self) -> int:
+        """Runs that `rows` had no time for."""
+        return len(self._unread)
+
+    def read_next(self) -> bool:
+        """Read one of them while others ask for the rows; False where none is left."""
+        with self._lock:
+            if not self._unread:
+                return False
+            run, look = self._unread.popleft()
+            version, kept = _version(run), (self._rows or {}).get(run.id)
+        if kept is not None and kept[0] == version:
+            return True  # `rows` was asked while it was read, and found it missing
+        row = row_of(look(run))
+        with self._lock:
+            if self._rows is not None:
+                self._rows[run.id] = (version, row)
+                if time.monotonic() - self._saved_at > SAVE_S or not self._unread:
+                    self._save()
+        return True
 
     def _look_at_folder(self) -> bool:
         """Whether every run is to be looked at: some came or went, or it was long ago."""
@@ -133,6 +171,7 @@ class RunList:
         return rows
 
     def _save(self) -> None:
+        self._saved_at = time.monotonic()
         text = json.dumps({run_id: [version, row.as_dict()] for run_id, (version, row) in (self._rows or {}).items()}, ensure_ascii=False)
         try:
             write_text(self._workspace.cache / _CACHE, text)

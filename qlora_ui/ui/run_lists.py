@@ -16,6 +16,8 @@ from qlora_ui.settings.run_config import RunConfig
 FRESH_S = 0.9
 """All pages share one look at the folder within this time."""
 KEPT_CONFIGS = 500
+READ_S = 0.3
+"""A page waits no longer for journals that were not read before; a thread goes on with them."""
 
 
 class RunLists:
@@ -28,19 +30,36 @@ class RunLists:
         self._lock = threading.Lock()
         self._rows: tuple[float, list[RunRow]] = (0.0, [])
         self._moment: dict[str, RunView] | None = None
+        self._reading: threading.Thread | None = None
         self._configs: OrderedDict[str, RunConfig | None] = OrderedDict()
 
+    @property
+    def num_unread(self) -> int:
+        """Older runs that are not in `rows` yet, or not as they are now."""
+        return self._list.num_unread
+
     def rows(self) -> list[RunRow]:
-        """All runs, newest first."""
+        """All runs, newest first; some older ones are missing while their journals are read for the first time (`num_unread`)."""
         moment = self._readers.moment
         with self._lock:
             read_at, rows = self._rows
             # Where a page is drawn, the list is of the same moment as everything else on it.
             is_fresh = moment is self._moment if moment is not None else time.monotonic() - read_at <= FRESH_S
             if not is_fresh or not read_at:
-                rows = self._list.rows()
+                rows = self._list.rows(READ_S)
+                self._read_on()
                 self._rows, self._moment = (time.monotonic(), rows), moment
             return rows
+
+    def _read_on(self) -> None:
+        """Read in the background what there was no time for."""
+        if self._list.num_unread and (self._reading is None or not self._reading.is_alive()):
+            self._reading = threading.Thread(target=self._read, name="read-runs", daemon=True)
+            self._reading.start()
+
+    def _read(self) -> None:
+        while self._list.read_next():
+            pass
 
     def forget(self) -> None:
         """Look at the folder anew at the next call."""

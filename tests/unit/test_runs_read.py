@@ -42,6 +42,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.runs_table import reading_html
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -197,6 +198,21 @@ def test_the_first_list_of_many_runs_keeps_the_newest_in_memory_only(workspace: 
     readers = RunReaders(workspace)
     assert [row.step for row in RunList(workspace, readers.view).rows()] == [4] * 4
     assert [bool(readers.latest(run.id)) for run in runs] == [False, False, True, True]
+
+
+def test_a_page_does_not_wait_until_a_year_of_journals_is_read(workspace: Workspace) -> None:
+    runs = [write_run(workspace, num_steps=4) for _ in range(4)]
+    rows = RunList(workspace)
+    seen = []
+    for _ in range(5):
+        found = rows.rows(within_s=-1)
+        seen.append((len(found), rows.num_unread))
+        rows.read_next()
+    assert seen == [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0)] and not rows.read_next()
+    assert [row.id for row in found] == [run.id for run in reversed(runs)]
+    # The next start goes on where this one ended.
+    assert len(RunList(workspace).rows(within_s=-1)) == 4
+    assert "3 to go" in reading_html(3) and not reading_html(0)
 
 
 def test_a_journal_that_was_replaced_is_read_anew(run: RunDir) -> None:

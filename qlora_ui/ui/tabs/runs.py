@@ -17,7 +17,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.compare import comparison_html
-from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, table_html
+from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html
 
 LOG_BYTES = 30_000
 STATES = (("Any state", ""), ("Running", "live"), ("Done", "done"), ("Stopped", "stopped"), ("Paused", "paused"), ("Failed", "failed"))
@@ -82,7 +82,9 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
     number = min(int(chosen["page"]), max((len(kept) - 1) // PAGE_ROWS, 0))
     shown = kept[number * PAGE_ROWS : (number + 1) * PAGE_ROWS]
     picked = [run_id for run_id in chosen["picked"] if run_id in by_id]
-    table = table_html(shown, {row.id: lists.config(row.id) for row in shown}, picked, page=number, num_found=len(kept), num_all=len(every))
+    table = reading_html(lists.num_unread) + table_html(
+        shown, {row.id: lists.config(row.id) for row in shown}, picked, page=number, num_found=len(kept), num_all=len(every)
+    )
     pair = [by_id[run_id] for run_id in picked]
     comparison = gr.update(value="", visible=False)
     if len(pair) > 1:

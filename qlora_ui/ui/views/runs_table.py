@@ -39,6 +39,11 @@ def found(rows: Sequence[RunRow], query: str, state: str) -> list[RunRow]:
     return kept
 
 
+def reading_html(num_unread: int) -> str:
+    """That some runs are still missing in the list; empty where none is."""
+    return f'<p class="q-small q-num" role="status">Reading earlier runs: {num_unread:,} to go</p>' if num_unread else ""
+
+
 def table_html(
     rows: Sequence[RunRow],
     configs: Mapping[str, RunConfig | None],
