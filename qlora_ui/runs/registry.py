@@ -23,6 +23,8 @@ from qlora_ui.settings.run_config import RunConfig
 MOST_SET_BACK = timedelta(hours=27)
 """Between the time zones furthest apart lie 26 hours, and an hour of summer."""
 _ID = re.compile(r"^\d{8}-\d{6}-[a-z0-9-]{1,40}-[0-9a-f]{4}$")
+_RENAMED = re.compile(r"^\w[\w .()-]{0,99}$")
+"""Names that people and file managers give; signs that mean something to pages and shells are not among them."""
 
 
 def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
@@ -74,7 +76,10 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
         if newest is not None:
             return newest
         raise RunError("There is no run yet.", fix="Start one with “python app.py train --preset demo”.", code="run-missing")
-    run = RunDir(resolve_inside(workspace.runs, run_id))
+    link = workspace.runs / run_id
+    # A folder that its owner moved to another disk and left a link to; a page can name what lies in `runs` and nothing else.
+    is_link = os.path.basename(run_id) == run_id and "\0" not in run_id and link.is_symlink()
+    run = RunDir(link if is_link else resolve_inside(workspace.runs, run_id))
     # Without its settings a run can still be looked at and deleted.
     if not (run.config_path.is_file() or run.journal_path.is_file()):
         raise RunError(
@@ -103,13 +108,27 @@ def _newest_first(folder: Path) -> list[str]:
     An id holds the wall clock's time, and that goes back in autumn and on a journey west: for the last day's the journals are asked.
     Older ones stay in the order of their ids, so that thousands of journals need not be opened.
     """
-    names = sorted(filter(_ID.match, os.listdir(folder)), reverse=True)
+    by_stamp = {name: name for name in filter(_ID.match, os.listdir(folder))}
+    by_stamp |= _renamed(folder)
+    names = sorted(by_stamp, key=lambda name: by_stamp[name], reverse=True)
     if not names:
         return []
-    newest = _time_of_id(names[0])
-    recent = list(takewhile(lambda name: newest - _time_of_id(name) < MOST_SET_BACK, names))
+    newest = _time_of_id(by_stamp[names[0]])
+    recent = list(takewhile(lambda name: newest - _time_of_id(by_stamp[name]) < MOST_SET_BACK, names))
     recent.sort(key=lambda name: (_made_at(folder, name), name), reverse=True)
     return recent + names[len(recent) :]
+
+
+def _renamed(folder: Path) -> dict[str, str]:
+    """Folders of runs that their owner copied or renamed, with what an id of ours would begin with."""
+    found = {}
+    for name in os.listdir(folder):
+        if _ID.match(name) or not _RENAMED.match(name):
+            continue
+        journal = os.path.join(folder, name, "events.jsonl")
+        if os.path.isfile(journal) and os.path.isfile(os.path.join(folder, name, "config.yaml")):
+            found[name] = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(_made_at(folder, name), 0.0)))
+    return found
 
 
 @cache

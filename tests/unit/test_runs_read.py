@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
@@ -564,6 +564,23 @@ def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Wor
     assert service.run_for("") == service.run_for("")
     shutil.move(run.path, workspace.trash / run.id)
     assert service.run_for("") == list_runs(workspace)[0]
+
+
+def test_runs_that_were_copied_renamed_or_moved_to_another_disk_are_listed_and_open(workspace: Workspace, tmp_path: Path) -> None:
+    first, moved = write_run(workspace, num_steps=4), write_run(workspace, num_steps=4)
+    shutil.copytree(first.path, workspace.runs / "The best one (copy)")
+    os.rename(moved.path, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", moved.path, target_is_directory=True)
+    (workspace.runs / "notes").mkdir()
+    shutil.copytree(first.path, workspace.runs / '"><b>')
+    rows = RunList(workspace).rows()
+    assert {row.id for row in rows} == {first.id, moved.id, "The best one (copy)"} and [row.step for row in rows] == [4, 4, 4]
+    assert [read_run(find_run(workspace, row.id)).status for row in rows] == [Status.DONE] * 3
+    assert newest_run(workspace) == moved
+    for strange in ("..", "../elsewhere", f"{first.id}/../../../elsewhere", ""):
+        with pytest.raises(QloraUiError):
+            find_run(workspace, strange)
+    assert delete_run(workspace, find_run(workspace, moved.id)).is_symlink() and (tmp_path / "elsewhere" / "config.yaml").is_file()
 
 
 @pytest.mark.parametrize(

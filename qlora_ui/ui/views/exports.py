@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,10 +97,12 @@ def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker:
         ]
         if own:
             groups.append(f'<section><h2 class="q-h2">{title}</h2><div class="q-export-grid">{"".join(own)}</div></section>')
+    # A folder that was renamed may have spaces in its name.
+    quoted = run_id if re.fullmatch(r"[\w.-]+", run_id) else f'"{run_id}"'
     share = (
         '<section><h2 class="q-h2">Share it</h2><article class="q-card q-export" id="export-push"><p class="q-small">Uploads the adapter '
         "with its card to the Hugging Face Hub, private unless you say --public. Type it in a terminal; it takes the token of your own "
-        f"Hub login.</p>{_command(SHARE.format(run=run_id, workspace=workspace).strip())}</article></section>"
+        f"Hub login.</p>{_command(SHARE.format(run=quoted, workspace=workspace).strip())}</article></section>"
     )
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent

@@ -125,7 +125,8 @@ def _menu(row: RunRow) -> str:
         words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back."
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words, yes="Delete", no="Keep it", danger="1"))
     return (
-        f'<details class="q-menu" data-menu data-key="menu-{run}"><summary aria-label="More for {escape(name)}" title="More">⋯</summary>'
+        f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
+        f'<summary aria-label="More for {escape(name)}" title="More">⋯</summary>'
         f'<div class="q-menu-list">{"".join(entries)}</div></details>'
     )
 
