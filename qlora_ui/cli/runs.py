@@ -14,13 +14,13 @@ from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import ask
 from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
 from qlora_ui.runs.read import RunView, read_run
-from qlora_ui.runs.registry import delete_run, find_run
+from qlora_ui.runs.registry import delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
 
-HELP = "list runs; show, compare, rename, delete, stop, pause or save one"
+HELP = "list runs; show, compare, rename, delete, stop, pause or save one; empty the trash"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
-_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "resume-info", *_REQUESTS)
+_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "empty-trash", "resume-info", *_REQUESTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     if arguments.word == "list":
         return _list(RunList(workspace).rows(), arguments.json)
+    if arguments.word == "empty-trash":
+        number, size = empty_trash(workspace)
+        message = f"{format_bytes(size)} are free again; {number:,} deleted run{'s are' if number != 1 else ' is'} gone for good."
+        _say({"runs": number, "bytes": size, "message": message if number else "The trash is empty."}, arguments.json)
+        return 0
     target = find_run(workspace, arguments.run)
     if arguments.word in _REQUESTS:
         _say({"run_id": target.id, "message": ask(target, _REQUESTS[arguments.word])}, arguments.json)
@@ -50,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         _say({"run_id": target.id, "message": f"Tags: {', '.join(arguments.rest) or 'none'}."}, arguments.json)
     elif arguments.word == "delete":
         trash = delete_run(workspace, target)
-        _say({"run_id": target.id, "message": f"Moved to {trash}; delete that folder to free the space."}, arguments.json)
+        _say({"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space."}, arguments.json)
     else:
         _say(_resume_info(read_run(target)), arguments.json)
     return 0

@@ -8,12 +8,12 @@ import secrets
 import shutil
 import time
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from pathlib import Path
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import resolve_inside
+from qlora_ui.base.files import resolve_inside, size_of_tree
 from qlora_ui.runs.events import Queued, from_line
 from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
 from qlora_ui.runs.run_dir import RunDir, Status
@@ -172,3 +172,27 @@ def delete_run(workspace: Workspace, run: RunDir) -> Path:
     target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
     shutil.move(run.path, target)
     return target
+
+
+def trash_size(workspace: Workspace) -> tuple[int, int]:
+    """How many deleted runs lie in the trash, and their bytes; counted anew where one came or went."""
+    return _size_of_trash(workspace.trash, workspace.trash.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _size_of_trash(trash: Path, changed: int) -> tuple[int, int]:
+    deleted = [path for path in trash.iterdir() if not path.name.startswith(".")]
+    return len(deleted), sum(size_of_tree(path) for path in deleted if not path.is_symlink())
+
+
+def empty_trash(workspace: Workspace) -> tuple[int, int]:
+    """Remove what was deleted from the disk, for good; returns how many runs and bytes. Of a run that was moved away only the link goes."""
+    before = trash_size(workspace)
+    for path in list(workspace.trash.iterdir()):
+        if path.is_symlink() or path.is_file():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    _size_of_trash.cache_clear()
+    left = trash_size(workspace)
+    return before[0] - left[0], before[1] - left[1]

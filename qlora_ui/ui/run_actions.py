@@ -10,7 +10,7 @@ import gradio as gr
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.listing import rename
-from qlora_ui.runs.registry import delete_run, find_run
+from qlora_ui.runs.registry import delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import Action
@@ -157,6 +157,11 @@ def _delete(page: Page, action: Action) -> Outcome:
     return Outcome("")
 
 
+def _empty_trash(page: Page, action: Action) -> Outcome:
+    empty_trash(page.service.workspace)
+    return Outcome()
+
+
 def _fresh(config: RunConfig) -> RunConfig:
     """Settings for another run: the name stays free so that two runs do not look the same."""
     return config.changed({"output.name": ""})
@@ -176,4 +181,5 @@ _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
     "notes": _notes,
     "tags": _tags,
     "delete": _delete,
+    "empty_trash": _empty_trash,
 }

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.errors import QloraUiError, RunError
+from qlora_ui.cli import main
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
@@ -34,7 +35,7 @@ from qlora_ui.runs.events import (
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
 from qlora_ui.runs.read import RunReader, RunReaders, RunView, ended_values, read_run
-from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run
+from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run, trash_size
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
@@ -42,7 +43,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.runs_table import reading_html
+from qlora_ui.ui.views.runs_table import reading_html, trash_html
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -564,6 +565,25 @@ def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Wor
     assert service.run_for("") == service.run_for("")
     shutil.move(run.path, workspace.trash / run.id)
     assert service.run_for("") == list_runs(workspace)[0]
+
+
+def test_deleted_runs_leave_the_disk_when_the_trash_is_emptied(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trash_size(workspace) == (0, 0) and not trash_html(0, 0)
+    kept, linked = tmp_path / "elsewhere", write_run(workspace, num_steps=4)
+    os.rename(linked.path, kept)
+    os.symlink(kept, linked.path, target_is_directory=True)
+    for run in (write_run(workspace, num_steps=4), linked):
+        (run.path / "weights").write_bytes(bytes(5_000_000))
+        delete_run(workspace, run)
+    number, size = trash_size(workspace)
+    assert number == 2 and 5_000_000 < size < 6_000_000
+    assert "2 deleted runs, 5 MiB" in trash_html(number, size)
+    assert main(["runs", "empty-trash", "--workspace", str(workspace.root)]) == 0
+    assert "5 MiB are free again" in capsys.readouterr().out
+    # What a link led to was not in the trash.
+    assert list(workspace.trash.iterdir()) == [] and trash_size(workspace) == (0, 0) and (kept / "weights").is_file()
 
 
 def test_runs_that_were_copied_renamed_or_moved_to_another_disk_are_listed_and_open(workspace: Workspace, tmp_path: Path) -> None:

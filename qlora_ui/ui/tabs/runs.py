@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.registry import find_run, trash_size
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.chart import LOSS_COMPARED, chart_value, charts
@@ -17,7 +17,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.compare import comparison_html
-from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html
+from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html, trash_html
 
 LOG_BYTES = 30_000
 STATES = (("Any state", ""), ("Running", "live"), ("Done", "done"), ("Stopped", "stopped"), ("Paused", "paused"), ("Failed", "failed"))
@@ -85,6 +85,7 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
     table = reading_html(lists.num_unread) + table_html(
         shown, {row.id: lists.config(row.id) for row in shown}, picked, page=number, num_found=len(kept), num_all=len(every)
     )
+    table += trash_html(*trash_size(service.workspace))
     pair = [by_id[run_id] for run_id in picked]
     comparison = gr.update(value="", visible=False)
     if len(pair) > 1:

@@ -44,6 +44,16 @@ def reading_html(num_unread: int) -> str:
     return f'<p class="q-small q-num" role="status">Reading earlier runs: {num_unread:,} to go</p>' if num_unread else ""
 
 
+def trash_html(number: int, size: int) -> str:
+    """What deleted runs still take of the disk, with a button that frees it; empty where there is none."""
+    if not number:
+        return ""
+    runs = f"{number:,} deleted run{'s' if number != 1 else ''}"
+    words = f"Remove {runs} from the disk? Nobody can get them back then."
+    button = act_button("Empty the trash", "empty_trash", confirm=words, yes="Remove for good", no="Keep them", danger="1", look="quiet")
+    return f'<div class="q-pages"><span class="q-small q-num">In the trash: {runs}, {escape(format_bytes(size))}</span>{button}</div>'
+
+
 def table_html(
     rows: Sequence[RunRow],
     configs: Mapping[str, RunConfig | None],
@@ -122,7 +132,7 @@ def _menu(row: RunRow) -> str:
     if row.has_adapter:
         entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
     if not row.status.is_live and row.status is not Status.QUEUED:
-        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back."
+        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words, yes="Delete", no="Keep it", danger="1"))
     return (
         f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
