@@ -32,7 +32,7 @@ NEWEST = 40
 """Of so many runs every change is seen at once, as of all that have not ended."""
 SAVE_S = 5.0
 _CACHE = "run-rows.json"
-_KIND = 2
+_KIND = 3
 """Of the rows: those that an earlier version of the app has written down are read again."""
 
 
@@ -58,6 +58,8 @@ class RunRow:
     """Up to 32 points of the training loss."""
     notes: str = ""
     tags: tuple[str, ...] = ()
+    measured_bytes: int | None = None
+    """The highest point of the memory line, as the Train tab says it beside the prediction."""
 
     def as_dict(self) -> dict[str, Any]:
         """The row as `runs --json` prints it."""
@@ -202,6 +204,7 @@ def row_of(view: RunView) -> RunRow:
         sparkline=tuple(event.loss for event in _thinned(view.steps)),
         notes=view.notes,
         tags=view.tags,
+        measured_bytes=view.peak_measured_bytes,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from qlora_ui.base.units import format_bytes
 from qlora_ui.runs.listing import row_of
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, sparkline, table_html
+from qlora_ui.ui.views.train_tiles import tiles_html
 from qlora_ui.ui.views.words import ago, describe_model, model_title
 from tests.journals import write_run
 
@@ -90,3 +92,13 @@ def test_a_model_has_one_name_on_every_tab() -> None:
         assert model_title(model_id) == describe_model(model_id) == "llama-8b"
     assert model_title(BUILTIN_MODEL) == "SmolLM2-135M-Instruct" and describe_model(BUILTIN_MODEL) == "SmolLM2-135M-Instruct (built in)"
     assert model_title("") == ""
+
+
+def test_the_memory_of_a_run_is_the_same_number_on_every_tab(workspace: Workspace) -> None:
+    # The allocator's peak is less than what the process takes of the card, which is what was predicted.
+    view = read_run(write_run(workspace, num_steps=40))
+    row = row_of(view)
+    said = format_bytes(view.peak_measured_bytes or 0)
+    assert said != format_bytes(view.peak_bytes or 0) and said in tiles_html(view, [])
+    assert said in comparison_html([row, row], [view.config, view.config], only_different=True)
+    assert said in table_html([row], {row.id: view.config}, [], page=0, num_found=1, num_all=1)

@@ -20,7 +20,7 @@ RESULTS: tuple[tuple[str, Reader], ...] = (
     ("Steps", lambda row: f"{row.step:,}" + (f" of {row.num_steps:,}" if row.num_steps else "")),
     ("Best loss on held-back rows", lambda row: f"{row.best_eval_loss:.3g}" if row.best_eval_loss is not None else "–"),
     ("Last training loss", lambda row: f"{row.final_loss:.3g}" if row.final_loss is not None else "–"),
-    ("Memory, measured", lambda row: format_bytes(row.peak_bytes) if row.peak_bytes else "–"),
+    ("Memory, measured", lambda row: format_bytes(row.measured_bytes) if row.measured_bytes else "–"),
     ("Memory, predicted", lambda row: format_bytes(row.predicted_bytes) if row.predicted_bytes else "–"),
     ("Tokens/s", lambda row: format_count(row.tokens_per_s) if row.tokens_per_s else "–"),
     ("Time", lambda row: format_duration(row.elapsed_s) if row.elapsed_s else "–"),

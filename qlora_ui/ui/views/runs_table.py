@@ -112,7 +112,7 @@ def _row_html(row: RunRow, config: RunConfig | None, when: str, is_picked: bool,
         f'<td data-label="State">{status_chip(row.status)}<small class="q-num">{escape(progress)}</small></td>'
         f'<td data-label="What differs" class="q-col-differs">{escape(differences_in_words(config))}</td>'
         f'<td data-label="Best loss" class="q-col-number q-num">{_number(loss)}{kind}</td>'
-        f'<td data-label="Memory" class="q-col-number q-num">{escape(format_bytes(row.peak_bytes)) if row.peak_bytes else "–"}</td>'
+        f'<td data-label="Memory" class="q-col-number q-num">{escape(format_bytes(row.measured_bytes)) if row.measured_bytes else "–"}</td>'
         f'<td data-label="Time" class="q-col-number q-num">{escape(format_duration(row.elapsed_s)) if row.elapsed_s else "–"}</td>'
         f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{_menu(row)}</td></tr>'
     )
