@@ -11,11 +11,11 @@ from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.cli.config_flags import add_config_flags, config_from, table
 from qlora_ui.data.load import inspect
-from qlora_ui.estimate.adapter import adapter_of
+from qlora_ui.estimate.adapter import adapter_of, layer_problems
 from qlora_ui.estimate.check import check_memory
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import PART_WORDS, MemoryEstimate, estimate_memory
-from qlora_ui.estimate.workload import DataShape, workload_of
+from qlora_ui.estimate.workload import DataShape, beyond_context, otherwise, workload_of
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.models.catalogue import model_facts
 from qlora_ui.models.facts import ModelFacts
@@ -108,7 +108,7 @@ def as_values(
         "correction": device.correction,
         "fast_path": memory.is_fast,
         "effective_batch": config.effective_batch,
-        "notes": list(memory.notes),
+        "notes": _notes(facts, config, device, memory),
     }
     if duration is not None:
         values |= {
@@ -121,6 +121,13 @@ def as_values(
             "duration_basis": duration.basis,
         }
     return values
+
+
+def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, memory: MemoryEstimate) -> list[str]:
+    """What there is to say of the settings and of the numbers, in sentences."""
+    wrong = [f"{problem.what}." for problem in layer_problems(facts, config.lora)]
+    beyond = beyond_context(facts, config, None)
+    return [*wrong, *otherwise(facts, config, device), *([beyond] if beyond else []), *memory.notes]
 
 
 def _say(values: dict[str, Any], memory: MemoryEstimate, duration: DurationEstimate, device: DeviceProfile) -> None:
@@ -137,5 +144,5 @@ def _say(values: dict[str, Any], memory: MemoryEstimate, duration: DurationEstim
     )
     span = f"{format_duration(duration.low_s)} to {format_duration(duration.high_s)}"
     print(f"{duration.num_steps} steps, about {format_duration(duration.total_s)} ({span}).")
-    for note in memory.notes:
+    for note in values["notes"]:
         print(note)

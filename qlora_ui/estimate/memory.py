@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qlora_ui.base.units import MIB
 from qlora_ui.estimate.activations import LayerBytes, layer_bytes, tile_rows
 from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
-from qlora_ui.estimate.workload import DataShape, Workload, fast_path_obstacle, workload_of
+from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
@@ -79,6 +79,7 @@ class MemoryEstimate:
     moment: str
     """`loss`, `backward`, `end of backward`, `embedding`, `evaluation` or `loading`: when the peak comes."""
     notes: tuple[str, ...] = ()
+    """What this amount of memory hangs on."""
     doubts: tuple[str, ...] = ()
     """What of these settings nobody has measured yet; with one of them the range is twice as wide and the precise check worth its time."""
 
@@ -120,7 +121,7 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
         trainable_params=adapter.num_params,
         is_fast=work.is_fast,
         moment=moment,
-        notes=_notes(facts, config, device, adapter, work),
+        notes=_notes(facts, device, work),
         doubts=doubts,
     )
 
@@ -304,15 +305,12 @@ def _doubts(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter
     return tuple(words for holds, words in candidates if holds)
 
 
-def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter: Adapter, work: Workload) -> tuple[str, ...]:
-    obstacle = fast_path_obstacle(facts, config, device, adapter)
+def _notes(facts: ModelFacts, device: DeviceProfile, work: Workload) -> tuple[str, ...]:
+    measured = "; the first run measures it" if device.is_present else ""
     candidates = (
-        (config.train.fast_path == "auto" and obstacle and not device.is_cpu, f"The fast path will be off: {obstacle}."),
-        (bool(adapter.unknown), f"The model has no layer named {', '.join(adapter.unknown)}."),
         (work.attention == "math", "On this card attention needs memory with the square of the length."),
         (work.is_eager, "Attention keeps its scores: memory grows with the square of the length."),
-        (config.data.max_length > facts.context_tokens, f"The model was made for at most {facts.context_tokens} tokens."),
-        (device.context_source == "assumed", "The share of CUDA itself is assumed; the first run measures it."),
+        (device.context_source == "assumed", f"The share of CUDA itself is assumed{measured}."),
         (facts.num_windowed_layers > 0, "A sliding window saves time, not memory."),
     )
     return tuple(words for holds, words in candidates if holds)

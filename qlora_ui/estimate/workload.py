@@ -185,3 +185,20 @@ def fast_path_obstacle(facts: ModelFacts, config: RunConfig, device: DeviceProfi
         (config.launch.num_processes > 1 or config.launch.num_machines > 1, "several cards share the work"),
     )
     return next((reason for holds, reason in reasons if holds), None)
+
+
+def otherwise(facts: ModelFacts, config: RunConfig, device: DeviceProfile) -> tuple[str, ...]:
+    """What will be otherwise than the settings say, in sentences."""
+    obstacle = fast_path_obstacle(facts, config, device)
+    # That a CPU has no fast path is no news to anybody, nor that it is off where it was switched off.
+    is_expected = device.is_cpu or config.train.fast_path == "off"
+    return (f"The fast path will be off: {obstacle}.",) if obstacle is not None and not is_expected else ()
+
+
+def beyond_context(facts: ModelFacts, config: RunConfig, data: DataShape | None) -> str:
+    """A sentence where conversations may be longer than the model was made for, and some are or may be; else empty."""
+    limit, longest = config.data.max_length, data.longest_tokens if data is not None else None
+    context = facts.context_tokens
+    if min(limit, longest or limit) <= context:
+        return ""
+    return f"The model was made for at most {context:,} tokens; conversations may have {limit:,}. It learns little from what lies beyond."

@@ -11,7 +11,7 @@ from qlora_ui.base.units import format_duration
 from qlora_ui.estimate.duration import CPU_ERROR, FAST_ERROR, PLAIN_ERROR, estimate_duration, micro_step_s
 from qlora_ui.estimate.learned import learn_speed
 from qlora_ui.estimate.memory import estimate_memory
-from qlora_ui.estimate.workload import workload_of
+from qlora_ui.estimate.workload import otherwise, workload_of
 from qlora_ui.hardware.devices import Speed, cpu_profile, forget_learned, named_device, stored_speeds
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.runs.workspace import Workspace
@@ -54,9 +54,9 @@ def test_the_error_is_that_of_the_path() -> None:
 def test_embedding_noise_takes_the_plain_path() -> None:
     plain, noisy = (RunConfig().changed(values) for values in ({"train.fast_path": "off"}, {"train.neftune": 5}))
     assert estimate_duration(QWEN, noisy, CARD, 1000, 200) == estimate_duration(QWEN, plain, CARD, 1000, 200)
-    memory = estimate_memory(QWEN, noisy, CARD)
-    assert memory.total_bytes == estimate_memory(QWEN, plain, CARD).total_bytes
-    assert "The fast path will be off: embedding noise changes with every forward pass." in memory.notes
+    assert estimate_memory(QWEN, noisy, CARD).total_bytes == estimate_memory(QWEN, plain, CARD).total_bytes
+    assert otherwise(QWEN, noisy, CARD) == ("The fast path will be off: embedding noise changes with every forward pass.",)
+    assert not otherwise(QWEN, plain, CARD) and not otherwise(QWEN, RunConfig(), CARD)
 
 
 def test_earlier_runs_on_a_machine_set_the_pace(workspace: Workspace) -> None:

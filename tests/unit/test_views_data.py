@@ -175,6 +175,15 @@ def test_a_bound_is_no_refusal_while_tokens_are_not_counted(workspace: Workspace
     assert known.fits is True and not known.is_at_most and "at most" not in ready_html(known)
 
 
+def test_what_will_be_otherwise_and_what_the_memory_hangs_on_stand_on_the_card(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    assert "fast path" not in ready_html(draft)
+    noisy = ready_html(make_draft(Service(workspace), {**draft.values, "train.neftune": 5}, "", draft.device))
+    assert "The fast path will be off: embedding noise changes with every forward pass." in noisy
+    # Nothing can be measured on a card from the list.
+    assert "The share of CUDA itself is assumed.</p></details>" in noisy
+
+
 def test_a_length_beyond_the_context_of_the_model_is_told_on_the_card(workspace: Workspace, tmp_path: Path) -> None:
     counted, report = drafted(workspace, tmp_path / "rows.jsonl")
     assert counted.facts is not None and counted.facts.context_tokens == 8192

@@ -62,7 +62,7 @@ def bound_html(memory: MemoryEstimate, device: DeviceProfile, why: str) -> str:
 
 
 def prediction_html(memory: MemoryEstimate, device: DeviceProfile, *, is_at_most: bool = False) -> str:
-    """The prediction against a device: bar, one sentence, and the parts as a folded list."""
+    """The prediction against a device: bar, one sentence, and folded the parts with what they hang on."""
     segments = estimate_segments(memory)
     others = [Segment("In use by others", device.others_bytes, "var(--part-others)")] if device.others_bytes else []
     room = device.free_bytes
@@ -73,13 +73,14 @@ def prediction_html(memory: MemoryEstimate, device: DeviceProfile, *, is_at_most
         f'<span class="q-num">{escape(format_bytes(segment.num_bytes))}</span></li>'
         for segment in segments
     )
+    notes = f'<p class="q-small">{escape(" ".join(memory.notes))}</p>' if memory.notes else ""
     where = "memory" if device.is_cpu else escape(device.name)
     return (
         f'<div class="q-predict"><div class="q-predict-line"><span class="q-big q-num">{escape(format_bytes(memory.total_bytes))}</span>'
         f'<span class="q-small">{word}, of <span class="q-num">{escape(format_bytes(room))}</span> free {where}</span>'
         f'<span class="q-chip q-chip-{kind}">{escape(verdict)}</span></div>'
         f"{bar_html([*others, *segments], device.total_bytes)}"
-        f'<details class="q-fold-plain"><summary>What it is made of</summary><ul class="q-parts">{rows}</ul></details></div>'
+        f'<details class="q-fold-plain"><summary>What it is made of</summary><ul class="q-parts">{rows}</ul>{notes}</details></div>'
     )
 
 

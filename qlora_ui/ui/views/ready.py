@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.estimate import workload
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -37,7 +38,7 @@ def ready_html(draft: Draft | None) -> str:
     """The card's text; None while nothing is known yet."""
     if draft is None:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
-    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _beyond(draft), _missing(draft), _steps(draft)]
+    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _missing(draft), _steps(draft)]
     return f'<section class="q-card q-ready" aria-label="What will be trained">{"".join(parts)}</section>'
 
 
@@ -185,11 +186,15 @@ def beyond_context(draft: Draft) -> str:
     """A sentence where conversations may be longer than the model was made for, and some are or may be; else empty."""
     if draft.config is None or draft.facts is None:
         return ""
-    limit, context = draft.config.data.max_length, draft.facts.context_tokens
-    longest = draft.shape.longest_tokens if draft.shape is not None else None
-    if min(limit, longest or limit) <= context:
+    return workload.beyond_context(draft.facts, draft.config, draft.shape)
+
+
+def _otherwise(draft: Draft) -> str:
+    """What will be otherwise than the settings say."""
+    if draft.config is None or draft.facts is None:
         return ""
-    return f"The model was made for at most {context:,} tokens; conversations may have {limit:,}. It learns little from what lies beyond."
+    sentences = workload.otherwise(draft.facts, draft.config, draft.device)
+    return f'<p class="q-small" id="q-ready-otherwise">{escape(" ".join(sentences))}</p>' if sentences else ""
 
 
 def _beyond(draft: Draft) -> str:
