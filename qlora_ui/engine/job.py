@@ -48,6 +48,7 @@ from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import Intervals, intervals
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.upstream import optimizer_words
 
 PROGRESS_EVERY_S = 0.5
 log = logging.getLogger(__name__)
@@ -264,6 +265,8 @@ class Job:
                 truncated_rows=self._num_truncated,
             )
         )
+        if words := optimizer_words(config, on_gpu=ground.device.type == "cuda"):
+            self.journal.write(Noticed(level="info", code="optimizer", what=words))
 
     def _between_steps(self, step: int) -> None:
         assert self.watch is not None

@@ -9,6 +9,7 @@ from qlora_ui.estimate.precision import ELEMENT_BYTES, adapter_bytes, compute_dt
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.upstream import optimizer_words
 
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3_text")
 FAST_MAX_RANK = 128
@@ -192,7 +193,8 @@ def otherwise(facts: ModelFacts, config: RunConfig, device: DeviceProfile) -> tu
     obstacle = fast_path_obstacle(facts, config, device)
     # That a CPU has no fast path is no news to anybody, nor that it is off where it was switched off.
     is_expected = device.is_cpu or config.train.fast_path == "off"
-    return (f"The fast path will be off: {obstacle}.",) if obstacle is not None and not is_expected else ()
+    fast_path = f"The fast path will be off: {obstacle}." if obstacle is not None and not is_expected else ""
+    return tuple(filter(None, (fast_path, optimizer_words(config, on_gpu=not device.is_cpu))))
 
 
 def beyond_context(facts: ModelFacts, config: RunConfig, data: DataShape | None) -> str:

@@ -46,6 +46,14 @@ def optimizer_on(config: RunConfig, *, is_cpu: bool) -> str:
     return "adamw" if is_cpu and chosen != "adamw_fp32" else chosen
 
 
+def optimizer_words(config: RunConfig, *, on_gpu: bool) -> str:
+    """A sentence where another optimizer than the chosen one will train; else empty."""
+    chosen = config.train.optimizer
+    if optimizer_on(config, is_cpu=not on_gpu) == chosen:
+        return ""
+    return f"On a CPU plain AdamW trains: {option_by_path()['train.optimizer'].meta.choices[chosen]} needs an NVIDIA card."
+
+
 def sft_arguments(config: RunConfig, *, on_gpu: bool, compute_dtype: str) -> dict[str, Any]:
     """Keyword arguments of trl.SFTConfig that follow from the settings alone; the job adds paths and intervals."""
     arguments = upstream_arguments(config, "sft")

@@ -21,7 +21,8 @@ from qlora_ui.runs.workspace import Workspace
 def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunView:
     folder = tmp_path_factory.mktemp("finished")
     probes: dict[str, Any] = {"eval__probes": ["hello"], "eval__probe_every": 4, "eval__probe_tokens": 8}
-    config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), **probes)
+    # A CPU has AdamW only, so the run is that of the default.
+    config = tiny_config(tiny_model_dir, write_rows(folder / "rows.jsonl"), train__optimizer="adamw_8bit", **probes)
     return train(Workspace.at(folder / "workspace"), config)
 
 
@@ -40,6 +41,9 @@ def test_the_plan_says_what_then_happens(finished: RunView) -> None:
     assert plan.num_train_rows + plan.num_eval_rows == 24
     assert 0 < plan.num_trained_tokens < plan.num_train_tokens
     assert plan.trainable_params < plan.total_params
+    assert [notice.what for notice in finished.notices if notice.code == "optimizer"] == [
+        "On a CPU plain AdamW trains: AdamW 8-bit needs an NVIDIA card."
+    ]
 
 
 def test_phases_come_in_order(finished: RunView) -> None:

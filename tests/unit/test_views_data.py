@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
+from qlora_ui.hardware.devices import cpu_profile
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.draft import Draft, make_draft
@@ -17,7 +18,7 @@ from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.ready import ready_html
-from qlora_ui.ui.views.recipe import automatic_words
+from qlora_ui.ui.views.recipe import automatic_words, caution_words
 
 TOKENS = {
     "total": 9000, "kept": 8800, "trained": 4400, "trained_share": 0.5, "mean": 90.0, "median": 80, "p95": 250, "p99": 500, "shortest": 20,
@@ -182,6 +183,19 @@ def test_what_will_be_otherwise_and_what_the_memory_hangs_on_stand_on_the_card(w
     assert "The fast path will be off: embedding noise changes with every forward pass." in noisy
     # Nothing can be measured on a card from the list.
     assert "The share of CUDA itself is assumed.</p></details>" in noisy
+    assert (automatic_words(draft, "train.fast_path"), automatic_words(draft, "train.packing")) == ("Now on", "Now on")
+
+
+def test_a_cpu_without_the_chosen_optimizer_says_which_one_trains(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    values, words = {**draft.values, "train.optimizer": "paged_adamw_8bit"}, "plain AdamW trains: AdamW 8-bit, paged needs an NVIDIA card."
+    on_card, on_cpu = (make_draft(Service(workspace), values, "", device) for device in (draft.device, cpu_profile(workspace)))
+    assert words in ready_html(on_cpu) and words in caution_words(on_cpu, "train.optimizer")
+    assert words not in ready_html(on_card) and not caution_words(on_card, "train.optimizer")
+    assert (automatic_words(on_cpu, "train.fast_path"), automatic_words(on_cpu, "train.packing")) == (
+        "Now off: it needs an NVIDIA card",
+        "Now off",
+    )
 
 
 def test_a_length_beyond_the_context_of_the_model_is_told_on_the_card(workspace: Workspace, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qlora_ui.estimate.advice import Advice
+from qlora_ui.estimate.workload import fast_path_obstacle, workload_of
 from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.upstream import optimizer_words
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.ready import beyond_context
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -66,6 +69,20 @@ def automatic_words(draft: Draft, path: str) -> str:
     steps = draft.duration.num_steps if draft.duration is not None else None
     if path == "train.warmup" and steps is not None:
         return f"{num_warmup_steps(config.train.warmup, steps)} of {steps} steps"
+    if path == "train.fast_path" and config.train.fast_path == "auto" and draft.facts is not None:
+        obstacle = fast_path_obstacle(draft.facts, config, draft.device)
+        return f"Now off: {obstacle}" if obstacle is not None else "Now on"
+    if path == "train.packing" and config.train.packing == "auto" and draft.facts is not None:
+        return "Now on" if workload_of(draft.facts, config, draft.device).is_packed else "Now off"
+    return ""
+
+
+def caution_words(draft: Draft, path: str) -> str:
+    """What to know of an option as it is set now; empty where there is nothing to say."""
+    if path == "data.max_length":
+        return beyond_context(draft)
+    if path == "train.optimizer" and draft.config is not None:
+        return optimizer_words(draft.config, on_gpu=not draft.device.is_cpu)
     return ""
 
 
