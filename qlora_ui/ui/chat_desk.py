@@ -5,6 +5,7 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import put_aside, read_json, write_json
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.collect import keep_row
 from qlora_ui.data.rows import Message
@@ -88,6 +89,7 @@ class ChatDesk:
         self._next_row = 0
         self.heard: deque[str] = deque(maxlen=KEPT_KEYS)
         """Keys of the last questions: a page whose answer from the app was lost sees by them that its question arrived."""
+        self.note = ""
         self.history: Any = self._restored()
         self.notes: list[TurnNotes] = [TurnNotes() for _ in self.history.turns]
         self.who: Who | None = None
@@ -100,7 +102,6 @@ class ChatDesk:
         self.doing: tuple[str, float | None] = ("", None)
         """What is being done, in words, and its done share."""
         self.problems: tuple[Problem, ...] = ()
-        self.note = ""
         self.context: tuple[int, int] = (0, 0)
         """Tokens of the conversation and tokens that the model reads."""
         self.version = 1
@@ -350,7 +351,9 @@ class ChatDesk:
     def _turn_to(self, who: Who) -> None:
         if who != self.who:
             self.context = (0, 0)
-        self.who, self.problems, self.note = who, (), ""
+        # What is told of the conversation before stays over the first proposal.
+        self.note = "" if self.who is not None else self.note
+        self.who, self.problems = who, ()
         self.history.talks_to = who.key
         self._next_row = 0
         self._touch()
@@ -384,10 +387,12 @@ class ChatDesk:
         saved = read_json(self._file)
         if isinstance(saved, dict) and isinstance(saved.get("heard"), list):
             self.heard.extend(map(str, saved["heard"]))
-        try:
-            return make(saved if isinstance(saved, dict) else {"turns": []})
-        except QloraUiError:
-            return make({"turns": []})
+        with contextlib.suppress(QloraUiError):
+            if isinstance(saved, dict):
+                return make(saved)
+        if self._file.exists():
+            self.note = f"The last conversation could not be read. It is kept in the workspace as cache/{put_aside(self._file).name}."
+        return make({"turns": []})
 
 
 def _read_asked(values: Mapping[str, Any]) -> Asked:

@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, RunError, SettingsError
-from qlora_ui.base.files import read_json, typed_path, write_json
+from qlora_ui.base.files import put_aside, read_json, typed_path, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.data.load import inspect, peek
 from qlora_ui.data.parse import Peek
@@ -76,6 +77,8 @@ class Service:
         self._gpus: tuple[float, list[GpuState]] = (-GPU_READ_S, [])
         self._news = 0
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
+        self.lost_draft = ""
+        """What became of settings of an earlier visit that could not be read; pages tell of it until a run is started."""
         self._saved_draft: dict[str, Any] = {}
         self._drafts: dict[str, dict[str, Any]] = {}
         """By browser tab: its settings as they were opened or last changed."""
@@ -322,13 +325,24 @@ class Service:
 
     def last_draft(self) -> tuple[str, RunConfig]:
         """Preset and settings as a page last had them; on the first visit the demo, ready to start."""
-        saved = read_json(self.workspace.root / "draft.json")
-        if isinstance(saved, dict):
-            try:
+        path = self.workspace.root / "draft.json"
+        try:
+            saved = read_json(path)
+            if saved is not None or path.exists():
                 return self._preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
-            except (SettingsError, KeyError, TypeError):
-                pass
+        except SettingsError as error:
+            self._lose_draft(path, f": {error}")
+        except (OSError, AttributeError, LookupError, TypeError) as error:
+            self._lose_draft(path, f": {error.strerror}." if isinstance(error, OSError) else ".")
         return FIRST_PRESET, self.preset_config(FIRST_PRESET)
+
+    def _lose_draft(self, path: Path, why: str) -> None:
+        aside = put_aside(path)
+        logger.warning("the settings of the last visit, now %s, could not be read%s", aside, why)
+        self.lost_draft = (
+            f"The settings of your last visit could not be read{why} They are kept in the workspace as {aside.name}. "
+            "The page began with those of the demo."
+        )
 
     def _preset_here(self, name: object) -> str:
         """The name; empty for a preset that was deleted, renamed or broken since.

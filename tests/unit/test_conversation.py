@@ -8,7 +8,7 @@ from itertools import pairwise
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.engine.conversation import ChatHistory
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes
+from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes, Who
 from qlora_ui.ui.service import Service
 
 
@@ -22,6 +22,17 @@ def _seen(history: ChatHistory, side: str) -> list[tuple[str, str]]:
     turns = [role for role, _ in messages if role != "system"]
     assert turns[-1] == "user" and all(one != two for one, two in pairwise(turns))
     return messages
+
+
+def test_a_conversation_that_cannot_be_read_is_kept_aside_and_told_of(workspace: Workspace) -> None:
+    assert not ChatDesk(Service(workspace)).note
+    for text in ("[1]", '{"turns": [{"question"', '{"turns": 1}'):
+        (workspace.cache / "chat.json").write_text(text, encoding="utf-8")
+        desk = ChatDesk(Service(workspace))
+        desk.propose(Who())
+        (aside,) = workspace.cache.glob("chat-unreadable-*.json")
+        assert aside.name in desk.note and aside.read_text(encoding="utf-8") == text and not desk.history.turns
+        aside.unlink()
 
 
 def test_an_answer_without_a_word_stays_an_answer() -> None:

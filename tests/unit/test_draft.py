@@ -17,6 +17,7 @@ from qlora_ui.ui.app import build
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.ready import ready_html
 
 
 @pytest.mark.parametrize(("name", "found"), [("demo", "demo"), ("", ""), ("deleted", ""), ("broken", ""), (None, "")])
@@ -25,6 +26,30 @@ def test_a_preset_that_is_gone_is_not_picked_again_and_its_settings_stay(workspa
     write_json(workspace.root / "draft.json", {"preset": name, "settings": {"lora": {"rank": 7}}})
     preset, config = Service(workspace).last_draft()
     assert (preset, config.lora.rank) == (found, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"preset": "demo", "settings": {"lora": {"ra', "could not be read. They"),
+        ("[1]", "could not be read. They"),
+        ('{"preset": "demo", "settings": {"lora": {"rank": 7, "flavour": 1}}}', "lora.flavour"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_kept_aside_and_told_of(workspace: Workspace, text: str, why: str) -> None:
+    path = workspace.root / "draft.json"
+    path.write_text(text, encoding="utf-8")
+    service = Service(workspace)
+    assert service.last_draft()[0] == service.last_draft()[0] == "demo"
+    (aside,) = workspace.root.glob("draft-unreadable-*.json")
+    assert aside.read_text(encoding="utf-8") == text and not path.exists()
+    assert why in service.lost_draft
+    assert aside.name in ready_html(service.draft({}), service.lost_draft)
+
+
+def test_the_first_visit_has_lost_nothing(workspace: Workspace) -> None:
+    service = Service(workspace)
+    assert service.last_draft()[0] == "demo" and not service.lost_draft
 
 
 def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspace) -> None:

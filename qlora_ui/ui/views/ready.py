@@ -34,11 +34,13 @@ TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 STEPS = ("model", "data", "recipe")
 
 
-def ready_html(draft: Draft | None) -> str:
-    """The card's text; None while nothing is known yet."""
+def ready_html(draft: Draft | None, lost: str = "") -> str:
+    """The card's text; None while nothing is known yet. `lost` says what became of settings that could not be read."""
     if draft is None:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
-    parts = [_head(draft), _summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _missing(draft), _steps(draft)]
+    told = f'<p class="q-note q-note-warn q-small" id="q-ready-lost">{escape(lost)}</p>' if lost else ""
+    facts = (_summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _missing(draft), _steps(draft))
+    parts = (_head(draft), told, *facts)
     return f'<section class="q-card q-ready" aria-label="What will be trained">{"".join(parts)}</section>'
 
 
