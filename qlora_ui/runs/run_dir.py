@@ -18,6 +18,7 @@ about.json       page and command line: name, notes, tags that the user changes 
 
 from __future__ import annotations
 
+import filecmp
 import re
 import time
 from collections.abc import Callable
@@ -181,6 +182,17 @@ class RunDir:
         """Steps whose checkpoint holds an adapter, newest first."""
         numbers = [path.parent.name.removeprefix("checkpoint-") for path in self.checkpoints.glob(f"checkpoint-*/{ADAPTER_WEIGHTS}")]
         return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+
+    def other_steps(self) -> list[int]:
+        """`saved_steps` without the one that is the run's adapter: it would stand beside itself."""
+        return [step for step in self.saved_steps() if not self._is_result(step)]
+
+    def _is_result(self, step: int) -> bool:
+        try:
+            # Read once: filecmp knows a pair whose sizes and times have not changed.
+            return filecmp.cmp(self.adapter / ADAPTER_WEIGHTS, self.checkpoints / f"checkpoint-{step}" / ADAPTER_WEIGHTS, shallow=False)
+        except OSError:
+            return False  # one of them was removed meanwhile
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings; done once, when the run is made."""

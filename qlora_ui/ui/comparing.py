@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import random
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.held_back import HeldBack
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
+from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui.service import Service
 
 MOST_QUESTIONS = 100
@@ -110,20 +109,10 @@ def names_of(service: Service, run: RunDir, beside: str = "") -> list[str]:
 
 def others_of(service: Service, view: RunView) -> list[tuple[str, str]]:
     """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then other adapters of the same base."""
-    steps = [step for step in view.run.saved_steps() if not _is_result(view.run, step)]
-    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in steps]
+    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in view.run.other_steps()]
     model = view.config.model.id if view.config else ""
     rows = service.run_lists.rows()
     return found + [(row.id, row.name) for row in rows if row.has_adapter and row.id != view.id and row.model == model][:MOST_QUESTIONS]
-
-
-def _is_result(run: RunDir, step: int) -> bool:
-    """Whether the run's adapter is that of the checkpoint of `step`: it would be compared with itself."""
-    try:
-        # Read once: filecmp knows a pair whose sizes and times have not changed.
-        return filecmp.cmp(run.adapter / ADAPTER_WEIGHTS, run.checkpoints / f"checkpoint-{step}" / ADAPTER_WEIGHTS, shallow=False)
-    except OSError:
-        return False  # one of them was removed meanwhile
 
 
 def vote(kept: Comparisons, run: RunDir, index: str, choice: str) -> None:

@@ -53,6 +53,23 @@ def test_what_was_chosen_stays(workspace: Workspace) -> None:
     assert looked(service)[0].startswith("model|builtin:")
 
 
+def test_the_checkpoint_that_is_the_adapter_is_offered_only_while_it_is_talked_to(workspace: Workspace) -> None:
+    service, run = Service(workspace), write_run(workspace, end="done")
+    for folder, weights in (
+        (run.adapter, b"after"),
+        *((run.checkpoints / f"checkpoint-{n}", b"after" if n > 9 else b"early") for n in (5, 10)),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+
+    def offered(checkpoint: str) -> list[str]:
+        (runs, _) = _talk(service, {"do": "choose", "key": f"run|{run.id}|{checkpoint}"})["targets"]
+        return [option["key"].rpartition("|")[2] for option in runs["options"]]
+
+    assert offered("") == ["", "checkpoint-5"]
+    assert offered("checkpoint-10") == ["", "checkpoint-10", "checkpoint-5"]
+
+
 def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
     service = Service(workspace)
     looked(service)

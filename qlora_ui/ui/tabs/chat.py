@@ -145,7 +145,7 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
         if row.id == who.run_id:
             runs += [
                 {"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"}
-                for step in _saved_steps(service, row.id)
+                for step in _other_steps(service, who)
             ]
         if len(runs) >= MOST_RUNS:
             break
@@ -156,11 +156,14 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     return [group for group in groups if group["options"]]
 
 
-def _saved_steps(service: Service, run_id: str) -> list[int]:
+def _other_steps(service: Service, who: Who) -> list[int]:
+    """Checkpoints that are not the run's adapter; the one that is talked to stays, whatever it is."""
     try:
-        return find_run(service.workspace, run_id).saved_steps()
+        run = find_run(service.workspace, str(who.run_id))
     except QloraUiError:
         return []  # deleted since the list of runs was read
+    others = run.other_steps()
+    return [step for step in run.saved_steps() if step in others or who.checkpoint == f"checkpoint-{step}"]
 
 
 def _propose_newest(service: Service, desk: ChatDesk) -> None:
