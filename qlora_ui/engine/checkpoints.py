@@ -18,8 +18,8 @@ from typing import Any
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import free_bytes, put_in_place, read_json, sha256_of, sync_directory
 from qlora_ui.base.units import MIB, format_bytes
+from qlora_ui.runs.run_dir import MANIFEST
 
-MANIFEST = "manifest.json"
 MARGIN_BYTES = 64 * MIB
 _PREFIX, _SAVING, _TRASH = "checkpoint-", ".saving-", ".trash-"
 

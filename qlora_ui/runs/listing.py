@@ -32,7 +32,7 @@ NEWEST = 40
 """Of so many runs every change is seen at once, as of all that have not ended."""
 SAVE_S = 5.0
 _CACHE = "run-rows.json"
-_KIND = 3
+_KIND = 4
 """Of the rows: those that an earlier version of the app has written down are read again."""
 
 
@@ -60,6 +60,7 @@ class RunRow:
     tags: tuple[str, ...] = ()
     measured_bytes: int | None = None
     """The highest point of the memory line, as the Train tab says it beside the prediction."""
+    has_checkpoint: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The row as `runs --json` prints it."""
@@ -205,6 +206,7 @@ def row_of(view: RunView) -> RunRow:
         notes=view.notes,
         tags=view.tags,
         measured_bytes=view.peak_measured_bytes,
+        has_checkpoint=view.has_checkpoint,
     )
 
 

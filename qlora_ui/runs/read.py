@@ -33,7 +33,7 @@ from qlora_ui.runs.events import (
     StepLogged,
 )
 from qlora_ui.runs.journal import JournalReader
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, Request, RunDir, Status, status_after
+from qlora_ui.runs.run_dir import Request, RunDir, Status, status_after
 from qlora_ui.runs.timing import seconds_left, seconds_per_step
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -79,6 +79,8 @@ class RunView:
     ended: Ended | None
     has_adapter: bool
     """Whether a result lies in the run's folder: also that of an earlier attempt, whatever the latest one comes to."""
+    has_checkpoint: bool
+    """Whether what it has learned so far lies there, too."""
     elapsed_s: float
     """Time in jobs, without the pauses between them."""
     time_left_s: float | None
@@ -295,7 +297,8 @@ class RunReader:
             pending=pending,
             timeline=tuple(picture.timeline),
             ended=picture.ended,
-            has_adapter=(self.run.adapter / ADAPTER_WEIGHTS).is_file(),
+            has_adapter=self.run.has_adapter,
+            has_checkpoint=bool(picture.checkpoints) and self.run.newest_checkpoint is not None,
             elapsed_s=picture.elapsed_s(now, status.is_live),
             time_left_s=left,
             step_s=seconds_per_step(picture.steps),

@@ -50,6 +50,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The file that makes a folder an adapter."""
 ADAPTER_SIDECAR = "qlora_ui.json"
 """Beside an adapter: what it is."""
+MANIFEST = "manifest.json"
+"""In a checkpoint: its files with sizes and SHA-256."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -137,7 +139,23 @@ class RunDir:
     def adapter_sha256(self) -> str:
         """Which adapter the run has now, as evaluations and exports of it note; empty where it says nothing."""
         sidecar = read_json(self.adapter / ADAPTER_SIDECAR)
-        return str(sidecar.get("adapter_sha256") or "") if isinstance(sidecar, dict) else ""
+        if isinstance(sidecar, dict):
+            return str(sidecar.get("adapter_sha256") or "")
+        newest = self.newest_checkpoint
+        manifest = read_json(newest / MANIFEST) if newest is not None and not self.has_adapter else None
+        _, digest = manifest["files"].get(ADAPTER_WEIGHTS, (0, "")) if isinstance(manifest, dict) else (0, "")
+        return str(digest)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a result lies there, of whichever attempt."""
+        return (self.adapter / ADAPTER_WEIGHTS).is_file()
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The folder of the newest checkpoint that holds an adapter."""
+        steps = self.saved_steps()
+        return self.checkpoints / f"checkpoint-{steps[0]}" if steps else None
 
     @property
     def data(self) -> Path:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
 from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
@@ -532,6 +533,29 @@ def test_an_empty_folder_is_filled_and_not_replaced(workspace: Workspace, tiny_m
     result = export_run(_run(workspace, tiny_model_dir), "adapter", workspace, tmp_path / "new", num_prompts=0)
     assert (tmp_path / "new").stat().st_ino == before, "a shell that stands in it would see nothing"
     assert (result.path / "adapter_model.safetensors").is_file() and not list(result.path.glob(".making-*"))
+
+
+def test_a_run_without_a_finished_adapter_gives_that_of_its_newest_checkpoint(workspace: Workspace, tiny_model_dir: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+    store = CheckpointStore(run.checkpoints, 2)
+    for step in (3, 1000):
+        staged = store.stage(step)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            shutil.copyfile(run.adapter / name, staged / name)
+        (staged / "optimizer.pt").write_bytes(b"x")
+        store.commit(step, {})
+    weights = (run.adapter / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run.adapter)
+    needs = plan(run, "adapter", workspace)
+    result = export_run(run, "adapter", workspace, num_prompts=0, why_unchecked="the memory is taken")
+    assert result.note == "Of the checkpoint of step 1,000. Not compared with the chat: the memory is taken."
+    assert (result.path / "adapter_model.safetensors").read_bytes() == weights and (result.path / "tokenizer.json").is_file()
+    assert not list(result.path.glob("*.pt")) and result.size_bytes <= needs.size_bytes
+    assert "| 16 / 1000 |" in (result.path / "README.md").read_text(encoding="utf-8")
+    notes = json.loads((run.exports / "exports.json").read_text(encoding="utf-8"))
+    # What the page compares to say whether the run has learned on since.
+    assert notes["adapter"]["adapter_sha256"] == run.adapter_sha256 != ""
+    assert export_run(run, "merged-original", workspace, num_prompts=0).note.startswith("Of the checkpoint of step 1,000.")
 
 
 def test_wrong_requests_get_words(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:

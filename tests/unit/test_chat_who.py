@@ -22,6 +22,7 @@ from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _talk, choose_run
 from qlora_ui.ui.views.chat_view import END
+from qlora_ui.ui.views.run import head_html
 from tests.journals import write_run
 
 
@@ -68,6 +69,19 @@ def test_the_checkpoint_that_is_the_adapter_is_offered_only_while_it_is_talked_t
 
     assert offered("") == ["", "checkpoint-5"]
     assert offered("checkpoint-10") == ["", "checkpoint-10", "checkpoint-5"]
+
+
+def test_a_run_that_is_paused_can_be_talked_to_as_far_as_it_is(workspace: Workspace) -> None:
+    service, run = Service(workspace), write_run(workspace, end="paused")
+    folder = run.checkpoints / "checkpoint-57"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").touch()
+    newest = write_run(workspace, end="done")
+    assert f"run|{run.id}|checkpoint-57" in str(_talk(service, {})["targets"]) and looked(service)[0] == f"run|{newest.id}|"
+    assert "Chat with it so far" in head_html(service.view(run.id))
+    choose_run(service, run.id)
+    drawn = _talk(service, {})
+    assert drawn["who"] == f"run|{run.id}|checkpoint-57" and f"run|{run.id}|'" not in str(drawn["targets"])
 
 
 def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:

@@ -11,14 +11,19 @@ from model_files import write_model
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import write_json
+from qlora_ui.base.progress import never, silent
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.background import Progress
-from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _pack
-from qlora_ui.ui.views.exports import EARLIER, Card, exports_html
+from qlora_ui.ui.chosen import run_to_take
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs import export as tab
+from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _draw, _make, _pack
+from qlora_ui.ui.views.exports import EARLIER, Card, exports_html, source_words
+from tests.journals import write_run
 
 
 def _drawn(run: RunDir) -> list[Card]:
@@ -36,6 +41,50 @@ def test_a_base_that_is_gone_is_told_before_anything_is_pressed_and_forgotten_wh
     assert {form for form, problem in told.items() if "is gone" in problem} == {form.name for form in EXPORT_FORMS} - {"adapter"}
     write_model(tmp_path / "base")
     assert not any(card.problem for card in _cards(service, view, plans))
+
+
+def _with_checkpoint(workspace: Workspace, **how: Any) -> RunDir:
+    run = write_run(workspace, **how)
+    folder = run.checkpoints / "checkpoint-114"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"learned")
+    write_json(folder / "manifest.json", {"files": {"adapter_model.safetensors": [7, "abc"]}})
+    return run
+
+
+def test_a_run_that_is_not_over_can_be_taken_away_and_says_what_of_it(workspace: Workspace) -> None:
+    done, paused, live = (_with_checkpoint(workspace, end=end) for end in ("done", "paused", "live"))
+    service = Service(workspace)
+    told = {}
+    for run in (done, paused, live):
+        view = run_to_take(service, run.id)
+        assert view is not None and view.id == run.id
+        told[run.id] = source_words(view)
+    assert told[done.id] == "" and paused.adapter_sha256 == "abc"
+    assert "no finished adapter" in told[paused.id] and "its last checkpoint" in told[paused.id]
+    assert "The run is training" in told[live.id] and "only the adapter" in told[live.id]
+    # Nobody chose: the newest that has a result.
+    newest = run_to_take(service, "")
+    assert newest is not None and newest.id == done.id
+    assert all(f'value="{run.id}"' in _draw(service, "", Progress(), {}) for run in (done, paused, live))
+
+
+def test_the_adapter_is_made_beside_a_training_without_the_card(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def export(run: RunDir, form: str, workspace: Workspace, **how: Any) -> Any:
+        asked.append(how)
+        return SimpleNamespace(path="made")
+
+    monkeypatch.setattr(tab, "engine_object", lambda name: export)
+    service, run = Service(workspace), write_run(workspace, end="done")
+    with service.card.hold("training", "Pirate"):
+        assert _make(service, run, "adapter", silent, never) == "made"
+        assert asked[0]["num_prompts"] == 0 and asked[0]["why_unchecked"] == "a training run has a model in memory (Pirate)."
+        with pytest.raises(RunError, match="A training run has a model in memory"):
+            _make(service, run, "merged-original", silent, never)
+    _make(service, run, "adapter", silent, never)
+    assert len(asked) == 2 and "num_prompts" not in asked[1]
 
 
 def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:

@@ -14,7 +14,7 @@ from qlora_ui.base.errors import ModelError, RunError
 from qlora_ui.base.files import write_json
 from qlora_ui.models.catalogue import public_name
 from qlora_ui.models.folder import PICKLES, read_header
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 from qlora_ui.runs.workspace import Workspace
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
@@ -31,17 +31,17 @@ _BEFORE, _BEHIND = rb"(?<![\w./\\-])", rb"(?=[\"'`\s/\\]|$)"
 _CHUNK_BYTES = 1 << 24
 
 
-def copy_adapter(run: RunDir, out: Path) -> None:
-    """Write the run's adapter to `out`, its base named as others know it."""
+def copy_adapter(adapter: Path, model_id: str, out: Path) -> None:
+    """Write the adapter in a folder to `out`, its base named as others know it."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.adapter / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
-    stored = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    shutil.copyfile(adapter / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
+    stored = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     settings = {name: value for name, value in stored.items() if name not in _MACHINE_KEYS}
-    settings["base_model_name_or_path"] = public_name(run.config().model.id)
+    settings["base_model_name_or_path"] = public_name(model_id)
     write_json(out / "adapter_config.json", settings)
     for name in _TOKENIZER:
-        if (run.adapter / name).is_file():
-            shutil.copyfile(run.adapter / name, out / name)
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)
     clean_tokenizer(out)
 
 

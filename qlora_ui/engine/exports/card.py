@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from qlora_ui import __version__
-from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json
 from qlora_ui.engine.exports.stops import stop_ids
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import is_on_hub, public_name
 from qlora_ui.models.folder import licence_in_card
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
+from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.run_config import RunConfig
 
 
-def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
-    """Write README.md into the export."""
+def write_card(out: Path, run: RunDir, base: Path, form: str, step: int | None = None) -> None:
+    """Write README.md into the export; `step` is that of the checkpoint which it is made of, None for the finished adapter."""
     config = run.config()
     name = public_name(config.model.id)
     is_adapter, is_public = form == "adapter", is_on_hub(config.model.id)
@@ -37,7 +35,7 @@ def write_card(out: Path, run: RunDir, base: Path, form: str) -> None:
         f"# {run.about().get('name') or config.output.name or f'{Path(name).name}, fine-tuned'}",
         _summary(config, name, form),
         _usage(name, form, config, base),
-        "## Training\n\n" + _table(_training(config, receipt if isinstance(receipt, dict) else {})),
+        "## Training\n\n" + _table(_training(config, receipt if isinstance(receipt, dict) else {}, step)),
         "## Limits\n\nTrained with QLoRA UI on the data named above and nothing else. It inherits the base model's licence and "
         "weaknesses, and may repeat what was in the data.",
     ]
@@ -100,7 +98,7 @@ def _usage(name: str, form: str, config: RunConfig, base: Path) -> str:
     return f"## Use\n\n```python\n{imports}\n\n{load}\n{ask}\n```"
 
 
-def _training(config: RunConfig, receipt: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _training(config: RunConfig, receipt: Mapping[str, Any], step: int | None) -> list[tuple[str, object]]:
     data, measured, plan = receipt.get("data") or {}, receipt.get("measured") or {}, receipt.get("plan") or {}
     sources = [f"{item.get('name')} ({item.get('rows')} rows)" for item in data.get("sources") or ()]
     versions = receipt.get("versions") or {}
@@ -112,7 +110,7 @@ def _training(config: RunConfig, receipt: Mapping[str, Any]) -> list[tuple[str, 
         ("longest conversation, tokens", config.data.max_length),
         ("LoRA rank / alpha / dropout", f"{config.lora.rank} / {config.alpha} / {config.lora.dropout}"),
         ("layers", ", ".join(config.lora.targets)),
-        ("effective batch / steps", f"{config.effective_batch} / {measured.get('steps') or plan.get('steps') or '?'}"),
+        ("effective batch / steps", f"{config.effective_batch} / {step or measured.get('steps') or plan.get('steps') or '?'}"),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("seed", config.train.seed),
         ("first / last training loss", _pair(measured.get("first_loss"), measured.get("final_loss"))),
@@ -137,27 +135,3 @@ def _pair(first: object, last: object) -> str | None:
 def _table(rows: list[tuple[str, object]]) -> str:
     cells = [(name, str(value).replace("|", "\\|").replace("\n", " ")) for name, value in rows]
     return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in cells)
-
-
-def adapter_or_fail(run: RunDir) -> Path:
-    """The run's finished adapter; raises RunError where there is none, or where its file is not whole."""
-    weights = run.adapter / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        raise RunError(
-            f"Run {run.id} has no adapter to export.",
-            why="It was not trained far enough to save one.",
-            fix="Let it finish, or choose another run.",
-            code="adapter-missing",
-        )
-    try:
-        # Reads the header, which says how long the file has to be: whatever is made of a damaged one would take a good export's place.
-        with safe_open(weights, "pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"The adapter of run {run.id} is damaged, so nothing was made of it.",
-            why=f"Its file cannot be read: {str(error)[:200]}",
-            fix="Continue the run: its last checkpoint is a file of its own.",
-            code="adapter-damaged",
-        ) from None
-    return run.adapter

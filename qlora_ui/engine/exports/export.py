@@ -18,14 +18,15 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
-from qlora_ui.engine.exports.card import adapter_or_fail, write_card
+from qlora_ui.engine.exports.card import write_card
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.plan import ExportPlan, base_is_gone, plan_export
+from qlora_ui.engine.exports.source import as_adapter, checkpoint_or_fail
 from qlora_ui.hardware.system import read_system
 from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.models.folder import read_folder
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -56,8 +57,8 @@ class ExportResult:
 
 def plan(run: RunDir, form: str, workspace: Workspace) -> ExportPlan:
     """What the export will take; raises where the run has no adapter or the base is not on this computer."""
-    adapter_or_fail(run)
-    return plan_export(run, _base(form, run.config(), workspace), form)
+    is_finished = checkpoint_or_fail(run) is None
+    return plan_export(run, _base(form, run.config(), workspace, is_finished=is_finished), form)
 
 
 def export_run(
@@ -67,29 +68,35 @@ def export_run(
     out: Path | None = None,
     *,
     num_prompts: int = NUM_PROMPTS,
+    why_unchecked: str = "",
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> ExportResult:
-    """Make one export of a finished run in `out` (a new or empty folder; by default in the run's own `exports/`).
+    """Make one export of a run in `out` (a new or empty folder; by default in the run's own `exports/`).
 
-    It is made aside and moved into place whole. `num_prompts` is how many questions the check asks, 0 for none. Raises
-    RunError or ModelError in words, and Cancelled.
+    Of its finished adapter, and where there is none of its newest checkpoint, also while it trains. It is made aside and moved into
+    place whole. `num_prompts` is how many questions the check asks, 0 for none, where `why_unchecked` may say why. Raises RunError or
+    ModelError in words, and Cancelled.
     """
     if form not in {known.name for known in EXPORT_FORMS}:
         names = ", ".join(known.name for known in EXPORT_FORMS)
         raise QloraUiError(f"There is no export “{form[:40]}”.", fix=f"Choose one of {names}.", where="--format", code="export-form")
-    adapter_or_fail(run)
-    config, adapter_sha256 = run.config(), run.adapter_sha256
+    checkpoint = checkpoint_or_fail(run)
+    config = run.config()
     target = _free_target(run, form, out)
-    base = _base(form, config, workspace, on_progress, is_cancelled)
+    base = _base(form, config, workspace, on_progress, is_cancelled, is_finished=checkpoint is None)
     _refuse_without_room(plan_export(run, base, form), target)
     staged = _aside(target, form)
     try:
         making = staged / "export"
         making.mkdir()
+        adapter, step = run.adapter, None
+        if checkpoint is not None and base is not None:
+            adapter, step = as_adapter(checkpoint, staged / "adapter", config, base), checkpoint.step
+        adapter_sha256 = (read_json(adapter / ADAPTER_SIDECAR) or {}).get("adapter_sha256", "")
         # The adapter's folder has its own tokenizer, which is all that its card asks of a base.
-        source = base or run.adapter
-        remarks = _Maker(run, config, source, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
+        source = base or adapter
+        remarks = _Maker(run, adapter, step, config, source, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
         refuse_leaks(making, workspace, str(source), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
         check, note = _check(
@@ -97,10 +104,14 @@ def export_run(
             making,
             base=base,
             run=run,
+            adapter=adapter,
             num_prompts=num_prompts,
+            why_unchecked=why_unchecked,
             on_progress=on_progress,
             is_cancelled=is_cancelled,
         )
+        if step is not None:
+            note = f"Of the checkpoint of step {step:,}. {note}"
         note = " ".join((note, *remarks))
         on_progress("Putting it in place", None)
         if staged.parent == target:
@@ -121,6 +132,9 @@ class _Maker:
     """Everything that the makers of the forms need."""
 
     run: RunDir
+    adapter: Path
+    step: int | None
+    """Of the checkpoint that the adapter is of; None for the finished one."""
     config: RunConfig
     base: Path
     workspace: Workspace
@@ -137,8 +151,8 @@ class _Maker:
     def make(self, form: str) -> tuple[str, ...]:
         """Make it; returns what its user should know, in sentences."""
         if form == "adapter":
-            copy_adapter(self.run, self.out)
-            write_card(self.out, self.run, self.base, form)
+            copy_adapter(self.adapter, self.config.model.id, self.out)
+            write_card(self.out, self.run, self.base, form, self.step)
         elif form.startswith("merged-"):
             self.merged(self.out, form)
         elif form == "gguf-lora":
@@ -157,7 +171,7 @@ class _Maker:
         dequantized = form in DEQUANTIZED
         merge(
             self.base,
-            self.run.adapter,
+            self.adapter,
             folder,
             self.config,
             dequantized=dequantized,
@@ -167,7 +181,7 @@ class _Maker:
             is_cancelled=self.is_cancelled,
         )
         clean_tokenizer(folder)
-        write_card(folder, self.run, self.base, form)
+        write_card(folder, self.run, self.base, form, self.step)
 
     def gguf(self, outtype: str) -> None:
         from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
@@ -198,9 +212,9 @@ class _Maker:
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
         # The converter writes the folder's name and what the card says of the base into the file.
         folder = self.work / self.name
-        copy_adapter(self.run, folder)
+        copy_adapter(self.adapter, self.config.model.id, folder)
         write_plain_alpha(folder)
-        write_card(folder, self.run, self.base, "adapter")
+        write_card(folder, self.run, self.base, "adapter", self.step)
         target = self.out / f"{self.name}-lora-f16.gguf"
         convert_lora(tool, folder, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
         shutil.rmtree(self.work)
@@ -218,12 +232,20 @@ class _Maker:
 
 
 def _base(
-    form: str, config: RunConfig, workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
+    form: str,
+    config: RunConfig,
+    workspace: Workspace,
+    on_progress: OnProgress = silent,
+    is_cancelled: IsCancelled = never,
+    *,
+    is_finished: bool,
 ) -> Path | None:
-    """The folder of the base; None where the adapter alone is wanted and the base is not on this computer: it is not fetched for that."""
+    """The folder of the base; None where a finished adapter alone is wanted and the base is not on this computer: it is not fetched for
+    that. A checkpoint has no tokenizer and takes that of the base.
+    """
     folder = find_model_folder(config.model.id, config.model.revision, workspace)
     is_there = folder is not None and folder.is_dir()
-    if form == "adapter" and not is_there and not is_builtin(config.model.id):
+    if form == "adapter" and is_finished and not is_there and not is_builtin(config.model.id):
         return None
     if folder is not None and not is_there:
         raise base_is_gone(folder)
@@ -288,7 +310,9 @@ def _check(
     *,
     base: Path | None,
     run: RunDir,
+    adapter: Path,
     num_prompts: int,
+    why_unchecked: str,
     on_progress: OnProgress,
     is_cancelled: IsCancelled,
 ) -> tuple[CheckResult | None, str]:
@@ -300,14 +324,14 @@ def _check(
     if form == "gguf-lora" or (is_gguf and not readable):
         return None, _not_compared("only llama.cpp reads this form, and it is not part of this app")
     if num_prompts == 0:
-        return None, "Not compared with the chat."
+        return None, _not_compared(why_unchecked) if why_unchecked else "Not compared with the chat."
     try:
         prompts = _prompts(run, base, form, num_prompts)
         result = check_artefact(
             "gguf" if is_gguf else form.partition("-")[0],
             target,
             base=base,
-            adapter=run.adapter,
+            adapter=adapter,
             config_path=run.config_path,
             prompts=prompts,
             on_progress=on_progress,

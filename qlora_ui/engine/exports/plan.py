@@ -10,7 +10,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.units import MIB
 from qlora_ui.models.folder import read_header, weight_files
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.settings.sections import LoraSection
 
 Q8_0_BYTES = 34 / 32
@@ -42,8 +42,10 @@ def plan_export(run: RunDir, base: Path | None, form: str) -> ExportPlan:
 
     Raises QloraUiError where the form has no place for what the run trained, and ModelError where the base's folder is gone.
     """
-    adapter = size_of_tree(run.adapter) + CARD_BYTES
+    adapter = _adapter_bytes(run, base) + CARD_BYTES
     if form == "adapter" and (base is None or not base.is_dir()):
+        if base is not None and not run.has_adapter and run.newest_checkpoint is not None:
+            raise base_is_gone(base, "A checkpoint has no tokenizer; that of the base is put beside it.")
         return ExportPlan(adapter, adapter, TORCH_BYTES, 0)
     assert base is not None
     if not base.is_dir():
@@ -72,11 +74,19 @@ def plan_export(run: RunDir, base: Path | None, form: str) -> ExportPlan:
     }[form]
 
 
-def base_is_gone(base: Path) -> ModelError:
+def _adapter_bytes(run: RunDir, base: Path | None) -> int:
+    """Of the finished adapter, else of the newest checkpoint's with the base's tokenizer."""
+    if run.has_adapter or run.newest_checkpoint is None:
+        return size_of_tree(run.adapter)
+    tokenizer = size_of_tree(base / "tokenizer.json") if base is not None else 0
+    return size_of_tree(run.newest_checkpoint / ADAPTER_WEIGHTS) + tokenizer
+
+
+def base_is_gone(base: Path, why: str = "All forms but the adapter alone are made of it.") -> ModelError:
     """The error of a run whose base was a folder that is not there any more."""
     return ModelError(
         f"The folder of the run's base model is gone: {base}.",
-        why="All forms but the adapter alone are made of it.",
+        why=why,
         fix="Put it back there; a link to where it is now will do.",
         code="model-missing",
     )

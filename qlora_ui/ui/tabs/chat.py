@@ -50,8 +50,10 @@ def build(page: Page) -> None:
 
 
 def choose_run(service: Service, run_id: str) -> None:
-    """Talk to a run's adapter from now on; with its base beside it."""
-    service.desk.choose(_of_run(service, run_id))
+    """Talk to a run's adapter from now on, or to its newest checkpoint where it has none; with its base beside it."""
+    run = find_run(service.workspace, run_id)
+    newest = None if run.has_adapter else run.newest_checkpoint
+    service.desk.choose(_of_run(service, run_id, newest.name if newest is not None else None))
 
 
 def _of_run(service: Service, run_id: str, checkpoint: str | None = None) -> Who:
@@ -140,13 +142,13 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     """What can be talked to, in groups: runs with what was saved of them, then models alone."""
     runs = []
     for row in service.run_lists.rows():
-        if row.has_adapter or row.id == who.run_id:
+        is_theirs = row.id == who.run_id
+        if row.has_adapter or (is_theirs and not who.checkpoint):
             runs.append({"key": f"run|{row.id}|", "label": f"{row.name} · {ago(row.created)}"})
-        if row.id == who.run_id:
-            runs += [
-                {"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"}
-                for step in _other_steps(service, who)
-            ]
+        if is_theirs or (row.has_checkpoint and not row.has_adapter):
+            # Of a run that has no adapter yet, the newest one stands for it until it is chosen.
+            steps = _other_steps(service, row.id, who.checkpoint if is_theirs else None)[: None if is_theirs else 1]
+            runs += [{"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"} for step in steps]
         if len(runs) >= MOST_RUNS:
             break
     models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
@@ -156,14 +158,14 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     return [group for group in groups if group["options"]]
 
 
-def _other_steps(service: Service, who: Who) -> list[int]:
-    """Checkpoints that are not the run's adapter; the one that is talked to stays, whatever it is."""
+def _other_steps(service: Service, run_id: str, talked_to: str | None) -> list[int]:
+    """Checkpoints that are not the run's adapter, newest first; the one that is talked to stays, whatever it is."""
     try:
-        run = find_run(service.workspace, str(who.run_id))
+        run = find_run(service.workspace, run_id)
     except QloraUiError:
         return []  # deleted since the list of runs was read
     others = run.other_steps()
-    return [step for step in run.saved_steps() if step in others or who.checkpoint == f"checkpoint-{step}"]
+    return [step for step in run.saved_steps() if step in others or talked_to == f"checkpoint-{step}"]
 
 
 def _propose_newest(service: Service, desk: ChatDesk) -> None:
@@ -190,7 +192,7 @@ def _suggestions(service: Service, who: Who) -> list[str]:
 
 def _runs_version(service: Service) -> str:
     rows = service.run_lists.rows()
-    return f"{len(rows)}.{sum(row.has_adapter for row in rows)}"
+    return f"{len(rows)}.{sum(row.has_adapter for row in rows)}.{sum(row.has_checkpoint for row in rows)}"
 
 
 Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]

@@ -26,13 +26,13 @@ from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background, Progress
-from qlora_ui.ui.chosen import chosen_run
+from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import NOTHING, Card, command_for, exports_html, work_key
+from qlora_ui.ui.views.exports import NOTHING, Card, command_for, exports_html, source_words, work_key
 from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
@@ -76,13 +76,14 @@ def build(page: Page) -> None:
 
 
 def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[str, str], Any]) -> str:
-    view = chosen_run(service, run_id)
+    view = run_to_take(service, run_id)
     if view is None:
         return NOTHING
     rows = service.run_lists.rows()
-    picker = run_picker(rows, view.id, "Take away")
+    picker = run_picker(rows, view.id, "Take away", with_unfinished=True)
     names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans))
-    return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag)
+    source = source_words(view)
+    return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source)
 
 
 def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
@@ -138,6 +139,13 @@ def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_
         return str(_make_script(service, run, form, on_progress, is_cancelled))
     on_progress("Starting the engine", None)
     export = engine_object("exports.export:export_run")
+    busy = next((holder for holder in service.card.holders() if holder.who != "chat"), None)
+    if form == "adapter" and busy is not None:
+        # Files are copied, for which nobody has to let go of the card; only the comparison needs it.
+        words = busy.sentence()
+        why = words[0].lower() + words[1:]
+        beside = export(run, form, service.workspace, num_prompts=0, why_unchecked=why, on_progress=on_progress, is_cancelled=is_cancelled)
+        return str(beside.path)
     with _hold(service, run, is_cancelled):
         result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     return str(result.path)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.read import RunView
+from qlora_ui.runs.run_dir import Status
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.markup import escape, middle_cut
@@ -70,6 +72,20 @@ EARLIER = "The run has learned on since: this is its adapter as it was."
 SHARE = "python app.py push --run {run} --to YOU/NAME {workspace}"
 
 
+def source_words(view: RunView) -> str:
+    """What of a run that is not over would be taken away; empty where it is its result."""
+    step = f"{view.checkpoints[-1].step:,}" if view.checkpoints else ""
+    so_far = f"what it had learned at step {step}, its last checkpoint"
+    if view.status.is_live:
+        held = "the adapter as it was when the run last ended" if view.has_adapter else so_far
+        return f"The run is training. What is made here holds {held}; meanwhile only the adapter and the programs can be made."
+    if not view.has_adapter:
+        return f"The run has no finished adapter. What is made here holds {so_far}."
+    if view.status in (Status.PAUSED, Status.CRASHED, Status.QUEUED):
+        return "The run went on after it had ended once. What is made here holds its adapter as it was then."
+    return ""
+
+
 def command_for(form: str, name: str) -> str:
     """What uses an export whose files are named by `name`."""
     return COMMANDS[form].replace("NAME", name)
@@ -80,10 +96,12 @@ def work_key(run_id: str, form: str) -> str:
     return f"{run_id}|{form}"
 
 
-def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str], workspace: str) -> str:
+def exports_html(
+    cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str], workspace: str, source: str = ""
+) -> str:
     """All cards in their groups; work in hand stands in its card, that of another run on top.
 
-    `names` are the runs' names by id, `workspace` is the flag that commands need to find them.
+    `names` are the runs' names by id, `workspace` is the flag that commands need to find them, `source` says what of the run is taken.
     """
     by_form = {card.form: card for card in cards}
     of_run, _, working = progress.key.partition("|")
@@ -106,8 +124,9 @@ def exports_html(cards: Sequence[Card], run_id: str, progress: Progress, picker:
     )
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent
+    told = f'<p class="q-note" id="export-source">{escape(source)}</p>' if source else ""
     top = work if of_run != run_id else ""
-    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{top}{body}</div>'
+    return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{told}{top}{body}</div>'
 
 
 def _running(by_form: Mapping[str, Card], run_id: str, progress: Progress, names: Mapping[str, str]) -> str:

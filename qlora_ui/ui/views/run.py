@@ -183,7 +183,10 @@ def _end(view: RunView, ended: Ended) -> str:
     if isinstance(ended, Paused):
         held = ended.held_bytes
         free = " The memory is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
-        return f'<div class="q-note" role="status"><strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(fell)}</div>'
+        paused = f"<strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(fell)}"
+        ways = (("Chat with it so far", "chat"), ("Take it with you", "export"))
+        links = " ".join(act_button(label, action, view.id, look="link") for label, action in ways) if view.has_checkpoint else ""
+        return f'<div class="q-note" role="status">{paused} {links}</div>'
     if isinstance(ended, Stopped) and not ended.adapter:
         what = "Taken out of the queue before it began." if not view.steps else f"Stopped after step {view.step:,}. {_kept(view)}"
         return f'<div class="q-note" role="status">{escape(what)}</div>'

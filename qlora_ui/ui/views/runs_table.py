@@ -129,7 +129,7 @@ def _menu(row: RunRow) -> str:
     ]
     if row.status.can_resume:
         entries.insert(0, act_button("Continue", "resume", run, look="menu"))
-    if row.has_adapter:
+    if row.has_adapter or row.has_checkpoint:
         entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
     if not row.status.is_live and row.status is not Status.QUEUED:
         words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
