@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     service = ChatService(workspace, Card())
     try:
         loaded = service.load(target, lambda what, share: print(what, file=sys.stderr) if not arguments.json else None)
+        if loaded.warning:
+            print(loaded.warning, file=sys.stderr)
         sides = loaded.sides[-1:] if arguments.no_base else loaded.sides
         if arguments.prompt is not None:
             return _answer_once(service, arguments, sampling, sides)

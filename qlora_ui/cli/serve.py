@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         server = ChatServer(service, arguments.port, arguments.key)
         try:
             loaded = service.load(ChatTarget(**named, run_id=run_id, checkpoint=arguments.checkpoint), _tell)
+            if loaded.warning:
+                print(loaded.warning, file=sys.stderr)
             url = server.start()
             row = {"url": url, "models": list(loaded.sides)}
             print(json.dumps(row) if arguments.json else f"{url}   models: {', '.join(loaded.sides)}   Ctrl-C ends it", flush=True)

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import sha256_of, write_json
+from qlora_ui.base.files import read_json, sha256_of, write_json
 from qlora_ui.engine.checkpoints import Checkpoint, replace_folder
-from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, ADAPTER_WEIGHTS
+from qlora_ui.models.weights_mark import weights_mark
+from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, ADAPTER_WEIGHTS, MANIFEST
 from qlora_ui.settings.run_config import RunConfig
 
 WEIGHTS, CONFIG, SIDECAR = ADAPTER_WEIGHTS, "adapter_config.json", ADAPTER_SIDECAR
@@ -76,7 +77,7 @@ def publish_adapter(final: Path, source: Any, config: RunConfig, base: dict[str,
 
 
 def base_identity(model_folder: Path, config: RunConfig) -> dict[str, Any]:
-    """What an adapter's partner must be: id, revision and the shape-giving part of its config."""
+    """What an adapter's partner must be: id, revision, the shape-giving part of its config and the mark of its weights."""
     values = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     shape = {name: values.get(name) for name in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size")}
     return {
@@ -84,4 +85,13 @@ def base_identity(model_folder: Path, config: RunConfig) -> dict[str, Any]:
         "revision": config.model.revision,
         "config_sha256": sha256_of(model_folder / "config.json"),
         "shape": shape,
+        "weights_mark": weights_mark(model_folder),
     }
+
+
+def noted_weights(adapter: Path) -> str:
+    """The mark of the weights that an adapter, or a checkpoint, was trained on; empty for those of earlier versions and of others."""
+    sidecar, manifest = read_json(adapter / SIDECAR), read_json(adapter / MANIFEST)
+    notes = manifest.get("notes") if isinstance(manifest, dict) else None
+    noted = next((known for known in (sidecar, notes) if isinstance(known, dict)), {})
+    return str(noted.get("weights_mark") or "")

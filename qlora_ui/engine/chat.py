@@ -21,6 +21,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import OnProgress, silent
 from qlora_ui.data.rows import Message
+from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.chat_adapters import BASE
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
@@ -29,6 +30,7 @@ from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
 from qlora_ui.engine.decode import Sampling
 from qlora_ui.models.catalogue import find_model_folder
+from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
@@ -58,6 +60,8 @@ class Loaded:
     is_captured: bool
     reason: str
     """Why steps are not captured as CUDA graphs; empty where they are."""
+    warning: str = ""
+    """Where the base is not the one that the adapter was trained on."""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,9 @@ class ChatService:
         self._cache: ChatCache | None = None
         self._pass: ForwardPass | None = None
         self._base_key: Any = None
+        self._base_mark = ""
+        """Of its weights as they were loaded; the files may be replaced meanwhile."""
+        self._warning = ""
         self._target: ChatTarget | None = None
         self._keys: dict[str, str] = {}
         """Key of the adapter that a side stands for."""
@@ -194,7 +201,7 @@ class ChatService:
             finally:
                 if self._model is None:
                     self._give_card()
-            self._base_key = base_key
+            self._base_key, self._base_mark = base_key, weights_mark(self._model.folder)
             self._new_cache()
         assert self._model is not None
         for side in list(self._keys):
@@ -207,6 +214,7 @@ class ChatService:
             self._keys[ADAPTER] = ADAPTER
             self._rebind()
         self._target = target
+        self._warning = replaced_words(noted_weights(folder), self._base_mark, self._model.folder) if folder is not None else ""
         on_card = self._model.device.type == "cuda"
         on_progress("Getting ready to answer" + (" (the first time on this computer takes some ten seconds more)" if on_card else ""), None)
         self._warm_up()
@@ -275,6 +283,7 @@ class ChatService:
             device=torch.cuda.get_device_name(self._model.device) if self._model.device.type == "cuda" else "CPU",
             is_captured=not self._pass.reason,
             reason=self._pass.reason,
+            warning=self._warning,
         )
         return self._loaded
 

@@ -21,7 +21,7 @@ import torch
 
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine import build
-from qlora_ui.engine.adapter import base_identity, publish_adapter
+from qlora_ui.engine.adapter import base_identity, noted_weights, publish_adapter
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
@@ -41,6 +41,7 @@ from qlora_ui.engine.release import release
 from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoint, own_rows, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
+from qlora_ui.models.weights_mark import replaced_words
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, PhaseChanged, Stopped
 from qlora_ui.runs.read import read_run
@@ -213,7 +214,7 @@ class Job:
         assert self.store is not None
         self._enter("load")
         self._raise_if_ending()
-        marks = fingerprint(config, ground.rows.train)
+        marks = fingerprint(config, ground.rows.train) | {"weights_mark": self.base["weights_mark"]}
         if checkpoint is not None:
             check_same(checkpoint, marks, config)
         # A checkpoint holds the weights already, and where they once came from may be gone.
@@ -247,6 +248,8 @@ class Job:
         if initial is not None:
             initial.copy_into(self.trainer.model)
             self.journal.write(Noticed(level="info", code="start-from", what=f"Starts from the adapter of {initial.name}."))
+            if words := replaced_words(noted_weights(initial.folder), self.base["weights_mark"], ground.folder):
+                self.journal.write(Noticed(level="warning", code="base-replaced", what=words))
         return self.trainer, self.recorder
 
     def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer, report: FastReport) -> None:

@@ -49,17 +49,22 @@ def own_rows(run: RunDir, write: Callable[[Event], object]) -> Datasets | None:
 
 
 def check_same(checkpoint: Checkpoint, marks: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise RunError (code `resume-changed`) where rows or settings are not those that the checkpoint was trained with.
+    """Raise RunError (code `resume-changed`) where rows, settings or base are not those that the checkpoint was trained with.
 
-    `marks` are those of the rows as they are now, `config` the run's settings.
+    `marks` are those of rows and base as they are now, `config` the run's settings.
     """
     settings = changed_settings(config, checkpoint.notes)
     has_rows = checkpoint.notes.get("rows_sha256") == marks["rows_sha256"]
-    if has_rows and not settings:
+    # Earlier versions of the app noted nothing of the base.
+    is_replaced = checkpoint.notes.get("weights_mark", marks.get("weights_mark")) != marks.get("weights_mark")
+    if has_rows and not settings and not is_replaced:
         return
     if settings:
         what, why = "the settings", "; ".join(settings)
         undo = "Give the file config.yaml in the run's folder its former values"
+    elif is_replaced:
+        what, why = "the base model", "Its files hold other weights than those that the run was trained on"
+        undo = "Put the former model back in its place"
     else:
         what = "the data"
         why = "Rows, their tokens or what is learned of them differ: a dataset was edited, or the model's tokenizer or this app was updated"

@@ -315,7 +315,10 @@ class ChatDesk:
         chat = self._service.chat
         loaded = chat.loaded()
         if loaded is None or loaded.target != target:
-            chat.load(target, self._say)
+            loaded = chat.load(target, self._say)
+        with self._changed:
+            self.note = loaded.warning
+            self._touch()
 
     def _answer(self) -> None:
         sampling = engine_object("chat:Sampling")(self.asked.temperature, self.asked.top_p, self.asked.max_tokens, self.asked.seed)

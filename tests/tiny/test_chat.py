@@ -161,6 +161,19 @@ def test_adapters_are_swapped_without_reloading_the_base(service: ChatService, s
     assert three["adapter"] == second and three[side] == first
 
 
+def test_a_base_that_was_replaced_since_the_training_is_told_of(service: ChatService, shared: tuple[Workspace, str]) -> None:
+    workspace, run_id = shared
+    folder = workspace.runs / run_id / "checkpoints" / "checkpoint-2"
+    loaded = service.loaded()
+    assert loaded is not None and not loaded.warning
+    for mark, is_told in ((service._base_mark, False), ("of others", True)):
+        (folder / "manifest.json").write_text(json.dumps({"notes": {"weights_mark": mark}}), encoding="utf-8")
+        told = service.load(ChatTarget(run_id=run_id, checkpoint="checkpoint-2")).warning
+        assert ("was replaced since the adapter was trained" in told) == is_told
+    (folder / "manifest.json").unlink()
+    assert not service.load(ChatTarget(run_id=run_id)).warning
+
+
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
 def test_what_was_trained_in_full_leaves_with_its_adapter(service: ChatService, tiny_model_dir: Path, tmp_path: Path, module: str) -> None:
     folder = write_adapter(tmp_path / "full", tiny_model_dir, 4, modules_to_save=[module])

@@ -29,6 +29,7 @@ from qlora_ui.engine.exports.merge import merge
 from qlora_ui.engine.exports.prompts import check_prompts
 from qlora_ui.engine.exports.stops import name_turn_end, stop_ids
 from qlora_ui.engine.load import load_quantized
+from qlora_ui.models.weights_mark import weights_mark
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -543,7 +544,7 @@ def test_a_run_without_a_finished_adapter_gives_that_of_its_newest_checkpoint(wo
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             shutil.copyfile(run.adapter / name, staged / name)
         (staged / "optimizer.pt").write_bytes(b"x")
-        store.commit(step, {})
+        store.commit(step, {"weights_mark": "of others" if step == 3 else weights_mark(tiny_model_dir)})
     weights = (run.adapter / "adapter_model.safetensors").read_bytes()
     shutil.rmtree(run.adapter)
     needs = plan(run, "adapter", workspace)
@@ -556,6 +557,8 @@ def test_a_run_without_a_finished_adapter_gives_that_of_its_newest_checkpoint(wo
     # What the page compares to say whether the run has learned on since.
     assert notes["adapter"]["adapter_sha256"] == run.adapter_sha256 != ""
     assert export_run(run, "merged-original", workspace, num_prompts=0).note.startswith("Of the checkpoint of step 1,000.")
+    shutil.rmtree(run.checkpoints / "checkpoint-1000")
+    assert "was replaced since the adapter was trained" in export_run(run, "adapter", workspace, num_prompts=0).note
 
 
 def test_wrong_requests_get_words(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -116,3 +116,12 @@ def test_what_an_exact_continuation_needs_unchanged(values: dict[str, object], i
     base = CONFIG.changed({"train.batch_size": 4, "train.accumulation": 4})
     for without in ("", "settings"):
         assert (not changed_settings(base.changed(values), paused(base, without=without).notes)) is is_same
+
+
+def test_a_base_that_was_replaced_refuses_and_one_that_nobody_noted_does_not() -> None:
+    marks, checkpoint = fingerprint(CONFIG, ROWS), paused(CONFIG)
+    noted = Checkpoint(checkpoint.path, 4, 0, {**checkpoint.notes, "weights_mark": "a"})
+    check_same(noted, {**marks, "weights_mark": "a"}, CONFIG)
+    check_same(checkpoint, {**marks, "weights_mark": "b"}, CONFIG)
+    with pytest.raises(RunError, match=r"the base model changed since step 4.*Put the former model back"):
+        check_same(noted, {**marks, "weights_mark": "b"}, CONFIG)

@@ -44,12 +44,16 @@ def test_the_curve_goes_on_where_the_old_adapter_ended(old: tuple[Workspace, Run
 def test_weights_are_those_of_the_adapter_and_a_folder_will_do(old: tuple[Workspace, RunConfig, RunView], tmp_path: Path) -> None:
     workspace, config, before = old
     shutil.copytree(before.run.adapter, tmp_path / "mine")
+    sidecar = json.loads((tmp_path / "mine" / "qlora_ui.json").read_text(encoding="utf-8"))
+    (tmp_path / "mine" / "qlora_ui.json").write_text(json.dumps({**sidecar, "weights_mark": "of others"}), encoding="utf-8")
     one_step = {"train.max_steps": 1, "train.learning_rate": 1e-12, "train.schedule": "constant", "train.warmup": 0, "eval.every": 1}
     view = train(workspace, config.changed({"lora.start_from": str(tmp_path / "mine"), **one_step}))
     assert view.status is Status.DONE, view.ended
     new, given = load_file(view.run.adapter / WEIGHTS), load_file(before.run.adapter / WEIGHTS)
     assert new.keys() == given.keys()
     assert all((new[name] - given[name]).abs().max() < 1e-9 for name in new)
+    assert any(notice.code == "base-replaced" for notice in view.notices if isinstance(notice, Noticed))
+    assert not any(notice.code == "base-replaced" for notice in before.notices if isinstance(notice, Noticed))
     # The held-back rows are the same, so their loss is where the old run left it.
     assert view.evals[-1].loss == pytest.approx(before.evals[-1].loss, abs=1e-4)
 

@@ -15,6 +15,7 @@ from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts, needs_download
 from qlora_ui.models.folder import MAX_TOKENIZER_BYTES, FolderFacts, read_folder
 from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.models.weights_mark import weights_mark
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -245,3 +246,20 @@ def test_a_torn_conversion_is_not_taken_for_a_model(workspace: Workspace) -> Non
 def test_a_path_that_is_none_says_what_to_write(workspace: Workspace, typed: str, says: str) -> None:
     with pytest.raises(ModelError, match=re.escape(says)):
         model_facts(typed, None, workspace)
+
+
+def test_weights_are_known_again_in_other_files_and_others_of_the_same_shapes_are_not(tmp_path: Path) -> None:
+    files = model_files()
+    one = write_model(tmp_path / "one", files)
+    weights = files["model.safetensors"]
+    replaced = write_model(tmp_path / "replaced", {**files, "model.safetensors": weights[:-3000] + bytes([1]) * 3000})
+    other_card = write_model(tmp_path / "card", {**files, "README.md": b"Other words"})
+    shards = {
+        "model-00001-of-00002.safetensors": {"embed": (64, 16)},
+        "model-00002-of-00002.safetensors": {"layer": (2304,), "norms": (3, 16)},
+    }
+    index = {"weight_map": {name: file for file, tensors in shards.items() for name in tensors}}
+    rest = {name: content for name, content in files.items() if name != "model.safetensors"}
+    parts = {name: safetensors_bytes(**tensors) for name, tensors in shards.items()}
+    sharded = write_model(tmp_path / "sharded", {**rest, **parts, "model.safetensors.index.json": json.dumps(index).encode()})
+    assert weights_mark(one) == weights_mark(other_card) == weights_mark(sharded) != weights_mark(replaced)

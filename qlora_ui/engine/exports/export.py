@@ -16,6 +16,7 @@ from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tre
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
+from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter, refuse_leaks
 from qlora_ui.engine.exports.card import write_card
@@ -26,6 +27,7 @@ from qlora_ui.hardware.system import read_system
 from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.models.folder import read_folder
+from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -112,7 +114,9 @@ def export_run(
         )
         if step is not None:
             note = f"Of the checkpoint of step {step:,}. {note}"
-        note = " ".join((note, *remarks))
+        noted = noted_weights(run.adapter) if checkpoint is None else str(checkpoint.notes.get("weights_mark") or "")
+        replaced = replaced_words(noted, weights_mark(base), base) if base is not None else ""
+        note = " ".join(filter(None, (replaced, note, *remarks)))
         on_progress("Putting it in place", None)
         if staged.parent == target:
             for path in making.iterdir():
