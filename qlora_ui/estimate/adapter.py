@@ -52,10 +52,16 @@ def adapter_of(facts: ModelFacts, lora: LoraSection) -> Adapter:
     )
 
 
+def layer_choices(facts: ModelFacts) -> dict[str, list[str]]:
+    """By option, the model's own names of layers that it can hold."""
+    linears = [linear.name for linear in facts.linears]
+    return {"lora.targets": ["all-linear", *linears], "lora.modules_to_save": ["embed_tokens", "lm_head", *_norms(facts)]}
+
+
 def layer_problems(facts: ModelFacts, lora: LoraSection) -> list[Problem]:
     """Layers that the settings name and this model cannot train so; peft would pass over them in silence, or break off."""
     linears = [linear.name for linear in facts.linears]
-    whole = ["embed_tokens", "lm_head", *_norms(facts)]
+    whole = layer_choices(facts)["lora.modules_to_save"]
     problems = []
     if unknown := adapter_of(facts, lora).unknown:
         what = f"The model has no layer named {', '.join(unknown)}"

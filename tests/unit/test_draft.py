@@ -17,6 +17,7 @@ from qlora_ui.ui.app import build
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.recipe import _layer_choices
 from qlora_ui.ui.views.ready import ready_html
 
 
@@ -114,6 +115,11 @@ def test_a_layer_that_the_model_does_not_have_stops_start(workspace: Workspace) 
     values = {"model.id": "builtin:smollm2-135m-instruct", "data.sources": [{"id": "builtin:plain-pirate"}]}
     draft = Service(workspace).draft({**values, "lora.targets": ["q_proj", "query_key_value"]})
     assert [problem.what for problem in draft.problems_of("lora.targets")] == ["The model has no layer named query_key_value"]
+    targets, whole = (update["choices"] for update in _layer_choices(draft))
+    assert targets[:3] == ["all-linear", "q_proj", "k_proj"] and "down_proj" in targets and whole[:3] == ["embed_tokens", "lm_head", "norm"]
+    # Every choice is one that the model can train.
+    good = {**values, "lora.targets": targets[1:], "lora.modules_to_save": whole}
+    assert not any(problem.where.startswith("lora") for problem in Service(workspace).draft(good).problems)
 
 
 def test_what_a_press_on_the_model_tab_is_refused_for_reaches_the_page(workspace: Workspace) -> None:

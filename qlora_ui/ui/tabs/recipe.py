@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import SettingsError
+from qlora_ui.estimate.adapter import layer_choices
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
 from qlora_ui.settings.presets import is_taken, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -49,6 +50,8 @@ GROUPS = {
 }
 KEPT_BY_PRESETS = ("data.sources", "data.format", "data.mapping", "data.train_on", "output.name", "output.notes", "output.tags")
 """Options that are the user's own: a preset leaves them alone unless it names them."""
+LAYERS = ("lora.targets", "lora.modules_to_save")
+"""Options that hold names of the model's layers."""
 LINES = {"eval.probes": 4, "output.notes": 3}
 
 
@@ -63,6 +66,15 @@ def build(page: Page) -> None:
                     for path in basic:
                         page.form.place(path, min_width=0)
                 _advanced(page, name, sections)
+    page.on_form(_layer_choices, [page.form.controls[path].input for path in LAYERS])
+
+
+def _layer_choices(draft: Draft) -> list[Any]:
+    """The chosen model's own names of layers as choices; other names can be typed while they are not known."""
+    if draft.facts is None:
+        return [gr.skip() for _ in LAYERS]
+    choices = layer_choices(draft.facts)
+    return [gr.update(choices=choices[path]) for path in LAYERS]
 
 
 def _head(page: Page) -> None:
