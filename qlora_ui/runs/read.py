@@ -122,6 +122,11 @@ class RunView:
     def can_resume(self) -> bool:
         return self.status.can_resume
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it by itself."""
+        return not self.status.is_live and self.status is not Status.QUEUED
+
 
 @dataclass
 class _Picture:

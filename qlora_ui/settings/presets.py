@@ -18,6 +18,8 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
 
 SHIPPED = Path(__file__).resolve().parents[2] / "presets"
+FIRST_PRESET = "demo"
+"""What a first visit begins with."""
 MAX_YAML_BYTES = 256 * 1024
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 

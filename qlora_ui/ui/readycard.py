@@ -35,7 +35,14 @@ def build(page: Page) -> None:
         return ready_html(draft, page.service.lost_draft), gr.update(value=start_label(draft), interactive=draft.is_ready)
 
     page.on_form(draw, [card, start])
-    page.live(lambda run_id: waits_html(page.service.view("")) + trained_html(page.service.view(run_id)), [waits])
+
+    def wait(run_id: str) -> str:
+        service = page.service
+        holder = next((holder for holder in service.card.holders() if holder.who in ("evaluation", "export")), None)
+        words = waits_html(service.view(""), is_held=service.launcher.is_held, holder=holder)
+        return words + trained_html(service.view(run_id))
+
+    page.live(wait, [waits])
 
     @handler
     def begin(data: dict[Any, Any]) -> tuple[str, Any]:

@@ -30,7 +30,7 @@ from qlora_ui.runs.read import RunReaders, RunView
 from qlora_ui.runs.registry import find_run, newest_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.presets import Preset, find_preset, list_presets
+from qlora_ui.settings.presets import FIRST_PRESET, Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from qlora_ui.ui.chat_desk import ChatDesk
     from qlora_ui.ui.run_lists import RunLists
 
-FIRST_PRESET = "demo"
 MODELS_READ_S = 15.0
 GPU_READ_S = 0.8
 """Cards are asked at most this often, however many pages are open."""

@@ -10,15 +10,19 @@ from pathlib import Path
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
 from qlora_ui.hardware.devices import cpu_profile
+from qlora_ui.runs.card import Holder
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import find_preset
+from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
-from qlora_ui.ui.views.ready import ready_html
+from qlora_ui.ui.views.ready import ready_html, waits_html
 from qlora_ui.ui.views.recipe import automatic_words, caution_words
+from tests.journals import write_run
 
 TOKENS = {
     "total": 9000, "kept": 8800, "trained": 4400, "trained_share": 0.5, "mean": 90.0, "median": 80, "p95": 250, "p99": 500, "shortest": 20,
@@ -184,6 +188,19 @@ def test_what_will_be_otherwise_and_what_the_memory_hangs_on_stand_on_the_card(w
     # Nothing can be measured on a card from the list.
     assert "The share of CUDA itself is assumed.</p></details>" in noisy
     assert (automatic_words(draft, "train.fast_path"), automatic_words(draft, "train.packing")) == ("Now on", "Now on")
+
+
+def test_start_says_what_it_would_wait_for_and_only_the_demo_is_a_first_try(workspace: Workspace) -> None:
+    assert "A first try is set up" in waits_html(None) and "The queue is held" in waits_html(None, is_held=True)
+    view = Service(workspace).view(write_run(workspace, end="loading").id)
+    assert "is getting ready. Start puts this one behind it." in waits_html(view)
+    done = Service(workspace).view(write_run(workspace, end="done").id)
+    assert waits_html(done) == "" and "The queue is held" in waits_html(done, is_held=True)
+    export = Holder("export", "Pirate", 0.0, False)
+    assert "An export has a model in memory (Pirate). Start waits until it is done." in waits_html(done, holder=export)
+    values = {**_all_values(), **{path: find_preset("demo").config.get(path) for path in option_by_path()}}
+    drafts = (Service(workspace).draft({**values, **more}, preset="demo") for more in ({}, {"output.name": "mine"}, {"model.id": "a/b"}))
+    assert ["q-is-demo" in ready_html(draft) for draft in drafts] == [True, True, False]
 
 
 def test_a_cpu_without_the_chosen_optimizer_says_which_one_trains(workspace: Workspace, tmp_path: Path) -> None:

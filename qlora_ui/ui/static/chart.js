@@ -298,6 +298,7 @@ function qDraw(figure, runs, store, spec, at) {
   const lines = qLines(panel, runs, store);
   const rules = runs.flatMap((run) => panel.rules.filter((rule) => run.rules[rule.key] > 0).map((rule) => ({ ...rule, y: run.rules[rule.key], place: run.place })));
   figure.empty.hidden = lines.length > 0;
+  figure.empty.textContent = runs.length && runs.every((run) => run.end && run.end.over) ? "Nothing was measured." : panel.empty || "";
   figure.cover.hidden = lines.length === 0;
   figure.desc.textContent = runs.map((run) => `${run.label ? `${run.label}: ` : ""}${(run.text || {})[panel.id] || "nothing measured yet"}`).join(" ");
   qLegend(figure.legend, panel, lines, rules, runs);

@@ -43,7 +43,7 @@ def new_points(view: RunView, cursor: dict[str, Any] | None) -> dict[str, Any]:
             "memory": {"x": times, "y": used},
         },
         "rules": {"predicted": view.planned.predicted_bytes if view.planned else None},
-        "end": {"live": view.status.is_live, "planned": view.num_steps, "last": view.step},
+        "end": {"live": view.status.is_live, "over": view.is_over, "planned": view.num_steps, "last": view.step},
         "marks": [{"step": event.step, "kind": "best" if event.is_best else "save"} for event in _thin(view.checkpoints, 60)],
         "text": curve_texts(view),
     }

@@ -20,7 +20,7 @@ _HEADLINES = {
     "unsure": "Not clear yet",
 }
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows has learned something, you see here '
+    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, or stopped and saved, you see here '
     "whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
 )
 ABOUT = (

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.estimate import workload
+from qlora_ui.runs.card import Holder
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.intervals import num_held_back
+from qlora_ui.settings.presets import FIRST_PRESET
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case, with_units
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
@@ -40,8 +42,16 @@ def ready_html(draft: Draft | None, lost: str = "") -> str:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
     told = f'<p class="q-note q-note-warn q-small" id="q-ready-lost">{escape(lost)}</p>' if lost else ""
     facts = (_summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _missing(draft), _steps(draft))
-    parts = (_head(draft), told, *facts)
+    # By which CSS knows that the word of welcome is true.
+    demo = '<i class="q-is-demo" hidden></i>' if _is_demo(draft) else ""
+    parts = (_head(draft), told, *facts, demo)
     return f'<section class="q-card q-ready" aria-label="What will be trained">{"".join(parts)}</section>'
+
+
+def _is_demo(draft: Draft) -> bool:
+    """Whether all but the run's own words is as the demo has it."""
+    changed = draft.config.differences(draft.baseline) if draft.config is not None else {"": None}
+    return draft.preset == FIRST_PRESET and all(path.startswith("output.") for path in changed)
 
 
 def start_label(draft: Draft) -> str:
@@ -58,14 +68,22 @@ def start_label(draft: Draft) -> str:
     return "Reading the data"
 
 
-def waits_html(view: RunView | None) -> str:
-    """What a press of Start would wait for while another run has the device; a word of welcome before the first run; else empty."""
-    if view is None:
-        return '<p class="q-small q-ready-first">A first try is set up: just press Start.</p>'
-    if not view.status.is_live:
-        return ""
-    name = escape(middle_cut(view.name, 40))
-    return f'<p class="q-small q-ready-wait"><strong>{name}</strong> is training. Start puts this one behind it.</p>'
+def waits_html(view: RunView | None, *, is_held: bool = False, holder: Holder | None = None) -> str:
+    """What a press of Start would wait for: a queue that is held, another run, or an evaluation or an export that has the card.
+
+    Before the first run a word of welcome; else empty.
+    """
+    words = ""
+    if is_held:
+        words = "The queue is held: Start puts this one into it, and “Start the queue” on the Train tab lets it begin."
+    elif view is not None and view.status.is_live:
+        state = "is getting ready" if view.status is Status.STARTING else "is training"
+        words = f"<strong>{escape(middle_cut(view.name, 40))}</strong> {state}. Start puts this one behind it."
+    elif holder is not None:
+        words = f"{escape(holder.sentence())} Start waits until it is done."
+    if words:
+        return f'<p class="q-small q-ready-wait">{words}</p>'
+    return '<p class="q-small q-ready-first">A first try is set up: just press Start.</p>' if view is None else ""
 
 
 def trained_html(view: RunView | None) -> str:
