@@ -17,10 +17,10 @@ from typing import Any
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import free_bytes, put_in_place, read_json, sha256_of, sync_directory
-from qlora_ui.base.units import MIB, format_bytes
+from qlora_ui.base.units import format_bytes
+from qlora_ui.estimate.memory import CHECKPOINT_MARGIN_BYTES
 from qlora_ui.runs.run_dir import MANIFEST
 
-MARGIN_BYTES = 64 * MIB
 _PREFIX, _SAVING, _TRASH = "checkpoint-", ".saving-", ".trash-"
 
 
@@ -57,7 +57,7 @@ class CheckpointStore:
 
     def check_space(self, expected_bytes: int) -> None:
         """Raise RunError (code `disk-full`) where the disk has not room for half as much again as the last checkpoint took."""
-        needed = int(1.5 * max(expected_bytes, self._last_bytes())) + MARGIN_BYTES
+        needed = int(1.5 * max(expected_bytes, self._last_bytes())) + CHECKPOINT_MARGIN_BYTES
         free = free_bytes(self.folder)
         if free < needed:
             raise RunError(

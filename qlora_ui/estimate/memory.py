@@ -41,6 +41,8 @@ PART_WORDS: Mapping[str, str] = {
     "slack": "Allocator",
     "context": "CUDA itself",
 }
+CHECKPOINT_MARGIN_BYTES = 64 * MIB
+"""Of the disk: no checkpoint is written that would leave less."""
 FAST_TILE_BYTES = 160 * MIB
 PLAIN_TILE_TOKENS, PLAIN_TILE_WORDS = 4096, 32768
 WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8 * MIB + 128 * 1024, 32 * MIB
@@ -124,6 +126,14 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
         notes=_notes(facts, device, work),
         doubts=doubts,
     )
+
+
+def saved_bytes(memory: MemoryEstimate, config: RunConfig) -> int:
+    """What a run wants of the disk at most: the checkpoints that are kept with the best one, the next while it is written, the adapter,
+    and what a checkpoint leaves free.
+    """
+    adapter = memory.parts["adapter"]
+    return (config.output.keep_last + 2) * (adapter + memory.parts["optimizer"]) + adapter + CHECKPOINT_MARGIN_BYTES
 
 
 def _static_parts(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> dict[str, int]:

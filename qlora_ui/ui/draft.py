@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from qlora_ui.base.errors import Problem, QloraUiError, SettingsError
+from qlora_ui.base.files import free_bytes
 from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
@@ -60,6 +61,8 @@ class Draft:
     least: MemoryEstimate | None = None
     """With the shortest rows there can be; the same as `memory` once tokens are counted."""
     duration: DurationEstimate | None = None
+    free_disk_bytes: int | None = None
+    """Where the workspace lies."""
 
     @property
     def report(self) -> DataReport | None:
@@ -129,6 +132,7 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     is_read = inspection is not None and inspection.is_done and inspection.answer is not None
     look = service.look(config) if config is not None and facts is not None and is_read else None
     draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, mapped, look)
+    draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs))
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
 

@@ -7,8 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from qlora_ui.base.units import MIB
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
+from qlora_ui.estimate.memory import saved_bytes
 from qlora_ui.hardware.devices import cpu_profile
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.workspace import Workspace
@@ -188,6 +190,17 @@ def test_what_will_be_otherwise_and_what_the_memory_hangs_on_stand_on_the_card(w
     # Nothing can be measured on a card from the list.
     assert "The share of CUDA itself is assumed.</p></details>" in noisy
     assert (automatic_words(draft, "train.fast_path"), automatic_words(draft, "train.packing")) == ("Now on", "Now on")
+
+
+def test_a_disk_that_may_not_hold_what_the_run_saves_is_told_before_it_starts(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    assert draft.free_disk_bytes and "q-ready-disk" not in ready_html(draft)
+    assert draft.memory is not None and draft.config is not None
+    needed = saved_bytes(draft.memory, draft.config)
+    # Rank 16 of the built-in model: 4.9 M numbers in bf16 with two moments each, four checkpoints and an adapter.
+    assert needed == 13 * 2 * draft.memory.trainable_params + 64 * MIB
+    assert "q-ready-disk" not in ready_html(replace(draft, free_disk_bytes=needed))
+    assert "which has 8 MiB left" in ready_html(replace(draft, free_disk_bytes=8 * MIB))
 
 
 def test_start_says_what_it_would_wait_for_and_only_the_demo_is_a_first_try(workspace: Workspace) -> None:

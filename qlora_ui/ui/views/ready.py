@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qlora_ui.base.errors import Problem
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.estimate import workload
+from qlora_ui.estimate.memory import saved_bytes
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.intervals import num_held_back
@@ -41,7 +42,7 @@ def ready_html(draft: Draft | None, lost: str = "") -> str:
     if draft is None:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
     told = f'<p class="q-note q-note-warn q-small" id="q-ready-lost">{escape(lost)}</p>' if lost else ""
-    facts = (_summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _missing(draft), _steps(draft))
+    facts = (_summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _disk(draft), _missing(draft), _steps(draft))
     # By which CSS knows that the word of welcome is true.
     demo = '<i class="q-is-demo" hidden></i>' if _is_demo(draft) else ""
     parts = (_head(draft), told, *facts, demo)
@@ -223,6 +224,17 @@ def _beyond(draft: Draft) -> str:
         return ""
     link = go_link("Show", tab_of("data.max_length"), option_by_path()["data.max_length"].dom_id)
     return f'<p class="q-note q-note-warn q-small" id="q-ready-beyond">{escape(words)} {link}</p>'
+
+
+def _disk(draft: Draft) -> str:
+    """A warning where the disk may not hold what the run saves."""
+    if draft.memory is None or draft.config is None or draft.free_disk_bytes is None:
+        return ""
+    needed, free = saved_bytes(draft.memory, draft.config), draft.free_disk_bytes
+    if needed <= free:
+        return ""
+    words = f"This run may need up to {format_bytes(needed)} of the disk, which has {format_bytes(free)} left. Free some space first."
+    return f'<p class="q-note q-note-warn q-small" id="q-ready-disk">{escape(words)}</p>'
 
 
 def _missing(draft: Draft) -> str:
