@@ -21,6 +21,9 @@ from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
+from qlora_ui.runs.process import has_card
+from qlora_ui.runs.start_from import PATH as START_FROM
+from qlora_ui.runs.start_from import find_start
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
@@ -124,6 +127,8 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     facts = _facts(service, values, problems)
     if config is not None and facts is not None:
         problems.extend(layer_problems(facts, config.lora))
+    if config is not None:
+        problems.extend(_machine_problems(service, config))
     data = _data_section(values)
     inspection = service.inspect(data) if data is not None else None
     mapped = _mapped(data, inspection) if data is not None else None
@@ -135,6 +140,27 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs))
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
+
+
+def _machine_problems(service: Service, config: RunConfig) -> list[Problem]:
+    """What is not on this computer: the job would say so after it has read, or loaded, the model."""
+    problems, launch = [], config.launch
+    # A card that the driver does not answer for here may still be one for torch.
+    has_no_card = not service.gpus() and not has_card()
+    if launch.device == "cuda" and has_no_card:
+        fix = "Choose “Automatic” or “CPU”"
+        problems.append(Problem("launch.device", "This computer has no NVIDIA card", "", fix, "no-card"))
+    elif launch.sharding == "fsdp" and has_no_card:
+        what, fix = "There are no graphics cards to split the base over", "Switch the splitting off, or start the run where they are"
+        problems.append(Problem("launch.sharding", what, "", fix, "no-card"))
+    try:
+        find_start(config, service.workspace)
+    except QloraUiError as error:
+        # A run that is not over may have saved something when this one has its turn.
+        view = service.view(config.lora.start_from.strip()) if error.code == "adapter-missing" else None
+        if view is None or view.is_over:
+            problems.extend(replace(problem, where=START_FROM) for problem in error.problems)
+    return problems
 
 
 def _mapped(data: DataSection, inspection: Pending[DataReport] | None) -> DataSource | None:

@@ -19,6 +19,7 @@ from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.recipe import _layer_choices
 from qlora_ui.ui.views.ready import ready_html
+from tests.journals import write_run
 
 
 @pytest.mark.parametrize(("name", "found"), [("demo", "demo"), ("", ""), ("deleted", ""), ("broken", ""), (None, "")])
@@ -120,6 +121,31 @@ def test_a_layer_that_the_model_does_not_have_stops_start(workspace: Workspace) 
     # Every choice is one that the model can train.
     good = {**values, "lora.targets": targets[1:], "lora.modules_to_save": whole}
     assert not any(problem.where.startswith("lora") for problem in Service(workspace).draft(good).problems)
+
+
+def test_what_is_not_on_this_computer_stops_start(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"model.id": "builtin:smollm2-135m-instruct", "data.sources": [{"id": "builtin:plain-pirate"}]}
+    split = {"launch.where": "process", "launch.num_processes": 2, "launch.sharding": "fsdp", "quant.storage": "bfloat16"}
+    service, run = Service(workspace), write_run(workspace, end="stopped")
+    service.gpus = lambda: []  # type: ignore[method-assign]
+
+    def told(**more: Any) -> list[str]:
+        problems = service.draft({**values, **{path.replace("__", "."): value for path, value in more.items()}}).problems
+        return [f"{problem.where}: {problem.what}. {problem.why}. {problem.fix}" for problem in problems]
+
+    for is_there in (False, True):
+        monkeypatch.setattr("qlora_ui.ui.draft.has_card", lambda is_there=is_there: is_there)
+        assert bool(told(launch__device="cuda")) != is_there and not told(launch__device="auto")
+        assert bool(told(**split)) != is_there
+    assert "lora.start_from: " in str(told(lora__start_from="no such run"))
+    for typed in ("/" + "a" * 300, "a" * 300, "\0", "~nobody-of-that-name/x"):
+        assert len(told(lora__start_from=typed)) == 1
+    assert "adapter_config.json or adapter_model.safetensors is missing" in str(told(lora__start_from=run.id))
+    write_json(run.adapter / "adapter_config.json", {"r": 4, "lora_alpha": 32})
+    assert "Its adapter size is 4, that of this run 16. Set the adapter size to 4" in str(told(lora__start_from=run.id))
+    assert not told(lora__start_from=run.id, lora__rank=4, lora__alpha=32)
+    # It will have saved something by then.
+    assert not told(lora__start_from=write_run(workspace, end="live", done=1).id)
 
 
 def test_what_a_press_on_the_model_tab_is_refused_for_reaches_the_page(workspace: Workspace) -> None:
