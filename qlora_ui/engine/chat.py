@@ -28,7 +28,7 @@ from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
-from qlora_ui.engine.decode import Sampling
+from qlora_ui.engine.sampling import Sampling
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold

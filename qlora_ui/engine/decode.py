@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from qlora_ui.base.errors import Problem, SettingsError
+from qlora_ui.engine.sampling import Sampling
 
 MAX_PENDING_TOKENS = 8
 """Tokens that may wait for the rest of a character; the longest one has 4 bytes, so more means that they are no text."""
@@ -22,31 +21,6 @@ NO_TOKEN = -1
 """Chosen where the logits hold no numbers (NaN)."""
 COLDEST = 1e-6
 """Smallest temperature above 0 that is divided by: below it logits become infinite, and the likeliest token was chosen long before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    temperature: float = 0.7
-    """0 always takes the likeliest token; 1 samples from the model's own probabilities; above is wilder."""
-    top_p: float = 0.9
-    """Only the likeliest tokens that together reach this probability can be chosen; 1 allows all."""
-    max_tokens: int = 512
-    """Longest answer, in tokens."""
-    seed: int | None = None
-    """The same seed, prompt and model give the same answer; None draws a new one."""
-
-    def __post_init__(self) -> None:
-        wrong = []
-        if not 0 <= self.temperature <= 5:
-            wrong.append(Problem("temperature", f"it cannot be {self.temperature}", fix="Give a number from 0 to 5"))
-        if not 0 < self.top_p <= 1:
-            wrong.append(Problem("top_p", f"it cannot be {self.top_p}", fix="Give a number above 0, at most 1"))
-        if not 1 <= self.max_tokens <= 1_000_000:
-            wrong.append(Problem("max_tokens", f"it cannot be {self.max_tokens}", fix="Give a whole number from 1"))
-        if wrong:
-            raise SettingsError(problems=wrong)
 
 
 class Noise:

@@ -23,7 +23,6 @@ from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
-from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.evaluate_models import (
     ADAPTER,
     BASE_4BIT,
@@ -37,6 +36,7 @@ from qlora_ui.engine.evaluate_models import (
 from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
+from qlora_ui.engine.sampling import Sampling
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run

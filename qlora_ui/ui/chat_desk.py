@@ -70,7 +70,7 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How answers are chosen; checked by the engine when one is asked for."""
+    """How answers are chosen."""
 
     temperature: float = 0.7
     top_p: float = 0.9
@@ -321,7 +321,7 @@ class ChatDesk:
             self._touch()
 
     def _answer(self) -> None:
-        sampling = engine_object("chat:Sampling")(self.asked.temperature, self.asked.top_p, self.asked.max_tokens, self.asked.seed)
+        sampling = _sampling(self.asked)
         with self._changed:
             sides = self.sides
             questions = self.history.questions(sides)
@@ -398,14 +398,22 @@ class ChatDesk:
         return make({"turns": []})
 
 
+def _sampling(asked: Asked) -> Any:
+    """The same for the engine; raises SettingsError for numbers that cannot be."""
+    return engine_object("sampling:Sampling")(asked.temperature, asked.top_p, asked.max_tokens, asked.seed)
+
+
 def _read_asked(values: Mapping[str, Any]) -> Asked:
     try:
         seed = str(values.get("seed", "")).strip()
-        return Asked(
+        asked = Asked(
             temperature=float(values.get("temperature", 0.7)),
             top_p=float(values.get("top_p", 0.9)),
             max_tokens=int(float(values.get("max_tokens", 512))),
             seed=int(seed) if seed else None,
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise QloraUiError("Sampling takes numbers.", fix="Look at temperature, top-p, length and seed.", code="sampling") from None
+    # Every page draws them from now on: one too large to be sent would leave them all without an answer.
+    _sampling(asked)
+    return asked

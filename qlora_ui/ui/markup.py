@@ -17,6 +17,11 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True).translate(_TEMPLATE_SIGNS)
 
 
+def whole_letters(text: str) -> str:
+    """`text` without half letters, as a text has at its end that was cut within an emoji: no file and no answer can hold them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def sentence_case(text: str) -> str:
     """`text` with a capital in front, unless it begins with a name: of a file, a folder, an option."""
     first = text.split(" ", 1)[0]

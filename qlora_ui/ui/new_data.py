@@ -15,6 +15,7 @@ from qlora_ui.base.files import typed_path, write_text, written_aside
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.markup import whole_letters
 
 KEPT_ROWS_WORDS = "Answers kept in the chat"
 """What the button says that adds them."""
@@ -40,8 +41,7 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
 
 def keep_pasted(text: str, workspace: Workspace) -> str:
     """Write pasted rows to a file of the workspace's datasets; the kind is told by their first sign. Returns the file's id."""
-    # A text that was cut within an emoji ends in half of it, which no file can hold.
-    body = text.strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    body = whole_letters(text.strip())
     if not body:
         raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV", code="DATA-EMPTY")
     suffix = ".json" if body.startswith("[") else ".jsonl" if body.startswith("{") else ".csv"

@@ -25,8 +25,8 @@ from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.chat_norms import fuse_norms, restore_norms
 from qlora_ui.engine.chat_step import ForwardPass
-from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.load import load_quantized
+from qlora_ui.engine.sampling import Sampling
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.settings.run_config import RunConfig
 

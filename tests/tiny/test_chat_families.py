@@ -15,8 +15,8 @@ from qlora_ui.engine.chat_adapters import RowSwitch
 from qlora_ui.engine.chat_answer import Answering
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_step import ForwardPass
-from qlora_ui.engine.decode import Sampling
 from qlora_ui.engine.load import keep_plain_layout
+from qlora_ui.engine.sampling import Sampling
 from tests.tiny.fast_models import COMMON, FAMILIES, build
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import cast
 
+import orjson
 import pytest
 
 from qlora_ui.data.collect import kept_rows
@@ -183,3 +184,21 @@ def test_two_pages_that_send_in_one_moment_ask_one_after_the_other(workspace: Wo
         sent = [pages.submit(desk.say, text) for text in ("one", "two")]
     errors = [found.exception() for found in sent]
     assert [str(error)[:26] for error in errors if error] == ["An answer is being given. "] and begun == [1]
+
+
+def test_a_sampling_that_cannot_be_is_refused_as_it_is_typed(workspace: Workspace) -> None:
+    service = Service(workspace)
+    for name, value, word in (("seed", "9" * 30, "seed"), ("max_tokens", "1e30", "longest answer"), ("max_tokens", "0", "longest answer")):
+        assert f"The {word} cannot be" in _talk(service, {"do": "sampling", "values": {name: value}})["failure"]
+        # Sent to every page: Gradio's JSON has no larger numbers, and a page that is sent none says that the app is lost.
+        orjson.dumps(_talk(service, {}))
+    assert _talk(service, {"do": "sampling", "values": {"seed": str(2**62)}})["sampling"]["seed"] == str(2**62)
+
+
+def test_half_an_emoji_is_asked_without_its_half_and_leaves_the_pages_alive(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatDesk, "_work", lambda desk: None)
+    service = Service(workspace)
+    drawn = _talk(service, {"do": "say", "text": "cut \ud83d"})
+    orjson.dumps(drawn)
+    assert not drawn["failure"] and "cut \ufffd" in drawn["turns"][0]
+    assert "cut \ufffd" in _talk(Service(workspace), {})["turns"][0]

@@ -14,6 +14,7 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_desk import ChatDesk, Who
 from qlora_ui.ui.handler import attempt, problems_html
+from qlora_ui.ui.markup import whole_letters
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.chat_view import context_line, kept_turn_html, state_line
@@ -67,6 +68,7 @@ def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
     The page's boundary, as @handler is for events: failures come back as words.
     """
     desk = service.desk
+    asked = {name: whole_letters(value) if isinstance(value, str) else value for name, value in asked.items()}
 
     def act() -> dict[str, Any] | None:
         do = _DEEDS.get(str(asked.get("do", "")))
@@ -127,7 +129,8 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
                 "temperature": desk.asked.temperature,
                 "top_p": desk.asked.top_p,
                 "max_tokens": desk.asked.max_tokens,
-                "seed": "" if desk.asked.seed is None else desk.asked.seed,
+                # As text: a browser rounds numbers of more than 15 digits.
+                "seed": "" if desk.asked.seed is None else str(desk.asked.seed),
             },
             "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
