@@ -142,7 +142,9 @@ def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> N
     say(looked, "Hello")
     wait_for_answer(looked)
     looked.page.get_by_role("button", name="Correct it").last.click()
-    looked.page.get_by_role("dialog").get_by_role("textbox").fill("Ahoy")
+    box, long = looked.page.get_by_role("dialog").get_by_role("textbox"), "Ahoy" + " " * 5000
+    box.fill(long)
+    expect(box).to_have_value(long)
     looked.page.get_by_role("dialog").get_by_role("button", name="Keep as a row").click()
     expect(looked.page.get_by_text("✓ kept as a row")).to_be_visible()
     row = json.loads((served.service.workspace.datasets / "from-chat.jsonl").read_text(encoding="utf-8").splitlines()[-1])

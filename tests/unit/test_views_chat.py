@@ -37,6 +37,12 @@ def test_both_sides_stand_in_one_order_with_their_numbers() -> None:
     assert 'data-act="retry"' in html and 'data-act="undo"' in html and 'data-act="edit"' in html
 
 
+def test_the_change_of_an_earlier_question_says_what_it_costs() -> None:
+    words = "What was said after it will be forgotten"
+    assert words in turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=False, is_answering=False)
+    assert words not in turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=True, is_answering=False)
+
+
 def test_while_answering_nothing_can_be_changed() -> None:
     html = turn_html(
         0, Turn("q", {"base": "A"}), TurnNotes({"base": Answer(1)}), is_last=True, is_answering=True, waiting=("base", "adapter")

@@ -93,7 +93,7 @@ function listenToActions(element, trigger, whenDrawn) {
       field = form.appendChild(document.createElement(data.long !== undefined ? "textarea" : "input"));
       field.value = data.value || "";
       field.setAttribute("aria-labelledby", words.id);
-      field.maxLength = 4000;
+      if (data.long === undefined) field.maxLength = 4000; // a question or an answer is as long as it is
     }
     const row = form.appendChild(document.createElement("div"));
     row.className = "q-dialog-row";

@@ -61,7 +61,8 @@ def turn_html(
 
 
 def _question_tools(index: int, question: str, *, is_last: bool) -> str:
-    edit = act_button("Edit", "edit", look="link", index=str(index), ask="Change the question", value=question, long="1", yes="Ask again")
+    ask = "Change the question" if is_last else "Change the question. What was said after it will be forgotten."
+    edit = act_button("Edit", "edit", look="link", index=str(index), ask=ask, value=question, long="1", yes="Ask again")
     more = act_button("Try again", "retry", look="link") + act_button("Take back", "undo", look="link") if is_last else ""
     return f'<div class="q-turn-tools">{more}{edit}</div>'
 
