@@ -6,6 +6,7 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -51,6 +52,8 @@ class TurnNotes:
     answers: dict[str, Answer] = field(default_factory=dict)
     reference: str = ""
     """The answer that the row has, where the question came from a held-back row."""
+    key: str = field(default_factory=lambda: secrets.token_hex(4))
+    """What a page calls the turn by: at its place another may stand by now, asked on another page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,14 @@ class ChatDesk:
                 self.asked = _read_asked(asked)
             self._touch()
 
+    def place_of(self, key: str, *, is_last: bool = False) -> int:
+        """Where the turn of that key stands; raises QloraUiError where it is gone, or others stand behind it and it must be the last."""
+        with self._changed:
+            places = [place for place, notes in enumerate(self.notes) if notes.key == key]
+            if not places or (is_last and places[0] + 1 < len(self.notes)):
+                raise QloraUiError("The conversation went on in another place meanwhile.", fix="Look at it again.", code="stale-page")
+            return places[0]
+
     def say(self, text: str, *, reference: str = "", key: str = "") -> None:
         """Ask a question and have it answered; one with the key of an earlier one is that one, sent again."""
         with self._changed:
@@ -248,6 +259,8 @@ class ChatDesk:
             if not 0 <= index < len(self.history.turns) or side not in self.history.turns[index].answers:
                 raise QloraUiError("That answer is not there any more.", fix="Look at the page again.", code="stale-page")
             answer = self.notes[index].answers.setdefault(side, Answer())
+            if not text.strip() and not answer.stopped_by and index + 1 == len(self.history.turns):
+                self._check_free()  # it is asked again, on another page: half an answer is none
             if answer.is_kept and not text.strip():
                 return  # a double click
             row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
@@ -259,6 +272,8 @@ class ChatDesk:
     def ask_unseen_row(self) -> None:
         """Ask the question of the next row that the run never trained on, in a fresh conversation: a row knows of no other."""
         with self._changed:
+            if self.busy and self.notes and self.notes[-1].reference:
+                return  # a double click
             self._check_free()
             if self.who is None or self.who.run_id is None:
                 raise QloraUiError("A base model has no held-back rows.", fix="Choose a run.", code="no-held-back-rows")

@@ -202,3 +202,48 @@ def test_half_an_emoji_is_asked_without_its_half_and_leaves_the_pages_alive(work
     orjson.dumps(drawn)
     assert not drawn["failure"] and "cut \ufffd" in drawn["turns"][0]
     assert "cut \ufffd" in _talk(Service(workspace), {})["turns"][0]
+
+
+def asked_twice(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[Service, list[str]]:
+    """A conversation of two turns that are answered, and what pages call them by."""
+    monkeypatch.setattr(ChatDesk, "_work", lambda desk: setattr(desk, "busy", ""))
+    service = Service(workspace)
+    for text in ("one", "two"):
+        service.desk.say(text)
+        service.desk.history.add("base", "Ahoy")
+        service.desk.busy = ""
+    return service, [notes.key for notes in service.desk.notes]
+
+
+def questions(service: Service) -> list[str]:
+    return [turn.question for turn in service.desk.history.turns]
+
+
+def test_a_double_click_takes_one_question_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, (_, second) = asked_twice(workspace, monkeypatch)
+    assert _talk(service, {"do": "undo", "of": second})["draft"] == "two"
+    again = _talk(service, {"do": "undo", "of": second})
+    assert "draft" not in again and not again["failure"] and questions(service) == ["one"]
+
+
+def test_what_a_page_does_to_a_turn_is_never_done_to_the_one_that_took_its_place(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, (first, second) = asked_twice(workspace, monkeypatch)
+    service.desk.undo()
+    service.desk.say("three")  # on another page, while a dialog about the second is open on this one
+    service.desk.history.add("base", "Aye")
+    service.desk.busy = ""
+    for deed in ("edit", "retry", "keep", "correct"):
+        failure = _talk(service, {"do": deed, "of": second, "side": "base", "text": "typed"})["failure"]
+        assert "went on in another place" in failure, deed
+    assert "went on in another place" in _talk(service, {"do": "undo", "of": first})["failure"]
+    assert questions(service) == ["one", "three"] and not kept_rows(workspace).exists()
+
+
+def test_half_an_answer_is_not_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, (_, second) = asked_twice(workspace, monkeypatch)
+    service.desk.busy = "answering"  # it was asked again on another page
+    assert "An answer is being given" in _talk(service, {"do": "keep", "of": second, "side": "base"})["failure"]
+    assert not _talk(service, {"do": "correct", "of": second, "side": "base", "text": "Ahoy, matey"})["failure"]
+    assert len(kept_rows(workspace).read_text(encoding="utf-8").splitlines()) == 1

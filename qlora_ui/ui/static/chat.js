@@ -25,8 +25,10 @@ function mountChat(id, element, server) {
       const next = await server.talk({ version: state.version, has: marks, ...asked });
       if (asked.do) failure = next.failure;
       show(next);
+      if (failure) keepTyped(asked);
     } catch (error) {
       if (asked.do) failure = LOST;
+      keepTyped(asked);
       drawFailure();
       at("state").textContent = "The connection to the app was lost. Trying again …";
       clearTimeout(again);
@@ -35,6 +37,20 @@ function mountChat(id, element, server) {
     }
     poll();
     return !(asked.do && failure);
+  }
+
+  /* What was typed into a dialog and not taken stands in it when it is opened again; where its turn is gone, in the field below. */
+  function keepTyped(asked) {
+    if (asked.text === undefined || !asked.of) return;
+    const button = [...log.querySelectorAll(`[data-act="${asked.do}"]`)]
+      .find((one) => one.dataset.of === asked.of && one.dataset.side === asked.side);
+    if (button) button.dataset.value = asked.text;
+    else addToField(asked.text);
+  }
+
+  function addToField(words) {
+    text.value = [words, text.value].filter((part) => part.trim()).join("\n");
+    grow();
   }
 
   async function poll() {
@@ -98,14 +114,15 @@ function mountChat(id, element, server) {
       button.type = "button";
       button.className = "q-suggestion";
       button.textContent = words;
-      button.addEventListener("click", () => ask({ do: "say", text: words }));
+      const key = newKey();
+      button.addEventListener("click", () => ask({ do: "say", text: words, key })); // a double click asks once
       return button;
     }));
     fill(at("system"), next.system);
     for (const field of root.querySelectorAll("[data-sampling]")) fill(field, String(next.sampling[field.dataset.sampling]));
     at("temperature-shown").textContent = at("temperature").value;
     at("top-p-shown").textContent = at("top-p").value;
-    if (next.draft !== undefined) { text.value = next.draft; grow(); text.focus(); }
+    if (next.draft !== undefined) { addToField(next.draft); text.focus(); }
   }
 
   function fill(field, value) {
@@ -149,6 +166,10 @@ function mountChat(id, element, server) {
     if (who.value !== next.who) who.selectedIndex = -1;
   }
 
+  function newKey() {
+    return `${Date.now()}-${Math.random()}`;
+  }
+
   function grow() {
     text.style.height = "auto";
     text.style.height = `${Math.min(text.scrollHeight + 2, 200)}px`;
@@ -158,7 +179,7 @@ function mountChat(id, element, server) {
   async function say() {
     const words = text.value;
     if (!words.trim() || state.busy || text.readOnly) return;
-    if (!sent || sent.words !== words) sent = { words, key: `${Date.now()}-${Math.random()}` };
+    if (!sent || sent.words !== words) sent = { words, key: newKey() };
     text.readOnly = true;
     await ask({ do: "say", text: words, key: sent.key });
     text.readOnly = false;

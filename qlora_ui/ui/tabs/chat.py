@@ -214,20 +214,42 @@ def _unload(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[
     return {"note": f"Freed {format_bytes(freed)}."} if freed else {}
 
 
-def _index(asked: Mapping[str, Any]) -> int:
-    return int(asked.get("index", -1))
+def _retry(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
+    with desk.locked():
+        desk.place_of(str(asked.get("of")), is_last=True)
+        if not desk.busy:  # else it is the second press of a double click
+            desk.retry()
+
+
+def _edit(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
+    with desk.locked():
+        desk.edit(desk.place_of(str(asked.get("of"))), str(asked.get("text", "")))
+
+
+def _undo(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
+    with desk.locked():
+        of = str(asked.get("of"))
+        if all(notes.key != of for notes in desk.notes):
+            return {}  # the second press of a double click: it is taken back
+        desk.place_of(of, is_last=True)
+        return {"draft": desk.undo()}
+
+
+def _keep(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
+    with desk.locked():
+        desk.keep(desk.place_of(str(asked.get("of"))), str(asked.get("side", "")), str(asked.get("text", "")))
 
 
 _DEEDS: Mapping[str, Deed] = {
     "say": lambda service, desk, asked: desk.say(str(asked.get("text", "")), key=str(asked.get("key", ""))[:64]),
-    "retry": lambda service, desk, asked: desk.retry(),
-    "edit": lambda service, desk, asked: desk.edit(_index(asked), str(asked.get("text", ""))),
-    "undo": lambda service, desk, asked: {"draft": desk.undo()},
+    "retry": _retry,
+    "edit": _edit,
+    "undo": _undo,
     "clear": lambda service, desk, asked: desk.clear(),
     "stop": lambda service, desk, asked: desk.stop(),
     "unseen": lambda service, desk, asked: desk.ask_unseen_row(),
-    "keep": lambda service, desk, asked: desk.keep(_index(asked), str(asked.get("side", ""))),
-    "correct": lambda service, desk, asked: desk.keep(_index(asked), str(asked.get("side", "")), str(asked.get("text", ""))),
+    "keep": _keep,
+    "correct": _keep,
     "mode": lambda service, desk, asked: desk.switch(str(asked.get("mode", ""))),
     "system": lambda service, desk, asked: desk.set_up(system=str(asked.get("text", ""))),
     "sampling": lambda service, desk, asked: desk.set_up(asked=dict(asked.get("values") or {})),

@@ -46,34 +46,34 @@ def turn_html(
     `is_end`: from here on another model answers, which sees nothing of what was said.
     """
     sides = [side for side in ("base", "adapter") if side in turn.answers or side in waiting]
-    answers = "".join(_answer(index, side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
+    answers = "".join(_answer(side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
     if not answers:
         answers = '<p class="q-small">Not answered yet.</p>'
     pair = " q-answers-two" if len(sides) > 1 else ""
     reference = ""
     if notes.reference:
         reference = fold("The answer that this row has", f'<div class="q-said">{said_html(notes.reference)}</div>', f"reference-{index}")
-    tools = _question_tools(index, turn.question, is_last=is_last) if not is_answering else ""
+    tools = _question_tools(notes.key, turn.question, is_last=is_last) if not is_answering else ""
     return (
         f'<div class="q-question"><div class="q-bubble">{escape(turn.question)}</div>{tools}</div>'
         f'<div class="q-answers{pair}">{answers}</div>{reference}{END if is_end else ""}'
     )
 
 
-def _question_tools(index: int, question: str, *, is_last: bool) -> str:
+def _question_tools(key: str, question: str, *, is_last: bool) -> str:
     ask = "Change the question" if is_last else "Change the question. What was said after it will be forgotten."
-    edit = act_button("Edit", "edit", look="link", index=str(index), ask=ask, value=question, long="1", yes="Ask again")
-    more = act_button("Try again", "retry", look="link") + act_button("Take back", "undo", look="link") if is_last else ""
+    edit = act_button("Edit", "edit", look="link", of=key, ask=ask, value=question, long="1", yes="Ask again")
+    more = act_button("Try again", "retry", look="link", of=key) + act_button("Take back", "undo", look="link", of=key) if is_last else ""
     return f'<div class="q-turn-tools">{more}{edit}</div>'
 
 
-def _answer(index: int, side: str, text: str, notes: Any, *, is_live: bool) -> str:
+def _answer(side: str, text: str, notes: Any, *, is_live: bool) -> str:
     known = notes.answers.get(side)
     is_done = not is_live or bool(known and known.stopped_by)
     body = said_html(text) if text else "" if is_done else TYPING
     if is_done and not text.strip():
         body = '<span class="q-small">It said nothing.</span>'
-    tools = _answer_tools(index, side, text, known) if is_done and text.strip() else ""
+    tools = _answer_tools(notes.key, side, text, known) if is_done and text.strip() else ""
     return (
         f'<article class="q-answer q-answer-{side}" aria-label="{SIDE_WORDS[side]}"><h3 class="q-answer-head">{SIDE_WORDS[side]}</h3>'
         f'<div class="q-said">{body}</div>'
@@ -94,10 +94,10 @@ def _numbers(known: Any) -> str:
     return " · ".join(parts)
 
 
-def _answer_tools(index: int, side: str, text: str, known: Any) -> str:
+def _answer_tools(key: str, side: str, text: str, known: Any) -> str:
     if known is not None and known.is_kept:
         return '<span class="q-small q-kept">✓ kept as a row</span>'
-    place = {"index": str(index), "side": side}
+    place = {"of": key, "side": side}
     good = act_button("Good: keep as a row", "keep", look="link", **place)
     better = act_button(
         "Correct it", "correct", look="link", ask="The answer as it should be", value=text, long="1", yes="Keep as a row", **place
