@@ -101,6 +101,8 @@ def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: S
     expect(page.get_by_label("Message")).to_have_value("Tell me less\nhalf typed")
     expect(page.locator(".q-turn")).to_have_count(before - 1)
     page.locator("[data-part=clear]").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Rows that you kept stay")
+    page.get_by_role("dialog").get_by_role("button", name="Clear").click()
     expect(page.get_by_text("Ask the base model")).to_be_visible()
     looked.assert_clean()
 

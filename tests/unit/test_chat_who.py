@@ -219,6 +219,16 @@ def questions(service: Service) -> list[str]:
     return [turn.question for turn in service.desk.history.turns]
 
 
+def test_only_a_conversation_of_rows_is_forgotten_for_another_row_without_a_question(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = asked_twice(workspace, monkeypatch)
+    assert _talk(service, {})["own"]
+    service.desk.clear()
+    service.desk.say("one", reference="Ahoy")
+    assert not _talk(service, {})["own"]
+
+
 def test_a_double_click_takes_one_question_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     service, (_, second) = asked_twice(workspace, monkeypatch)
     assert _talk(service, {"do": "undo", "of": second})["draft"] == "two"

@@ -97,6 +97,8 @@ function mountChat(id, element, server) {
     at("context").textContent = [next.loaded, next.context].filter(Boolean).join(" · ");
     at("unload").hidden = !next.loaded;
     at("unseen").hidden = !next.unseen || Boolean(next.busy);
+    if (next.own) at("unseen").dataset.confirm = "Such a row is asked in a fresh conversation: this one will be forgotten. Rows that you kept stay.";
+    else delete at("unseen").dataset.confirm;
     at("clear").hidden = next.turns.length === 0 || Boolean(next.busy);
     send.hidden = Boolean(next.busy);
     stop.hidden = !next.busy;
@@ -262,8 +264,8 @@ const Q_CHAT = `
 </form>
 <div class="q-chat-foot">
   <span class="q-chat-foot-tools">
-    <button type="button" class="q-link" data-act="unseen" data-part="unseen" hidden>Try a row it has never seen</button>
-    <button type="button" class="q-link" data-act="clear" data-part="clear" hidden>Clear</button>
+    <button type="button" class="q-link" data-act="unseen" data-part="unseen" data-yes="Ask it" hidden>Try a row it has never seen</button>
+    <button type="button" class="q-link" data-act="clear" data-part="clear" data-confirm="Forget this conversation? Rows that you kept stay." data-yes="Clear" hidden>Clear</button>
     <button type="button" class="q-link" data-act="unload" data-part="unload" hidden>Free the memory</button>
   </span>
   <span class="q-small q-num" data-part="context"></span>

@@ -132,6 +132,8 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
                 # As text: a browser rounds numbers of more than 15 digits.
                 "seed": "" if desk.asked.seed is None else str(desk.asked.seed),
             },
+            # What somebody typed is not to be lost for the sake of a row.
+            "own": any(not notes.reference for notes in desk.notes),
             "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
         }
