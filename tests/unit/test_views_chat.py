@@ -20,6 +20,20 @@ def test_code_is_kept_verbatim() -> None:
     assert "<code>x &lt; 1</code>" in html and "<strong>now</strong>" in html and "python" in html
 
 
+def test_stars_within_code_and_between_numbers_are_no_bold() -> None:
+    assert said_html("`f(**a, **b)`, 2**3 and 4**5") == '<div class="q-prose"><code>f(**a, **b)</code>, 2**3 and 4**5</div>'
+    assert "<strong>so <code>x**y</code></strong>" in said_html("**so `x**y`**") and "<strong>重点</strong>" in said_html(
+        "这是**重点**内容"
+    )
+
+
+def test_code_in_a_list_and_code_that_holds_a_fence_stand_in_one_box() -> None:
+    html = said_html("1. So:\n   ```python\n   def f():\n       return `x`\n   ```\n2. Then")
+    assert "<pre><code>def f():\n    return &#96;x&#96;\n</code></pre>" in html and html.count("<figure") == 1
+    html = said_html("````md\n```\ninner\n```\n````\nend")
+    assert "<pre><code>&#96;&#96;&#96;\ninner\n&#96;&#96;&#96;\n</code></pre>" in html and html.count("<figure") == 1
+
+
 def test_an_unfinished_fence_is_code_already() -> None:
     assert "<pre><code>for i in\n</code></pre>" in said_html("Look:\n```\nfor i in\n")
 

@@ -17,9 +17,11 @@ TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i
 END = '<p class="q-turn-end">Another model answers from here. It sees nothing of what was said above.</p>'
 MOST_TURNS = 1_000
 _turns: OrderedDict[tuple[Any, ...], str] = OrderedDict()
-_FENCE = re.compile(r"^```([^\n`]*)\n(.*?)(?:^```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_CODE = re.compile(r"&#96;(.+?)&#96;")  # as `escape` leaves backticks
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+# Models set code in lists in by its list, and wrap code that holds a fence in a longer one.
+_FENCE = re.compile(r"^([ \t]*)(```+|~~~+)([^\n`]*)\n(.*?)(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"(?<!&#96;)((?:&#96;)+)(?!&#96;)(.+?)(?<!&#96;)\1(?!&#96;)")  # as `escape` leaves backticks
+# Stars within code are code, and those between numbers and names a power.
+_BOLD = re.compile(r"(<code>.*?</code>)|(?<![0-9A-Za-z_*)])\*\*(?=\S)((?:<code>.*?</code>|[^*\n])+?)(?<=\S)\*\*(?![0-9A-Za-z_*])")
 
 
 def kept_turn_html(
@@ -110,7 +112,9 @@ def said_html(text: str) -> str:
     parts, end = [], 0
     for fence in _FENCE.finditer(text):
         parts.append(_prose(text[end : fence.start()]))
-        language, code = fence.group(1).strip(), fence.group(2)
+        indent, _, language, code = fence.groups()
+        language = language.strip()
+        code = re.sub(rf"^[ \t]{{1,{len(indent)}}}", "", code, flags=re.MULTILINE) if indent else code
         copy = f'<button type="button" class="q-link" data-copy="{escape(code)}">Copy</button>'
         parts.append(
             f'<figure class="q-fence"><figcaption>{escape(language)}{copy}</figcaption><pre><code>{escape(code)}</code></pre></figure>'
@@ -123,7 +127,8 @@ def said_html(text: str) -> str:
 def _prose(text: str) -> str:
     if not text.strip():
         return ""
-    marked = _BOLD.sub(r"<strong>\1</strong>", _CODE.sub(r"<code>\1</code>", escape(text.strip("\n"))))
+    marked = _CODE.sub(r"<code>\2</code>", escape(text.strip("\n")))
+    marked = _BOLD.sub(lambda found: found[1] or f"<strong>{found[2]}</strong>", marked)
     return f'<div class="q-prose">{marked}</div>'
 
 
