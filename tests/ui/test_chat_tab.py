@@ -43,6 +43,9 @@ def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served
     wait_for_answer(looked)
     expect(looked.page.locator(".q-bubble")).to_have_text(text, use_inner_text=True)
     assert looked.page.locator(".q-bubble").text_content() == text  # indentation and all
+    # Arabic and Hebrew run from the right, in what was said and where it is typed.
+    expect(looked.page.locator(".q-bubble")).to_have_css("unicode-bidi", "plaintext")
+    expect(looked.page.get_by_label("Message")).to_have_attribute("dir", "auto")
     expect(looked.page.locator(".q-answer-foot")).to_contain_text("tokens")
     expect(looked.page.locator("[data-part=context]")).to_contain_text("tokens of context used")
     small = Looked(browser, served.url, "chat", NARROW)

@@ -92,6 +92,7 @@ function listenToActions(element, trigger, whenDrawn) {
     if (data.ask) {
       field = form.appendChild(document.createElement(data.long !== undefined ? "textarea" : "input"));
       field.value = data.value || "";
+      field.dir = "auto"; // the way of the script that is written
       field.setAttribute("aria-labelledby", words.id);
       if (data.long === undefined) field.maxLength = 4000; // a question or an answer is as long as it is
     }

@@ -235,7 +235,7 @@ const Q_CHAT = `
 <details class="q-details q-chat-options" data-key="chat-options"><summary>System prompt and sampling</summary>
   <div class="q-chat-fields">
     <label class="q-field q-field-wide"><span>System prompt</span><small>What the model is told before the conversation. Empty: what its template says.</small>
-      <textarea data-part="system" rows="2"></textarea></label>
+      <textarea data-part="system" rows="2" dir="auto"></textarea></label>
     <label class="q-field"><span>Temperature <output data-part="temperature-shown" class="q-num"></output></span>
       <small>0 always takes the likeliest word: the same answer every time. 0.7 is lively, above 1 gets wild.</small>
       <input type="range" min="0" max="2" step="0.05" data-part="temperature" data-sampling="temperature" aria-label="Temperature"></label>
@@ -258,7 +258,7 @@ const Q_CHAT = `
 <div class="q-note q-note-bad" data-part="problems" role="alert" hidden></div>
 <p class="q-chat-state q-small" role="status"><span data-part="state"></span><i class="q-chat-bar" data-part="bar" hidden></i></p>
 <form class="q-composer" data-part="form">
-  <textarea data-part="text" rows="1" placeholder="Ask something" aria-label="Message"></textarea>
+  <textarea data-part="text" rows="1" dir="auto" placeholder="Ask something" aria-label="Message"></textarea>
   <button type="submit" class="q-button q-button-primary" data-part="send">Send</button>
   <button type="button" class="q-button" data-act="stop" data-part="stop" title="Escape" hidden>Stop</button>
 </form>
