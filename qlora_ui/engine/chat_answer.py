@@ -210,6 +210,6 @@ def _check_context(num_tokens: int, context_tokens: int) -> None:
         raise QloraUiError(
             f"The conversation has {num_tokens:,} tokens; this model reads at most {context_tokens:,}.",
             why="Everything said so far is read again at every turn.",
-            fix="Clear the chat, remove early turns, or shorten the message.",
+            fix="Clear the conversation, take the last turns back, or shorten the message.",
             code="context-full",
         )

@@ -57,6 +57,12 @@ def test_the_change_of_an_earlier_question_says_what_it_costs() -> None:
     assert words not in turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=True, is_answering=False)
 
 
+def test_a_side_that_was_stopped_before_its_first_word_is_not_said_to_be_silent() -> None:
+    for stopped_by, words in (("stop", "You stopped it before its first word."), ("end", "It said nothing.")):
+        notes = TurnNotes({"base": Answer(stopped_by=stopped_by)})
+        assert words in turn_html(0, Turn("q", {"base": ""}), notes, is_last=True, is_answering=False)
+
+
 def test_while_answering_nothing_can_be_changed() -> None:
     html = turn_html(
         0, Turn("q", {"base": "A"}), TurnNotes({"base": Answer(1)}), is_last=True, is_answering=True, waiting=("base", "adapter")

@@ -74,7 +74,8 @@ def _answer(side: str, text: str, notes: Any, *, is_live: bool) -> str:
     is_done = not is_live or bool(known and known.stopped_by)
     body = said_html(text) if text else "" if is_done else TYPING
     if is_done and not text.strip():
-        body = '<span class="q-small">It said nothing.</span>'
+        words = "You stopped it before its first word." if known and known.stopped_by == "stop" else "It said nothing."
+        body = f'<span class="q-small">{words}</span>'
     tools = _answer_tools(notes.key, side, text, known) if is_done and text.strip() else ""
     return (
         f'<article class="q-answer q-answer-{side}" aria-label="{SIDE_WORDS[side]}"><h3 class="q-answer-head">{SIDE_WORDS[side]}</h3>'
