@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
@@ -21,6 +21,7 @@ from qlora_ui.data.rows import Message
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.chat_asked import Asked, read_asked, sampling_of
 from qlora_ui.ui.handler import attempt
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
 
@@ -71,16 +72,6 @@ class Who:
         return f"run|{self.run_id}|{self.checkpoint or ''}" if self.run_id else f"model|{self.model_id}|"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How answers are chosen."""
-
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_tokens: int = 512
-    seed: int | None = None
-
-
 class ChatDesk:
     """Safe to use from any thread; one answer at a time."""
 
@@ -93,13 +84,14 @@ class ChatDesk:
         self.heard: deque[str] = deque(maxlen=KEPT_KEYS)
         """Keys of the last questions: a page whose answer from the app was lost sees by them that its question arrived."""
         self.note = ""
-        self.history: Any = self._restored()
-        self.notes: list[TurnNotes] = [TurnNotes() for _ in self.history.turns]
+        self.history: Any
+        self.notes: list[TurnNotes]
+        self.asked = Asked()
+        self._restore()
         self.who: Who | None = None
         self.is_chosen = False
         """Whether somebody chose who is talked to, or talks to an adapter already; else the newest run is proposed."""
         self.mode = "both"
-        self.asked = Asked()
         self.busy = ""
         """Empty, `loading` or `answering`."""
         self.doing: tuple[str, float | None] = ("", None)
@@ -166,7 +158,8 @@ class ChatDesk:
             if system is not None:
                 self.history.system = system[:SYSTEM_CHARACTERS]
             if asked is not None:
-                self.asked = _read_asked(asked)
+                self.asked = read_asked(asked)
+            self._save()
             self._touch()
 
     def place_of(self, key: str, *, is_last: bool = False) -> int:
@@ -266,6 +259,7 @@ class ChatDesk:
             row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
             keep_row(row, self._service.workspace)
             answer.is_kept = True
+            self._save()
             self.note = f"Kept as a row to learn from. “{KEPT_ROWS_WORDS}” on the Data tab adds all of them to a run."
             self._touch()
 
@@ -336,7 +330,7 @@ class ChatDesk:
             self._touch()
 
     def _answer(self) -> None:
-        sampling = _sampling(self.asked)
+        sampling = sampling_of(self.asked)
         with self._changed:
             sides = self.sides
             questions = self.history.questions(sides)
@@ -395,40 +389,29 @@ class ChatDesk:
 
     def _save(self) -> None:
         try:
-            write_json(self._file, {**self.history.as_dict(), "heard": list(self.heard)})
+            kept = [[side for side, answer in notes.answers.items() if answer.is_kept] for notes in self.notes]
+            write_json(self._file, {**self.history.as_dict(), "heard": list(self.heard), "kept": kept, "sampling": asdict(self.asked)})
         except OSError:
             # A full disk must not end a conversation; it is only forgotten when the app ends.
             return
 
-    def _restored(self) -> Any:
+    def _restore(self) -> None:
+        """Go on from the file; from nothing where it is not there, and without what is not as it was saved."""
         make: Callable[[Any], Any] = engine_object("conversation:ChatHistory").from_dict
-        saved = read_json(self._file)
-        if isinstance(saved, dict) and isinstance(saved.get("heard"), list):
+        found = read_json(self._file)
+        saved = found if isinstance(found, dict) else {}
+        if isinstance(saved.get("heard"), list):
             self.heard.extend(map(str, saved["heard"]))
+        try:
+            self.history = make(saved)
+        except QloraUiError:
+            self.history = make({"turns": []})
+            if self._file.exists():
+                aside = put_aside(self._file).name
+                self.note = f"The last conversation could not be read. It is kept in the workspace as cache/{aside}."
         with contextlib.suppress(QloraUiError):
-            if isinstance(saved, dict):
-                return make(saved)
-        if self._file.exists():
-            self.note = f"The last conversation could not be read. It is kept in the workspace as cache/{put_aside(self._file).name}."
-        return make({"turns": []})
-
-
-def _sampling(asked: Asked) -> Any:
-    """The same for the engine; raises SettingsError for numbers that cannot be."""
-    return engine_object("sampling:Sampling")(asked.temperature, asked.top_p, asked.max_tokens, asked.seed)
-
-
-def _read_asked(values: Mapping[str, Any]) -> Asked:
-    try:
-        seed = str(values.get("seed", "")).strip()
-        asked = Asked(
-            temperature=float(values.get("temperature", 0.7)),
-            top_p=float(values.get("top_p", 0.9)),
-            max_tokens=int(float(values.get("max_tokens", 512))),
-            seed=int(seed) if seed else None,
-        )
-    except (TypeError, ValueError, OverflowError):
-        raise QloraUiError("Sampling takes numbers.", fix="Look at temperature, top-p, length and seed.", code="sampling") from None
-    # Every page draws them from now on: one too large to be sent would leave them all without an answer.
-    _sampling(asked)
-    return asked
+            self.asked = read_asked(saved["sampling"] if isinstance(saved.get("sampling"), dict) else {})
+        self.notes = [TurnNotes() for _ in self.history.turns]
+        kept = saved["kept"] if isinstance(saved.get("kept"), list) else []
+        for notes, sides in zip(self.notes, kept, strict=False):
+            notes.answers.update({str(side): Answer(is_kept=True) for side in (sides if isinstance(sides, list) else ())})

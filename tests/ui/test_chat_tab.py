@@ -11,7 +11,8 @@ from pages import NARROW, Looked, served_page
 from playwright.sync_api import Browser, Route, expect
 
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import Asked, Who
+from qlora_ui.ui.chat_asked import Asked
+from qlora_ui.ui.chat_desk import Who
 from qlora_ui.ui.launch import Served
 
 pytestmark = pytest.mark.browser

@@ -257,3 +257,17 @@ def test_half_an_answer_is_not_kept(workspace: Workspace, monkeypatch: pytest.Mo
     assert "An answer is being given" in _talk(service, {"do": "keep", "of": second, "side": "base"})["failure"]
     assert not _talk(service, {"do": "correct", "of": second, "side": "base", "text": "Ahoy, matey"})["failure"]
     assert len(kept_rows(workspace).read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_an_app_that_is_started_again_knows_its_settings_and_what_was_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, (first, _) = asked_twice(workspace, monkeypatch)
+    _talk(service, {"do": "keep", "of": first, "side": "base"})
+    _talk(service, {"do": "system", "text": "You are a pirate."})
+    _talk(service, {"do": "sampling", "values": {"temperature": "0", "max_tokens": "64", "seed": ""}})
+    drawn = _talk(Service(workspace), {})
+    assert drawn["system"] == "You are a pirate." and drawn["sampling"] == {"temperature": 0.0, "top_p": 0.9, "max_tokens": 64, "seed": ""}
+    # Offered again, the same row would be kept twice.
+    assert "✓ kept as a row" in drawn["turns"][0] and "✓ kept as a row" not in drawn["turns"][1]
+    spoilt = '{"turns": [{"question": "q", "answers": {}}], "kept": [3], "heard": 1, "sampling": {"seed": "x"}}'
+    (workspace.cache / "chat.json").write_text(spoilt, encoding="utf-8")
+    assert len(_talk(Service(workspace), {})["turns"]) == 1

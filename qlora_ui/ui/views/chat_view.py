@@ -31,7 +31,7 @@ def kept_turn_html(
     if is_answering:
         return turn_html(index, turn, notes, is_last=is_last, is_answering=is_answering, waiting=waiting, is_end=is_end)
     known = ((side, repr(answer)) for side, answer in notes.answers.items())
-    key = (index, turn.question, tuple(turn.answers.items()), notes.reference, tuple(known), is_last, is_end)
+    key = (index, notes.key, turn.question, tuple(turn.answers.items()), notes.reference, tuple(known), is_last, is_end)
     html = _turns.get(key)
     if html is None:
         html = _turns[key] = turn_html(index, turn, notes, is_last=is_last, is_answering=False, is_end=is_end)
