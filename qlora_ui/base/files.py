@@ -6,9 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ from qlora_ui.base.errors import QloraUiError
 
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
+MAX_STEM_BYTES = 120
+"""File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
+_RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
 
 
 def disk_full_in_words(error: BaseException) -> QloraUiError | None:
@@ -150,6 +155,21 @@ def typed_path(text: str) -> Path:
     Ask os.path whether it is there: what was typed or pasted may be longer than a name can be, for which Path raises OSError.
     """
     return Path(os.path.expanduser(text))
+
+
+def safe_stem(text: str) -> str:
+    """A file name that every system takes and that its owner knows again: letters of every script with their marks, digits and `_.-`.
+
+    Signs that steer (control, direction, zero width) are left out, and what else there is becomes a dash; empty where nothing is left.
+    """
+    told = (sign for sign in unicodedata.normalize("NFC", text) if not unicodedata.category(sign).startswith("C"))
+    kept = "".join(sign if sign in "_.-" or unicodedata.category(sign)[0] in "LMN" else " " for sign in told)
+    word = re.sub(r" +", "-", kept)
+    # Half a letter at the cut is dropped with the bytes that it lacks.
+    word = word.encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("-.")
+    # Windows takes the part before the first dot for a device's name, and a raised digit for a digit.
+    device = unicodedata.normalize("NFKC", word.partition(".")[0]).lower()
+    return f"_{word}" if device in _RESERVED else word
 
 
 def resolve_inside(root: Path, name: str) -> Path:

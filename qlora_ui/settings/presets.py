@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from qlora_ui.base.errors import SettingsError
-from qlora_ui.base.files import write_text
+from qlora_ui.base.files import safe_stem, write_text
 from qlora_ui.settings.migrate import VERSION
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
@@ -21,7 +20,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "presets"
 FIRST_PRESET = "demo"
 """What a first visit begins with."""
 MAX_YAML_BYTES = 256 * 1024
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+MAX_TITLE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +134,16 @@ def find_preset(name: str, user_folder: Path | None = None) -> Preset:
     raise SettingsError(f"There is no preset “{name}”.", fix=f"Choose one of {known}", where="preset", code="preset")
 
 
+def named_preset(typed: str) -> tuple[str, str]:
+    """Name and title of a preset from what its owner typed: `My look` is kept as `my-look`; both empty where nothing can name a file."""
+    words = " ".join(typed.split())[:MAX_TITLE]
+    name = safe_stem(words.lower())
+    return name, (name.replace("-", " ").capitalize() if name == words else words) if name else ""
+
+
 def is_taken(name: str, user_folder: Path) -> bool:
     """Whether a preset of the user's own has that name, be it readable or not."""
-    return _NAME.match(name) is not None and (user_folder / f"{name}.yaml").exists()
+    return _can_name(name) and (user_folder / f"{name}.yaml").exists()
 
 
 def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, replaces: bool = False) -> Path:
@@ -145,13 +151,10 @@ def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, 
 
     Raises SettingsError where the name cannot be one, or is another preset's and nobody said that it `replaces` that.
     """
-    if not _NAME.match(name) or any(path.stem == name for path in _files(None)):
-        raise SettingsError(
-            f"“{name}” cannot name a preset.",
-            fix="Use small letters, digits and dashes, and no shipped preset's name",
-            where="preset",
-            code="preset",
-        )
+    if not _can_name(name):
+        raise SettingsError("A preset needs a name.", fix="Write a word or two", where="preset", code="preset")
+    if any(path.stem == name for path in _files(None)):
+        raise SettingsError(f"“{name}” is a preset that comes with the app.", fix="Choose another name", where="preset", code="preset")
     if is_taken(name, user_folder) and not replaces:
         raise SettingsError(
             f"There is a preset “{name}” already.",
@@ -163,6 +166,10 @@ def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, 
     path = user_folder / f"{name}.yaml"
     write_text(path, dump_yaml(document))
     return path
+
+
+def _can_name(name: str) -> bool:
+    return bool(name) and name == safe_stem(name)
 
 
 def _unchanged(path: Path) -> Preset:

@@ -6,12 +6,11 @@ import hashlib
 import os
 import re
 import shutil
-import unicodedata
 from itertools import count
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.files import typed_path, write_text, written_aside
+from qlora_ui.base.files import safe_stem, typed_path, write_text, written_aside
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
@@ -19,9 +18,6 @@ from qlora_ui.ui.markup import whole_letters
 
 KEPT_ROWS_WORDS = "Answers kept in the chat"
 """What the button says that adds them."""
-_RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
-MAX_STEM_BYTES = 120
-"""File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
 
 
 def keep_upload(temporary: str, workspace: Workspace) -> str:
@@ -31,7 +27,7 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
         raise DataError("Only uploaded files can be added this way.", fix="Give the file's path instead", code="DATA-UPLOAD")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    target = _place(workspace, digest, _safe_stem(source.stem), re.sub(r"[^.a-z0-9]", "", source.suffix.lower())[:12])
+    target = _place(workspace, digest, safe_stem(source.stem) or "upload", re.sub(r"[^.a-z0-9]", "", source.suffix.lower())[:12])
     if not target.exists():
         # What has the name counts as whole: half a copy would be learned from at the next upload of the same file.
         with written_aside(target) as aside:
@@ -96,18 +92,3 @@ def _place(workspace: Workspace, digest: str, stem: str, suffix: str) -> Path:
     others = [folder for folder in workspace.datasets.iterdir() if folder.is_dir() and folder != mine]
     names = (f"{stem}{f'-{number}' if number > 1 else ''}{suffix}" for number in count(1))
     return mine / next(name for name in names if not any((other / name).exists() for other in others))
-
-
-def _safe_stem(stem: str) -> str:
-    """A file name that every system takes and that its owner knows again: letters of every script with their marks, digits and `_.-`.
-
-    Signs that steer (control, direction, zero width) are left out, and what else there is becomes a dash.
-    """
-    told = (sign for sign in unicodedata.normalize("NFC", stem) if not unicodedata.category(sign).startswith("C"))
-    kept = "".join(sign if sign in "_.-" or unicodedata.category(sign)[0] in "LMN" else " " for sign in told)
-    word = re.sub(r" +", "-", kept)
-    # Half a letter at the cut is dropped with the bytes that it lacks.
-    word = word.encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("-.") or "upload"
-    # Windows takes the part before the first dot for a device's name, and a raised digit for a digit.
-    device = unicodedata.normalize("NFKC", word.partition(".")[0]).lower()
-    return f"_{word}" if device in _RESERVED else word

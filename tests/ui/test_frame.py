@@ -210,10 +210,10 @@ def test_no_label_stands_above_start_and_no_text_under_an_arrow(visit: Visit) ->
 def test_what_passes_by_is_headed_by_what_happened(visit: Visit) -> None:
     page = visit("recipe").page
     page.locator("#q-recipe-text > button").click()
-    page.locator("#q-preset-name").locator("input, textarea").fill("Not A Name")
+    page.locator("#q-preset-name").locator("input, textarea").fill("Demo")
     page.locator("#q-preset-save button").click()
     message = page.get_by_test_id("toast-body")
-    expect(message).to_contain_text("“Not A Name” cannot name a preset")
+    expect(message).to_contain_text("“demo” is a preset that comes with the app")
     expect(message).not_to_contain_text("Error")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qlora_ui.base.files import MAX_STEM_BYTES
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.new_data import MAX_STEM_BYTES, keep_pasted, keep_upload
+from qlora_ui.ui.new_data import keep_pasted, keep_upload
 
 
 def kept(workspace: Workspace, name: str, content: str = "a") -> Path:

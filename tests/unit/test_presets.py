@@ -14,7 +14,17 @@ from qlora_ui.hardware.devices import sized_profile
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings import presets
-from qlora_ui.settings.presets import SHIPPED, find_preset, list_presets, read_preset, read_yaml, save_preset, unreadable_presets
+from qlora_ui.settings.presets import (
+    SHIPPED,
+    find_preset,
+    is_taken,
+    list_presets,
+    named_preset,
+    read_preset,
+    read_yaml,
+    save_preset,
+    unreadable_presets,
+)
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -115,6 +125,28 @@ def test_a_preset_of_ones_own_is_replaced_only_when_that_is_said(tmp_path: Path)
     assert find_preset("mine", tmp_path).config == first
     save_preset("mine", "Mine", second, tmp_path, replaces=True)
     assert find_preset("mine", tmp_path).config == second
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "title"),
+    [
+        ("My look", "my-look", "My look"),
+        ("my-recipe", "my-recipe", "My recipe"),
+        ("  Мой  рецепт ", "мой-рецепт", "Мой рецепт"),
+        ("../../evil", "evil", "../../evil"),
+        ("Con", "_con", "Con"),
+    ],
+)
+def test_what_is_typed_becomes_a_file_name_and_stays_the_title(typed: str, name: str, title: str, tmp_path: Path) -> None:
+    assert named_preset(typed) == (name, title)
+    assert save_preset(name, title, RunConfig(), tmp_path / "presets").parent == tmp_path / "presets"
+    assert find_preset(name, tmp_path / "presets").title == title and is_taken(named_preset(typed)[0], tmp_path / "presets")
+
+
+@pytest.mark.parametrize(("typed", "said"), [("", "needs a name"), ("!?", "needs a name"), ("Demo", "“demo” is a preset that comes")])
+def test_no_letters_and_a_shipped_presets_name_are_refused(typed: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=said):
+        save_preset(*named_preset(typed), RunConfig(), tmp_path)
 
 
 def test_a_preset_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:

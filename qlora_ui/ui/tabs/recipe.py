@@ -9,7 +9,7 @@ import gradio as gr
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.estimate.adapter import layer_choices
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
-from qlora_ui.settings.presets import is_taken, save_preset, unreadable_presets
+from qlora_ui.settings.presets import is_taken, named_preset, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
@@ -96,8 +96,8 @@ def _head(page: Page) -> None:
         with gr.Accordion("YAML, command, save as preset", open=False, elem_classes="q-fold", elem_id="q-recipe-text"):
             text = gr.HTML("", elem_id="q-recipe-yaml", apply_default_css=False)
             with gr.Row(elem_classes="q-recipe-save"):
-                new_name = gr.Textbox(label="Save as preset", placeholder="my-recipe", elem_id="q-preset-name", elem_classes="q-labelled")
-                save = live_html(views.save_button(""), "q-preset-save")
+                new_name = gr.Textbox(label="Save as preset", placeholder="My recipe", elem_id="q-preset-name", elem_classes="q-labelled")
+                save = live_html(views.save_button("", ""), "q-preset-save")
     own = page.service.workspace.presets
     page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own)), [about])
     page.on_form(views.recipe_text, [text])
@@ -109,8 +109,8 @@ def _head(page: Page) -> None:
 
 
 def _save_button(page: Page, typed: str | None) -> str:
-    name = (typed or "").strip()
-    return views.save_button(name if is_taken(name, page.service.workspace.presets) else "")
+    name, title = named_preset(typed or "")
+    return views.save_button(name if is_taken(name, page.service.workspace.presets) else "", title)
 
 
 def _wire_preset(page: Page, save: Any, new_name: gr.Textbox) -> None:
@@ -120,11 +120,10 @@ def _wire_preset(page: Page, save: Any, new_name: gr.Textbox) -> None:
 
     @handler
     def save_as(event: gr.EventData, data: dict[Any, Any]) -> tuple[Any, str, str]:
-        name = str(data[new_name]).strip()
-        title, folder = name.replace("-", " ").capitalize(), page.service.workspace.presets
+        name, title = named_preset(str(data[new_name] or ""))
         # The button knows the name that it asked about, which need not be what the box holds by now.
-        save_preset(name, title, page.form.read(data), folder, replaces=Action.of(event).id == name)
-        gr.Info(f"Saved as “{name}”.", duration=4)
+        save_preset(name, title, page.form.read(data), page.service.workspace.presets, replaces=Action.of(event).id == name)
+        gr.Info(f"Saved as “{escape(title)}”.", duration=4)
         return *_picked(page, name), ""
 
     def wire() -> None:

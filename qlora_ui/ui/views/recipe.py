@@ -49,11 +49,11 @@ def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[st
     return f'<p class="q-sub">{about}</p>{listed}{missing}'
 
 
-def save_button(taken: str) -> str:
-    """Saves the settings as a preset; asks first where the name is `taken` by one of the user's own."""
+def save_button(taken: str, title: str) -> str:
+    """Saves the settings as a preset of that title; asks first where its name is `taken` by one of the user's own."""
     if not taken:
         return act_button("Save", "save-preset")
-    words = f"Replace your preset “{taken}”? What it holds now is lost."
+    words = f"Replace your preset “{title}”? What it holds now is lost."
     return act_button("Save", "save-preset", taken, confirm=words, yes="Replace", no="Keep it", danger="1")
 
 
