@@ -129,6 +129,18 @@ def put_in_place(staged: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
+    """Move a file of `folder`, or of a folder in it, to a folder of its own in `trash`, and return where it is now.
+
+    A link is moved and what it leads to stays. Raises QloraUiError for a file that lies elsewhere, links in its folders followed.
+    """
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise QloraUiError(f"{path.name} lies outside {folder.name}.", why="Only what is in it is deleted here", code="path")
+    target = trash / f"{path.stem}-{secrets.token_hex(2)}"
+    target.mkdir(parents=True)
+    return Path(shutil.move(path, target / path.name))
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex, read in pieces."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from qlora_ui.base.errors import SettingsError
-from qlora_ui.base.files import safe_stem, write_text
+from qlora_ui.base.files import move_to_trash, safe_stem, write_text
 from qlora_ui.settings.migrate import VERSION
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
@@ -166,6 +166,18 @@ def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, 
     path = user_folder / f"{name}.yaml"
     write_text(path, dump_yaml(document))
     return path
+
+
+def delete_preset(name: str, user_folder: Path, trash: Path) -> Path:
+    """Move a preset of the user's own, be it readable or not, to the trash and return where; raises SettingsError where there is none.
+
+    No run needs it: each has its settings in its own folder.
+    """
+    path = next((path for path in user_folder.glob("*.yaml") if path.stem == name), None)
+    if path is None:
+        what, fix = f"You have no preset “{name[:80]}”.", "Reload the page: it may have been deleted elsewhere"
+        raise SettingsError(what, fix=fix, where="preset", code="preset")
+    return move_to_trash(path, user_folder, trash)
 
 
 def _can_name(name: str) -> bool:

@@ -328,7 +328,7 @@ class Service:
         try:
             saved = read_json(path)
             if saved is not None or path.exists():
-                return self._preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
+                return self.preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
         except SettingsError as error:
             self._lose_draft(path, f": {error}")
         except (OSError, AttributeError, LookupError, TypeError) as error:
@@ -343,7 +343,7 @@ class Service:
             "The page began with those of the demo."
         )
 
-    def _preset_here(self, name: object) -> str:
+    def preset_here(self, name: object) -> str:
         """The name; empty for a preset that was deleted, renamed or broken since.
 
         Gradio refuses every request of a page whose picker shows what is not among its choices, so Start would never come on.

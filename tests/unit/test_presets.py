@@ -16,6 +16,7 @@ from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings import presets
 from qlora_ui.settings.presets import (
     SHIPPED,
+    delete_preset,
     find_preset,
     is_taken,
     list_presets,
@@ -147,6 +148,21 @@ def test_what_is_typed_becomes_a_file_name_and_stays_the_title(typed: str, name:
 def test_no_letters_and_a_shipped_presets_name_are_refused(typed: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=said):
         save_preset(*named_preset(typed), RunConfig(), tmp_path)
+
+
+def test_a_deleted_preset_is_in_the_trash_and_nothing_else_can_be_deleted(tmp_path: Path) -> None:
+    folder, trash = tmp_path / "presets", tmp_path / "trash"
+    save_preset("mine", "Mine", RunConfig(), folder)
+    (folder / "torn.yaml").write_text("lora: [", encoding="utf-8")
+    outside = tmp_path / "elsewhere.yaml"
+    outside.write_text("lora: {rank: 4}", encoding="utf-8")
+    (folder / "link.yaml").symlink_to(outside)
+    for name in ("demo", "../elsewhere", "", "gone"):
+        with pytest.raises(SettingsError, match="You have no preset"):
+            delete_preset(name, folder, trash)
+    moved = [delete_preset(name, folder, trash) for name in ("mine", "torn", "link")]
+    assert [path.name for path in moved] == ["mine.yaml", "torn.yaml", "link.yaml"] and all(path.parent.parent == trash for path in moved)
+    assert not list(folder.iterdir()) and outside.is_file()
 
 
 def test_a_preset_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:

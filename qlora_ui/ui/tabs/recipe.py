@@ -9,7 +9,7 @@ import gradio as gr
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.estimate.adapter import layer_choices
 from qlora_ui.estimate.advice import make_it_fit, use_the_memory
-from qlora_ui.settings.presets import is_taken, named_preset, save_preset, unreadable_presets
+from qlora_ui.settings.presets import delete_preset, is_taken, named_preset, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
@@ -92,18 +92,18 @@ def _head(page: Page) -> None:
             )
             fit = gr.Button("Make it fit", elem_id="q-make-it-fit", elem_classes="q-tool", scale=0, min_width=120)
             roomy = gr.Button("Use the memory", elem_id="q-use-memory", elem_classes="q-tool", scale=0, min_width=140)
-        about = gr.HTML("", elem_id="q-preset-about", apply_default_css=False)
+        about = live_html("", "q-preset-about")
         with gr.Accordion("YAML, command, save as preset", open=False, elem_classes="q-fold", elem_id="q-recipe-text"):
             text = gr.HTML("", elem_id="q-recipe-yaml", apply_default_css=False)
             with gr.Row(elem_classes="q-recipe-save"):
                 new_name = gr.Textbox(label="Save as preset", placeholder="My recipe", elem_id="q-preset-name", elem_classes="q-labelled")
                 save = live_html(views.save_button("", ""), "q-preset-save")
     own = page.service.workspace.presets
-    page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own)), [about])
+    page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own), own), [about])
     page.on_form(views.recipe_text, [text])
     page.on_form(lambda draft, name: _save_button(page, name), [save], [new_name])
     page.on_load(lambda: _picked(page, page.service.last_draft()[0]), [page.preset, page.undo.preset])
-    _wire_preset(page, save, new_name)
+    _wire_preset(page, about, save, new_name)
     page.undo.offer(fit.click, lambda data, _: _advice(page, data, "fit"))
     page.undo.offer(roomy.click, lambda data, _: _advice(page, data, "use"))
 
@@ -113,7 +113,7 @@ def _save_button(page: Page, typed: str | None) -> str:
     return views.save_button(name if is_taken(name, page.service.workspace.presets) else "", title)
 
 
-def _wire_preset(page: Page, save: Any, new_name: gr.Textbox) -> None:
+def _wire_preset(page: Page, about: Any, save: Any, new_name: gr.Textbox) -> None:
     picker = page.preset
     assert picker is not None
     page.undo.offer(picker.input, lambda data, _: preset_change(page, str(data[picker] or "")))
@@ -126,10 +126,18 @@ def _wire_preset(page: Page, save: Any, new_name: gr.Textbox) -> None:
         gr.Info(f"Saved as “{escape(title)}”.", duration=4)
         return *_picked(page, name), ""
 
+    @handler
+    def delete(event: gr.EventData, shown: str | None) -> tuple[Any, str]:
+        action = Action.of(event)
+        if action.name == "delete-preset":
+            delete_preset(action.id, page.service.workspace.presets, page.service.workspace.trash)
+        # The settings on the page stay as they are; they come from no preset any more.
+        return _picked(page, page.service.preset_here(shown))
+
     def wire() -> None:
-        outputs = [picker, page.undo.preset, new_name]
-        event = save.act(save_as, page.form.inputs | {new_name}, outputs, api_visibility="private", show_progress="hidden")
-        page.refresh_after(event)
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        page.refresh_after(save.act(save_as, page.form.inputs | {new_name}, [picker, page.undo.preset, new_name], **quiet))
+        page.refresh_after(about.act(delete, [picker], [picker, page.undo.preset], **quiet))
 
     page.when_complete(wire)
 

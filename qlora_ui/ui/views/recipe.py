@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_ui.estimate.advice import Advice
@@ -35,18 +36,31 @@ def preset_choices(presets: Sequence[Preset]) -> list[tuple[str, str]]:
     return [("Defaults", ""), *((preset.title, preset.name) for preset in presets)]
 
 
-def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[str, str]) -> str:
-    """What the chosen preset is for, and what it changes; below, which of the user's own presets are missing from the list, and why."""
+def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[str, str], own: Path) -> str:
+    """What the chosen preset is for, and what it changes; below, which of the user's own presets are missing from the list, and why.
+
+    Those of the folder `own` can be deleted.
+    """
     preset = next((preset for preset in presets if preset.name == draft.preset), None)
     about = escape(preset.about) if preset is not None else "What suits most runs: NF4, rank 16 on every linear layer, three passes."
     if preset is not None and preset.card_gib:
         about += f' <span class="q-chip">for cards from {preset.card_gib:g} GB</span>'
     names = [option_by_path()[path].meta.label for path in (draft.baseline.differences(RunConfig()))]
     listed = f'<span class="q-small">Changes {len(names)} options: {escape(", ".join(names))}.</span>' if names else ""
+    if preset is not None and preset.path.parent == own:
+        listed += f" {_delete_button(preset.name, preset.title)}"
     missing = "".join(
-        f'<p class="q-note q-note-warn q-small">{escape(f"{name} is not in the list. {why}")}</p>' for name, why in unreadable.items()
+        f'<p class="q-note q-note-warn q-small">{escape(f"{name} is not in the list. {why}")} '
+        f"{_delete_button(name.removesuffix('.yaml'), name)}</p>"
+        for name, why in unreadable.items()
     )
     return f'<p class="q-sub">{about}</p>{listed}{missing}'
+
+
+def _delete_button(name: str, title: str) -> str:
+    words = f"Delete your preset “{title}”? It goes to the trash folder of the workspace, where you can get it back."
+    asks = {"confirm": words, "yes": "Delete", "no": "Keep it", "danger": "1"}
+    return act_button("Delete", "delete-preset", name, look="link", title=f"Delete {title}", **asks)
 
 
 def save_button(taken: str, title: str) -> str:
