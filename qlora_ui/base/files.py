@@ -138,7 +138,12 @@ def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
         raise QloraUiError(f"{path.name} lies outside {folder.name}.", why="Only what is in it is deleted here", code="path")
     target = trash / f"{path.stem}-{secrets.token_hex(2)}"
     target.mkdir(parents=True)
-    return Path(shutil.move(path, target / path.name))
+    try:
+        return Path(shutil.move(path, target / path.name))
+    except OSError as error:
+        target.rmdir()
+        fix = "Close what has it open, then do it again"
+        raise QloraUiError(f"{path.name} cannot be moved to the trash.", why=error.strerror or str(error), fix=fix, code="trash") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -105,7 +105,8 @@ def write_version(
     stem = _VERSION.sub("", re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "dataset")
     workspace.datasets.mkdir(parents=True, exist_ok=True)
     number = 2
-    while (path := workspace.datasets / f"{stem}-v{number}.jsonl").exists():
+    # The note of a version that was deleted keeps its number: runs that learned from it name it.
+    while (path := workspace.datasets / f"{stem}-v{number}.jsonl").exists() or path.with_suffix(".json").exists():
         number += 1
     # "x": two pages that fix at once must not write one file.
     path.open("xb").close()

@@ -89,6 +89,18 @@ def test_pasted_rows_stay_until_they_can_be_used_and_the_card_shows_the_name(vis
     expect(box).to_have_value("")
     expect(page.locator(".q-source", has_text="pasted-rows")).to_have_count(1)
     expect(page.locator("#q-start")).to_be_enabled()
+    # Both attempts are kept; the one that is chosen is taken off with its file, and the other one can be chosen again.
+    page.locator("#q-kept > button").click()
+    kept = page.locator(".q-kept-file", has_text="pasted-rows")
+    expect(kept).to_have_count(2)
+    kept.filter(has_text="chosen").get_by_role("button", name="Delete").click()
+    expect(page.locator(".q-dialog")).to_contain_text("where you can get it back")
+    page.get_by_role("button", name="Delete", exact=True).last.click()
+    expect(kept).to_have_count(1)
+    expect(page.locator(".q-source", has_text="pasted-rows")).to_have_count(0)
+    kept.get_by_role("button", name="Use").click()
+    expect(page.locator(".q-source", has_text="pasted-rows")).to_have_count(1)
+    expect(kept.get_by_text("chosen")).to_be_visible()
 
 
 def test_without_a_dataset_start_says_so(visit: Visit, tmp_path: Path) -> None:

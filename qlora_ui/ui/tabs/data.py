@@ -22,6 +22,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
 from qlora_ui.ui.handler import handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
+from qlora_ui.ui.kept_data import build_kept_data
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_upload, kept_source, named_source
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
@@ -43,6 +44,12 @@ def build(page: Page) -> None:
                 sources = live_html("", "q-sources")
                 adders = _adders()
                 build_hub_search(page, lambda data, sources: _added(page, data, sources))
+                build_kept_data(
+                    page,
+                    lambda data, sources: _added(page, data, sources),
+                    lambda data, gone: _without(page, data, gone),
+                    lambda draft: _sources(draft.values.get("data.sources")),
+                )
             with gr.Column(elem_classes="q-block", min_width=0):
                 gr.HTML(block_head("Verdict", "Read and checked on this computer; nothing is sent anywhere."), apply_default_css=False)
                 verdict = live_html("", "q-verdict-body")
@@ -225,6 +232,25 @@ def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource], with
     return page.form.show_values({"data.sources": json.dumps(chosen, ensure_ascii=False)})
 
 
+def _without(page: Page, data: dict[Any, Any], source_id: str) -> list[Any]:
+    """The form's updates that take a dataset off the chosen ones; none where it is not among them."""
+    values = page.form.values(data)
+    chosen = _sources(values["data.sources"])
+    left = [source for source in chosen if source["id"] != source_id]
+    if len(left) == len(chosen):
+        return [gr.skip() for _ in page.form.outputs]
+    return page.form.show_values(_chosen_now(page, values, json.dumps(left, ensure_ascii=False)))
+
+
+def _chosen_now(page: Page, values: dict[str, Any], sources: str) -> dict[str, Any]:
+    """What changes with the chosen datasets, some of which may be gone."""
+    mapped = page.service.draft(values).mapped
+    if mapped is None or mapped.id in {source["id"] for source in _sources(sources)}:
+        return {"data.sources": sources}
+    # The mapping was made for the columns of this dataset and means nothing for the others.
+    return {"data.sources": sources, "data.format": "auto", "data.mapping": {}}
+
+
 def _wire_actions(page: Page, *components: Any) -> None:
     """Weights, slices and removal in the list of sources; meanings in the table of columns."""
 
@@ -234,12 +260,8 @@ def _wire_actions(page: Page, *components: Any) -> None:
         values = page.form.values(data)
         if action.name == "map":
             return page.form.show_values({"data.mapping": _mapping(action), "data.format": "columns"})
-        changes: dict[str, Any] = {"data.sources": _edited(values["data.sources"], action)}
-        mapped = page.service.draft(values).mapped if action.name == "remove" else None
-        if mapped is not None and mapped.id not in {source["id"] for source in _sources(changes["data.sources"])}:
-            # The mapping was made for the columns of this dataset and means nothing for the others.
-            changes |= {"data.format": "auto", "data.mapping": {}}
-        return page.form.show_values(changes)
+        edited = _edited(values["data.sources"], action)
+        return page.form.show_values(_chosen_now(page, values, edited) if action.name == "remove" else {"data.sources": edited})
 
     def wire() -> None:
         for component in components:

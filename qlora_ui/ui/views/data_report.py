@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
 from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.report import DataReport, Finding, SourceReport
+from qlora_ui.runs.kept_data import KeptFile
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.words import source_title
+from qlora_ui.ui.views.words import ago, source_title
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -27,6 +28,7 @@ VERDICTS = {
     "not-trainable": ("Not trainable", "bad", "Something has to change before it can be trained on."),
 }
 SEVERITIES = {"error": ("■", "Stops training", "bad"), "warning": ("▲", "Worth a look", "warn"), "note": ("●", "Good to know", "note")}
+SHOWN_KEPT = 50
 ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"), ("thinking", "thinking"))
 
 
@@ -38,6 +40,16 @@ def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None
     titles = Counter(source_title(str(source.get("id", ""))) for source in sources)
     rows = "".join(_source(number, source, report, several, titles) for number, source in enumerate(sources))
     return f'<ul class="q-sources">{rows}</ul>'
+
+
+def kept_html(files: Sequence[KeptFile], chosen: Sequence[Mapping[str, Any]]) -> str:
+    """The data files of the workspace, newest first, each with a way to choose it and to delete it."""
+    if not files:
+        return '<p class="q-small">Uploads, pasted rows and corrected versions are listed here: they are kept until you delete them.</p>'
+    ids = {str(source.get("id", "")) for source in chosen}
+    rows = "".join(_kept(file, is_chosen=file.id in ids) for file in files[:SHOWN_KEPT])
+    rest = f'<p class="q-small">and {len(files) - SHOWN_KEPT:,} older ones</p>' if len(files) > SHOWN_KEPT else ""
+    return f'<ul class="q-sources">{rows}</ul>{rest}'
 
 
 def verdict_html(draft: Draft) -> str:
@@ -174,6 +186,20 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
         f'<li class="q-source"><div class="q-source-head"><span class="q-source-name" title="{escape(source_id)}">{escape(title)}</span>'
         f"{act_button('Remove', 'remove', str(number), look='link', title=f'Remove {title}')}</div>"
         f'<span class="q-small">{escape(about)}</span><div class="q-source-mix">{rows}{weight}</div></li>'
+    )
+
+
+def _kept(file: KeptFile, *, is_chosen: bool) -> str:
+    name = source_title(file.id)
+    words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back."
+    use = "" if is_chosen else act_button("Use", "use-kept", file.id, look="link", title=f"Use {name}")
+    delete = act_button(
+        "Delete", "delete-kept", file.id, look="link", title=f"Delete {name}", confirm=words, yes="Delete", no="Keep it", danger="1"
+    )
+    about = " · ".join(filter(None, (format_bytes(file.num_bytes), ago(file.kept_at), "chosen" if is_chosen else "")))
+    return (
+        f'<li class="q-kept-file"><div class="q-source-head"><span class="q-source-name" title="{escape(file.id)}">{escape(name)}</span>'
+        f'{use}{delete}</div><span class="q-small q-num">{escape(about)}</span></li>'
     )
 
 
