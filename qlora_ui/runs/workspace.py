@@ -5,7 +5,12 @@ One app owns a workspace at a time; commands that only read need no ownership.
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +22,9 @@ from platformdirs import user_data_path
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json
+
+LEFT_S = 24 * 3600.0
+"""What a command writes aside is done within this time; commands that need no ownership may be at it beside the app."""
 
 
 def _users_own() -> Path:
@@ -78,6 +86,11 @@ class Workspace:
         return self.root / "temp"
 
     @property
+    def uploads(self) -> Path:
+        """What browsers send and fetch, of the app that owns the workspace."""
+        return self.temp / "uploads"
+
+    @property
     def trash(self) -> Path:
         return self.root / "trash"
 
@@ -90,12 +103,13 @@ class Ownership:
     """Holds a workspace for this process; a context manager."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._note = workspace.root / ".owner.json"
         self._root = workspace.root
         self._lock = FileLock(workspace.root / ".lock", timeout=0)
 
     def __enter__(self) -> Self:
-        """Take the workspace; raises RunError naming the process that has it."""
+        """Take the workspace, and remove what a process that was killed has left; raises RunError naming the process that has it."""
         try:
             self._lock.acquire()
         except Timeout:
@@ -108,6 +122,7 @@ class Ownership:
                 code="workspace-in-use",
             ) from None
         self.note()
+        _remove_left(self._workspace)
         return self
 
     def note(self, url: str = "") -> None:
@@ -117,3 +132,34 @@ class Ownership:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._note.unlink(missing_ok=True)
         self._lock.release()
+
+
+def _remove_left(workspace: Workspace) -> None:
+    """Remove uploads and packed exports of an app that is gone, and what was being written aside long ago. Links are not followed."""
+    aside = (
+        (path for path in _inside(workspace.temp) if path != workspace.uploads),
+        (path for name in ("data", "tokens") for path in _inside(workspace.cache / name) if path.name.startswith(".")),
+        (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),
+    )
+    before = time.time() - LEFT_S
+    for path in (*_inside(workspace.uploads), *(path for path in itertools.chain(*aside) if _changed_at(path) < before)):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _inside(folder: Path) -> Iterable[Path]:
+    if folder.is_symlink():
+        return
+    with suppress(OSError):
+        yield from (folder / name for name in os.listdir(folder))
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether `base.files.written_aside` made it."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _changed_at(path: Path) -> float:
+    with suppress(OSError):
+        return path.lstat().st_mtime
+    return time.time()

@@ -128,6 +128,6 @@ def save(service: Service, kept: Comparisons, run: RunDir, form: str) -> Path:
     known = kept.read(run)
     if known is None or form not in _FORMS:
         raise QloraUiError("There is no comparison any more.", fix="Compare again.", code="stale-page")
-    path = service.workspace.temp / "uploads" / "exports" / run.id / f"comparison.{form}"
+    path = service.workspace.uploads / "exports" / run.id / f"comparison.{form}"
     write_text(path, as_text(known, _FORMS[form]))
     return path

@@ -194,7 +194,7 @@ def prepare_environment(workspace: Workspace) -> None:
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(workspace.temp / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(workspace.uploads)
     for name in ("NO_PROXY", "no_proxy"):
         kept = [host for host in os.environ.get(name, "").split(",") if host.strip()]
         os.environ[name] = ",".join([*kept, *(host for host in LOOPBACK if host not in kept)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -519,6 +520,26 @@ def test_the_second_app_on_a_workspace_is_told_who_has_it(workspace: Workspace) 
             child.stdout.close()
     with Ownership(workspace):
         pass
+
+
+def test_what_a_killed_app_has_left_is_removed_by_the_next_one(workspace: Workspace, tmp_path: Path) -> None:
+    left = ["temp/uploads/tmpabc", "temp/uploads/exports/run/adapter.zip"]
+    old = ["temp/peek-0123/complaints.txt", "cache/data/.0123-45/rows.jsonl", "datasets/0123/.4567.tmp"]
+    stays = ["datasets/0123/rows.jsonl", "cache/data/0123/report.json", "cache/tokens/.89ab/ids.npy", "temp/4567-rows.jsonl"]
+    outside = tmp_path / "outside" / "rows.jsonl"
+    for path in (outside, *(workspace.root / name for name in (*left, *old, *stays))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("rows")
+    (workspace.uploads / "link").symlink_to(outside.parent)
+    for name in old:
+        path = workspace.root / name
+        for one in (path, path.parent):
+            os.utime(one, (0, 0))
+    with Ownership(workspace):
+        pass
+    files = [path for path in workspace.root.rglob("*") if path.is_file() and path.parent != workspace.root]
+    assert sorted(str(path.relative_to(workspace.root)) for path in files) == sorted(stays)
+    assert outside.is_file() and not list(workspace.uploads.iterdir())
 
 
 def test_a_program_in_the_runs_folder_is_not_what_the_job_imports(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

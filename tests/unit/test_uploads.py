@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from qlora_ui.ui import uploads
 
@@ -18,12 +19,15 @@ MIB = 2**20
 class Server:
     """What stands behind: it answers 200, or fails as a full disk does."""
 
-    def __init__(self, error: OSError | None = None) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.error, self.num_asked, self.left = error, 0, [True, True, False]
         self.sent: list[dict[str, Any]] = []
+        self.folder: Path | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.num_asked += 1
+        if self.folder:
+            (self.folder / "uploads" / "tmpabc").write_text("half of it")
         if self.error:
             raise self.error
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -66,3 +70,14 @@ def test_a_disk_that_fills_up_meanwhile_is_told_too(tmp_path: Path) -> None:
     assert "The disk has no room" in Server(OSError(errno.ENOSPC, "No space left on device")).ask(tmp_path, MIB)
     with pytest.raises(OSError, match="Denied"):
         Server(OSError(errno.EACCES, "Denied")).ask(tmp_path, MIB)
+
+
+@pytest.mark.parametrize("error", [ClientDisconnect(), OSError(errno.ENOSPC, "No space left on device"), None])
+def test_what_is_broken_off_leaves_nothing_and_whole_files_stay(tmp_path: Path, error: Exception | None) -> None:
+    whole = tmp_path / "uploads" / "0123" / "rows.jsonl"
+    whole.parent.mkdir(parents=True)
+    whole.write_text("{}")
+    server = Server(error)
+    server.folder = tmp_path
+    assert bool(server.ask(tmp_path, MIB)) is not isinstance(error, ClientDisconnect)
+    assert [path.name for path in whole.parent.parent.iterdir()] == ["0123"] and whole.is_file()

@@ -190,6 +190,6 @@ def _pack(service: Service, run: RunDir, form: str) -> Path:
         )
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
     # Inside the folder that Gradio may serve.
-    target = service.workspace.temp / "uploads" / "exports" / run.id / f"{stem}-{form}"
+    target = service.workspace.uploads / "exports" / run.id / f"{stem}-{form}"
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.make_archive(str(target), "zip", folder))
