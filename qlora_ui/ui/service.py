@@ -6,14 +6,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, RunError, SettingsError
 from qlora_ui.base.files import put_aside, read_json, typed_path, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress
-from qlora_ui.data.load import inspect, peek
+from qlora_ui.data.load import Loaded, load_anyway, peek
 from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
 from qlora_ui.data.sources import hub_id
@@ -82,6 +82,7 @@ class Service:
         self._drafts: dict[str, dict[str, Any]] = {}
         """By browser tab: its settings as they were opened or last changed."""
         self._newest: tuple[int, RunDir | None] = (-1, None)
+        self._loaded: tuple[Hashable, Loaded] | None = None
 
     def _fits_beside(self, config: RunConfig, holder: Holder) -> bool:
         """Whether a run fits the card beside its holder, with rows as long as they are where a page has had them counted."""
@@ -147,10 +148,24 @@ class Service:
     def inspect(self, data: DataSection) -> Pending[DataReport]:
         """What is known of the data without a tokenizer, worked out in the background."""
 
-        def work(told: OnProgress, is_cancelled: IsCancelled) -> DataReport:
-            return inspect(data, self.workspace, on_progress=told, is_cancelled=is_cancelled)
+        key = data_key(data)
 
-        return self._inspections.ask(data_key(data), work)
+        def work(told: OnProgress, is_cancelled: IsCancelled) -> DataReport:
+            loaded = load_anyway(data, self.workspace, on_progress=told, is_cancelled=is_cancelled)
+            self._loaded = (key, loaded)
+            return loaded.report
+
+        return self._inspections.ask(key, work)
+
+    def loaded(self, data: DataSection) -> Loaded:
+        """The rows of the data for looking at; raises DataError.
+
+        They are kept until a file changes: a file of half a gigabyte takes seconds to be known by its content, and pages are drawn often.
+        """
+        key, kept = data_key(data), self._loaded
+        if kept is None or kept[0] != key:
+            kept = self._loaded = (key, load_anyway(data, self.workspace))
+        return kept[1]
 
     def peek(self, source: DataSource) -> Pending[Peek] | None:
         """Columns and first rows of a dataset, whatever its format; None where there is no such file. One of the Hub must be here."""

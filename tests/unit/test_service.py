@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from qlora_ui.base.errors import RunError
+from qlora_ui.data import parse
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui import service as module
 from qlora_ui.ui.service import Service
 
@@ -57,3 +61,15 @@ def test_an_end_that_comes_while_the_engine_is_loaded_leaves_no_chat_behind(work
     with pytest.raises(RunError, match="closing"):
         _ = service.chat
     assert not made and not service.has_chat
+
+
+def test_rows_are_looked_at_without_reading_their_file_again(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, path = [], tmp_path / "rows.jsonl"
+    hashed = parse._hash
+    monkeypatch.setattr(parse, "_hash", lambda *given: read.append(given) or hashed(*given))
+    path.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    service, data = Service(workspace), DataSection(sources=(DataSource(id=str(path)),))
+    assert service.inspect(data).done.wait(20)
+    assert [service.loaded(data).conversations[0].messages[1].content for _ in range(3)] == ["b"] * 3 and len(read) == 1
+    path.write_text('{"prompt": "a", "completion": "another"}\n', encoding="utf-8")
+    assert service.loaded(data).conversations[0].messages[1].content == "another" and len(read) == 2

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
-from qlora_ui.data.load import inspect, load_anyway
+from qlora_ui.data.load import inspect
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_DATA, DataSection
@@ -144,7 +144,7 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
     try:
         if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
             return tokens.row_html(page.service.lens.preview(config, position))
-        conversation = load_anyway(config.data, page.service.workspace).conversations[position]
+        conversation = page.service.loaded(config.data).conversations[position]
     except QloraUiError as error:
         return problems_html(error.problems)
     turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
@@ -320,7 +320,7 @@ def _wire_reading(page: Page, verdict: Any) -> None:
 
 def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
     """Where a row of a file stands among the conversations; raises DataError where it is not among the usable ones."""
-    position = load_anyway(config.data, page.service.workspace).conversations.position_of(row, source)
+    position = page.service.loaded(config.data).conversations.position_of(row, source)
     if position is None:
         raise DataError(f"Row {row} cannot be shown.", why="It is not among the rows that can be read", fix="Look at it in your file")
     return position
