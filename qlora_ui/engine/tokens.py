@@ -17,6 +17,7 @@ import numpy as np
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.data.parse import PARSER_VERSION
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer, RowRefused, Span, disarmed, special_pattern
 from qlora_ui.engine.token_table import Array, TokenTable
@@ -290,7 +291,8 @@ def tokenize_all(
     """All rows as tokens; with `content_hash` and a `cache` folder the same content is tokenized once. Raises Cancelled."""
     folder = None
     if cache is not None and content_hash:
-        settings = [TOKENS_VERSION, content_hash, tokenizer_state(tokenizer), data.train_on, data.neutralize_special_tokens]
+        # The hash is that of the files: another version of the parser makes other rows of them.
+        settings = [TOKENS_VERSION, PARSER_VERSION, content_hash, tokenizer_state(tokenizer), data.train_on, data.neutralize_special_tokens]
         folder = cache / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         if (known := TokenTable.load(folder)) is not None and len(known) == len(conversations):
             return known

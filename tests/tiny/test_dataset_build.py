@@ -14,9 +14,10 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import read_json, sha256_of
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.load import load_conversations
+from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer, preview_row
 from qlora_ui.engine.lens import Lens
-from qlora_ui.engine.tokens import IGNORED
+from qlora_ui.engine.tokens import IGNORED, tokenize_all
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.hardware.devices import cpu_profile
 from qlora_ui.models.architecture import builtin_facts
@@ -24,6 +25,7 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.draft import data_shape
 
 WORDS = [
@@ -145,6 +147,21 @@ def test_rows_that_a_weight_repeats_are_held_back_together(tiny_model_dir: Path,
         assert len(trained & checked) <= 1
         held += sum("many" in tokenizer.decode(row) for row in built.eval["input_ids"])
     assert held > 5 * 22 / 2  # They are ten in eleven rows; only rows that occur once were held back before.
+
+
+def test_rows_of_another_parser_are_not_taken_for_those_that_were_tokenized(
+    tiny_model_dir: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, data = load_tokenizer(tiny_model_dir), DataSection()
+
+    def tokens(answer: str) -> list[int]:
+        rows = [Conversation((Message("user", "q"), Message("assistant", answer)))]
+        return tokenize_all(rows, tokenizer, data, content_hash="that of the file", cache=workspace.cache).ids.tolist()
+
+    before = tokens("binary data")
+    assert tokens("what the file says") == before
+    monkeypatch.setattr("qlora_ui.engine.tokens.PARSER_VERSION", 0, raising=False)
+    assert tokens("what the file says") != before
 
 
 def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
