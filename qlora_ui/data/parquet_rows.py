@@ -89,5 +89,14 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     if isinstance(value, bytes):
-        return "binary data" if len(value) > 64 else value.decode("utf-8", "replace")
+        return _text_of(value)
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def _text_of(value: bytes) -> str | dict[str, str]:
+    """The text of a cell whose writer did not say that it is text (Spark, Impala, Go), however long; what is no text stays none."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        # An object is learned from by no format, and a column of pictures is told by its being filled.
+        return {"bytes": "binary data"}

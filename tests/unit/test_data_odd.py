@@ -202,6 +202,21 @@ def test_parquet_with_structs_of_lists_maps_and_binary_text(tmp_path: Path) -> N
         assert [said(row) for row in read(path, tmp_path / "out")[1]] == [pair(n) for n in range(NUM_ROWS)]
 
 
+def test_binary_parquet_columns_are_text_however_long_or_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, answers = (
+        tmp_path / "t.parquet",
+        [f"An answer of more than sixty-four bytes, as answers in the real world are: {n}" for n in range(9)],
+    )
+    cells = [*(answer.encode() for answer in answers[:-1]), b"\xff" * 9]
+    pq.write_table(pa.table({"question": [f"q {n}" for n in range(9)], "answer": pa.array(cells), "hash": pa.array([b"\xff\0"] * 9)}), path)
+    report, rows = read(path, tmp_path / "out")
+    assert [said(row)[1][1] for row in rows] == answers[:-1]
+    assert [(found.code, found.count, found.rows) for found in report.findings if found.severity == "error"] == [("DATA-FIELD", 1, (9,))]
+
+
 def test_a_prompt_that_all_rows_share_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
