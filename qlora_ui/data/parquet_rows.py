@@ -40,6 +40,11 @@ def read_parquet(path: Path, progress: Progress) -> Iterator[Item]:
             f"The file has {num_columns} columns; {MAX_COLUMNS} is the limit.", where=name, fix="Keep the columns with the texts.",
             code="DATA-LIMIT",
         )  # fmt: skip
+    columns = file.schema_arrow.names
+    double = next((column for position, column in enumerate(columns) if column in columns[:position]), None)
+    if double is not None:
+        # A row could hold the last one only.
+        raise DataError(f"The column “{double}” is there twice.", where=name, fix="Rename or delete one of them.", code="DATA-PARQUET")
     number, decoded, batch_number = 0, 0, 0
     try:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):

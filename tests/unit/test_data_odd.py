@@ -215,6 +215,15 @@ def test_rows_of_a_thousand_columns_are_read_quickly_and_a_doubled_one_is_found(
     assert time.process_time() - began < 0.1 * NUM_ROWS
 
 
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="“answer” is there twice"):
+        read(tmp_path / "t.parquet", tmp_path / "out")
+
+
 def test_binary_parquet_columns_are_text_however_long_or_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
