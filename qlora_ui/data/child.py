@@ -109,6 +109,8 @@ class _Parse:
         """Rows that are plain text."""
         self.first_of: dict[str, int] = {}
         self.num_seen = 0
+        self.is_at_end = False
+        """Whether every row was seen: of a file without a readable row among the first ones the rest is not."""
         self.last_progress = 0.0
 
     def run(self) -> SourceReport:
@@ -161,9 +163,11 @@ class _Parse:
         """The first rows, kept for the real pass, and the readable ones among them."""
         head: list[Item] = []
         sample: list[dict[str, Any]] = []
-        while len(head) < SAMPLE_ROWS and max(self.progress.done_bytes, self.progress.unpacked_bytes) < _SAMPLE_BYTES:
+        # A first row that is too long itself must not keep the others from being looked at.
+        while len(head) < SAMPLE_ROWS and (not sample or max(self.progress.done_bytes, self.progress.unpacked_bytes) < _SAMPLE_BYTES):
             item = next(rows, None)
             if item is None:
+                self.is_at_end = True
                 break
             head.append(item)
             if isinstance(item[1], dict):
@@ -224,6 +228,7 @@ class _Parse:
                 if "text" in normal:
                     self.plain.append(number)
                 checks.add(number, normal, line)
+        self.is_at_end = True
         checks.finish()
         for name, values in (("offsets", offsets), ("numbers", numbers)):
             (self.folder / f"{name}.bin").write_bytes(values.tobytes())
@@ -358,7 +363,8 @@ class _Parse:
 
     def _all_problems(self) -> Iterator[Problem]:
         for code, (rows, problem) in self.problems.items():
-            of_all = "none of the {} rows can be used" if len(rows) == self.num_seen else f"{len(rows):,} of {{}} rows cannot be used"
+            some = f"{len(rows):,} of {'' if self.is_at_end else 'the first '}{{}} rows cannot be used"
+            of_all = f"none of the {'' if self.is_at_end else 'first '}{{}} rows can be used" if len(rows) == self.num_seen else some
             why = _sentence(of_all.format(f"{self.num_seen:,}")) if self.num_seen > 1 else ""
             yield Problem(f"{self.name} {self._place(rows[0])}", _sentence(problem.what), why, problem.fix, code)
         if self.last is not None:

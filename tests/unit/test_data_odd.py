@@ -215,6 +215,18 @@ def test_rows_of_a_thousand_columns_are_read_quickly_and_a_doubled_one_is_found(
     assert time.process_time() - began < 0.1 * NUM_ROWS
 
 
+def test_a_first_row_that_is_too_long_and_many_broken_ones_say_nothing_of_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_SAMPLE_BYTES", 1 << 10)
+    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 1 << 10)
+    path, good = tmp_path / "t.jsonl", "".join(f'{{"prompt": "{q(n)}", "completion": "{a(n)}"}}\n' for n in range(NUM_ROWS))
+    path.write_text(f'{{"prompt": "q", "completion": "{"a" * 5000}"}}\n{good}', encoding="utf-8")
+    report, rows = read(path, tmp_path / "out")
+    assert len(rows) == NUM_ROWS and report.findings[0].fix_action == {"action": "drop", "code": "DATA-LIMIT"}
+    path.write_text("no JSON\n" * 1001 + good, encoding="utf-8")
+    with pytest.raises(DataError, match="None of the first 1,000 rows can be used"):
+        read(path, tmp_path / "out")
+
+
 def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
