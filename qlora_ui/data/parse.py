@@ -65,6 +65,7 @@ def parse_file(
     """
     name = name or path.name
     type_of_file(path)
+    before = _state(path)
     content_hash = _hash(path, name, on_progress, is_cancelled)
     settings = json.dumps([PARSER_VERSION, content_hash, path.suffix.lower(), format_name, sorted((mapping or {}).items())])
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
@@ -88,6 +89,9 @@ def parse_file(
     }
     try:
         value = _Child(job, on_progress, is_cancelled).report()
+        if _state(path) != before:
+            # Kept under the hash of other bytes, these rows would be learned whenever that content is met again.
+            raise DataError("The file changed while it was read.", where=name, fix="Wait until it is written whole.", code="DATA-CHANGED")
         write_json(staged / "report.json", value)
         try:
             os.replace(staged, folder)
@@ -121,6 +125,15 @@ def _hash(path: Path, name: str, on_progress: OnProgress, is_cancelled: IsCancel
             digest.update(block)
             on_progress(f"Hashing {name}", 0.1 * file.tell() / size)
     return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; nothing where it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _limit_s(path: Path) -> float:

@@ -107,6 +107,27 @@ def test_a_file_is_read_once_and_anew_when_it_changes(tmp_path: Path, workspace:
     assert inspect(data, workspace).num_rows == 13
 
 
+def test_rows_are_never_kept_under_the_hash_of_what_the_file_was_before(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old, new = tmp_path / "rows.jsonl", '{"prompt": "q", "completion": "old"}\n', '{"prompt": "q", "completion": "another"}\n'
+    hashed = parse._hash
+
+    def written_meanwhile(*given: Any) -> str:
+        digest = hashed(*given)
+        path.write_text(new, encoding="utf-8")
+        return digest
+
+    path.write_text(old, encoding="utf-8")
+    data = DataSection(sources=(DataSource(id=str(path)),))
+    with monkeypatch.context() as patched:
+        patched.setattr(parse, "_hash", written_meanwhile)
+        with pytest.raises(DataError, match="changed while it was read"):
+            load_anyway(data, workspace)
+    path.write_text(old, encoding="utf-8")
+    assert load_anyway(data, workspace).conversations[0].messages[1].content == "old"
+
+
 def test_all_sources_that_fail_are_told_at_once(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(DataError) as refused:
         inspect(DataSection(sources=("builtin:nothing", str(tmp_path / "absent.jsonl"))), workspace)
