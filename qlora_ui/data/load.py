@@ -17,7 +17,7 @@ from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.parse import Peek, parse_file, peek_file
-from qlora_ui.data.report import DataReport, Finding, SourceReport, in_order
+from qlora_ui.data.report import UNREAD, DataReport, Finding, SourceReport, in_order
 from qlora_ui.data.rows import Conversation
 from qlora_ui.data.sources import SourceFile, files_of
 from qlora_ui.settings.sections import DataSection
@@ -149,6 +149,7 @@ def _load(data: DataSection, workspace: DataFolders, on_progress: OnProgress, is
     files: list[RowFile] = []
     picked: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
     problems: list[Problem] = []
+    findings: list[Finding] = []
     for source in data.sources:
         try:
             mine = _read(source, data, workspace, on_progress, is_cancelled)
@@ -156,11 +157,12 @@ def _load(data: DataSection, workspace: DataFolders, on_progress: OnProgress, is
             problems += error.problems
             continue
         picked.append(_pick(source, mine, len(files)))
+        findings += _findings(source, mine, len(files), *picked[-1])
         files += mine
     if problems:
         raise DataError(problems=problems, code=problems[0].code)
     conversations = Conversations(files, np.concatenate([numbers for numbers, _ in picked]), np.concatenate([rows for _, rows in picked]))
-    report = _report(data, files, len(conversations))
+    report = _report(data, files, findings, len(conversations))
     return Loaded(conversations, report)
 
 
@@ -214,10 +216,33 @@ def _pick(source: DataSource, files: Sequence[RowFile], first: int) -> tuple[np.
     return numbers, rows
 
 
-def _report(data: DataSection, files: Sequence[RowFile], num_rows: int) -> DataReport:
-    findings = [finding for file in files for finding in file.report.findings]
+def _findings(
+    source: DataSource, files: Sequence[RowFile], first: int, numbers: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
+) -> list[Finding]:
+    """What is to be said of a source's files; what cannot be read after the last row that its slice takes stops nothing.
+
+    `numbers` and `rows` are those of `_pick`.
+    """
+    found = [(number, finding) for number, file in enumerate(files, first) for finding in file.report.findings]
+    num_all = sum(map(len, files))
+    if len(rows) and source.row_range(num_all).stop < num_all:
+        last_file = int(numbers.max())
+        last_row = int(files[last_file - first].numbers[rows[numbers == last_file].max()])
+        is_share = "%" in source.rows
+
+        def is_after(number: int, finding: Finding) -> bool:
+            if finding.severity != "error" or finding.is_read or not finding.rows or (is_share and finding.code == UNREAD):
+                return False
+            return (number, finding.rows[0]) > (last_file, last_row)
+
+        found = [(number, finding) for number, finding in found if not is_after(number, finding)]
+    return [finding for _, finding in found]
+
+
+def _report(data: DataSection, files: Sequence[RowFile], findings: Sequence[Finding], num_rows: int) -> DataReport:
     if not num_rows:
-        findings.append(Finding("DATA-EMPTY", "error", 0, (), "The chosen slice holds no rows.", fix="Widen or empty the slice of rows."))
+        empty = Finding("DATA-EMPTY", "error", 0, (), "The chosen slice holds no rows.", fix="Widen or empty the slice of rows.")
+        findings = [*findings, empty]
     keys = (
         [[source.id, source.config, source.split, source.weight, source.rows] for source in data.sources],
         [file.report.content_hash for file in files],

@@ -97,6 +97,24 @@ def test_slices_and_weights(tmp_path: Path, workspace: Workspace) -> None:
     assert other.report.content_hash != loaded.report.content_hash
 
 
+def test_what_cannot_be_read_after_the_chosen_rows_stops_nothing(tmp_path: Path, workspace: Workspace) -> None:
+    path = Path(chats(tmp_path / "rows.jsonl", 20, "rows"))
+    path.write_text(path.read_text(encoding="utf-8") + "{\n" + Path(chats(tmp_path / "more.jsonl", 10, "more")).read_text(encoding="utf-8"))
+    torn = tmp_path / "torn.json"
+    torn.write_text("[" + ",".join(json.dumps(row) for row in ROWS) + ", {", encoding="utf-8")
+
+    def verdict(path: Path, rows: str) -> str:
+        return inspect(DataSection(sources=(DataSource(id=str(path), rows=rows),)), workspace).verdict
+
+    assert [verdict(path, rows) != "not-trainable" for rows in ("first 20", "50 %", "11-20", "", "21-25", "first 21", "100 %")] == [
+        True
+    ] * 3 + [False] * 4
+    # A share of what was read is none of the file, and more than was read is not what was chosen.
+    assert [verdict(torn, rows) != "not-trainable" for rows in ("first 10", "5-19", "50 %", "first 20", "10-50")] == [True] * 2 + [
+        False
+    ] * 3
+
+
 def test_a_file_is_read_once_and_anew_when_it_changes(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataSection(sources=(chats(tmp_path / "a.jsonl", 12),))
     first = inspect(data, workspace)

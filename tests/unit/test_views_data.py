@@ -146,6 +146,9 @@ def test_a_row_that_could_not_be_read_is_not_offered_to_be_shown(workspace: Work
     html = verdict_html(draft)
     assert broken.rows == (2,) and 'data-id="2"' not in html
     assert empty.rows == (1,) and 'data-act="show-row" data-id="1"' in html
+    assert draft.config is not None and "said of whole files" not in html
+    sliced = draft.config.changed({"data.sources": [{"id": str(path), "rows": "first 2"}]})
+    assert "said of whole files" in verdict_html(replace(draft, config=sliced))
 
 
 def test_of_several_files_each_finding_names_its_own(workspace: Workspace, tmp_path: Path) -> None:

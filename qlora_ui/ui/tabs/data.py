@@ -322,7 +322,9 @@ def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
     """Where a row of a file stands among the conversations; raises DataError where it is not among the usable ones."""
     position = page.service.loaded(config.data).conversations.position_of(row, source)
     if position is None:
-        raise DataError(f"Row {row} cannot be shown.", why="It is not among the rows that can be read", fix="Look at it in your file")
+        raise DataError(
+            f"Row {row} cannot be shown.", why="It is not among the rows that are chosen and can be read", fix="Look at it in your file"
+        )
     return position
 
 

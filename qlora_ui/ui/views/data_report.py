@@ -60,7 +60,9 @@ def verdict_html(draft: Draft) -> str:
     words, kind, about = VERDICTS[report.verdict]
     tokens = _token_line(draft, report)
     findings = "".join(_finding(finding, is_one_of=len(report.sources) > 1) for finding in report.findings)
-    listed = f'<ul class="q-findings">{findings}</ul>' if findings else ""
+    is_sliced = draft.config is not None and any(source.rows for source in draft.config.data.sources)
+    of_all = '<p class="q-small">What is found is said of whole files, not only of the rows that you chose.</p>' if is_sliced else ""
+    listed = f'{of_all}<ul class="q-findings">{findings}</ul>' if findings else ""
     label = option_by_path()["data.format"].meta.choices.get(report.format)
     form = f"in the format “{label}”" if label else "in several formats"
     counted = f"{format_count(report.num_rows)} {'row' if report.num_rows == 1 else 'rows'} {form}."
