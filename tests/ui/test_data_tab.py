@@ -68,6 +68,13 @@ def test_a_broken_file_is_told_with_its_line_and_keeps_start_off(visit: Visit, t
     page.locator("#q-source-name textarea, #q-source-name input").fill(str(missing))
     page.locator("#q-source-add").click()
     expect(page.get_by_text("There is no file nowhere.jsonl").first).to_be_visible()
+    # An upload that takes its time says how far it is, and can be stopped.
+    page.route("**/gradio_api/upload*", lambda route: None)
+    page.locator("input[type=file]").first.set_input_files(path)
+    expect(page.locator("#q-uploading")).to_contain_text("Uploading broken.jsonl · ")
+    page.get_by_role("button", name="Cancel the upload").click()
+    expect(page.get_by_text("The upload was stopped").first).to_be_visible()
+    expect(page.locator("#q-uploading")).to_be_empty()
 
 
 @pytest.mark.slow

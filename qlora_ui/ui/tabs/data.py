@@ -30,7 +30,7 @@ from qlora_ui.ui.views import data_report as views
 from qlora_ui.ui.views import tokens
 from qlora_ui.ui.views.recipe import block_head
 
-UPLOADS = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"]
+UPLOADS = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt"]
 
 
 def build(page: Page) -> None:
@@ -83,7 +83,11 @@ def _adders() -> dict[str, Any]:
         )
         builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
         kept = gr.Button(KEPT_ROWS_WORDS, elem_id="q-add-kept", elem_classes="q-tool", size="md")
-    gr.HTML('<p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>', apply_default_css=False)
+    gr.HTML(
+        # static/upload.js says there how far an upload is.
+        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>',
+        apply_default_css=False,
+    )
     with gr.Row(elem_classes="q-search"):
         name = gr.Textbox(
             label="A path, or OWNER/NAME on the Hub", elem_id="q-source-name", elem_classes="q-labelled", placeholder="~/data/chats.jsonl"
