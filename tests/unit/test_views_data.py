@@ -20,6 +20,7 @@ from qlora_ui.settings.sections import DataSection
 from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.data import row_in
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.ready import ready_html, waits_html
@@ -158,6 +159,10 @@ def test_of_several_files_each_finding_names_its_own(workspace: Workspace, tmp_p
     for sources, is_named in (((str(path),), False), ((str(path), "builtin:plain-pirate"), True)):
         html = verdict_html(replace(draft, look=done(inspect(DataSection(sources=sources), workspace))))
         assert "Only 1 row" in html and (">short.jsonl:<" in html) == is_named
+
+
+def test_a_number_beyond_the_rows_shows_the_nearest_row() -> None:
+    assert [row_in(number, 120) for number in (None, 0, -5, 1, 2.7, 120, 9999)] == [1, 1, 1, 1, 2, 120, 120] and row_in(3, 0) == 1
 
 
 def test_the_box_for_rows_shows_how_to_write_some() -> None:

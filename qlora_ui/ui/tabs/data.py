@@ -144,15 +144,22 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
     config, report = draft.config, draft.report
     if config is None or report is None or not report.num_rows:
         return '<div class="q-empty"><h2>A row comes here</h2>once there is a dataset and every setting is right.</div>'
-    position = min(max(int(number or 1) - 1, 0), report.num_rows - 1)
+    position = row_in(number, report.num_rows) - 1
+    is_other = number is not None and number != position + 1
+    said = f'<p class="q-small">There are {report.num_rows:,} rows; this is row {position + 1:,}.</p>' if is_other else ""
     try:
         if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
-            return tokens.row_html(page.service.lens.preview(config, position))
+            return said + tokens.row_html(page.service.lens.preview(config, position))
         conversation = page.service.loaded(config.data).conversations[position]
     except QloraUiError as error:
         return problems_html(error.problems)
     turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
-    return tokens.plain_html(turns, _why_no_tokens(draft))
+    return said + tokens.plain_html(turns, _why_no_tokens(draft))
+
+
+def row_in(number: Any, num_rows: int) -> int:
+    """The number of a row that there is, from 1, nearest to what the box holds."""
+    return min(max(int(number or 1), 1), max(num_rows, 1))
 
 
 def _why_no_tokens(draft: Draft) -> str:
@@ -337,7 +344,7 @@ def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> Non
     def step(data: dict[Any, Any], by: int) -> int:
         report = page.service.draft(page.form.values(data)).report
         count = (report.num_rows if report is not None else 0) or 1
-        return (int(data[row] or 1) - 1 + by) % count + 1
+        return (row_in(data[row], count) - 1 + by) % count + 1
 
     @handler
     def worst(data: dict[Any, Any]) -> int:
