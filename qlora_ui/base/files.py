@@ -139,11 +139,14 @@ def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
     target = trash / f"{path.stem}-{secrets.token_hex(2)}"
     target.mkdir(parents=True)
     try:
-        return Path(shutil.move(path, target / path.name))
+        moved = Path(shutil.move(path, target / path.name))
     except OSError as error:
         target.rmdir()
         fix = "Close what has it open, then do it again"
         raise QloraUiError(f"{path.name} cannot be moved to the trash.", why=error.strerror or str(error), fix=fix, code="trash") from None
+    # What lies in the trash is counted anew when that changes.
+    os.utime(trash)
+    return moved
 
 
 def sha256_of(path: Path) -> str:

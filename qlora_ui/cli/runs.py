@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _list(RunList(workspace).rows(), arguments.json)
     if arguments.word == "empty-trash":
         number, size = empty_trash(workspace)
-        message = f"{format_bytes(size)} are free again; {number:,} deleted run{'s are' if number != 1 else ' is'} gone for good."
+        message = f"{format_bytes(size)} are free again; {number:,} deleted item{'s are' if number != 1 else ' is'} gone for good."
         _say({"runs": number, "bytes": size, "message": message if number else "The trash is empty."}, arguments.json)
         return 0
     target = find_run(workspace, arguments.run)

@@ -79,7 +79,7 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     expect(page.locator("#runs-table tbody tr")).to_have_count(2)
     assert page.evaluate("document.activeElement.closest('#runs-table') !== null")
     assert len(list(served.service.workspace.trash.iterdir())) == 1
-    expect(page.locator("#runs-table")).to_contain_text("In the trash: 1 deleted run, ")
+    expect(page.locator("#runs-table")).to_contain_text("In the trash: 1 deleted item, ")
     page.get_by_role("button", name="Empty the trash").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove for good").click()
     expect(page.locator("#runs-table")).not_to_contain_text("In the trash")

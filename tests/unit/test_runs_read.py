@@ -579,7 +579,7 @@ def test_deleted_runs_leave_the_disk_when_the_trash_is_emptied(
         delete_run(workspace, run)
     number, size = trash_size(workspace)
     assert number == 2 and 5_000_000 < size < 6_000_000
-    assert "2 deleted runs, 5 MiB" in trash_html(number, size)
+    assert "2 deleted items, 5 MiB" in trash_html(number, size)
     assert main(["runs", "empty-trash", "--workspace", str(workspace.root)]) == 0
     assert "5 MiB are free again" in capsys.readouterr().out
     # What a link led to was not in the trash.

@@ -193,7 +193,7 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
 
 def _kept(file: KeptFile, *, is_chosen: bool) -> str:
     name = source_title(file.id)
-    words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back."
+    words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
     use = "" if is_chosen else act_button("Use", "use-kept", file.id, look="link", title=f"Use {name}")
     delete = act_button(
         "Delete", "delete-kept", file.id, look="link", title=f"Delete {name}", confirm=words, yes="Delete", no="Keep it", danger="1"

@@ -58,7 +58,7 @@ def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[st
 
 
 def _delete_button(name: str, title: str) -> str:
-    words = f"Delete your preset “{title}”? It goes to the trash folder of the workspace, where you can get it back."
+    words = f"Delete your preset “{title}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
     asks = {"confirm": words, "yes": "Delete", "no": "Keep it", "danger": "1"}
     return act_button("Delete", "delete-preset", name, look="link", title=f"Delete {title}", **asks)
 
