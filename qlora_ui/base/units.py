@@ -10,7 +10,7 @@ GIB = 1024**3
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes as `312 KiB`, `50 MiB` or `9.3 GiB`."""
+    """Bytes as `312 bytes`, `312 KiB`, `50 MiB` or `9.3 GiB`."""
     size = abs(num_bytes)
     if size >= 100 * GIB:
         return f"{num_bytes / GIB:.0f} GiB"
@@ -18,7 +18,9 @@ def format_bytes(num_bytes: float) -> str:
         return f"{num_bytes / GIB:.1f} GiB"
     if size >= 0.995 * MIB:
         return f"{num_bytes / MIB:.0f} MiB"
-    return f"{num_bytes / KIB:.0f} KiB"
+    if size >= 0.5 * KIB or not size:
+        return f"{num_bytes / KIB:.0f} KiB"
+    return f"{num_bytes:.0f} bytes"
 
 
 def format_duration(seconds: float) -> str:

@@ -68,9 +68,8 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been() -> None:
 
 
 def test_a_run_uses_it_and_continues_exactly(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(
-        tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), quant__compute_dtype="bfloat16", train__optimizer="adamw_fp32"
-    )
+    options = {"quant__compute_dtype": "bfloat16", "train__optimizer": "adamw_fp32", "train__max_steps": 5}
+    config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl"), **options)
     workspace = Workspace.at(tmp_path / "workspace")
     whole = train(workspace, config)
     assert whole.status is Status.DONE

@@ -115,6 +115,7 @@ def open_pages() -> Any:
     return module
 
 
+@pytest.mark.slow  # a job outlives its app in tiny/test_job_process.py, and a page finds a run again in test_journey.py
 def test_the_app_is_killed_and_its_run_is_there_when_it_comes_back(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = with_draft(tmp_path, tiny_model_dir, launch__where="process", train__max_steps=200, output__save_every=100, eval__share=0)
     with started_app(workspace.root) as app:
