@@ -22,6 +22,7 @@ def measured(tmp_path: Path, *words: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_training_stopping_failing_and_chatting_leave_the_process_as_it_was(tmp_path: Path) -> None:
     result = measured(tmp_path, "cycles", "--cycles", "2")
     assert result["cycles"] == 2

@@ -63,6 +63,7 @@ def asked_of(page: Page) -> Counter[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_at_rest_a_page_asks_once_a_second_and_neither_gradio_nor_the_screen_has_work(browser: Browser, served: Served) -> None:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -122,6 +123,7 @@ def test_what_one_page_does_another_shows_soon(browser: Browser, served: Served,
         looked.page.context.close()
 
 
+@pytest.mark.slow
 def test_a_page_out_of_sight_asks_rarely_and_catches_up_when_it_is_looked_at(browser: Browser, served: Served, run: RunDir) -> None:
     looked = Looked(browser, served.url, "train")
     expect(looked.page.locator("#train-head")).to_contain_text("of 120", timeout=15_000)
