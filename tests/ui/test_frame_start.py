@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, Running, started_app
 from pages import Looked, chromium
 from playwright.sync_api import expect
@@ -65,6 +66,7 @@ def _wait_for_steps(workspace: Workspace, app: Running, limit_s: float = 90) -> 
     raise AssertionError("no step was done in time")
 
 
+@pytest.mark.slow  # the same signal to a job of the command line: tiny/test_job_cli.py
 def test_start_trains_and_sigterm_stops_and_saves(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = Workspace.at(tmp_path / "workspace")
     config = RunConfig().changed({"model.id": str(tiny_model_dir), "data.max_length": 64, "train.max_steps": 100000, "train.epochs": 1000})
