@@ -7,30 +7,39 @@ import torch
 
 
 class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
-    """AdamW on one fp32 copy of each group's weights (master weights); after a step the weights are that copy, rounded."""
+    """AdamW on fp32 copies of the weights (master weights), some of them in a row in each; after a step the weights are these, rounded."""
+
+    ROW = 2**22  # numbers; gradients in fp32 exist for one row at a time
 
     def __init__(self, params: Iterable[dict[str, Any]], **named: Any) -> None:
         groups = [dict(group) for group in params if group["params"]]
-        self._weights = [group["params"] for group in groups]
-        for group, weights in zip(groups, self._weights, strict=True):
-            group["params"] = [torch.cat([weight.detach().flatten() for weight in weights]).float().requires_grad_()]
+        self._weights: list[list[torch.Tensor]] = []
+        for group in groups:
+            rows: list[list[torch.Tensor]] = []
+            for weight in group["params"]:
+                if not rows or sum(other.numel() for other in rows[-1]) + weight.numel() > self.ROW:
+                    rows.append([])
+                rows[-1].append(weight)
+            self._weights += rows
+            group["params"] = [torch.cat([weight.detach().flatten() for weight in row]).float().requires_grad_() for row in rows]
         super().__init__(groups, **named)
 
     def _masters(self) -> list[torch.Tensor]:
-        return [group["params"][0] for group in self.param_groups]
+        return [master for group in self.param_groups for master in group["params"]]
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take a step with the gradients of the rounded weights."""
+        """Take a step with the gradients of the rounded weights; AdamW passes over masters that have no gradient."""
+        loss = None if closure is None else closure()
         for master, weights in zip(self._masters(), self._weights, strict=True):
             grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
             master.grad = torch.cat([grad.detach().flatten() for grad in grads]).float()
-        loss = super().step(closure)
+            super().step()
+            master.grad = None
         self._round()
         return loss
 
     def _round(self) -> None:
         for master, weights in zip(self._masters(), self._weights, strict=True):
-            master.grad = None
             parts = master.detach().split([weight.numel() for weight in weights])
             with torch.no_grad():
                 torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])

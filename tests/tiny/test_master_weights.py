@@ -36,7 +36,9 @@ def grouped(parameters: list[torch.nn.Parameter]) -> list[dict[str, object]]:
     return [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:]}, {"params": []}]
 
 
-def test_it_is_adamw_in_fp32_rounded_and_not_adamw_in_bf16() -> None:
+@pytest.mark.parametrize("numbers_in_a_row", [2**22, 45, 1])
+def test_it_is_adamw_in_fp32_rounded_and_not_adamw_in_bf16(numbers_in_a_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MasterAdamW, "ROW", numbers_in_a_row)
     ours, exact, rounding = weights(), [torch.nn.Parameter(weight.detach().float()) for weight in weights()], weights()
     steps(MasterAdamW(grouped(ours), **OPTIONS), ours, 0, 40)
     wide = torch.optim.AdamW(grouped(exact)[:2], **OPTIONS)
