@@ -43,11 +43,13 @@ def arguments() -> argparse.Namespace:
         "--chat", action="store_true", help="with --text: every piece is the answer to a question, in the model's chat template"
     )
     parser.add_argument("--eval-rows", type=int, default=0)
+    parser.add_argument("--eval-text", default="", help="take them from this file instead of from --text")
     parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--host-embedding", action="store_true")
     parser.add_argument("--flash", action="store_true", help="fast: the flash kernel also where cuDNN's is used")
     parser.add_argument("--uncaptured", action="store_true")
+    parser.add_argument("--torch-operations", action="store_true", help="fast: its nodes on torch's operations instead of Triton's kernels")
     parser.add_argument("--attention", default="sdpa", help="plain: transformers' attention")
     parser.add_argument("--gate", default="", help="wait for this file after two steps: compiling runs ahead")
     parser.add_argument(
@@ -55,6 +57,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--keep", type=Path, help="write the adapter before every step into this folder")
     parser.add_argument("--follow", type=Path, help="take the adapter before every step from there: each step is compared by itself")
+    parser.add_argument(
+        "--optimizer", default="adamw", choices=["adamw", "adamw_fp32"], help="plain and fast: without or with master weights"
+    )
+    parser.add_argument("--warmup", type=float, default=0, help="share of the steps, or their number; the recipe's own is 0.03")
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter and of the texts")
     parser.add_argument("--whole-mlp", action="store_true", help="fast: no tiles, as before there were any")
     parser.add_argument("--tag", default="")
     return parser.parse_args()
@@ -64,7 +71,7 @@ def samples(a: argparse.Namespace, count: int, tokenizer: Any) -> list[list[int]
     """Random token rows of the asked lengths, or pieces of a text."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(a.seed)
     lengths = [a.seq if not a.mean_len else int(np.clip(rng.lognormal(np.log(a.mean_len), 0.6), 16, a.seq)) for _ in range(count)]
     if a.text:
         ids = tokenizer(Path(a.text).read_text(encoding="utf-8"))["input_ids"]
@@ -101,9 +108,8 @@ def main() -> None:
     trainer = fast_trainer(a, named, notes) if a.stack == "fast" else stock_trainer(a, named)
     row = {**about(a, notes), "tokens_per_step": round(tokens_per_step), **train(a, trainer, clock, tokens_per_step)}
     if a.eval_rows:
-        row["eval_loss"] = evaluation_loss(
-            trainer, model, samples(argparse.Namespace(**{**vars(a), "mean_len": 0}), a.eval_rows, tokenizer)
-        )
+        other = argparse.Namespace(**{**vars(a), "mean_len": 0, "text": a.eval_text or a.text})
+        row["eval_loss"] = evaluation_loss(trainer, model, samples(other, a.eval_rows, tokenizer))
     print("ROW " + json.dumps(row), flush=True)
     if a.profile:
         profile(trainer, data, collator, a)
@@ -150,7 +156,7 @@ def load(a: argparse.Namespace) -> tuple[Any, Any, Any]:
             model, use_gradient_checkpointing=not a.no_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False}
         )
         return model, tokenizer, peft_config
-    set_seed(1)
+    set_seed(1 + a.seed)
     model = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
     in_dtype(model, dtype)
     return model, tokenizer, None
@@ -192,6 +198,7 @@ def sft_config(a: argparse.Namespace) -> Any:
         learning_rate=2e-4,
         max_steps=a.steps,
         lr_scheduler_type="cosine",
+        warmup_steps=a.warmup,
         bf16=a.dtype == "bfloat16",
         logging_steps=1,
         save_strategy="no",
@@ -204,6 +211,17 @@ def sft_config(a: argparse.Namespace) -> Any:
         remove_unused_columns=False,
         **more,
     )
+
+
+def optimizer(a: argparse.Namespace, args: Any) -> dict[str, Any]:
+    """What a trainer is told besides its arguments."""
+    if a.optimizer == "adamw":
+        return {}
+    from trl import SFTTrainer
+
+    from qlora_ui.engine.master_weights import MasterAdamW
+
+    return {"optimizer_cls_and_kwargs": (MasterAdamW, SFTTrainer.get_optimizer_cls_and_kwargs(args)[1])}
 
 
 def make_clock(a: argparse.Namespace) -> Any:
@@ -257,10 +275,10 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     from qlora_ui.engine.fast.captured_step import FastStepMixin
 
     dtype = getattr(torch, a.dtype)
-    if dtype != torch.bfloat16:
-        # The product and its kernels keep to bfloat16; its nodes on torch's operations show what is left without rounding.
+    if dtype != torch.bfloat16:  # the product keeps to bfloat16; in float32 its kernels show what is left without rounding
         apply._obstacles = lambda model: ()
-        ops.triton_failure = lambda device: "not in float32"
+    if a.torch_operations:
+        ops.triton_failure = lambda device: "switched off"
     if a.flash:
         attention.CUDNN_FROM = 10**9
     if a.whole_mlp:
@@ -269,7 +287,7 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         pass
 
-    trainer: Any = Trainer(args=sft_config(a), **named)
+    trainer: Any = Trainer(args=(args := sft_config(a)), **named, **optimizer(a, args))
     in_dtype(trainer.model, dtype)
     kept = 10**6 if a.no_ckpt else a.kept
     report = apply_fast_path(
@@ -277,8 +295,7 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     )
     notes += [*report.parts, *report.reasons]
     trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
-    # Attention in float32 is the reference, whose loop over documents cannot be captured.
-    if (a.uncaptured or dtype != torch.bfloat16) and trainer._micro is not None:
+    if (a.uncaptured or not torch.cuda.is_available()) and trainer._micro is not None:
         trainer._micro._capture = False
     return trainer
 
@@ -288,7 +305,7 @@ def stock_trainer(a: argparse.Namespace, named: dict[str, Any]) -> Any:
     import torch
     from trl import SFTTrainer
 
-    trainer = SFTTrainer(args=sft_config(a), **named)
+    trainer = SFTTrainer(args=(args := sft_config(a)), **named, **optimizer(a, args))
     if a.stack == "plain":
         in_dtype(trainer.model, getattr(torch, a.dtype))
     if a.packed and a.attention == "sdpa":  # transformers itself keeps documents apart with a mask, in its eager attention
@@ -338,6 +355,8 @@ def about(a: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
         "recomputed": not a.no_ckpt,
         "kept_layers": a.kept,
         "dropout": a.dropout,
+        "optimizer": a.optimizer,
+        "seed": a.seed,
         "notes": notes,
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": {name: importlib.metadata.version(name) for name in packages},

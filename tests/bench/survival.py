@@ -88,6 +88,7 @@ NUM_STEPS = 24
 VARIANTS: dict[str, dict[str, Any]] = {
     "NF4, fp32 arithmetic": {"quant__compute_dtype": "float32"},
     "NF4, bf16 arithmetic": {"quant__compute_dtype": "bfloat16"},
+    "NF4, bf16 arithmetic, fp32 master weights": {"quant__compute_dtype": "bfloat16", "train__optimizer": "adamw_fp32"},
 }
 WAYS = ("stop", "pause", "stop now", "failure in the middle of a step")
 
