@@ -91,10 +91,22 @@ HOLDOUT = [
 ]
 """Of other lengths, ranks, batches and depths of recomputation than the grid."""
 
-
-def all_items() -> list[Row]:
-    """Every configuration, those held out marked."""
-    return [*GRID, *({**item, "holdout": True} for item in HOLDOUT)]
+MASTERS = {"train__optimizer": "adamw_fp32"}
+OPTIMIZERS = [
+    case("qwen2.5-0.5b", 1, 256, **PLAIN, **NO_EVAL, lora__dropout=0.0),
+    case("qwen2.5-1.5b", 4, 512, **MASTERS),
+    case("qwen2.5-1.5b", 4, 512, **PLAIN, **MASTERS, train__packing="off"),
+    case("qwen2.5-1.5b", 2, 2048, **MASTERS, lora__rank=128),
+    case("qwen2.5-1.5b", 1, 256, **MASTERS, **NO_EVAL, lora__rank=256),
+    case("qwen2.5-1.5b", 4, 512, train__optimizer="paged_adamw_32bit", lora__rank=64),
+    case("qwen2.5-1.5b", 4, 512, **PLAIN, train__optimizer="paged_adamw_8bit", lora__rank=64),
+    case("llama-3.1-8b", 2, 2048, **MASTERS),
+]
+"""Those that neither the grid nor the fit of the constants has."""
+SETS = {
+    "all": [*GRID, *({**item, "holdout": True} for item in HOLDOUT)],
+    "optimizers": [{**item, "holdout": bool(number)} for number, item in enumerate(OPTIMIZERS)],
+}
 
 
 def need_bytes(item: Row) -> int:
@@ -185,7 +197,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """All configurations, side by side."""
     began = time.time()
     bench = Bench(arguments.models, arguments.out.parent / "log.txt", arguments.cards)
-    items = all_items()[:: arguments.every]
+    items = SETS[arguments.set][:: arguments.every]
     bench.make_models([item["model"] for item in items])
     print("models made", round(time.time() - began, 1), "s", flush=True)
     budget = round(arguments.budget_gib * 2**30)
@@ -200,6 +212,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = parser.add_subparsers(dest="word", required=True)
     many = words.add_parser("measure")
+    many.add_argument("--set", default="all", choices=list(SETS))
     many.add_argument("--every", type=int, default=1, help="take only every n-th configuration")
     many.add_argument("--models", type=Path, default=Path("/dev/shm/models"))
     many.add_argument("--out", type=Path, required=True)
