@@ -19,7 +19,7 @@ from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import EvalLogged, Event, Failed, Healed, Noticed, PhaseChanged, Planned, ProbeAnswered, RequestSeen, StepLogged
 from qlora_ui.runs.journal import JournalReader
 from qlora_ui.runs.launcher import Launcher
-from qlora_ui.runs.read import ended_values, read_run
+from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Ownership, Workspace
@@ -119,6 +119,20 @@ def _say(text: str, stream: TextIO | None = None) -> None:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):
         silence(stream)
+
+
+def ended_values(view: RunView) -> dict[str, Any]:
+    """The line that `train --json` ends with."""
+    ended = view.ended
+    return {
+        "run_id": view.id,
+        "status": view.status.value,
+        "run_dir": str(view.run.path),
+        "steps": view.step,
+        "final_loss": ended.final_loss if ended else None,
+        "tokens_per_s": round(ended.tokens_per_s, 1) if ended else 0.0,
+        "peak_bytes": ended.peak_bytes if ended and ended.peak_bytes else view.peak_bytes,
+    }
 
 
 def _error(failed: Failed) -> dict[str, Any]:

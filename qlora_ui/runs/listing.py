@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -101,22 +100,21 @@ class RunList:
             is_all = self._look_at_folder()
             for place, run in enumerate(self._order):
                 kept = known.get(run.id)
-                if is_all or kept is None or place < NEWEST or not _is_over(kept[1].status):
-                    version = _version(run)
-                    if kept is None or kept[0] != version:
-                        # What ended long ago is read for its row only: in memory all runs together would take gigabytes.
-                        look = self._view if kept is not None or place < NEWEST else read_run
-                        if time.monotonic() > until:
-                            self._unread.append((run, look))
-                        else:
-                            kept = known[run.id] = (version, row_of(look(run)))
-                            # A live run changes every second; it is written down when it has ended.
-                            changed = changed or not kept[1].status.is_live
+                is_looked_at = is_all or kept is None or place < NEWEST or not _is_over(kept[1].status)
+                if is_looked_at and (kept is None or kept[0] != _version(run.version_on_disk())):
+                    # What ended long ago is read for its row only: in memory all runs together would take gigabytes.
+                    look = self._view if kept is not None or place < NEWEST else read_run
+                    if time.monotonic() > until:
+                        self._unread.append((run, look))
+                    else:
+                        kept = known[run.id] = _dated_row(look(run))
+                        # A live run changes every second; it is written down when it has ended.
+                        changed = changed or not kept[1].status.is_live
                 if kept is None:
                     continue
-                row = kept[1]
+                version, row = kept
                 if row.status.is_live or row.status is Status.CRASHED:
-                    row = replace(row, status=_live_status(run, row))
+                    row = replace(row, status=_live_status(run, version, row.status))
                 rows.append(row)
             if self._unread:
                 self._all_seen_at = -math.inf
@@ -138,13 +136,13 @@ class RunList:
             if not self._unread:
                 return False
             run, look = self._unread.popleft()
-            version, kept = _version(run), (self._rows or {}).get(run.id)
-        if kept is not None and kept[0] == version:
+            kept = (self._rows or {}).get(run.id)
+        if kept is not None and kept[0] == _version(run.version_on_disk()):
             return True  # `rows` was asked while it was read, and found it missing
-        row = row_of(look(run))
+        row = _dated_row(look(run))
         with self._lock:
             if self._rows is not None:
-                self._rows[run.id] = (version, row)
+                self._rows[run.id] = row
                 if time.monotonic() - self._saved_at > SAVE_S or not self._unread:
                     self._save()
         return True
@@ -181,6 +179,11 @@ class RunList:
         except OSError:
             # A full disk must not hide the list; the rows are read again next time.
             return
+
+
+def _dated_row(view: RunView) -> tuple[str, RunRow]:
+    """The row and what it is of: not the files as they are by now, which may say more than this picture of the run."""
+    return _version(view.on_disk), row_of(view)
 
 
 def row_of(view: RunView) -> RunRow:
@@ -229,24 +232,16 @@ def _is_over(status: Status) -> bool:
     return status in (Status.DONE, Status.STOPPED, Status.FAILED)
 
 
-def _version(run: RunDir) -> str:
-    """`{run.journal_size()}.{run.about_version()}`, for thousands of them; an adapter comes with an event, and needs no look of its own."""
-    folder = str(run.path)
-    return f"{_KIND}.{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
+def _version(on_disk: str) -> str:
+    """Of a row; an adapter comes with an event, and needs no look of its own."""
+    return f"{_KIND}.{on_disk}"
 
 
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
-
-
-def _live_status(run: RunDir, row: RunRow) -> Status:
-    if not run.owner_is_alive():
-        return Status.CRASHED
-    return Status.RUNNING if row.status is Status.CRASHED else row.status
+def _live_status(run: RunDir, version: str, status: Status) -> Status:
+    if run.owner_is_alive():
+        return Status.RUNNING if status is Status.CRASHED else status
+    # What ends its run writes that down before it goes: the next look reads it.
+    return Status.CRASHED if version == _version(run.version_on_disk()) else status
 
 
 def _thinned(values: Sequence[StepLogged]) -> Sequence[StepLogged]:

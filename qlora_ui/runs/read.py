@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.events import (
@@ -51,6 +50,8 @@ class RunView:
     run: RunDir
     version: str
     """Changes when, and only when, something in this picture changed."""
+    on_disk: str
+    """`run.version_on_disk()` from before the files were read."""
     status: Status
     config: RunConfig | None
     """None where the settings file cannot be read; `problem` says why."""
@@ -242,20 +243,26 @@ class RunReader:
     def view(self) -> RunView:
         """The run now; the very same object as last time where nothing changed."""
         with self._lock:
+            on_disk = self.run.version_on_disk()
             if self.run.journal_size() < self._journal.offset:
                 self._reset()
-            for event in self._journal.read():
-                self._picture.add(event)
-            picture = self._picture
-            status = status_after(picture.state, self.run.owner_is_alive, has_plan=self._has_plan())
+            status = self._read_on()
+            if status is Status.CRASHED:
+                # Its job may have written its last event and gone between the look at the journal and the look at the owner.
+                status = self._read_on()
             pending = tuple(self.run.pending_requests()) if status.is_live else ()
-            version = f"{self._journal.offset}.{status}.{'.'.join(pending)}.{self.run.about_version()}"
+            version = f"{self._journal.offset}.{status}.{'.'.join(pending)}.{on_disk}"
             # Time passes even where nothing is written: a live run's clock is drawn anew every second.
             if status.is_live:
                 version += f".{int(time.time())}"
             if self._view is None or self._view.version != version:
-                self._view = self._draw(version, status, pending)
+                self._view = self._draw(version, on_disk, status, pending)
             return self._view
+
+    def _read_on(self) -> Status:
+        for event in self._journal.read():
+            self._picture.add(event)
+        return status_after(self._picture.state, self.run.owner_is_alive, has_plan=self._has_plan())
 
     def _reset(self) -> None:
         self._journal = JournalReader(self.run.journal_path)
@@ -268,7 +275,7 @@ class RunReader:
         started, planned = self._picture.started, self._picture.planned
         return started is not None and planned is not None and planned.time >= started.time
 
-    def _draw(self, version: str, status: Status, pending: tuple[Request, ...]) -> RunView:
+    def _draw(self, version: str, on_disk: str, status: Status, pending: tuple[Request, ...]) -> RunView:
         if self._config is None:
             try:
                 self._config, self._problem = self.run.config(), ""
@@ -282,6 +289,7 @@ class RunReader:
         return RunView(
             run=self.run,
             version=version,
+            on_disk=on_disk,
             status=status,
             config=self._config,
             problem=self._problem,
@@ -380,17 +388,3 @@ class RunReaders:
 def read_run(run: RunDir) -> RunView:
     """The run now, read from the start; those who look more than once keep a RunReader."""
     return RunReader(run).view()
-
-
-def ended_values(view: RunView) -> dict[str, Any]:
-    """The line that `train --json` ends with."""
-    ended = view.ended
-    return {
-        "run_id": view.id,
-        "status": view.status.value,
-        "run_dir": str(view.run.path),
-        "steps": view.step,
-        "final_loss": ended.final_loss if ended else None,
-        "tokens_per_s": round(ended.tokens_per_s, 1) if ended else 0.0,
-        "peak_bytes": ended.peak_bytes if ended and ended.peak_bytes else view.peak_bytes,
-    }

@@ -19,6 +19,7 @@ about.json       page and command line: name, notes, tags that the user changes 
 from __future__ import annotations
 
 import filecmp
+import os
 import re
 import time
 from collections.abc import Callable
@@ -297,9 +298,10 @@ class RunDir:
         """Bytes of the journal; 0 where there is none."""
         return _stat(self.journal_path)[0]
 
-    def about_version(self) -> str:
-        """Changes when the user renames the run or edits its notes or tags."""
-        return str(_stat(self.path / "about.json")[1])
+    def version_on_disk(self) -> str:
+        """Changes with the journal, and with the name, notes or tags that the user gives; cheap enough for thousands of runs."""
+        folder = str(self.path)
+        return f"{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
 
 
 def status_after(last: Event | None, is_alive: Callable[[], bool], *, has_plan: bool) -> Status:
@@ -314,9 +316,9 @@ def status_after(last: Event | None, is_alive: Callable[[], bool], *, has_plan: 
     return Status.RUNNING if has_plan else Status.STARTING
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _stat(path: Path | str) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns

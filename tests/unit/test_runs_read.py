@@ -16,6 +16,7 @@ import pytest
 
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.cli import main
+from qlora_ui.cli.train import ended_values
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
@@ -34,7 +35,7 @@ from qlora_ui.runs.events import (
 )
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
-from qlora_ui.runs.read import RunReader, RunReaders, RunView, ended_values, read_run
+from qlora_ui.runs.read import RunReader, RunReaders, RunView, read_run
 from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run, trash_size
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
@@ -307,6 +308,18 @@ def test_a_row_follows_its_run(workspace: Workspace, run: RunDir) -> None:
     assert list_runs(workspace) == []
 
 
+def test_a_run_that_ends_while_it_is_looked_at_did_not_crash(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = JournalWriter(run.journal_path)
+    journal.write(started())
+
+    def ends_now(self: RunDir) -> bool:
+        journal.write(Finished())
+        return False
+
+    monkeypatch.setattr(RunDir, "owner_is_alive", ends_now)
+    assert read_run(run).status is Status.DONE
+
+
 @pytest.mark.parametrize("end", ["failed", "killed"])
 def test_an_adapter_stays_on_offer_when_a_continuation_fails(end: str, workspace: Workspace) -> None:
     run = write_run(workspace, end="stopped", done=40)
@@ -329,8 +342,7 @@ def test_an_adapter_stays_on_offer_when_a_continuation_fails(end: str, workspace
 def test_rows_that_an_earlier_version_wrote_down_are_read_again(workspace: Workspace) -> None:
     run = write_run(workspace, end="stopped", done=40)
     row = RunList(workspace).rows()[0]
-    size, about = run.journal_size(), run.about_version()
-    earlier = {run.id: [f"{size}.{about}", {**row.as_dict(), "has_adapter": False}]}
+    earlier = {run.id: [run.version_on_disk(), {**row.as_dict(), "has_adapter": False}]}
     (workspace.cache / "run-rows.json").write_text(json.dumps(earlier), encoding="utf-8")
     assert RunList(workspace).rows() == [row] and row.has_adapter
 
@@ -526,6 +538,20 @@ def test_the_list_is_of_the_moment_that_a_page_is_drawn_in(workspace: Workspace)
     JournalWriter(run.journal_path).write(Finished(step=40))
     with readers.in_one_moment({}):
         assert readers.view(run).status is lists.rows()[0].status is Status.DONE
+
+
+def test_what_happens_while_a_page_is_drawn_is_in_the_list_of_the_next_moment(workspace: Workspace) -> None:
+    run = write_run(workspace, end="live", num_steps=40, done=40)
+    readers = RunReaders(workspace)
+    lists = RunLists(workspace, readers)
+    with readers.in_one_moment({}):
+        readers.view(run)
+        JournalWriter(run.journal_path).write(Finished(step=40))
+        run.release()
+        rename(run, "Tickets")
+        lists.rows()
+    with readers.in_one_moment({}):
+        assert (lists.rows()[0].status, lists.rows()[0].name) == (Status.DONE, "Tickets")
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows keeps its time zone")
