@@ -38,7 +38,8 @@ WHEN_TOLD = "q-when-told"
 def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = True) -> Any:
     """A gr.HTML that shows what `Page.live` draws and whose buttons raise its event `act`.
 
-    Listen with `component.act(handler, …)`, a handler that takes a gr.EventData.
+    Listen with `component.act(handler, …, trigger_mode="multiple")`, a handler that takes a gr.EventData. Without it, what is pressed
+    before the answer to the press before is lost, whichever button it was; where the last has to win, `concurrency_limit=1` too.
     """
     return gr.HTML(
         value,

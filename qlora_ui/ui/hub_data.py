@@ -85,8 +85,12 @@ def _wire_choices(page: Page, found: Any, shown: Any, chosen: gr.State, adds: Ad
 
     def wire() -> None:
         inputs, outputs = page.form.inputs | {chosen}, [shown, chosen, *page.form.outputs]
+        # The Hub may take long to answer: who looks at another dataset meanwhile sees that one in the end.
+        in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
         for component in (found, shown):
-            event = component.act(act, inputs, outputs, api_visibility="private", show_progress="minimal", show_progress_on=[shown])
+            event = component.act(
+                act, inputs, outputs, api_visibility="private", show_progress="minimal", show_progress_on=[shown], **in_turn
+            )
             page.refresh_after(event)
 
     page.when_complete(wire)

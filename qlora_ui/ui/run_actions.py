@@ -55,7 +55,7 @@ def wire(page: Page, component: Any) -> None:
     def connect() -> None:
         outputs = [page.run_id, page.tabs, *page.form.outputs]
         # Through the queue: Gradio shows no failure of an event that goes past it.
-        done = component.act(act, None, outputs, api_visibility="private", show_progress="hidden")
+        done = component.act(act, None, outputs, trigger_mode="multiple", api_visibility="private", show_progress="hidden")
         page.redraw_after(done)
         page.refresh_after(done)
 

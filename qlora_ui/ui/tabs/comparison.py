@@ -124,7 +124,7 @@ def _wire_results(page: Page, view: Any, work: Background, kept: Comparisons) ->
             comparing.vote(kept, run, action.data.get("row", ""), action.data.get("choice", ""))
         return [gr.skip(), gr.skip()]
 
-    done = view.act(act, None, [file, ready], **QUIET)
+    done = view.act(act, None, [file, ready], trigger_mode="multiple", **QUIET)
     done.then(None, [ready], None, js=save_js("comparison-file"), api_visibility="private")
     page.redraw_after(done)
 

@@ -107,7 +107,8 @@ def _wire_actions(page: Page, component: Any) -> None:
 
     def wire() -> None:
         # Through the queue: Gradio shows no failure of an event that goes past it.
-        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden")
+        in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
+        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", **in_turn)
         page.refresh_after(event)
         page.redraw_after(event)
 

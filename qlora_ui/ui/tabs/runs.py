@@ -69,7 +69,7 @@ def build(page: Page) -> None:
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     for component in (table, compared, details):
-        page.redraw_after(component.act(choose, [choice], [choice], **quiet))
+        page.redraw_after(component.act(choose, [choice], [choice], trigger_mode="multiple", **quiet))
         run_actions.wire(page, component)
     for field in (query, state):
         page.redraw_after(field.input(to_first_page, [choice], [choice], trigger_mode="always_last", **quiet))
