@@ -32,6 +32,7 @@ from qlora_ui.engine.fitting import Fitting, last_good
 from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
+from qlora_ui.engine.phases import Phases
 from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_layers, started
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
@@ -43,7 +44,7 @@ from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.models.weights_mark import replaced_words
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, PhaseChanged, Stopped
+from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, Stopped
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
@@ -51,7 +52,6 @@ from qlora_ui.settings.intervals import Intervals, intervals
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import optimizer_words
 
-PROGRESS_EVERY_S = 0.5
 log = logging.getLogger(__name__)
 
 
@@ -82,8 +82,7 @@ class Job:
         self.desk = RequestDesk(target if is_owner else RunDir(target.path / "other-process"), self.journal.write)
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
-        self._phase_name = ""
-        self._phase_at = 0.0
+        self.phases = Phases(self.desk, self.journal.write)
         self._probed_at = -1
         self._first_step = self._num_dropped = self._num_truncated = 0
         self.config: RunConfig | None = None
@@ -154,19 +153,19 @@ class Job:
         trainer, recorder = self._assemble(config, ground, checkpoint)
         fitting = Fitting(trainer, ground.rows, config, self.journal.write)
         self._announce(config, ground, trainer, fitting.enable_fast())
-        self._enter("check")
-        self._raise_if_ending()
+        self.phases.enter("check")
+        self.phases.raise_if_ending()
         self.journal.write(fitting.try_longest(self.watch))
         if checkpoint is None:
             self._ask_probes(0)
-        self._enter("train")
+        self.phases.enter("train")
         recorder.begin(checkpoint.step if checkpoint else 0, trainer.tokens_before)
         fitting.fit(checkpoint.path if checkpoint else None)
         return self._completed(config, trainer, ground.plan)
 
     def _completed(self, config: RunConfig, trainer: QloraTrainer, plan: Intervals) -> Ended:
         assert self.recorder is not None
-        self._enter("save")
+        self.phases.enter("save")
         is_over = trainer.state.global_step >= plan.num_steps
         if self.desk.wants_end and not is_over:
             if self.desk.has(Request.PAUSE):
@@ -194,16 +193,16 @@ class Job:
         self.journal.write(started(device, checkpoint.step if checkpoint else None), durable=True)
 
     def _download(self, config: RunConfig) -> Path:
-        self._enter("download")
-        return ensure_model(config.model, self.workspace, self._progress, self._is_cancelled)
+        self.phases.enter("download")
+        return ensure_model(config.model, self.workspace, self.phases.progress, self.phases.is_cancelled)
 
     def _data(self, config: RunConfig, folder: Path, device: torch.device, *, is_continued: bool) -> build.Ground:
-        self._enter("data")
+        self.phases.enter("data")
         tokenizer = self.tokenizer = load_tokenizer(folder, config.model.template)
         data = own_rows(self.run, self.journal.write) if is_continued else None
         if data is None:
-            into = self.run if self.is_main else None
-            data = build_datasets(config, self.workspace, tokenizer, into, on_progress=self._progress, is_cancelled=self._is_cancelled)
+            into, phases = self.run if self.is_main else None, self.phases
+            data = build_datasets(config, self.workspace, tokenizer, into, on_progress=phases.progress, is_cancelled=phases.is_cancelled)
         self.data_receipt = data.receipt.as_dict()
         self._num_dropped, self._num_truncated = data.receipt.num_dropped, data.receipt.num_truncated
         self.base = base_identity(folder, config)
@@ -212,8 +211,8 @@ class Job:
 
     def _assemble(self, config: RunConfig, ground: build.Ground, checkpoint: Checkpoint | None) -> tuple[QloraTrainer, Recorder]:
         assert self.store is not None
-        self._enter("load")
-        self._raise_if_ending()
+        self.phases.enter("load")
+        self.phases.raise_if_ending()
         marks = fingerprint(config, ground.rows.train) | {"weights_mark": self.base["weights_mark"]}
         if checkpoint is not None:
             check_same(checkpoint, marks, config)
@@ -222,7 +221,7 @@ class Job:
         model = build.load_model(ground, config)
         if initial is not None:
             initial.check_shapes(model)
-        self._raise_if_ending()
+        self.phases.raise_if_ending()
         agree = agreement(num_processes(), ground.device)
         check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
         sentinels = Sentinels()
@@ -241,7 +240,7 @@ class Job:
             between_steps=self._between_steps,
             tokens_before=int(checkpoint.notes.get("tokens", 0)) if checkpoint else 0,
         )
-        control = Control(self.desk, agree, self._enter)
+        control = Control(self.desk, agree, self.phases.enter)
         self.trainer = build.build_trainer(model, ground, session, control, self.recorder)
         if checkpoint is not None:
             take_up(checkpoint, self.trainer, self.best, self.store)
@@ -285,14 +284,14 @@ class Job:
         if step % plan.probe_every or not trainer.is_world_process_zero() or config.launch.sharding != "none":
             return
         self._probed_at = step
-        self._enter("probe")
+        self.phases.enter("probe")
         for answer in answer_probes(
             trainer.accelerator.unwrap_model(trainer.model),
             self.tokenizer,
             config.eval.probes,
             config.eval.probe_tokens,
             step,
-            is_cancelled=self._is_cancelled,
+            is_cancelled=self.phases.is_cancelled,
         ):
             self.journal.write(answer)
 
@@ -337,7 +336,7 @@ class Job:
 
     def _finish(self, ending: Ended) -> None:
         """Give the memory back, measured; then, and only then, the last event, whatever fails before it."""
-        attempt("the last phase", partial(self._enter, "finish"))
+        attempt("the last phase", partial(self.phases.enter, "finish"))
         end = attempt("the last measurement", partial(self._measured, "end"))
         if end is not None:
             ending = replace(ending, peak_bytes=end.peak_allocated_bytes or end.process_bytes)
@@ -372,27 +371,6 @@ class Job:
     def _write_receipt(self) -> None:
         write_receipt(read_run(self.run), self.data_receipt, self.base, self.prediction.as_dict())
 
-    # Small things
-
-    def _enter(self, phase: str) -> None:
-        if phase != self._phase_name:
-            self._phase_name = self.desk.phase = phase
-            self.journal.write(PhaseChanged(phase=phase))
-
-    def _progress(self, what: str, share: float | None) -> None:
-        now = time.monotonic()
-        if now - self._phase_at >= PROGRESS_EVERY_S or share == 1.0:
-            self._phase_at = now
-            self.journal.write(PhaseChanged(phase=self._phase_name, progress=share, detail=what))
-
-    def _is_cancelled(self) -> bool:
-        self.desk.look()
-        return self.desk.wants_end
-
-    def _raise_if_ending(self) -> None:
-        if self._is_cancelled():
-            raise StopRun
-
     def _geometry(self) -> dict[str, int]:
         assert self.trainer is not None
         args = self.trainer.args
@@ -410,8 +388,8 @@ def main() -> int:
         presses += 1
         target.request(Request.STOP if presses == 1 else Request.STOP_NOW)
 
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     run(target.path)
     return 0
 

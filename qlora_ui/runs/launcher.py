@@ -11,18 +11,16 @@ import hashlib
 import logging
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from functools import partial
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.units import format_duration
-from qlora_ui.runs import process, registry
+from qlora_ui.runs import process, registry, thread
 from qlora_ui.runs.card import Card, Holder
-from qlora_ui.runs.ending import cause, config_or_none, end_unended, end_unstarted, has_own_process
-from qlora_ui.runs.engine import engine_object
-from qlora_ui.runs.events import Failed, Stopped
+from qlora_ui.runs.ending import config_or_none, end_unended, end_unstarted, has_own_process
+from qlora_ui.runs.events import Stopped
 from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
@@ -358,42 +356,16 @@ class Launcher:
         return {holder.who for holder in self._card.holders() if config is not None and self._fits_beside(config, holder)}
 
     def _run(self, run: RunDir) -> None:
-        left_with: list[str] = []
+        left_with = ""
         config = config_or_none(run)
         if run.owner_is_alive():
             process.wait_for_owner(run, until=lambda: self._is_closed)
         elif config is not None and has_own_process(config):
             process.run_in_process(run, config, until=lambda: self._is_closed)
         else:
-            # A thread of its own for each run: what torch keeps for each thread goes with it.
-            worker = threading.Thread(target=self._run_here, args=(run, left_with), name=f"train-{run.id}", daemon=True)
-            worker.start()
-            worker.join()
+            left_with = thread.run_in_thread(run, self._card.turns)
         if not self._is_closed:
-            end_unended(run, " ".join(left_with))
-
-    def _run_here(self, run: RunDir, left_with: list[str]) -> None:
-        """Do the job in this thread; what it could not say itself goes into `left_with`."""
-        try:
-            job = engine_object("job:run")
-        except ImportError as error:
-            JournalWriter(run.journal_path).write(
-                Failed(
-                    code="engine",
-                    what="The training engine could not be loaded.",
-                    why=str(error),
-                    fix="Install the packages of requirements.txt",
-                ),
-                durable=True,
-            )
-            return
-        # The boundary: the journal cannot be written any more, or there is a bug of ours.
-        try:
-            job(run.path, turns=self._card.turns)
-        except Exception as error:
-            left_with.append(cause(error))
-            # As text: a log record with the exception itself would hold the model.
-            log.error("the job of run %s left with an error\n%s", run.id, traceback.format_exc())
+            end_unended(run, left_with)
 
 
 def ask(run: RunDir, request: Request) -> str:

@@ -14,7 +14,7 @@ from qlora_ui.data.report import DataReport
 from qlora_ui.hardware import devices
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs import company
-from qlora_ui.runs import launcher as launcher_module
+from qlora_ui.runs import thread as thread_module
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.workspace import Workspace
@@ -102,7 +102,7 @@ def test_a_chat_that_nobody_talks_to_gives_way_to_a_run_and_says_so(
     card(monkeypatch, free_bytes=300 * MIB, ours_bytes=20 * GIB)
     service = Service(workspace)
     monkeypatch.setitem(service._made, "chat", SimpleNamespace(loaded=lambda: "a model", unload=lambda: 0, close=lambda: None))
-    monkeypatch.setattr(launcher_module, "engine_object", lambda name: lambda path, *, turns: None)
+    monkeypatch.setattr(thread_module, "engine_object", lambda name: lambda path, *, turns: None)
 
     def let_go() -> None:
         chat.give_back()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.runs import launcher
+from qlora_ui.runs import thread
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.runs.workspace import Workspace
@@ -94,7 +94,7 @@ def test_names_of_the_page() -> None:
 
 def test_a_started_app_goes_on_with_the_queue_of_the_one_before(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
-    monkeypatch.setattr(launcher, "engine_object", lambda name: lambda path, *, turns: begun.set())
+    monkeypatch.setattr(thread, "engine_object", lambda name: lambda path, *, turns: begun.set())
     monkeypatch.setattr(launch, "WARM_UP_AFTER_S", 0.3)
     before = Service(workspace)
     before.launcher.hold(True)

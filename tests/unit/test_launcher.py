@@ -19,6 +19,7 @@ import pytest
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs import launcher as launcher_module
 from qlora_ui.runs import process as process_module
+from qlora_ui.runs import thread as thread_module
 from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
@@ -105,7 +106,7 @@ class Stage:
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage()
-    monkeypatch.setattr(launcher_module, "engine_object", lambda name: stage)
+    monkeypatch.setattr(thread_module, "engine_object", lambda name: stage)
     return stage
 
 
@@ -216,7 +217,7 @@ def test_a_stop_pressed_while_the_engine_is_loaded_is_heard(
     way: str, launcher: Launcher, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = threading.Event()
-    monkeypatch.setattr(launcher_module, "engine_object", lambda name: stage if loaded.wait(5) else None)
+    monkeypatch.setattr(thread_module, "engine_object", lambda name: stage if loaded.wait(5) else None)
     run = launcher.start(RunConfig())
     until(lambda: launcher.current() == run)
     assert read_run(run).status is Status.QUEUED

@@ -11,26 +11,22 @@ from pydantic import BaseModel
 
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
-from qlora_ui.data.load import inspect
-from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.settings.sections import BUILTIN_DATA, DataSection
+from qlora_ui.settings.sections import BUILTIN_DATA
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.controls import make_hidden
+from qlora_ui.ui.data_adders import build_adders
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
 from qlora_ui.ui.handler import handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
 from qlora_ui.ui.kept_data import build_kept_data
-from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_upload, kept_source, named_source
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
 from qlora_ui.ui.views import data_report as views
 from qlora_ui.ui.views import tokens
 from qlora_ui.ui.views.recipe import block_head
-
-UPLOADS = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt"]
 
 
 def build(page: Page) -> None:
@@ -42,7 +38,7 @@ def build(page: Page) -> None:
             with gr.Column(elem_classes="q-block", min_width=0):
                 gr.HTML(block_head("Datasets", "What the model learns from. Several are mixed."), apply_default_css=False)
                 sources = live_html("", "q-sources")
-                adders = _adders()
+                build_adders(page, lambda data, sources, without="": _added(page, data, sources, without))
                 build_hub_search(page, lambda data, sources: _added(page, data, sources))
                 build_kept_data(
                     page,
@@ -68,52 +64,10 @@ def build(page: Page) -> None:
     _wire_views(page, sources, verdict, columns)
     page.on_form(_columns_fold, [fold])
     page.on_form(lambda draft, number: _row_html(page, draft, number), [shown], [row])
-    _wire_adders(page, adders)
     _wire_actions(page, sources, columns)
     _wire_findings(page, verdict, row)
     _wire_reading(page, verdict)
     _wire_steps(page, picker, row)
-
-
-def _adders() -> dict[str, Any]:
-    """The ways to add a dataset."""
-    with gr.Row(elem_classes="q-buttons"):
-        upload = gr.UploadButton(
-            "Upload files", file_count="multiple", file_types=UPLOADS, elem_id="q-upload", elem_classes="q-tool", size="md"
-        )
-        builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
-        kept = gr.Button(KEPT_ROWS_WORDS, elem_id="q-add-kept", elem_classes="q-tool", size="md")
-    gr.HTML(
-        # static/upload.js says there how far an upload is.
-        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>',
-        apply_default_css=False,
-    )
-    with gr.Row(elem_classes="q-search"):
-        name = gr.Textbox(
-            label="A path, or OWNER/NAME on the Hub", elem_id="q-source-name", elem_classes="q-labelled", placeholder="~/data/chats.jsonl"
-        )
-        add = gr.Button("Add", elem_id="q-source-add", elem_classes="q-tool", scale=0)
-    with gr.Accordion("Paste rows", open=False, elem_classes="q-fold", elem_id="q-paste"):
-        text = gr.Textbox(
-            label="JSONL, JSON or CSV, as it would stand in a file",
-            lines=6,
-            max_lines=14,
-            elem_id="q-paste-text",
-            elem_classes="q-labelled q-mono",
-            placeholder='{"prompt": "Hello", "completion": "Ahoy"}',
-        )
-        paste = gr.Button("Use these rows", elem_id="q-paste-add", elem_classes="q-tool", scale=0)
-        rejected = gr.State("")
-    return {
-        "upload": upload,
-        "builtin": builtin,
-        "kept": kept,
-        "name": name,
-        "add": add,
-        "text": text,
-        "paste": paste,
-        "rejected": rejected,
-    }
 
 
 def _row_picker() -> tuple[dict[str, gr.Button], gr.Number]:
@@ -170,63 +124,6 @@ def _why_no_tokens(draft: Draft) -> str:
     if draft.look is not None:
         return "Its tokens cannot be shown; the verdict above says why."
     return "Its tokens are shown as soon as the model's tokenizer is loaded."
-
-
-def _wire_adders(page: Page, adders: dict[str, Any]) -> None:
-    workspace = page.service.workspace
-
-    def added(data: dict[Any, Any], ids: Sequence[str], without: str = "") -> list[Any]:
-        return _added(page, data, [DataSource(id=source_id) for source_id in ids], without)
-
-    @handler
-    def upload(data: dict[Any, Any]) -> list[Any]:
-        files = data[adders["upload"]] or []
-        return added(data, [keep_upload(str(file), workspace) for file in (files if isinstance(files, list) else [files])])
-
-    @handler
-    def builtin(data: dict[Any, Any]) -> list[Any]:
-        return added(data, [BUILTIN_DATA])
-
-    @handler
-    def kept(data: dict[Any, Any]) -> list[Any]:
-        return added(data, [kept_source(workspace)])
-
-    @handler
-    def by_name(data: dict[Any, Any]) -> list[Any]:
-        return [*added(data, [named_source(str(data[adders["name"]]))]), ""]
-
-    @handler
-    def pasted(data: dict[Any, Any]) -> list[Any]:
-        source = keep_pasted(str(data[adders["text"]]), workspace)
-        updates = added(data, [source], without=data[adders["rejected"]])
-        # Rows that have to be corrected stay in the box, and the corrected ones take their place.
-        return [*updates, "", ""] if _is_usable(source, workspace) else [*updates, gr.skip(), source]
-
-    def wire() -> None:
-        inputs, outputs = page.form.inputs, page.form.outputs
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        events = [
-            adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **quiet),
-            adders["builtin"].click(builtin, inputs, outputs, **quiet),
-            adders["kept"].click(kept, inputs, outputs, **quiet),
-            adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
-            adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
-            adders["paste"].click(
-                pasted, inputs | {adders["text"], adders["rejected"]}, [*outputs, adders["text"], adders["rejected"]], **quiet
-            ),
-        ]
-        for event in events:
-            page.refresh_after(event)
-
-    page.when_complete(wire)
-
-
-def _is_usable(source_id: str, workspace: Workspace) -> bool:
-    """Whether every row of a file can be learned from as it is; what was read of it is kept for the verdict."""
-    try:
-        return inspect(DataSection(sources=(DataSource(id=source_id),)), workspace).verdict != "not-trainable"
-    except QloraUiError:
-        return False
 
 
 def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource], without: str = "") -> list[Any]:
