@@ -22,6 +22,8 @@ DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
 MAX_STEM_BYTES = 120
 """File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
+BUSY_S = 2.0 if os.name == "nt" else 0.0
+"""Windows refuses to replace or move what anybody has open, and each page reads files of a run each second."""
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
 
 
@@ -50,6 +52,29 @@ def disk_in_words(error: BaseException) -> QloraUiError | None:
     return disk_full_in_words(error)
 
 
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`, tried again for a moment where the system refuses because somebody reads one of the two just now."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file or a folder, to another disk too; raises OSError, with all where it was, where a program holds it."""
+    try:
+        replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.move(source, target)
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A place beside `path` to write its content to: at the end of the block that becomes `path`, at once and whole.
@@ -63,7 +88,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         # Windows syncs only files opened for writing.
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -119,12 +144,12 @@ def put_in_place(staged: Path, final: Path) -> None:
     old = final.with_name(f".old-{final.name}")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        os.replace(final, old)
+        replace(final, old)
     try:
-        os.replace(staged, final)
+        replace(staged, final)
     except OSError:
         if old.exists():
-            os.replace(old, final)
+            replace(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -139,14 +164,14 @@ def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
     target = trash / f"{path.stem}-{secrets.token_hex(2)}"
     target.mkdir(parents=True)
     try:
-        moved = Path(shutil.move(path, target / path.name))
+        move(path, target / path.name)
     except OSError as error:
         target.rmdir()
         fix = "Close what has it open, then do it again"
         raise QloraUiError(f"{path.name} cannot be moved to the trash.", why=error.strerror or str(error), fix=fix, code="trash") from None
     # What lies in the trash is counted anew when that changes.
     os.utime(trash)
-    return moved
+    return target / path.name
 
 
 def sha256_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import free_bytes, put_in_place, read_json, sha256_of, sync_directory
+from qlora_ui.base.files import free_bytes, put_in_place, read_json, replace, sha256_of, sync_directory
 from qlora_ui.base.units import format_bytes
 from qlora_ui.estimate.memory import CHECKPOINT_MARGIN_BYTES
 from qlora_ui.runs.run_dir import MANIFEST
@@ -80,7 +80,7 @@ class CheckpointStore:
     def commit(self, step: int, notes: Mapping[str, Any]) -> Checkpoint:
         """Make the staged checkpoint of `step` the real one; after this returns, no crash can lose it."""
         staged, final = self.folder / f"{_SAVING}{step}", self.folder / f"{_PREFIX}{step}"
-        files = {str(file.relative_to(staged)): file for file in sorted(staged.rglob("*")) if file.is_file()}
+        files = {file.relative_to(staged).as_posix(): file for file in sorted(staged.rglob("*")) if file.is_file()}
         listing = {name: (file.stat().st_size, sha256_of(file)) for name, file in files.items()}
         manifest = {"step": step, "files": listing, "notes": dict(notes)}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -88,7 +88,7 @@ class CheckpointStore:
         if final.exists():
             # Only a broken one can stand there: whole ones are not written again.
             self._discard(step)
-        os.replace(staged, final)
+        replace(staged, final)
         sync_directory(self.folder)
         return Checkpoint(final, step, sum(size for size, _ in listing.values()), dict(notes))
 
@@ -134,7 +134,7 @@ class CheckpointStore:
         """Out of sight with one rename first: a kill while files are removed must not leave half a checkpoint under its name."""
         trash = self.folder / f"{_TRASH}{step}"
         shutil.rmtree(trash, ignore_errors=True)
-        os.replace(self.folder / f"{_PREFIX}{step}", trash)
+        replace(self.folder / f"{_PREFIX}{step}", trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def _names(self, *prefixes: str) -> list[str]:

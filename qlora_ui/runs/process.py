@@ -74,7 +74,9 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
             stderr=subprocess.STDOUT,
             cwd=run.path,
             env=environment,
+            # It outlives the terminal of the app, and is no part of its Ctrl-C: on Windows by a console of its own, without a window.
             start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     while child.poll() is None and not until():
         time.sleep(POLL_S)
@@ -86,7 +88,7 @@ def wait_for_owner(run: RunDir, *, until: Callable[[], bool]) -> None:
         time.sleep(POLL_S)
 
 
-def last_words(run: RunDir, num_lines: int = 3) -> str:
+def last_words(run: RunDir) -> str:
     """The end of run.log, for a failure that left no event."""
     try:
         with run.log_path.open("rb") as file:
@@ -94,7 +96,7 @@ def last_words(run: RunDir, num_lines: int = 3) -> str:
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return " ".join(line.strip() for line in lines if line.strip())[-400:] if num_lines else ""
+    return " ".join(line.strip() for line in lines if line.strip())[-400:]
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import resolve_inside, size_of_tree
+from qlora_ui.base.files import move, resolve_inside, size_of_tree
 from qlora_ui.runs.events import Queued, from_line
 from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
 from qlora_ui.runs.run_dir import RunDir, Status
@@ -170,7 +170,7 @@ def delete_run(workspace: Workspace, run: RunDir) -> Path:
             code="run-queued",
         )
     target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
-    shutil.move(run.path, target)
+    move(run.path, target)
     return target
 
 

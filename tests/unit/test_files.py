@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_ui.base.files import put_in_place
+from qlora_ui.base import files
+from qlora_ui.base.files import move, put_in_place, write_text
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -36,3 +37,26 @@ def test_a_folder_that_a_program_holds_stays_as_it_is(tmp_path: Path, monkeypatc
     with pytest.raises(PermissionError):
         put_in_place(tmp_path / "staged", tmp_path / "final")
     assert (tmp_path / "final" / "file").read_text() == "final" and (tmp_path / "staged" / "file").exists()
+
+
+def test_a_reader_of_a_moment_does_not_keep_a_file_from_being_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, refused = os.replace, [0]
+
+    def on_windows(source: Path, target: Path) -> None:
+        if refused[0]:
+            refused[0] -= 1
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_windows)
+    monkeypatch.setattr(files, "BUSY_S", 0.5)
+    write_text(tmp_path / "about.json", "old")
+    refused[0] = 3
+    write_text(tmp_path / "about.json", "new")
+    assert (tmp_path / "about.json").read_text() == "new"
+    # A folder that stays open is not copied to the trash, and half of it removed, as `shutil.move` would do.
+    (tmp_path / "run").mkdir()
+    refused[0] = 1000
+    with pytest.raises(PermissionError):
+        move(tmp_path / "run", tmp_path / "trash")
+    assert (tmp_path / "run").is_dir() and not (tmp_path / "trash").exists()
