@@ -26,6 +26,9 @@ from qlora_ui.base.files import read_json, write_json
 LEFT_S = 24 * 3600.0
 """What a command writes aside is done within this time; commands that need no ownership may be at it beside the app."""
 
+MAKING = ".making-"
+"""Begins the names of folders in which exports are made, beside those of a run that are whole."""
+
 
 def _users_own() -> Path:
     """Where the workspace is when nobody says so."""
@@ -135,10 +138,13 @@ class Ownership:
 
 
 def _remove_left(workspace: Workspace) -> None:
-    """Remove uploads and packed exports of an app that is gone, and what was being written aside long ago. Links are not followed."""
+    """Remove uploads and packed exports of an app that is gone, and what was being made or written aside long ago, of which an export
+    is as large as a model. Links are not followed.
+    """
     aside = (
         (path for path in _inside(workspace.temp) if path != workspace.uploads),
         (path for name in ("data", "tokens") for path in _inside(workspace.cache / name) if path.name.startswith(".")),
+        (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith(MAKING)),
         (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),
     )
     before = time.time() - LEFT_S

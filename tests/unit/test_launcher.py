@@ -525,8 +525,19 @@ def test_the_second_app_on_a_workspace_is_told_who_has_it(workspace: Workspace) 
 
 def test_what_a_killed_app_has_left_is_removed_by_the_next_one(workspace: Workspace, tmp_path: Path) -> None:
     left = ["temp/uploads/tmpabc", "temp/uploads/exports/run/adapter.zip"]
-    old = ["temp/peek-0123/complaints.txt", "cache/data/.0123-45/rows.jsonl", "datasets/0123/.4567.tmp"]
-    stays = ["datasets/0123/rows.jsonl", "cache/data/0123/report.json", "cache/tokens/.89ab/ids.npy", "temp/4567-rows.jsonl"]
+    old = [
+        "temp/peek-0123/complaints.txt",
+        "cache/data/.0123-45/rows.jsonl",
+        "datasets/0123/.4567.tmp",
+        "runs/one/exports/.making-gguf-f16-0a/model.gguf",
+    ]
+    stays = [
+        "runs/one/exports/gguf-f16/model.gguf",
+        "datasets/0123/rows.jsonl",
+        "cache/data/0123/report.json",
+        "cache/tokens/.89ab/ids.npy",
+        "temp/4567-rows.jsonl",
+    ]
     outside = tmp_path / "outside" / "rows.jsonl"
     for path in (outside, *(workspace.root / name for name in (*left, *old, *stays))):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.models.folder import read_folder
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
-from qlora_ui.runs.workspace import Workspace
+from qlora_ui.runs.workspace import MAKING, Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 logger = logging.getLogger("qlora_ui.engine")
@@ -178,7 +178,7 @@ def _aside(target: Path, form: str) -> Path:
     beside = target if target.is_dir() and not any(target.iterdir()) else target.parent
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".making-{form}-", dir=beside))
+        return Path(tempfile.mkdtemp(prefix=f"{MAKING}{form}-", dir=beside))
     except OSError as error:
         why = error.strerror or str(error)
         raise QloraUiError(f"{target} cannot be written.", why=why, fix="Give another place.", where="--out", code="out") from None

@@ -22,6 +22,7 @@ from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.workspace import MAKING
 from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
@@ -157,7 +158,7 @@ def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgre
     run.exports.mkdir(exist_ok=True)
     gpus = service.gpus()
     bf16 = not gpus or (gpus[0].compute_capability or (8, 0)) >= (8, 0)
-    with tempfile.TemporaryDirectory(prefix=f".making-{form}-", dir=run.exports) as aside:
+    with tempfile.TemporaryDirectory(prefix=f"{MAKING}{form}-", dir=run.exports) as aside:
         made = Path(aside) / form
         write_bundle(run.config(), run.data, made, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
         stop_if(is_cancelled, "The export")
