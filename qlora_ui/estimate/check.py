@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qlora_ui.base import children
 from qlora_ui.base.errors import HardwareError
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.estimate.adapter import adapter_of
@@ -132,22 +133,12 @@ def run_simulation(request: dict[str, Any], on_progress: OnProgress = silent, is
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
         asked.write(json.dumps(request).encode())
         asked.seek(0)
+        command, root = [sys.executable, "-m", _MODULE], Path(__file__).parents[2]
         try:
-            child = subprocess.Popen(
-                [sys.executable, "-m", _MODULE],
-                stdin=asked,
-                stdout=answer,
-                stderr=words,
-                env=environment,
-                cwd=Path(__file__).parents[2],
-            )
+            with children.child(command, stdin=asked, stdout=answer, stderr=words, env=environment, cwd=root) as child:
+                _wait(child, on_progress, is_cancelled)
         except OSError as error:
             raise _failed(str(error)) from None
-        try:
-            _wait(child, on_progress, is_cancelled)
-        finally:
-            child.kill()
-            child.wait()
         answer.seek(0)
         words.seek(0)
         if child.returncode != 0:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from qlora_ui.base import children
 from qlora_ui.base.errors import ModelError, Problem
 from qlora_ui.base.files import free_bytes, sha256_of
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
@@ -86,36 +87,19 @@ def _run_child(details: HubDetails, revision: str | None, on_progress: OnProgres
     start = stored_bytes(details.id, unfinished=False)
     had = sum(file.num_bytes for file in details.files if file.name in present)
     with tempfile.TemporaryFile() as answer:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "qlora_ui.models.hub_download", json.dumps(request)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=answer,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+        command = [sys.executable, "-P", "-m", "qlora_ui.models.hub_download", json.dumps(request)]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": answer, "stderr": subprocess.DEVNULL}
+        with children.child(command, env=environment, **streams) as child:
             while child.poll() is None:
                 stop_if(is_cancelled, f"The download of {details.id}")
                 done = min(had + stored_bytes(details.id) - start, details.size_bytes)
                 words = f"Downloading {details.id}: {format_bytes(done)} of {format_bytes(details.size_bytes)}"
                 on_progress(words if done < details.size_bytes else f"Checking {details.id}", 0.97 * done / max(details.size_bytes, 1))
                 time.sleep(POLL_S)
-        finally:
-            _end(child)
         answer.seek(0)
         text = answer.read().decode("utf-8", "replace")
     if child.returncode:
         raise _told(text, details.id)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def _told(text: str, model_id: str) -> ModelError:

@@ -64,7 +64,7 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
     # A run in a thread leaves the app one card; this one may need all that the user gave.
     environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     # Nothing is imported from the run's folder, which the job works in: it may come from somebody else.
-    environment |= {"PYTHONSAFEPATH": "1"}
+    environment |= {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(

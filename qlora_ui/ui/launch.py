@@ -24,6 +24,7 @@ import gradio as gr
 import psutil
 from starlette.middleware import Middleware
 
+from qlora_ui.base.children import end_children
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.signals import end_signals, is_hangup
 from qlora_ui.runs.workspace import Workspace
@@ -250,6 +251,7 @@ def wait_for_the_end(served: Served) -> None:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set() and not is_hangup(number):
+            end_children()
             os._exit(130)
         asked.set()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from qlora_ui.base import children
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 
@@ -105,7 +104,7 @@ def check_artefact(
         lines, last = _lines(said), _lines(trouble)[-1:]
     # Without the class of the exception in front: `safetensors.SafetensorError: incomplete metadata`.
     said_last = re.sub(r"^[\w.]+: ", "", last[0])[:300] if last else ""
-    if code in (SHORT_OF_MEMORY, -signal.SIGKILL):
+    if code in (SHORT_OF_MEMORY, -9):  # killed; Windows has no name for it
         raise ShortOfMemory("there was too little free memory to load it beside the app")
     if code == NO_CHAT:
         raise NotCompared(f"the chat's own model could not be asked: {said_last}")
@@ -131,16 +130,11 @@ def _run_child(request: dict[str, Any], said: IO[bytes], trouble: IO[bytes], on_
     with tempfile.TemporaryFile() as asked:
         asked.write(json.dumps(request).encode())
         asked.seek(0)
-        child = subprocess.Popen(command, env=environment, stdin=asked, stdout=said, stderr=trouble)
-        try:
+        with children.child(command, env=environment, stdin=asked, stdout=said, stderr=trouble) as child:
             while child.poll() is None:
                 stop_if(is_cancelled, "The check of the export")
                 on_progress("Checking that it answers as the chat does", None)
                 time.sleep(POLL_S)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
     return child.returncode
 
 

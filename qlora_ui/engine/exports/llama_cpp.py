@@ -12,10 +12,11 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from qlora_ui.base import children
 from qlora_ui.base.errors import MissingExtra, RunError
 from qlora_ui.base.files import sha256_of
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
@@ -146,20 +147,14 @@ def _run_script(folder: Path, words: Sequence[str], what: str, on_progress: OnPr
         )
 
 
-def _run(command: list[str], environment: dict[str, str], tick: object, is_cancelled: IsCancelled) -> tuple[int, str]:
+def _run(command: list[str], environment: dict[str, str], tick: Callable[[], object], is_cancelled: IsCancelled) -> tuple[int, str]:
     """Exit code and last line of a child process, stopped when the user says so."""
-    assert callable(tick)
     with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
-        try:
+        with children.child(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT) as child:
             while child.poll() is None:
                 stop_if(is_cancelled, "The export")
                 tick()
                 time.sleep(POLL_S)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").strip().splitlines()
     return child.returncode, lines[-1][:300] if lines else ""
