@@ -24,7 +24,7 @@ class Checks:
         self._asked: set[Hashable] = set()
         self._skipped: set[Hashable] = set()
 
-    def begin(self, draft: Draft) -> Pending[CheckedMemory] | None:
+    def begin(self, draft: Draft, *, edited_at: float | None = None) -> Pending[CheckedMemory] | None:
         """Start the check of these settings, or find its answer; None while the model's shape is not known."""
         config, facts = draft.config, draft.facts
         if config is None or facts is None:
@@ -36,14 +36,14 @@ class Checks:
 
         key = self._key(draft)
         self._asked.add(key)
-        return self._inquiry.ask(key, work, patience_s=0.0)
+        return self._inquiry.ask(key, work, patience_s=0.0, edited_at=edited_at)
 
     def of(self, draft: Draft, *, is_wanted: bool = False) -> Pending[CheckedMemory] | None:
         """The check of these settings, if somebody asked for it; where it `is_wanted` it is begun, unless the user has skipped it."""
         if draft.config is None:
             return None
         key = self._key(draft)
-        return self.begin(draft) if key in self._asked or (is_wanted and key not in self._skipped) else None
+        return self.begin(draft, edited_at=draft.edited_at) if key in self._asked or (is_wanted and key not in self._skipped) else None
 
     def skip(self, draft: Draft) -> None:
         """Give the check up that is being made; these settings are only checked again when asked."""

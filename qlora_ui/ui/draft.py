@@ -49,6 +49,8 @@ class Draft:
     baseline: RunConfig
     """The preset's settings, from which deltas are counted."""
     device: DeviceProfile
+    edited_at: float | None = None
+    """When the page was last edited, or else opened, in monotonic seconds; None is now."""
     facts: ModelFacts | None = None
     inspection: Pending[DataReport] | None = None
     """The look at the data without a tokenizer."""
@@ -120,7 +122,7 @@ class Draft:
         return tuple(problem for problem in self.problems if problem.where == path or problem.where.startswith(path + "."))
 
 
-def make_draft(service: Service, values: Mapping[str, Any], preset: str, device: DeviceProfile) -> Draft:
+def make_draft(service: Service, values: Mapping[str, Any], preset: str, device: DeviceProfile, edited_at: float | None = None) -> Draft:
     """Check the settings and estimate what they need; never raises for wrong settings, they become `problems`."""
     problems: list[Problem] = []
     config = _checked(values, problems)
@@ -130,13 +132,13 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     if config is not None:
         problems.extend(_machine_problems(service, config))
     data = _data_section(values)
-    inspection = service.inspect(data) if data is not None else None
+    inspection = service.inspect(data, edited_at) if data is not None else None
     mapped = _mapped(data, inspection) if data is not None else None
-    peek = service.peek(mapped) if mapped is not None and _is_here(mapped, inspection) else None
+    peek = service.peek(mapped, edited_at) if mapped is not None and _is_here(mapped, inspection) else None
     # Counting tokens reads the same files: it waits until they are read, or the work would be done twice.
     is_read = inspection is not None and inspection.is_done and inspection.answer is not None
-    look = service.look(config) if config is not None and facts is not None and is_read else None
-    draft = Draft(values, config, (), preset, service.preset_config(preset), device, facts, inspection, peek, mapped, look)
+    look = service.look(config, edited_at) if config is not None and facts is not None and is_read else None
+    draft = Draft(values, config, (), preset, service.preset_config(preset), device, edited_at, facts, inspection, peek, mapped, look)
     draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs))
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)

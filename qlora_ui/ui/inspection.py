@@ -37,6 +37,8 @@ class Pending(Generic[T]):
     is_cancelled: bool = False
     is_stopped: bool = False
     """The user stopped it: it is not asked again until the user wants it."""
+    edited_at: float = 0.0
+    """Of the pages that ask it, when one was last edited."""
     _since: tuple[float, float] = field(default=(0.0, 0.0), init=False)
     """When the present piece of the work began, and its share then: several files are read one after the other."""
 
@@ -61,7 +63,9 @@ class Pending(Generic[T]):
 
 
 class Inquiry(Generic[T]):
-    """Answers questions by key, each once; only the newest question is worked on, older ones are given up."""
+    """Answers questions by key, each once. One is worked on at a time: that of the page that was edited last; others are given up for it,
+    or wait.
+    """
 
     def __init__(self, name: str, on_news: Callable[[], None]) -> None:
         self._name = name
@@ -69,15 +73,33 @@ class Inquiry(Generic[T]):
         self._lock = threading.Lock()
         self._known: OrderedDict[Hashable, Pending[T]] = OrderedDict()
 
-    def ask(self, key: Hashable, work: Callable[[OnProgress, IsCancelled], T], patience_s: float = PATIENCE_S) -> Pending[T]:
-        """The pending answer of `work`, waited for no longer than `patience_s` seconds; an equal key asks the same question."""
+    def ask(
+        self,
+        key: Hashable,
+        work: Callable[[OnProgress, IsCancelled], T],
+        patience_s: float = PATIENCE_S,
+        *,
+        edited_at: float | None = None,
+    ) -> Pending[T]:
+        """The pending answer of `work`, waited for no longer than `patience_s` seconds; an equal key asks the same question.
+
+        `edited_at` says when the page that asks was last edited, in monotonic seconds; None is now. A page that lies open with other
+        settings asks again whenever it is drawn anew, and does not take the work from the one that somebody is at.
+        """
+        edited_at = time.monotonic() if edited_at is None else edited_at
         with self._lock:
             pending = self._known.get(key)
             if pending is None or (pending.is_cancelled and not pending.is_stopped):
-                for other in self._known.values():
-                    other.is_cancelled = other.is_cancelled or not other.is_done
+                others = [other for other in self._known.values() if not other.is_done and not other.is_cancelled]
+                if any(other.edited_at > edited_at for other in others):
+                    # Kept, as one that is given up and asked anew, so that the user can stop it.
+                    waiting = self._known[key] = Pending(what="Waiting for what another page asked", is_cancelled=True)
+                    return waiting
+                for other in others:
+                    other.is_cancelled = True
                 pending = self._known[key] = Pending(what="Reading")
                 threading.Thread(target=self._work, args=(work, pending), name=self._name, daemon=True).start()
+            pending.edited_at = max(pending.edited_at, edited_at)
             self._known.move_to_end(key)
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)

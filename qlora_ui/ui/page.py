@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import gradio as gr
 import orjson
 
 from qlora_ui.ui.blocks import Asked, Blocks, is_skip
-from qlora_ui.ui.drawings import Drawings, Drawn, Seen, joined
+from qlora_ui.ui.drawings import MAX_TABS, Drawings, Drawn, Seen, joined
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.handler import attempt, handler
 from qlora_ui.ui.service import Service
@@ -77,6 +78,7 @@ class Page:
     _seen: Seen = field(default_factory=Seen)
     _drawings: Drawings = field(default_factory=Drawings)
     _under_way: dict[str, asyncio.Task[Drawn]] = field(default_factory=dict)
+    _edits: dict[str, float] = field(default_factory=dict)
     _answers: list[tuple[Any, str, Callable[[Asked], Awaitable[bytes | None]]]] = field(default_factory=list)
     _form_receipt: gr.Textbox | None = None
     _is_restored: gr.Textbox | None = None
@@ -233,12 +235,22 @@ class Page:
             return [gr.skip() for _ in (None, *(out for view in self.form_views for out in view.outputs))]
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
-        draft = self.service.draft(self.form.values(data), preset=preset, device=device)
+        edited_at = self._edited_at(str(request.session_hash), is_edit=is_edit)
+        draft = self.service.draft(self.form.values(data), preset=preset, device=device, edited_at=edited_at)
         self.service.remember(draft, str(request.session_hash), is_edit=is_edit)
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))
         return self._seen.only_new(f"{request.session_hash} form", Drawn.of(drawn), ticket, str(data[self._form_receipt]))
+
+    def _edited_at(self, tab: str, *, is_edit: bool) -> float:
+        """When a browser tab was last edited, or else opened."""
+        if is_edit:
+            self._edits.pop(tab, None)
+        edited_at = self._edits.setdefault(tab, time.monotonic())
+        while len(self._edits) > MAX_TABS:
+            del self._edits[next(iter(self._edits))]
+        return edited_at
 
 
 def _draw(draw: Callable[..., Any], num_outputs: int, *args: Any) -> list[Any]:

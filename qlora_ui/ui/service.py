@@ -145,7 +145,7 @@ class Service:
             self._may_use_engine = True
             self.news()
 
-    def inspect(self, data: DataSection) -> Pending[DataReport]:
+    def inspect(self, data: DataSection, edited_at: float | None = None) -> Pending[DataReport]:
         """What is known of the data without a tokenizer, worked out in the background."""
 
         key = data_key(data)
@@ -155,7 +155,7 @@ class Service:
             self._loaded = (key, loaded)
             return loaded.report
 
-        return self._inspections.ask(key, work)
+        return self._inspections.ask(key, work, edited_at=edited_at)
 
     def loaded(self, data: DataSection) -> Loaded:
         """The rows of the data for looking at; raises DataError.
@@ -167,7 +167,7 @@ class Service:
             kept = self._loaded = (key, load_anyway(data, self.workspace))
         return kept[1]
 
-    def peek(self, source: DataSource) -> Pending[Peek] | None:
+    def peek(self, source: DataSource, edited_at: float | None = None) -> Pending[Peek] | None:
         """Columns and first rows of a dataset, whatever its format; None where there is no such file. One of the Hub must be here."""
         path = typed_path(source.id)
         if os.path.isfile(path):
@@ -177,15 +177,15 @@ class Service:
             key = (source.id, source.config, source.split)
         else:
             return None
-        return self._peeks.ask(key, lambda told, stopped: peek(source, self.workspace, 1))
+        return self._peeks.ask(key, lambda told, stopped: peek(source, self.workspace, 1), edited_at=edited_at)
 
-    def look(self, config: RunConfig) -> Pending[DataReport] | None:
+    def look(self, config: RunConfig, edited_at: float | None = None) -> Pending[DataReport] | None:
         """The same in tokens, by the engine; None while the engine rests or the model is not on this computer."""
         model = config.model
         is_here = is_builtin(model.id) or find_model_folder(model.id, model.revision, self.workspace) is not None
         if not self._may_use_engine or not is_here:
             return None
-        return self._looks.ask(_look_key(config), lambda told, stopped: self.lens.report(config, told, stopped))
+        return self._looks.ask(_look_key(config), lambda told, stopped: self.lens.report(config, told, stopped), edited_at=edited_at)
 
     def stop_reading(self) -> None:
         """Give up reading, downloading and counting of data, as the user wishes."""
@@ -310,9 +310,9 @@ class Service:
         except SettingsError:
             return RunConfig()
 
-    def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "") -> Draft:
-        """The settings on a page with all that follows from them."""
-        return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))))
+    def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "", edited_at: float | None = None) -> Draft:
+        """The settings on a page, which was last edited then (see Inquiry.ask), with all that follows from them."""
+        return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))), edited_at)
 
     def remember(self, draft: Draft, tab: str, *, is_edit: bool) -> None:
         """Keep the settings of a browser tab for the next page load, when the user or the app changed them there and they are right.

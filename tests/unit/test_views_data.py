@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.base.units import MIB
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
@@ -60,7 +61,7 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
 def service_that_counted(workspace: Workspace, report: DataReport) -> Service:
     """A service whose looks are done."""
     service = Service(workspace)
-    service.inspect = service.look = lambda asked: done(report)  # type: ignore[method-assign,assignment]
+    service.inspect = service.look = lambda asked, edited_at=None: done(report)  # type: ignore[method-assign,assignment]
     return service
 
 
@@ -113,8 +114,6 @@ def test_a_read_can_be_stopped_and_begun_again() -> None:
         for step in range(500):
             told(f"Reading {step}", step / 500)  # type: ignore[operator]
             if is_cancelled():  # type: ignore[operator]
-                from qlora_ui.base.progress import Cancelled
-
                 raise Cancelled("stopped")
             time.sleep(0.02)
         return "read"
@@ -129,6 +128,30 @@ def test_a_read_can_be_stopped_and_begun_again() -> None:
     assert inquiry.ask("key", slow, 0) is pending and len(seen) == 1, "a stopped question is not asked by itself"
     inquiry.forget_stopped()
     assert inquiry.ask("key", lambda told, stopped: "read", 5).answer == "read"
+
+
+def test_a_page_that_lies_open_does_not_take_the_reading_from_the_one_that_is_edited() -> None:
+    def slow(told: object, is_cancelled: object) -> str:
+        for _ in range(10):
+            time.sleep(0.02)
+            if is_cancelled():  # type: ignore[operator]
+                raise Cancelled("stopped")
+        return "read"
+
+    inquiry: Inquiry[str] = Inquiry("test", lambda: None)
+    until = time.monotonic() + 5
+    # Each is drawn anew at all news of the other's data.
+    while (read := [inquiry.ask(page, slow, 0.05, edited_at=page).answer for page in (2.0, 1.0)]) != ["read", "read"]:
+        assert time.monotonic() < until, read
+    # One that waits can be stopped, too.
+    inquiry.ask("of the page that is edited", slow, 0)
+    assert not inquiry.ask("of another page", slow, 0, edited_at=1.0).is_done
+    inquiry.stop()
+    assert inquiry.ask("of another page", slow, 0, edited_at=1.0).is_stopped
+    inquiry.forget_stopped()
+    # What somebody does now comes first.
+    waiting = inquiry.ask("of another page", slow, 0)
+    assert inquiry.ask("of the page that was edited", slow, 5).answer == "read" and waiting.is_cancelled
 
 
 def test_two_files_of_one_name_are_told_apart_by_their_folders() -> None:
@@ -173,8 +196,8 @@ def test_a_bound_is_no_refusal_while_tokens_are_not_counted(workspace: Workspace
     counted, report = drafted(workspace, tmp_path / "rows.jsonl")
     service = service_that_counted(workspace, report)
     long = {**counted.values, "data.max_length": 100_000, "train.packing": "off", "train.batch_size": 8}
-    service.look = lambda config: Pending()  # type: ignore[method-assign]
-    service.inspect = lambda data: done(replace(report, tokens=None))  # type: ignore[method-assign]
+    service.look = lambda config, edited_at: Pending()  # type: ignore[method-assign]
+    service.inspect = lambda data, edited_at: done(replace(report, tokens=None))  # type: ignore[method-assign]
     counting = make_draft(service, long, "", counted.device)
     html = ready_html(counting)
     assert counting.fits is None and counting.is_at_most and counting.memory is not None
@@ -185,7 +208,7 @@ def test_a_bound_is_no_refusal_while_tokens_are_not_counted(workspace: Workspace
     assert make_draft(service, long, "", small).fits is False
 
     usable = {"rows": 100, "mean": 80.0, "longest": 500, "trained_share": 0.5}
-    service.look = lambda config: done(report.with_tokens(TOKENS | {"usable": usable}, ()))  # type: ignore[method-assign]
+    service.look = lambda config, edited_at: done(report.with_tokens(TOKENS | {"usable": usable}, ()))  # type: ignore[method-assign]
     known = make_draft(service, long, "", counted.device)
     assert known.fits is True and not known.is_at_most and "at most" not in ready_html(known)
 
