@@ -133,8 +133,7 @@ def _compare(runs: list[RunDir], as_json: bool) -> int:
 
 
 def _resume_info(view: RunView) -> dict[str, Any]:
-    steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in view.run.checkpoints.glob("checkpoint-*"))
-    newest = steps[-1] if steps else None
+    newest = next(iter(view.run.saved_steps()), None)
     can = view.can_resume
     how = f"from step {newest}" if newest else "from its first step, since nothing was saved yet"
     message = f"“train --resume {view.id}” continues it {how}." if can else f"It is {view.status.value} and needs no continuing."

@@ -74,6 +74,9 @@ class RunLists:
                 try:
                     self._configs[run_id] = find_run(self._workspace, run_id).config()
                 except QloraUiError:
+                    # A run that is being made has none in this moment.
+                    if not (self._workspace.runs / run_id / "config.yaml").is_file():
+                        return None
                     self._configs[run_id] = None
                 while len(self._configs) > KEPT_CONFIGS:
                     self._configs.popitem(last=False)

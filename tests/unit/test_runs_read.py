@@ -37,7 +37,7 @@ from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
 from qlora_ui.runs.read import RunReader, RunReaders, RunView, read_run
 from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run, trash_size
-from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -552,6 +552,26 @@ def test_what_happens_while_a_page_is_drawn_is_in_the_list_of_the_next_moment(wo
         lists.rows()
     with readers.in_one_moment({}):
         assert (lists.rows()[0].status, lists.rows()[0].name) == (Status.DONE, "Tickets")
+
+
+def test_settings_that_come_a_moment_after_their_run_are_seen(workspace: Workspace) -> None:
+    lists = RunLists(workspace, RunReaders(workspace))
+    run = create_run(workspace, RunConfig())
+    settings = run.config_path.read_text(encoding="utf-8")
+    run.config_path.unlink()
+    assert lists.config(run.id) is None
+    run.config_path.write_text(settings, encoding="utf-8")
+    assert lists.config(run.id) == RunConfig()
+
+
+def test_what_a_run_can_go_on_from_is_told_whatever_else_lies_beside_it(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(workspace, end="paused", num_steps=40, done=20)
+    for name in ("checkpoint-10", "checkpoint-20", "checkpoint-20 copy", "checkpoint-30"):
+        (run.checkpoints / name).mkdir(parents=True, exist_ok=True)
+        if name != "checkpoint-30":
+            (run.checkpoints / name / ADAPTER_WEIGHTS).touch()
+    assert main(["runs", "resume-info", "--json", "--workspace", str(workspace.root)]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == 20
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows keeps its time zone")
