@@ -78,7 +78,8 @@ class RequestDesk:
 
     def waited_s(self) -> float:
         """Seconds since the first request to end."""
-        asked = [at for request, at in self._asked.items() if request is not Request.SAVE_NOW]
+        # A copy first: the watching thread may add to them meanwhile.
+        asked = [at for request, at in list(self._asked.items()) if request is not Request.SAVE_NOW]
         return time.monotonic() - min(asked) if asked else 0.0
 
     def _echo(self, request: Request) -> str:
