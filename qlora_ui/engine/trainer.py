@@ -41,8 +41,9 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
 SKIPPED_SCALES = 12
-SCHEDULER = "scheduler.pt"
 """Steps in a row that fp16's loss scaling may throw away before it counts as not a number."""
+SCHEDULER = "scheduler.pt"
+"""Transformers' name for it in a checkpoint."""
 
 
 def training_arguments(config: RunConfig, plan: Intervals, output_dir: Path, *, on_gpu: bool, compute_dtype: str) -> dict[str, Any]:
@@ -358,7 +359,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         session.write(
             CheckpointSaved(
                 step=step,
-                path=str(saved.path.relative_to(session.store.folder.parent)),
+                path=saved.path.relative_to(session.store.folder.parent).as_posix(),
                 num_bytes=saved.num_bytes,
                 duration_s=round(time.monotonic() - started, 3),
                 is_best=session.best.step == step,
