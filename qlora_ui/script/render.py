@@ -164,24 +164,26 @@ def _sft_lines(config: RunConfig, facts: ScriptFacts) -> dict[str, Any]:
     arguments["bf16"] = _Code("CUDA and DTYPE == torch.bfloat16")
     arguments["fp16"] = _Code("CUDA and DTYPE == torch.float16")
     arguments["use_cpu"] = _Code("not CUDA")
-    plan = facts.plan
-    arguments |= {
+    arguments |= run_arguments(config, facts)
+    arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "dataloader_pin_memory": _Code("CUDA")}
+    if _keeps_best(config, facts):
+        arguments["load_best_model_at_end"] = True
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def run_arguments(config: RunConfig, facts: ScriptFacts) -> dict[str, Any]:
+    """Arguments of SFTConfig that a run has beside those of `sft_arguments`, but for what depends on the place: intervals and silence."""
+    return {
         "max_length": config.data.max_length,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "eval_strategy": "steps" if facts.has_eval else "no",
+        "eval_steps": facts.plan.eval_every if facts.has_eval else None,
         "save_strategy": "steps",
-        "save_steps": plan.save_every,
+        "save_steps": facts.plan.save_every,
         "save_total_limit": config.output.keep_last,
         "logging_first_step": True,
         "prediction_loss_only": True,
         "report_to": "none",
-        "dataloader_pin_memory": _Code("CUDA"),
     }
-    if facts.has_eval:
-        arguments["eval_steps"] = plan.eval_every
-        if _keeps_best(config, facts):
-            arguments["load_best_model_at_end"] = True
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _keeps_best(config: RunConfig, facts: ScriptFacts) -> bool:

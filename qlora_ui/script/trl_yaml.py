@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ui.script.render import ScriptFacts
+from qlora_ui.script.render import ScriptFacts, run_arguments
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
@@ -70,19 +70,5 @@ def _adapter(config: RunConfig) -> dict[str, Any]:
 
 def _training(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, compute_dtype: str) -> dict[str, Any]:
     values = sft_arguments(config, on_gpu=on_gpu, compute_dtype=compute_dtype)
-    plan = facts.plan
-    values |= {
-        "output_dir": "output",
-        "max_length": config.data.max_length,
-        "eval_strategy": "steps" if facts.has_eval else "no",
-        "save_strategy": "steps",
-        "save_steps": plan.save_every,
-        "save_total_limit": config.output.keep_last,
-        "logging_first_step": True,
-        "prediction_loss_only": True,
-        "report_to": "none",
-        "dataloader_pin_memory": on_gpu,
-    }
-    if facts.has_eval:
-        values["eval_steps"] = plan.eval_every
+    values |= {"output_dir": "output", **run_arguments(config, facts), "dataloader_pin_memory": on_gpu}
     return {name: value for name, value in values.items() if value is not None}
