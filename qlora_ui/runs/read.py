@@ -295,7 +295,7 @@ class RunReader:
             problem=self._problem,
             name=self.run.name(self._config),
             notes=str(about.get("notes", output.notes if output else "")),
-            tags=tuple(about.get("tags", output.tags if output else ())),
+            tags=tuple(map(str, about.get("tags", output.tags if output else ()))),
             created=picture.created,
             started=picture.started,
             planned=picture.planned,

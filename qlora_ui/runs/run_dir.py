@@ -184,6 +184,9 @@ class RunDir:
             text = self.config_path.read_text(encoding="utf-8")
         except OSError as error:
             raise RunError(f"The settings of run {self.id} cannot be read.", why=str(error), code="run-unreadable") from None
+        except UnicodeDecodeError as error:
+            what, why = f"The settings of run {self.id} cannot be read.", f"config.yaml is not UTF-8: {error}"
+            raise RunError(what, why=why, fix="Save it as UTF-8", code="run-unreadable") from None
         try:
             return RunConfig.parse(as_then(read_yaml(text, f"{self.id}/config.yaml")))
         except SettingsError as error:
@@ -220,7 +223,8 @@ class RunDir:
     def about(self) -> dict[str, Any]:
         """Name, notes and tags as the user last changed them: `{"name", "notes", "tags"}`, missing keys unchanged."""
         value = read_json(self.path / "about.json")
-        return value if isinstance(value, dict) else {}
+        kinds = {"name": str, "notes": str, "tags": list}
+        return {key: value[key] for key, kind in kinds.items() if isinstance(value.get(key), kind)} if isinstance(value, dict) else {}
 
     def name(self, config: RunConfig | None) -> str:
         """What a person calls the run: as renamed, else as its settings (None where they cannot be read) have it, else model and date."""

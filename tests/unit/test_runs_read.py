@@ -564,6 +564,15 @@ def test_settings_that_come_a_moment_after_their_run_are_seen(workspace: Workspa
     assert lists.config(run.id) == RunConfig()
 
 
+def test_files_that_were_edited_by_hand_cost_no_list(workspace: Workspace) -> None:
+    run = write_run(workspace, num_steps=4)
+    run.config_path.write_bytes("output:\n  name: Müller\n".encode("cp1252"))
+    (run.path / "about.json").write_text('{"name": 5, "tags": 7, "notes": "mine"}', encoding="utf-8")
+    (row,) = RunList(workspace).rows()
+    assert (row.status, row.name, row.notes) == (Status.DONE, run.default_name, "mine")
+    assert "config.yaml is not UTF-8" in read_run(run).problem
+
+
 def test_what_a_run_can_go_on_from_is_told_whatever_else_lies_beside_it(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(workspace, end="paused", num_steps=40, done=20)
     for name in ("checkpoint-10", "checkpoint-20", "checkpoint-20 copy", "checkpoint-30"):
