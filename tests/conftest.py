@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="minutes: set QLORA_UI_LONG=1"))
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects of the libraries stay for good; each end of a job, of which most tests have some, would look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

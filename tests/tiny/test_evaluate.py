@@ -18,6 +18,7 @@ from qlora_ui.base.files import read_json, sha256_of
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
 from qlora_ui.cli import main
+from qlora_ui.cli.evaluate import _text
 from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
@@ -200,10 +201,8 @@ def test_what_does_not_fit_is_skipped_in_words(run: tuple[Workspace, RunDir], mo
 def test_command_line(run: tuple[Workspace, RunDir], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--run", run[1].id, "--max-rows", "2", "--answers", "0", "--workspace", str(run[0].root)]
     assert main([*words, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["scores"]) == 5
-    assert main(words) == 0
-    assert "Adapter on 4-bit" in capsys.readouterr().out
-    capsys.readouterr()
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["scores"]) == 5 and "Adapter on 4-bit" in _text(result)
     chat = ["chat", "--run", run[1].id, "--prompt", "hello", "--max-tokens", "5", "--temperature", "0", "--workspace", str(run[0].root)]
     assert main([*chat, "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"answer", "base_answer", "tokens_per_s"}
@@ -307,8 +306,6 @@ def test_an_export_that_memory_is_too_short_to_check_is_kept(
 ) -> None:
     from qlora_ui.engine.exports import check, export
 
-    made = export.export_run(run[1], "merged-original", run[0], tmp_path / "plenty", num_prompts=2)
-    assert made.check is not None and made.check.num_prompts == 2 and made.check.mean_logit_difference <= made.check.max_logit_difference
     with monkeypatch.context() as patch:
         patch.setattr(check, "_run_child", lambda *arguments: check.SHORT_OF_MEMORY)
         kept = export.export_run(run[1], "merged-original", run[0], tmp_path / "killed", num_prompts=2)

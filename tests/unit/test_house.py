@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,15 @@ SOURCES = [*sorted((ROOT / "qlora_ui").rglob("*.py")), ROOT / "app.py", ROOT / "
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -59,8 +66,7 @@ def test_the_command_line_starts_light() -> None:
 
 def test_no_shell_no_eval_no_pickle() -> None:
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.Call):
                 name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
                 where = f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -74,7 +80,7 @@ def test_no_shell_no_eval_no_pickle() -> None:
 
 def test_files_are_opened_as_utf8() -> None:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
                 is_ours = isinstance(node.func.value, ast.Name) and node.func.value.id == "files"
                 assert is_ours or any(word.arg == "encoding" for word in node.keywords), f"{path.relative_to(ROOT)}:{node.lineno}"
