@@ -21,6 +21,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _DISK_WORDS = ("inline_container", "PytorchStreamWriter failed", "No space left", "os error 28", "File too large", "Disk quota exceeded")
+PROCESS_LOST = "process-lost"
+_PEER_WORDS = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo", "Socket Timeout", "Broken pipe")
 _CARD_WORDS = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: unknown", "GPU is lost", "Xid")
 
 
@@ -71,6 +73,13 @@ def is_disk_full(error: BaseException) -> bool:
     return any(words in str(error) for words in _DISK_WORDS)
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether the processes of a run could not talk to each other, as when one of them has ended."""
+    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _PEER_WORDS)
+
+
 def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | None = None) -> Failure:
     """What happened, why, what to do; anything unknown is a bug of ours and gets an id to find it by.
 
@@ -101,6 +110,15 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
             "The graphics card stopped answering this app.",
             str(error).splitlines()[0][:200],
             "Restart the app, then continue the run from its last checkpoint",
+            traceback=trace,
+        )
+    if is_lost_process(error):
+        return Failure(
+            PROCESS_LOST,
+            "Another process of this run has ended.",
+            f"It left no reason: it was killed, as the system does when main memory runs out, or its computer cannot be reached "
+            f"({str(error).splitlines()[0][:200]})",
+            "Continue takes the run up from its last checkpoint; where it happens again, run.log in its folder may say more",
             traceback=trace,
         )
     mark = secrets.token_hex(4)

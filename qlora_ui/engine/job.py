@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.engine import build
+from qlora_ui.engine import build, processes
 from qlora_ui.engine.adapter import base_identity, noted_weights, publish_adapter
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
@@ -35,7 +35,6 @@ from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.phases import Phases
 from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_layers, started
 from qlora_ui.engine.probes import answer_probes
-from qlora_ui.engine.processes import first_process_first, is_first_of_further_machine, is_first_process, journal_of, num_processes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
@@ -55,17 +54,17 @@ from qlora_ui.settings.upstream import optimizer_words
 log = logging.getLogger(__name__)
 
 
-def run(run_dir: Path, *, turns: Turns | None = None) -> None:
-    """Train the run in `run_dir` to its end; every outcome, failures too, is the last event of its journal.
+def run(run_dir: Path, *, turns: Turns | None = None) -> Ended:
+    """Train the run in `run_dir` to its end; every outcome, failures too, is the last event of its journal, and what is returned.
 
     `turns` lets others compute on the same card between two steps.
     """
     target = RunDir(Path(run_dir))
-    is_owner = is_first_process() or is_first_of_further_machine()
+    is_owner = processes.is_first_process() or processes.is_first_of_further_machine()
     if is_owner:
         target.claim()
     try:
-        Job(target, turns or Turns(), is_main=is_first_process(), is_owner=is_owner).work()
+        return Job(target, turns or Turns(), is_main=processes.is_first_process(), is_owner=is_owner).work()
     finally:
         if is_owner:
             target.release()
@@ -78,7 +77,7 @@ class Job:
         self.run = target
         self.turns = turns
         self.is_main = is_main
-        self.journal = journal_of(target.journal_path)
+        self.journal = processes.journal_of(target.journal_path)
         self.desk = RequestDesk(target if is_owner else RunDir(target.path / "other-process"), self.journal.write)
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
@@ -98,12 +97,12 @@ class Job:
 
     # From beginning to end
 
-    def work(self) -> None:
-        """All phases; never raises for what can go wrong in a run."""
+    def work(self) -> Ended:
+        """All phases, and how they ended; never raises for what can go wrong in a run."""
         ending = self._end_of(self._work)
         if ending is None:
             ending = self._end_of(self._ended_early)
-        self._finish(ending or Stopped())
+        return self._finish(ending or Stopped())
 
     def _end_of(self, work: Callable[[], Ended]) -> Ended | None:
         """How `work` ended, failures too; None where the user ended it. Nothing is done while an exception is still alive."""
@@ -114,11 +113,13 @@ class Job:
             return None
         # The boundary: whatever goes wrong in a run is told on its journal.
         except Exception as error:
-            failure = describe(error, self.config, self._at_once())
+            failure = processes.failure_of_another(self.run, error) or describe(error, self.config, self._at_once())
             # As text: a log record with the exception itself would hold the model.
             log.error("run %s failed: %s\n%s", self.run.id, failure.what, failure.traceback)
             has_good_weights = isinstance(error, NonFinite)
             forget(error)
+        if not self.is_main:
+            return processes.leave_failure(self.run, failure)
         adapter = attempt("the adapter could not be kept", partial(self._keep_last_good, has_good_weights=has_good_weights))
         failed = Failed(**{item.name: getattr(failure, item.name) for item in fields(failure)}, adapter=adapter)
         return attempt("the figures of the end", partial(self._fill, failed, adapter)) or failed
@@ -141,10 +142,10 @@ class Job:
         self._started(device, checkpoint)
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
-            folder = first_process_first(lambda: self._download(config))
+            folder = processes.first_process_first(lambda: self._download(config))
             if checkpoint is None:
                 refuse_layers(config, folder)
-            ground = first_process_first(lambda: self._data(config, folder, device, is_continued=checkpoint is not None))
+            ground = processes.first_process_first(lambda: self._data(config, folder, device, is_continued=checkpoint is not None))
             with self.turns.turn():
                 return self._train(config, ground, checkpoint)
 
@@ -222,7 +223,7 @@ class Job:
         if initial is not None:
             initial.check_shapes(model)
         self.phases.raise_if_ending()
-        agree = agreement(num_processes(), ground.device)
+        agree = agreement(processes.num_processes(), ground.device)
         check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
         sentinels = Sentinels()
         if checkpoint is not None:
@@ -334,7 +335,7 @@ class Job:
             tokens_per_s=round(speed, 2),
         )
 
-    def _finish(self, ending: Ended) -> None:
+    def _finish(self, ending: Ended) -> Ended:
         """Give the memory back, measured; then, and only then, the last event, whatever fails before it."""
         attempt("the last phase", partial(self.phases.enter, "finish"))
         end = attempt("the last measurement", partial(self._measured, "end"))
@@ -354,6 +355,7 @@ class Job:
         # It speaks of the result that lies there: an attempt that left that of an earlier one in its place leaves its receipt, too.
         if self.is_main and not isinstance(ending, Paused) and (ending.adapter or not self.run.receipt_path.is_file()):
             attempt("the receipt", self._write_receipt)
+        return ending
 
     def _measured(self, at: str) -> MemoryMeasured | None:
         if self.watch is None:
@@ -390,8 +392,8 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    run(target.path)
-    return 0
+    # Others may wait for a process that has failed, on a card for ever: its code has the launcher end them.
+    return int(isinstance(run(target.path), Failed) and processes.num_processes() > 1)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from qlora_ui.runs.events import Ended, Event, Finished, Started
+from qlora_ui.engine.failures import PROCESS_LOST, Failure, is_lost_process
+from qlora_ui.runs import parts
+from qlora_ui.runs.events import Ended, Event, Failed, Finished, Started
 from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.run_dir import RunDir
 
 T = TypeVar("T")
 
@@ -42,6 +46,20 @@ def first_process_first(work: Callable[[], T]) -> T:
 
     with PartialState().main_process_first():
         return work()
+
+
+def leave_failure(run: RunDir, failure: Failure) -> Failed:
+    """Say, in a process that does not write the journal, why it cannot go on: the first one may be waiting for it."""
+    failed = Failed(time=time.time(), **{item.name: getattr(failure, item.name) for item in fields(failure)})
+    if failure.code != PROCESS_LOST:  # what broke the connection to it is told by whom it befell
+        parts.leave_failure(run, int(os.environ["RANK"]), failed)
+    return failed
+
+
+def failure_of_another(run: RunDir, error: BaseException) -> Failure | None:
+    """What another process left, where `error` is that it does not answer any more."""
+    left = parts.failure_left(run) if is_first_process() and num_processes() > 1 and is_lost_process(error) else None
+    return Failure(**{item.name: getattr(left, item.name) for item in fields(Failure)}) if left else None
 
 
 class SilentJournal(JournalWriter):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import disk_full_in_words
 from qlora_ui.runs import process
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.journal import JournalWriter, drop_reserve
+from qlora_ui.runs.parts import failure_left
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.settings.run_config import RunConfig
@@ -19,12 +21,16 @@ log = logging.getLogger(__name__)
 def end_unended(run: RunDir, why: str = "") -> None:
     """End a run whose job left without its last event: the disk took no line any more, or there is a bug of ours.
 
-    `why` is what is known of it. One in its own process that was killed is left as it is: crashed, and ready to be continued.
+    `why` is what is known of it. One in its own process that was killed is left as it is, crashed and ready to be continued, but where
+    another of its processes left why it could not go on: the first, which waits for it, is then ended by the launcher.
     """
     if not run.path.is_dir():
         log.warning("the folder of run %s is gone", run.id)
         return
     view = read_run(run)
+    if view.status is Status.CRASHED and (left := failure_left(run)) is not None:
+        _end(run, replace(left, time=0.0, step=view.step))
+        return
     was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
     if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
         more = "" if why else "The file run.log in the run's folder may say more; "
@@ -34,8 +40,12 @@ def end_unended(run: RunDir, why: str = "") -> None:
             why=why or process.last_words(run),
             fix=f"{more}Continue takes it up from the last checkpoint",
         )
-        JournalWriter(run.journal_path).write(failed, durable=True)
-        run.release()
+        _end(run, failed)
+
+
+def _end(run: RunDir, failed: Failed) -> None:
+    JournalWriter(run.journal_path).write(failed, durable=True)
+    run.release()
 
 
 def end_unstarted(run: RunDir, error: Exception) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qlora_ui.hardware.gpu import given_environment
+from qlora_ui.runs.parts import clear_failures
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.run_config import RunConfig
 
@@ -65,6 +66,7 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
     environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     # Nothing is imported from the run's folder, which the job works in: it may come from somebody else.
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+    clear_failures(run)
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(

@@ -13,6 +13,7 @@ exports/         exports
 evaluation.json  evaluation, the last one
 comparison.json  page: the last answers to own questions, side by side, and the votes on them
 receipt.json     job, last
+failed-N.json    process N of the job's, where it cannot go on (`runs/parts.py`)
 about.json       page and command line: name, notes, tags that the user changes later
 """
 

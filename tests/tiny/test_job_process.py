@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from jobs import at_step, curve, launcher_of, tiny_config, train, when, write_rows
 
+from qlora_ui.runs import process
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import Launcher
@@ -92,6 +93,29 @@ def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: P
     view = read_run(run)
     assert view.status is Status.DONE
     assert [event.step for event in view.steps] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", ["", "yes"])
+def test_what_fails_in_the_second_process_ends_the_run_in_its_words(
+    hangs: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "JOB", "tests.tiny.job_that_fails")
+    monkeypatch.setenv("HANGS", hangs)
+    two = {"train.accumulation": 1, "launch.where": "process", "launch.num_processes": 2}
+    config = tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 25)).changed(two)
+    launcher = launcher_of(Workspace.at(tmp_path / "workspace"))
+    run = launcher.start(config)
+    assert launcher.wait_until_idle(150)
+    view = read_run(run)
+    assert isinstance(view.ended, Failed), run.log_path.read_text(encoding="utf-8")[-2000:]
+    assert view.ended.code == "out-of-memory" and view.ended.suggestions and "process 2 of this run" in view.ended.why
+    assert [event.step for event in view.checkpoints] == [2]
+    monkeypatch.undo()
+    launcher.resume(run)
+    assert launcher.wait_until_idle(150)
+    assert read_run(run).status is Status.DONE
+    launcher.shutdown()
 
 
 @pytest.mark.slow
