@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from qlora_ui.base.errors import Problem
 from qlora_ui.base.signals import end_signals, is_hangup
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.cli import silence
@@ -104,7 +105,7 @@ def _line(event: Event, plan: Planned | None) -> str:
         case ProbeAnswered():
             return f"“{event.prompt}” → {event.answer}"
         case Noticed() | Failed():
-            return " ".join(part for part in (event.what, event.why, event.fix) if part)
+            return Problem("", event.what, event.why, event.fix).sentence()
         case Healed():
             return event.what
         case RequestSeen():

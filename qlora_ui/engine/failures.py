@@ -113,11 +113,11 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
             traceback=trace,
         )
     if is_lost_process(error):
+        said = str(error).splitlines()[0].split(". ")[0][:200]
         return Failure(
             PROCESS_LOST,
             "Another process of this run has ended.",
-            f"It left no reason: it was killed, as the system does when main memory runs out, or its computer cannot be reached "
-            f"({str(error).splitlines()[0][:200]})",
+            f"It left no reason: it was killed, as the system does when main memory runs out, or its computer cannot be reached ({said})",
             "Continue takes the run up from its last checkpoint; where it happens again, run.log in its folder may say more",
             traceback=trace,
         )
