@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_ui.base.files import write_json
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.runs.events import (
     CheckpointSaved,
@@ -29,7 +30,7 @@ from qlora_ui.runs.events import (
 )
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.registry import create_run
-from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, MANIFEST, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -85,6 +86,16 @@ def write_run(
     journal.write(PhaseChanged(phase="train"), 0.5)
     _train(journal, num_steps, done, step_s=step_s, chance=random.Random(seed), card=card)
     _end(run, journal, end, done)
+    return run
+
+
+def run_with_checkpoint(workspace: Workspace, **how: Any) -> RunDir:
+    """`write_run`, with a checkpoint of step 114 that holds an adapter."""
+    run = write_run(workspace, **how)
+    folder = run.checkpoints / "checkpoint-114"
+    folder.mkdir(parents=True)
+    (folder / ADAPTER_WEIGHTS).write_bytes(b"learned")
+    write_json(folder / MANIFEST, {"files": {ADAPTER_WEIGHTS: [7, "abc"]}})
     return run
 
 

@@ -20,7 +20,7 @@ HELP = "what 4-bit cost and what the adapter gained, on held-back rows"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which run, and how much of it is looked at."""
     parser.add_argument("--run", metavar="RUN", required=True, help="the run; “latest” is the newest")
-    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N instead of the finished adapter")
+    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N (default: the finished adapter, else the newest)")
     parser.add_argument("--max-rows", type=int, default=MOST_ROWS, help=f"held-back rows looked at (default {MOST_ROWS})")
     parser.add_argument("--answers", type=int, default=16, help="held-back questions answered by base and adapter (default 16)")
     parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the row's own answer needs, 96 to 512)")
@@ -68,6 +68,10 @@ def _text(result: dict[str, Any]) -> str:
             ]
         )
     lines = [table(rows), ""]
+    if result["checkpoint"]:
+        lines.append(f"Of {result['checkpoint']}, not of a finished adapter.")
+    if result["warning"]:
+        lines.append(result["warning"])
     for task in result["tasks"]:
         lines.append(f"{task['metric']}: base {task['base']['value']:.0%}, adapter {task['adapter']['value']:.0%}")
     return "\n".join([*lines, result["verdict"]["text"]])

@@ -118,6 +118,11 @@ class ChatService:
         """What is in memory; None where nothing is."""
         return self._loaded
 
+    @property
+    def warning(self) -> str:
+        """Where the base is not the one that a loaded adapter was trained on; empty else."""
+        return self._loaded.warning if self._loaded is not None else ""
+
     def unload(self) -> int:
         """Stop, free the model and the card; returns the bytes that were freed."""
         self.stop()
@@ -238,6 +243,7 @@ class ChatService:
             self._model.add_adapter(key, folder)
             self._keys[side] = key
             self._rebind()
+            self._warning = self._warning or replaced_words(noted_weights(folder), self._base_mark, self._model.folder)
             self._describe()
         return side
 

@@ -18,6 +18,7 @@ from qlora_ui.base.files import GrowingLines, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
 from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
@@ -38,6 +39,7 @@ from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
 from qlora_ui.engine.sampling import Sampling
 from qlora_ui.hardware.system import versions
+from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
@@ -93,13 +95,17 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run (or a checkpoint of it) on its held-back rows; writes `evaluation.json` into the run and returns it.
 
+    Where no checkpoint is named and the run has no finished adapter, its newest checkpoint is evaluated.
+
     Keys: `scores` (a dict for each variant: loss, perplexity, accuracy, `by_layer` where it was too large for the memory, or
     `skipped` with the reason), `gain` (base minus adapter, nats a token with interval), `agreement`, `logit_difference`, `tasks`,
-    `answers`, `verdict`, `num_rows` of `num_held_back`, `adapter_sha256`, `time` (when it was done).
+    `answers`, `verdict`, `num_rows` of `num_held_back`, `checkpoint` (None for the finished adapter), `adapter_sha256`, `warning`
+    (where the base is not the one that the adapter was trained on), `time` (when it was done).
     Raises RunError where no rows were held back or the card is busy, ModelError, and Cancelled, also where the run was deleted.
     """
     options = options or EvaluateOptions()
     run = find_run(workspace, run_id)
+    checkpoint = checkpoint or run.stand_in
     target = ChatTarget(run_id=run.id, checkpoint=checkpoint)
     config = target_config(target, workspace)
     adapter = adapter_folder(target, workspace)
@@ -117,6 +123,7 @@ def evaluate_run(
         model = ChatModel.load(config, workspace, on_progress, is_over)
         try:
             model.add_adapter("adapter", adapter)
+            warning = replaced_words(noted_weights(adapter), weights_mark(model.folder), model.folder)
             num_params = num_parameters(model.base)[1]
             work.score_quantized(model)
             answers = work.answer(model, conversations)
@@ -129,6 +136,7 @@ def evaluate_run(
         "run_id": run.id,
         "checkpoint": checkpoint,
         "adapter_sha256": adapter_sha256,
+        "warning": warning,
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),

@@ -69,6 +69,8 @@ class Comparison:
     asked: str = ""
     """How answers were chosen, in words."""
     time: float = 0.0
+    warning: str = ""
+    """Where the base is not the one that an adapter was trained on."""
 
     @property
     def hides_names(self) -> bool:
@@ -186,4 +188,5 @@ def _from_dict(value: Mapping[str, Any]) -> Comparison:
         )
         for row in value["rows"]
     ]
-    return Comparison(dict(value["names"]), rows, bool(value["is_blind"]), str(value["asked"]), float(value["time"]))
+    known = (dict(value["names"]), rows, bool(value["is_blind"]), str(value["asked"]), float(value["time"]))
+    return Comparison(*known, warning=str(value.get("warning", "")))

@@ -160,6 +160,12 @@ class RunDir:
         return self.checkpoints / f"checkpoint-{steps[0]}" if steps else None
 
     @property
+    def stand_in(self) -> str | None:
+        """Name of the checkpoint that stands for a result that is not there (yet); None where there is one, or nothing was saved."""
+        newest = None if self.has_adapter else self.newest_checkpoint
+        return newest.name if newest is not None else None
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 

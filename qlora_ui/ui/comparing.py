@@ -20,7 +20,7 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui.service import Service
 
-MOST_QUESTIONS = 100
+MOST_QUESTIONS = MOST_BESIDE = 100
 ADDED_ROWS = 5
 LINE_END = " ⏎ "
 """Stands for the end of a line inside a question, since each line is a question."""
@@ -75,9 +75,9 @@ def with_rows(text: str, rows: Sequence[HeldBack], *, at_random: bool) -> str:
 
 
 def target_of(run: RunDir, checkpoint: str = "") -> Any:
-    """What the chat loads for a run's adapter, or for one of its checkpoints."""
+    """What the chat loads for a run's adapter, or for one of its checkpoints; the newest of them where it has no adapter."""
     model = run.config().model
-    return engine_object("chat_targets:ChatTarget")(model.id, model.revision, run.id, checkpoint or None)
+    return engine_object("chat_targets:ChatTarget")(model.id, model.revision, run.id, checkpoint or run.stand_in)
 
 
 def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
@@ -89,7 +89,7 @@ def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_
     sides: tuple[str, ...] = engine_object("comparison:load_sides")(chat, target, beside, on_progress)
     names = dict(zip(sides, names_of(service, run, wish.beside), strict=False))
     sampling = engine_object("chat:Sampling")(wish.temperature, 0.95 if wish.temperature else 1.0, wish.max_tokens, 0)
-    kept.begin(run, Comparison(names, is_blind=wish.is_blind, asked=wish.words, time=time.time()))
+    kept.begin(run, Comparison(names, is_blind=wish.is_blind, asked=wish.words, time=time.time(), warning=chat.warning))
     answer = engine_object("comparison:compare_answers")
     for row in answer(chat, target, wish.questions, sampling, sides, on_progress=on_progress, is_cancelled=is_cancelled):
         kept.add(run, row)
@@ -98,21 +98,31 @@ def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_
 def names_of(service: Service, run: RunDir, beside: str = "") -> list[str]:
     """What the sides are called, each otherwise: base, the run's adapter, the one beside."""
     other, _, checkpoint = beside.partition("|")
-    step = f", step {checkpoint.removeprefix('checkpoint-')}" if checkpoint else ""
-    sides = [(run, ""), *([(find_run(service.workspace, other), step)] if other else [])]
+    sides = [(run, run.stand_in), *([(find_run(service.workspace, other), checkpoint)] if other else [])]
     names = ["Base model"]
-    for one, more in sides:
-        name = service.readers.view(one).name + more
+    for one, saved in sides:
+        name = service.readers.view(one).name + (f", step {saved.removeprefix('checkpoint-')}" if saved else "")
         names.append(f"{name} ({one.id})" if name in names else name)
     return names
 
 
 def others_of(service: Service, view: RunView) -> list[tuple[str, str]]:
-    """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then other adapters of the same base."""
-    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in view.run.other_steps()]
+    """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then other adapters of the same base.
+
+    A run that has no finished adapter is there with its newest checkpoint.
+    """
+    own = [step for step in view.run.other_steps() if f"checkpoint-{step}" != view.run.stand_in]
+    found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in own]
     model = view.config.model.id if view.config else ""
-    rows = service.run_lists.rows()
-    return found + [(row.id, row.name) for row in rows if row.has_adapter and row.id != view.id and row.model == model][:MOST_QUESTIONS]
+    for row in service.run_lists.rows():
+        if row.id == view.id or row.model != model or len(found) >= MOST_BESIDE:
+            continue
+        saved = RunDir(service.workspace.runs / row.id).stand_in if row.has_checkpoint and not row.has_adapter else None
+        if row.has_adapter:
+            found.append((row.id, row.name))
+        elif saved:
+            found.append((f"{row.id}|{saved}", f"{row.name}, step {saved.removeprefix('checkpoint-')}"))
+    return found
 
 
 def vote(kept: Comparisons, run: RunDir, index: str, choice: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import read_json, sha256_of
+from qlora_ui.base.files import read_json, sha256_of, write_json
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
 from qlora_ui.cli import main
@@ -177,6 +177,23 @@ def test_a_run_that_is_deleted_meanwhile_stays_deleted(run: tuple[Workspace, Run
     assert not doomed.path.exists()
 
 
+def test_a_paused_run_is_judged_by_its_newest_checkpoint_and_a_replaced_base_is_told_of(
+    run: tuple[Workspace, RunDir], tiny_model_dir: Path
+) -> None:
+    workspace, other = run
+    paused = create_run(workspace, other.config())
+    shutil.copytree(other.data, paused.data)
+    for step in (2, 10):
+        write_adapter(paused.checkpoints / f"checkpoint-{step}", tiny_model_dir, step)
+    options = EvaluateOptions(num_answers=0, max_rows=1, variants=("base-4bit",))
+    result = evaluate_run(paused.id, workspace, Card(), options)
+    newest = paused.checkpoints / "checkpoint-10"
+    assert result["checkpoint"] == newest.name and result["adapter_sha256"] == sha256_of(newest / "adapter_model.safetensors")
+    assert result["warning"] == ""
+    write_json(newest / "manifest.json", {"files": {}, "notes": {"weights_mark": "of others"}})
+    assert "was replaced since" in evaluate_run(paused.id, workspace, Card(), options)["warning"]
+
+
 def test_an_idle_chat_makes_room(run: tuple[Workspace, RunDir]) -> None:
     card = Card()
     chat = ChatService(run[0], card)
@@ -228,10 +245,13 @@ def test_tokens_of_a_text(run: tuple[Workspace, RunDir]) -> None:
 
 def test_answers_side_by_side_with_another_adapter_of_the_base(run: tuple[Workspace, RunDir], tiny_model_dir: Path) -> None:
     write_adapter(run[1].checkpoints / "checkpoint-2", tiny_model_dir, 9)
+    write_json(run[1].checkpoints / "checkpoint-2" / "manifest.json", {"notes": {"weights_mark": "of others"}})
     service = ChatService(run[0], Card())
     target = ChatTarget(run_id=run[1].id)
+    assert service.load(target).warning == ""
     sides = load_sides(service, target, ChatTarget(run_id=run[1].id, checkpoint="checkpoint-2"))
     assert sides[:2] == ("base", "adapter") and len(sides) == 3
+    assert "was replaced since" in service.warning  # of the one beside
     asked = [Question("hello world", reference="how"), Question("how are you", system="be kind")]
     sampling = Sampling(temperature=0, max_tokens=6)
     rows = list(compare_answers(service, target, asked, sampling, sides))

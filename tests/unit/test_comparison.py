@@ -101,6 +101,11 @@ def test_sides_are_called_otherwise_each(workspace: Workspace) -> None:
     (runs[1].checkpoints / "checkpoint-12").mkdir()
     assert runs[1].saved_steps() == [10, 2] and runs[0].saved_steps() == []
     assert comparing.names_of(service, runs[0]) == ["Base model", f"Base model ({runs[0].id})"]
+    # It has no finished adapter: its newest checkpoint answers.
+    assert comparing.names_of(service, runs[1], f"{runs[1].id}|checkpoint-2")[1:] == ["Pirate, step 10", "Pirate, step 2"]
+    for run in runs[1:]:
+        run.adapter.mkdir()
+        (run.adapter / "adapter_model.safetensors").touch()
     assert comparing.names_of(service, runs[1], runs[2].id)[1:] == ["Pirate", f"Pirate ({runs[2].id})"]
     assert comparing.names_of(service, runs[1], f"{runs[1].id}|checkpoint-2")[1:] == ["Pirate", "Pirate, step 2"]
 
@@ -114,8 +119,9 @@ def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: 
     service = Service(workspace)
     assert run.saved_steps() == [20, 10]
     assert comparing.others_of(service, service.readers.view(run)) == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
+    # Without a result its newest checkpoint answers, and would stand beside itself.
     (run.adapter / "adapter_model.safetensors").unlink()
-    assert len(comparing.others_of(service, service.readers.view(run))) == 2
+    assert comparing.others_of(service, service.readers.view(run)) == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
 
 
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:

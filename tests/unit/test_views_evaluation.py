@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from qlora_ui.catalog.metrics import METRICS, label_scores
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.background import Progress
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.evaluate import _draw
 from qlora_ui.ui.views.dotplot import dotplot_html, intervals
 from qlora_ui.ui.views.evaluation import invitation_html, receipt_html
+from tests.journals import run_with_checkpoint
 
 
 def result_with(**values: Any) -> dict[str, Any]:
@@ -65,8 +70,27 @@ def test_numbers_of_another_adapter_are_named() -> None:
     assert "as it was" not in receipt_html(was, "1", "a") + receipt_html(was, "1") + receipt_html(result_with(), "1", "b")
     # A run that was stopped, evaluated, and then continued.
     assert "learned on since" in receipt_html(was, "1", "b")
-    assert "numbers of checkpoint-10, not" in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "b")
-    assert "checkpoint-10" not in receipt_html({**was, "checkpoint": "checkpoint-10"}, "1", "a")
+    of_step = {**was, "checkpoint": "checkpoint-10"}
+    assert "numbers of step 10, not of the finished" in receipt_html(of_step, "1", "b")
+    assert "step 10" not in receipt_html(of_step, "1", "a")
+    # A paused run, before and after it went on.
+    assert "numbers of step 10, its last checkpoint" in receipt_html(of_step, "1", "a", is_finished=False)
+    assert "numbers of step 10; the run has learned on since" in receipt_html(of_step, "1", "b", is_finished=False)
+
+
+def test_a_base_that_was_replaced_is_told_of() -> None:
+    told = "The base model in x was replaced."
+    assert told in receipt_html(result_with(warning=told), "1") and "q-note-warn" not in receipt_html(result_with(warning=""), "1")
+
+
+def test_a_paused_run_can_be_evaluated_and_says_which_step_is_judged(workspace: Workspace) -> None:
+    done, paused, live = (run_with_checkpoint(workspace, end=end) for end in ("done", "paused", "live"))
+    service = Service(workspace)
+    pages = {run.id: _draw(service, run.id, Progress()) for run in (done, paused, live)}
+    assert "evaluate-source" not in pages[done.id] and "evaluate-now" in pages[done.id]
+    assert "learned at step 114, its last checkpoint" in pages[paused.id] and "evaluate-now" in pages[paused.id]
+    assert "The run is training" in pages[live.id] and "evaluate-now" not in pages[live.id]
+    assert all(f'value="{run.id}"' in pages[done.id] for run in (done, paused, live))
 
 
 @pytest.mark.parametrize(("losses", "ticks"), [((2.031, 2.035), ["2.031", "2.033", "2.035"]), ((1.0, 12.0), ["1.00", "6.50", "12.00"])])

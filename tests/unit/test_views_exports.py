@@ -23,7 +23,7 @@ from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import export as tab
 from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _draw, _make, _pack
 from qlora_ui.ui.views.exports import EARLIER, Card, exports_html, source_words
-from tests.journals import write_run
+from tests.journals import run_with_checkpoint, write_run
 
 
 def _drawn(run: RunDir) -> list[Card]:
@@ -43,17 +43,8 @@ def test_a_base_that_is_gone_is_told_before_anything_is_pressed_and_forgotten_wh
     assert not any(card.problem for card in _cards(service, view, plans))
 
 
-def _with_checkpoint(workspace: Workspace, **how: Any) -> RunDir:
-    run = write_run(workspace, **how)
-    folder = run.checkpoints / "checkpoint-114"
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(b"learned")
-    write_json(folder / "manifest.json", {"files": {"adapter_model.safetensors": [7, "abc"]}})
-    return run
-
-
 def test_a_run_that_is_not_over_can_be_taken_away_and_says_what_of_it(workspace: Workspace) -> None:
-    done, paused, live = (_with_checkpoint(workspace, end=end) for end in ("done", "paused", "live"))
+    done, paused, live = (run_with_checkpoint(workspace, end=end) for end in ("done", "paused", "live"))
     service = Service(workspace)
     told = {}
     for run in (done, paused, live):

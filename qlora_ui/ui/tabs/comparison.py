@@ -21,7 +21,7 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui import comparing
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
-from qlora_ui.ui.chosen import chosen_run
+from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
@@ -136,11 +136,15 @@ def _build_likely(page: Page) -> None:
     view = live_html("", "likely-view")
 
     def draw(run_id: str) -> str:
-        progress, chosen = work.progress(), chosen_run(service, run_id)
+        progress, chosen = work.progress(), run_to_take(service, run_id)
         if chosen is None or progress.key not in ("", chosen.id):
             return progress_html(progress, "Measuring for another run") if progress.is_running else ""
-        names = dict(zip(("base", "adapter"), comparing.names_of(service, chosen.run), strict=True))
-        return progress_html(progress, "Measuring") + (scores_html(progress.result, names) if progress.result else "")
+        shown = progress_html(progress, "Measuring")
+        if progress.result:
+            names = dict(zip(("base", "adapter"), comparing.names_of(service, chosen.run), strict=True))
+            scores, warning = progress.result
+            shown += scores_html(scores, names, warning)
+        return shown
 
     page.live(draw, [view])
 
@@ -155,7 +159,7 @@ def _build_likely(page: Page) -> None:
             engine_object("comparison:load_sides")(service.chat, comparing.target_of(run), None, on_progress)
             stop_if(is_cancelled, "The measurement")
             on_progress("Reading the text", None)
-            return engine_object("comparison:score_text")(service.chat, words)
+            return engine_object("comparison:score_text")(service.chat, words), service.chat.warning
 
         work.start(run.id, job)
 
@@ -177,19 +181,19 @@ def _chosen(event: gr.EventData) -> str:
 
 
 def _run(service: Service, run_id: str) -> RunView:
-    view = chosen_run(service, run_id)
+    view = run_to_take(service, run_id)
     if view is None:
         raise RunError("No run has learned anything yet.", fix="Train one first.", code="no-adapter")
     return view
 
 
 def _others(service: Service, run_id: str, chosen: str) -> str:
-    view = chosen_run(service, run_id)
+    view = run_to_take(service, run_id)
     return others_html(comparing.others_of(service, view), chosen) if view is not None else ""
 
 
 def _draw(service: Service, run_id: str, work: Background, results: Any) -> str:
-    view, progress = chosen_run(service, run_id), work.progress()
+    view, progress = run_to_take(service, run_id), work.progress()
     if view is None:
         return ""
     is_own = progress.key == view.id

@@ -12,13 +12,14 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background, Progress
-from qlora_ui.ui.chosen import chosen_run
+from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
+from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import comparison
 from qlora_ui.ui.views.background_view import progress_html, run_picker
-from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html
+from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html, source_words
 from qlora_ui.ui.views.run import LOOKING
 
 
@@ -49,17 +50,19 @@ def build(page: Page) -> None:
 
 
 def _draw(service: Service, run_id: str, progress: Progress) -> str:
-    view = chosen_run(service, run_id)
+    view = run_to_take(service, run_id)
     if view is None:
         return NOTHING
-    picker = run_picker(service.run_lists.rows(), view.id, "Evaluate")
+    picker = run_picker(service.run_lists.rows(), view.id, "Evaluate", with_unfinished=True)
     title = "Evaluating" if progress.key == view.id else "Evaluating another run"
     shown = progress.is_running or progress.key == view.id
     result = read_json(view.run.evaluation_path)
     running = progress_html(progress, title) if shown else ""
     body = ""
     if isinstance(result, dict):
-        body = receipt_html(result, view.id, view.run.adapter_sha256)
+        body = receipt_html(result, view.id, view.run.adapter_sha256, is_finished=view.has_adapter)
     elif not progress.is_running:
-        body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None)
-    return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{running}{body}</div>'
+        body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None, is_training=view.status.is_live)
+    source = source_words(view)
+    told = f'<p class="q-note" id="evaluate-source">{escape(source)}</p>' if source else ""
+    return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{told}{running}{body}</div>'

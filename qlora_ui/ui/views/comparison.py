@@ -54,20 +54,25 @@ def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool) ->
     about = f"Asked {ago(comparison.time)}. {comparison.asked} {marking}"
     saving = "" if is_running else f'<p class="q-answer-tools">{" ".join(tools)}</p>'
     return (
-        f'<section class="q-card q-comparison">{counted}<p class="q-small">{escape(about)}</p>'
+        f'<section class="q-card q-comparison">{_warned(comparison.warning)}{counted}<p class="q-small">{escape(about)}</p>'
         f'<ol class="q-examples">{rows}</ol>{saving}</section>'
     )
 
 
-def scores_html(scores: Sequence[TextScore], names: Mapping[str, str]) -> str:
-    """A text's tokens under each side, with its perplexity."""
+def scores_html(scores: Sequence[TextScore], names: Mapping[str, str], warning: str = "") -> str:
+    """A text's tokens under each side, with its perplexity; `warning` is what to know of the adapter."""
     cards = "".join(
         f'<article class="q-answer q-answer-{escape(score.side)}"><h3 class="q-answer-head">{escape(names.get(score.side, score.side))}: '
         f"{_perplexity(score.perplexity)}</h3>{_tokens(score.tokens)}</article>"
         for score in scores
     )
     words = "Perplexity: between how many equally likely tokens it hesitates at each step. Lower is less surprised."
-    return f'<section class="q-card q-comparison"><p class="q-small">{words}</p><div class="q-answers">{cards}</div>{LEGEND}</section>'
+    head = f'{_warned(warning)}<p class="q-small">{words}</p>'
+    return f'<section class="q-card q-comparison">{head}<div class="q-answers">{cards}</div>{LEGEND}</section>'
+
+
+def _warned(words: str) -> str:
+    return f'<p class="q-note q-note-warn q-small">{escape(words)}</p>' if words else ""
 
 
 def marked(text: str, other: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_ui.base.units import format_duration
 from qlora_ui.catalog.metrics import METRICS, MOST_ROWS
+from qlora_ui.runs.read import RunView
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.dotplot import dotplot_html
@@ -20,7 +21,7 @@ _HEADLINES = {
     "unsure": "Not clear yet",
 }
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, or stopped and saved, you see here '
+    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, paused or stopped, you see here '
     "whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
 )
 ABOUT = (
@@ -29,20 +30,36 @@ ABOUT = (
 )
 
 
-def invitation_html(run_id: str, num_eval_rows: int | None) -> str:
-    """What an evaluation will do, and its button; in words why there is none where no rows were held back."""
+def source_words(view: RunView) -> str:
+    """What of a run without a finished adapter is judged; empty where it has one."""
+    if view.has_adapter:
+        return ""
+    step = (view.run.stand_in or "").removeprefix("checkpoint-")
+    return f"The run has no finished adapter. What is judged is what it had learned at step {int(step or 0):,}, its last checkpoint."
+
+
+def invitation_html(run_id: str, num_eval_rows: int | None, *, is_training: bool = False) -> str:
+    """What an evaluation will do, and its button; in words why there is none where no rows were held back, or while it trains."""
     if num_eval_rows == 0:
         return (
             '<div class="q-empty"><h2>No rows were held back</h2><p>Rows that were trained on say nothing about new ones. '
             "Set “Held back for checking” above 0 for the next run.</p></div>"
+        )
+    if is_training:
+        return (
+            '<div class="q-empty"><h2>The run is training</h2><p>Its held-back rows can be scored when it is done, paused or stopped: '
+            "there is room for one model at a time.</p></div>"
         )
     rows = f"{_held_back(min(num_eval_rows, MOST_ROWS), num_eval_rows)}. " if num_eval_rows else ""
     button = act_button("Evaluate", "evaluate-now", run_id, look="primary", echo="Starting …")
     return f'<section class="q-card q-run-top"><p class="q-sub">{escape(rows + ABOUT)}</p>{button}</section>'
 
 
-def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "") -> str:
-    """All of a finished evaluation; `adapter_sha256` is of the run's adapter as it is now, empty where it is not known."""
+def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "", *, is_finished: bool = True) -> str:
+    """All of a finished evaluation; `adapter_sha256` is of the run's adapter as it is now, empty where it is not known.
+
+    Where the run is not finished that is the adapter of its newest checkpoint.
+    """
     verdict = result.get("verdict") or {}
     kind = {"better": "good", "worse": "bad"}.get(str(verdict.get("kind")), "warn")
     sign = {"good": "✓", "bad": "✕", "warn": "?"}[kind]
@@ -54,22 +71,27 @@ def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "
         f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
         f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
-        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_other_adapter(result, adapter_sha256)}</div>'
+        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_notes(result, adapter_sha256, is_finished)}</div>'
         f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
         f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
 
 
-def _other_adapter(result: Mapping[str, Any], adapter_sha256: str) -> str:
-    """What to know where the numbers are not of the run's adapter as it is now."""
+def _notes(result: Mapping[str, Any], adapter_sha256: str, is_finished: bool) -> str:
+    """What to know where the numbers are not of the run's adapter as it is now, or not on the base that it was trained on."""
+    words = [str(result.get("warning") or ""), _other_adapter(result, adapter_sha256, is_finished)]
+    return "".join(f'<p class="q-note q-note-warn q-small">{escape(one)}</p>' for one in words if one)
+
+
+def _other_adapter(result: Mapping[str, Any], adapter_sha256: str, is_finished: bool) -> str:
     measured = result.get("adapter_sha256") or adapter_sha256
-    if result.get("checkpoint") and (measured != adapter_sha256 or not adapter_sha256):
-        words = f"These are the numbers of {result['checkpoint']}, not of the finished adapter."
-    elif adapter_sha256 and measured != adapter_sha256:
-        words = "The run has learned on since: these are the numbers of its adapter as it was."
-    else:
-        return ""
-    return f'<p class="q-note q-note-warn q-small">{escape(words)}</p>'
+    is_other = measured != adapter_sha256 or not adapter_sha256
+    step = str(result.get("checkpoint") or "").removeprefix("checkpoint-")
+    if step and is_finished:
+        return f"These are the numbers of step {step}, not of the finished adapter." if is_other else ""
+    if step:
+        return f"These are the numbers of step {step}{'; the run has learned on since' if is_other else ', its last checkpoint'}."
+    return "The run has learned on since: these are the numbers of its adapter as it was." if adapter_sha256 and is_other else ""
 
 
 def _held_back(num_rows: int, num_in_all: int) -> str:
