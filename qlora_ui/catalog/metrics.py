@@ -104,9 +104,18 @@ def exact_match(answer: str, reference: str) -> float:
         return float(_plain(answer) == _plain(reference))
 
 
+def without_thinking(text: str) -> str:
+    """What an answer says once it has thought; nothing where its thinking has no end."""
+    _, end, said = text.rpartition("</think>")
+    return said.strip() if end else "" if text.lstrip().startswith("<think>") else text
+
+
 def rouge_l(answer: str, reference: str) -> float:
     """F1 of the longest common subsequence of words (Lin 2004), lower case, without punctuation."""
-    left, right = _words(answer), _words(reference)
+    left, right = words_of(answer), words_of(reference)
+    if not right:
+        # Signs and pictures only: then those count.
+        left, right = list("".join(answer.split())), list("".join(reference.split()))
     if not left or not right:
         return float(left == right)
     row = [0] * (len(right) + 1)
@@ -163,9 +172,15 @@ def label_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str,
     }
 
 
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Letters of scripts that write no spaces between words (Thai, Lao, Burmese, Khmer, kana, Han): each counts as a word."""
+_WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).strip(" .")
+    return " ".join(text.lower().split()).strip(" .。")
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def words_of(text: str) -> list[str]:
+    """The words of a text in small letters, without punctuation."""
+    return _WORDS.findall(text.lower())

@@ -140,15 +140,15 @@ class ChatModel:
         if self.tokens is not None:
             self.tokens.install(self._peft)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a conversation up to where the answer begins; plain text where the model has no template."""
         if self._renderer is None:
             text = "\n\n".join(message.content for message in messages)
             plain: list[int] = self.tokenizer(text)["input_ids"]
             return plain
-        turns, tools = self._renderer.turns_of(Conversation(tuple(messages)))
+        turns, listed = self._renderer.turns_of(Conversation(tuple(messages), tuple(tools)))
         try:
-            text = self._renderer.render(turns, tools, prompt=True)
+            text = self._renderer.render(turns, listed, prompt=True)
         except RowRefused as error:
             raise QloraUiError(
                 "The model's template cannot write this conversation.",
@@ -156,6 +156,15 @@ class ChatModel:
                 fix="Turns must alternate between user and assistant; clear the chat or edit it.",
                 code="template",
             ) from None
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def answer_ids(self, conversation: Conversation) -> list[int]:
+        """Tokens of a conversation's last turn as training learns it: thinking, calls of tools and the end of the turn with it."""
+        text = conversation.messages[-1].content
+        if self._renderer is not None:
+            rendered = self._renderer.rendered(conversation)
+            text = rendered.text[slice(*rendered.spans[-1])]
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import GrowingLines, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share
+from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share, without_thinking
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
@@ -219,7 +219,7 @@ class _Evaluation:
 
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
-        questions = [item for item in (_question(one) for one in conversations) if item]
+        questions = [item for item in map(_question, conversations) if item]
         asked = [questions[place] for place in _evenly(len(questions), self.options.num_answers)]
         cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
         forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda", tokens=model.tokens)
@@ -227,9 +227,10 @@ class _Evaluation:
         keys = {"base": "base", "adapter": "adapter"}
         sides = [keys] if model.switch.can_share(list(keys)) else [{"base": "base"}, {"adapter": "adapter"}]
         answers = []
-        for index, (messages, reference) in enumerate(asked):
+        for index, one in enumerate(asked):
             self._between(f"Answering question {index + 1} of {len(asked)}", self._share(index / len(asked)))
-            ids = model.prompt_ids(messages)
+            before = one.messages[:-1]
+            ids, wanted = model.prompt_ids(before, one.tools), model.answer_ids(one)
             if len(ids) + 1 >= model.context_tokens:
                 continue
             said, ends = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
@@ -238,15 +239,16 @@ class _Evaluation:
                 said[delta.side] += delta.text
                 ends[delta.side] = delta.stopped_by
 
-            needed = len(model.tokenizer(reference, add_special_tokens=False)["input_ids"])
-            longest = self.options.longest_answer(needed)
+            longest = self.options.longest_answer(len(wanted))
             with torch.inference_mode():
                 for group in sides:
                     greedy = Sampling(temperature=0, max_tokens=longest)
                     answering.answer(dict.fromkeys(group, ids), group, greedy, take, self._is_cancelled, known=list(keys))
             cut = tuple(side for side, end in ends.items() if end in ("length", "context"))
-            is_measured = needed < min(longest, model.context_tokens - len(ids))
-            answers.append(Answered(messages[-1].content, reference, said["base"], said["adapter"], cut, is_measured))
+            is_measured = len(wanted) <= min(longest, model.context_tokens - len(ids))
+            # As answers are read: without the tokens that only steer.
+            reference = model.tokenizer.decode(wanted, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+            answers.append(Answered(_last_words(before), reference, said["base"], said["adapter"], cut, is_measured))
         self._answered = bool(self.options.num_answers)
         return answers
 
@@ -326,21 +328,26 @@ def _evenly(count: int, most: int) -> list[int]:
     return [place * count // most for place in range(most)] if count > most else list(range(count))
 
 
-def _question(conversation: Conversation) -> tuple[tuple[Message, ...], str] | None:
-    """The turns up to the last answer, and that answer."""
+def _question(conversation: Conversation) -> Conversation | None:
+    """The turns up to the last answer that is learned, with it; None where there is none, or nothing before it."""
     messages = conversation.messages
-    if len(messages) < 2 or messages[-1].role != "assistant" or not messages[-1].content or messages[-1].tool_calls:
-        return None
-    return messages[:-1], messages[-1].content
+    places = [at for at, turn in enumerate(messages) if turn.role == "assistant" and turn.is_learned and (turn.content or turn.tool_calls)]
+    return replace(conversation, messages=messages[: places[-1] + 1]) if places and places[-1] else None
+
+
+def _last_words(messages: Sequence[Message]) -> str:
+    """What an answer is given to: the last question, with what tools told since."""
+    first = max((at for at, turn in enumerate(messages) if turn.role == "user"), default=len(messages) - 1)
+    return "\n".join(turn.content for turn in messages[first:] if turn.content)
 
 
 def _tasks(answers: Sequence[Answered]) -> list[dict[str, Any]]:
-    references = [answer.reference for answer in answers]
+    references = [without_thinking(answer.reference) for answer in answers]
     tasks = []
     for name in applicable(references):
         task: dict[str, Any] = {"metric": name}
         for side in ("base", "adapter"):
-            said = [str(getattr(answer, side)) for answer in answers]
+            said = [without_thinking(getattr(answer, side)) for answer in answers]
             if name in TEXT_METRICS:
                 pairs = zip(said, references, strict=True)
                 task[side] = asdict(mean_share([TEXT_METRICS[name](text, reference) for text, reference in pairs]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +17,18 @@ import torch
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import read_json, sha256_of, write_json
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l
+from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_valid_json, label_scores, rouge_l, without_thinking
 from qlora_ui.cli import main
 from qlora_ui.cli.evaluate import _text
-from qlora_ui.data.rows import Message
+from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import EvaluateOptions, _held_back, evaluate_run
+from qlora_ui.engine.evaluate import Answered, EvaluateOptions, _held_back, _last_words, _question, _tasks, evaluate_run
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
+from qlora_ui.engine.tokens import RowTokenizer
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.comparison import Question
 from qlora_ui.runs.registry import create_run
@@ -271,10 +274,35 @@ def test_answers_side_by_side_with_another_adapter_of_the_base(run: tuple[Worksp
     service.close()
 
 
+def test_a_row_with_tools_or_thinking_is_asked_as_it_was_trained(run: tuple[Workspace, RunDir]) -> None:
+    # Without its tools it was another question; rows that end in a call were not asked at all; thinking was cut.
+    call = {"function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    asked = (Message("system", "Be brief."), Message("user", "Late?"))
+    calls = Conversation((*asked, Message("assistant", "", tool_calls=(call,))), tools=({"function": {"name": "clock"}},))
+    told = replace(calls, messages=(*calls.messages, Message("tool", "12:40"), Message("assistant", "No.", thinking="It is noon.")))
+    wrong = replace(told, messages=(*told.messages, Message("user", "Sure?"), Message("assistant", "Yes.", is_learned=False)))
+    assert _question(calls) == calls and _question(told) == _question(wrong) == told
+    assert _question(Conversation((Message("assistant", "Hi."),))) is None is _question(Conversation((), text="plain"))
+    assert _last_words(told.messages[:-1]) == "Late?\n12:40"
+    model = ChatModel.load(run[1].config(), run[0])
+    rows = RowTokenizer(model.tokenizer, run[1].config().data).whole([calls, told])
+    for one, row in zip((calls, told), rows, strict=True):
+        whole = model.prompt_ids(one.messages[:-1], one.tools) + model.answer_ids(one)
+        assert whole == row.input_ids.tolist()[: len(whole)] and len(row.input_ids) - len(whole) <= 1  # the line break behind the end
+        assert "clock" in model.tokenizer.decode(whole)
+    model.free()
+    said = [Answered("", "<think>\n1\n</think>\n\nyes", "no", f"<think>\n{number}\n</think>\n\nYes.") for number in range(6)]
+    assert {task["metric"]: task["adapter"]["value"] for task in _tasks(said)} == {"exact_match": 1.0, "rouge_l": 1.0}
+
+
 def test_metrics_on_text() -> None:
     assert exact_match(" Paris. ", "paris") == 1 and exact_match('{"a": 1}', '{ "a":1 }') == 1 and exact_match("a", "b") == 0
     assert rouge_l("the cat sat on the mat", "the cat lay on the mat") == pytest.approx(5 / 6)
     assert rouge_l("", "") == 1 and rouge_l("a", "") == 0
+    # Scripts without spaces, and answers without a word: any of the second kind counted as equal.
+    assert rouge_l("今天天气很好", "今天天气不好") == pytest.approx(5 / 6)
+    assert [rouge_l(said, "👍") for said in ("🏳", "", "👍")] == [0, 0, 1]
+    assert [without_thinking(text) for text in ("<think>a</think>\n\nb", "<think>a", "c")] == ["b", "", "c"]
     assert is_valid_json('```json\n{"a": 1}\n```') and not is_valid_json("3") and not is_valid_json("{")
     scores = label_scores(["pos", "neg", "neg", "what"], ["pos", "pos", "neg", "neg"])
     assert scores["matrix"] == [[1, 0, 1], [1, 1, 0]] and scores["labels"] == ["neg", "pos", "(other)"]

@@ -127,7 +127,7 @@ def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: 
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:
     assert marked("the red cat", "the blue cat") == "the <mark>red</mark> cat"
     assert marked("<b>x</b>", "x") == "<mark>&lt;</mark><mark>b&gt;</mark>x<mark>&lt;/b&gt;</mark>".replace("</mark><mark>", "")
-    assert marked("alone", "") == "alone"
+    assert marked("alone", "") == "alone" and marked("今天很好", "今天不好") == "今天<mark>很</mark>好"
     assert "<mark>" not in marked("word " * 2000, "other " * 2000)
 
 

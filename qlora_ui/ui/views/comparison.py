@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from qlora_ui.catalog.metrics import UNSPACED
 from qlora_ui.runs.comparison import EQUAL, Compared, Comparison, TokenScore
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
@@ -17,7 +18,7 @@ MOST_PIECES = 1500
 """Words and spaces of two answers that are still laid against each other; it takes their product in time."""
 LEVELS = ((0.5, 0), (0.1, 1), (0.01, 2), (0.0, 3))
 """Least probability of a token and its shade: the rarer, the stronger."""
-_PIECES = re.compile(r"\w+|\s+|[^\w\s]")
+_PIECES = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|\s+|[^\w\s]")
 _FORMS = (("csv", "Table (CSV)"), ("jsonl", "JSON lines"), ("md", "Markdown"))
 
 

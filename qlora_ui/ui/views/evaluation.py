@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ui.base.units import format_duration
-from qlora_ui.catalog.metrics import METRICS, MOST_ROWS
+from qlora_ui.catalog.metrics import METRICS, MOST_ROWS, words_of
 from qlora_ui.runs.read import RunView
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
@@ -198,5 +198,5 @@ def _said(title: str, text: str, side: str) -> str:
 
 def _likeness(text: str, reference: str) -> float:
     """Share of the reference's words that the text has: enough to put the weakest on top."""
-    wanted = set(reference.lower().split())
-    return len(wanted & set(text.lower().split())) / len(wanted) if wanted else 1.0
+    wanted = set(words_of(reference))
+    return len(wanted & set(words_of(text))) / len(wanted) if wanted else 1.0
