@@ -51,7 +51,7 @@ def questions_of(text: str, rows: Sequence[HeldBack]) -> list[Question]:
 
     Raises QloraUiError where there is none, or too many.
     """
-    known = {row.question.strip(): row for row in rows}
+    known = {"\n".join(row.question.strip().splitlines()): row for row in rows}
     shared = {row.system for row in rows}
     system = shared.pop() if len(shared) == 1 else ""
     lines = list(dict.fromkeys(line.strip().replace(LINE_END, "\n") for line in text.splitlines() if line.strip()))
@@ -59,7 +59,10 @@ def questions_of(text: str, rows: Sequence[HeldBack]) -> list[Question]:
         raise QloraUiError("There is no question.", fix="Type some, one a line, or add held-back rows.", code="no-questions")
     if len(lines) > MOST_QUESTIONS:
         raise QloraUiError(f"These are {len(lines)} questions.", fix=f"Ask at most {MOST_QUESTIONS} at once.", code="many-questions")
-    return [Question(line, known[line].system, known[line].answer) if line in known else Question(line, system) for line in lines]
+    return [
+        Question(row.question.strip(), row.system, row.answer) if (row := known.get(line)) is not None else Question(line, system)
+        for line in lines
+    ]
 
 
 def with_rows(text: str, rows: Sequence[HeldBack], *, at_random: bool) -> str:

@@ -149,6 +149,11 @@ def test_questions_bring_what_their_rows_have() -> None:
         Question("my own", "Be a pirate."),
         Question("two\nlines", "Be a pirate.", "yes"),
     ]
+    # Rows of Windows' files, and of those who write other line ends: they lost their answer and their system prompt.
+    other = HeldBack("a\r\nb\u2028c", "answer", "system")
+    assert comparing.questions_of(comparing.with_rows("", [other], at_random=False), [other]) == [
+        Question("a\r\nb\u2028c", "system", "answer")
+    ]
     assert comparing.questions_of("x", [*rows, HeldBack("q", "a", "Another.")]) == [Question("x")]
     with pytest.raises(QloraUiError, match="already"):
         comparing.with_rows(text, rows, at_random=True)

@@ -74,8 +74,8 @@ def test_numbers_of_another_adapter_are_named() -> None:
     assert "numbers of step 10, not of the finished" in receipt_html(of_step, "1", "b")
     assert "step 10" not in receipt_html(of_step, "1", "a")
     # A paused run, before and after it went on.
-    assert "numbers of step 10, its last checkpoint" in receipt_html(of_step, "1", "a", is_finished=False)
-    assert "numbers of step 10; the run has learned on since" in receipt_html(of_step, "1", "b", is_finished=False)
+    assert "q-note-warn" not in receipt_html(of_step, "1", "a", is_finished=False)
+    assert "learned on since: these are the numbers of step 10." in receipt_html(of_step, "1", "b", is_finished=False)
 
 
 def test_a_base_that_was_replaced_is_told_of() -> None:

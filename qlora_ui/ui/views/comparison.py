@@ -115,9 +115,8 @@ def _row(comparison: Comparison, index: int, row: Compared, run_id: str, hides: 
     # Four stand better as two pairs than as three and one.
     columns = "three" if len(cards) == 3 else "two"
     equal = _equal_button(row, index, run_id) if hides else ""
-    return (
-        f'<li><p class="q-h3">{escape(row.question.text)}</p><div class="q-answers q-answers-{columns}">{"".join(cards)}</div>{equal}</li>'
-    )
+    asked = f'<p class="q-h3 q-asked">{escape(row.question.text)}</p>'
+    return f'<li>{asked}<div class="q-answers q-answers-{columns}">{"".join(cards)}</div>{equal}</li>'
 
 
 def _card(title: str, said: str, side: str, below: str = "", is_preferred: bool = False) -> str:

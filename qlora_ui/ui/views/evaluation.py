@@ -90,7 +90,7 @@ def _other_adapter(result: Mapping[str, Any], adapter_sha256: str, is_finished: 
     if step and is_finished:
         return f"These are the numbers of step {step}, not of the finished adapter." if is_other else ""
     if step:
-        return f"These are the numbers of step {step}{'; the run has learned on since' if is_other else ', its last checkpoint'}."
+        return f"The run has learned on since: these are the numbers of step {step}." if is_other else ""
     return "The run has learned on since: these are the numbers of its adapter as it was." if adapter_sha256 and is_other else ""
 
 
@@ -106,9 +106,12 @@ def _dots(result: Mapping[str, Any]) -> str:
         return ""
     has_whiskers = any((result.get(key) or {}).get("low") is not None for key in ("gain", "four_bit_cost"))
     note = "Whiskers: 95 % interval of the difference to the base in 4-bit." if has_whiskers else ""
+    # transformers' Trainer has the mean of its batches' losses, whatever number of words a batch has.
+    curve = "Here each word counts the same; Train and Runs show a mean of batches, so their number for these rows is a little different."
     return (
         '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
         f'<p class="q-small">How surprised each form is by the words of the rows, in nats a token; lower is better. {note}</p>{plot}'
+        f'<p class="q-small">{curve}</p>'
         f"{fold('All numbers', _numbers(result), 'all-numbers')}</section>"
     )
 
@@ -178,7 +181,7 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
         return ""
     ordered = sorted(answers, key=lambda answer: _likeness(answer["adapter"], answer["reference"]))
     cards = "".join(
-        f'<li><p class="q-h3">{escape(answer["question"])}</p><div class="q-answers q-answers-three">'
+        f'<li><p class="q-h3 q-asked">{escape(answer["question"])}</p><div class="q-answers q-answers-three">'
         f"{_said('The row’s answer', answer['reference'], 'reference')}{_said('Base model', _text(answer, 'base'), 'base')}"
         f"{_said('With your adapter', _text(answer, 'adapter'), 'adapter')}</div></li>"
         for answer in ordered
