@@ -40,8 +40,10 @@ class Background:
     """One piece of work at a time, in a thread of its own; safe to use from any thread."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
         self._cancelled = threading.Event()
         self._progress = Progress()
 
@@ -53,11 +55,14 @@ class Background:
     def start(self, key: str, job: Job) -> None:
         """Begin; raises QloraUiError while another piece is being worked on."""
         with self._lock:
+            if self._is_closed:
+                raise QloraUiError("The app is closing.", fix="Start it again", code="closing")
             if self._progress.is_running:
-                raise QloraUiError(f"Another {self._name} is running.", fix="Wait for it, or cancel it.", code="busy")
+                raise QloraUiError(f"Another {self.name} is running.", fix="Wait for it, or cancel it.", code="busy")
             self._cancelled.clear()
             self._progress = Progress(key, True, "Getting ready", None, time.time())
-        threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()
+            self._thread = threading.Thread(target=self._work, args=(job,), name=self.name, daemon=True)
+            self._thread.start()
 
     def cancel(self) -> None:
         """Ask it to end; it does at its next look."""
@@ -65,11 +70,22 @@ class Background:
         with self._lock:
             self._progress = replace(self._progress, is_cancelling=self._progress.is_running)
 
+    def close(self) -> None:
+        """Ask it to end, for the end of the app; nothing can be begun any more."""
+        with self._lock:
+            self._is_closed = True
+        self.cancel()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it has ended, so long at most."""
+        if self._thread is not None:
+            self._thread.join(max(timeout_s, 0.0))
+
     def _work(self, job: Job) -> None:
         problems: tuple[Problem, ...] = ()
         result = None
         try:
-            result, problems = attempt(lambda: job(self._tell, self._cancelled.is_set), self._name)
+            result, problems = attempt(lambda: job(self._tell, self._cancelled.is_set), self.name)
         except Cancelled:
             pass
         with self._lock:

@@ -260,9 +260,11 @@ def wait_for_the_end(served: Served) -> None:
     # A wait without limit would not be woken by Ctrl-C on Windows.
     while not asked.wait(0.5):
         pass
-    view = served.service.view("")
-    if view is not None and view.status.is_live:
-        words = f"Stopping {view.name or view.id} and saving it, {SHUTDOWN_S} s at most; Ctrl-C again ends at once."
+    view, working = served.service.view(""), served.service.working
+    is_live = view is not None and view.status.is_live
+    if is_live or working:
+        what = f"Stopping {view.name or view.id} and saving it" if view is not None and is_live else f"Ending the {working[0]}"
+        words = f"{what}, {SHUTDOWN_S} s at most; Ctrl-C again ends at once."
         # Where the terminal is gone nobody reads it, and the saving matters.
         with contextlib.suppress(OSError, ValueError):
             print(words, file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from qlora_ui.settings.presets import FIRST_PRESET, Preset, find_preset, list_pr
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
+from qlora_ui.ui.background import Background
 from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, data_shape, make_draft
@@ -67,6 +68,7 @@ class Service:
         self.checks = Checks(self.news)
         self._may_use_engine = False
         self._is_closing = False
+        self._works: list[Background] = []
         self.downloads = Downloads(self.models_changed)
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
@@ -365,12 +367,29 @@ class Service:
         """
         return next((preset.name for preset in self.presets() if preset.name == name), "")
 
+    def background(self, name: str) -> Background:
+        """Room for one piece of work of minutes at a time, which ends with the app."""
+        work = Background(name)
+        self._works.append(work)
+        return work
+
+    @property
+    def working(self) -> list[str]:
+        """Names of the pieces of work in hand."""
+        return [work.name for work in self._works if work.progress().is_running]
+
     def shutdown(self, timeout_s: float = 30) -> None:
-        """Stop and save the running job, free the chat."""
+        """Stop and save the running job, end other work, free the chat."""
         self._is_closing = True
+        until = time.monotonic() + timeout_s
+        for work in self._works:
+            work.close()
         self.launcher.shutdown(timeout_s)
         if self.has_chat:
             self.chat.close()
+        for work in self._works:
+            # The process would be aborted where torch still computes at its end.
+            work.wait(until - time.monotonic())
 
 
 def _look_key(config: RunConfig) -> tuple[object, ...]:

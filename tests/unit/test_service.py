@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.data import parse
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
@@ -73,3 +74,22 @@ def test_rows_are_looked_at_without_reading_their_file_again(workspace: Workspac
     assert [service.loaded(data).conversations[0].messages[1].content for _ in range(3)] == ["b"] * 3 and len(read) == 1
     path.write_text('{"prompt": "a", "completion": "another"}\n', encoding="utf-8")
     assert service.loaded(data).conversations[0].messages[1].content == "another" and len(read) == 2
+
+
+def test_the_end_of_the_app_ends_an_evaluation_and_waits_for_it(workspace: Workspace) -> None:
+    # The process was aborted ("terminate called without an active exception") where torch still computed at its end.
+    service = Service(workspace)
+    work, ended = service.background("evaluation"), threading.Event()
+
+    def job(on_progress: object, is_cancelled: Callable[[], bool]) -> None:
+        while not is_cancelled():
+            time.sleep(0.001)
+        time.sleep(0.05)
+        ended.set()
+
+    work.start("run", job)
+    assert service.working == ["evaluation"]
+    service.shutdown(10)
+    assert ended.is_set() and service.working == []
+    with pytest.raises(QloraUiError, match="closing"):
+        work.start("run", job)

@@ -45,7 +45,7 @@ def build(page: Page) -> None:
 
 
 def _build_comparison(page: Page) -> None:
-    service, work, kept = page.service, Background("comparison"), Comparisons()
+    service, work, kept = page.service, page.service.background("comparison"), Comparisons()
     beside = gr.State("")
     gr.HTML(ABOUT, apply_default_css=False)
     questions = _text("Questions, one a line", "q-comparison-questions", placeholder="How do I boil an egg?")
@@ -130,7 +130,7 @@ def _wire_results(page: Page, view: Any, work: Background, kept: Comparisons) ->
 
 
 def _build_likely(page: Page) -> None:
-    service, work = page.service, Background("measurement")
+    service, work = page.service, page.service.background("measurement")
     text = _text("A text: each token is coloured by how likely it was after the ones before it", "q-likely-text")
     start = gr.Button("Measure", variant="primary", elem_id="q-likely-start", scale=0)
     view = live_html("", "likely-view")

@@ -11,7 +11,7 @@ from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
-from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.markup import escape
@@ -25,7 +25,7 @@ from qlora_ui.ui.views.run import LOOKING
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    work = Background("evaluation")
+    work = page.service.background("evaluation")
     view = live_html(LOOKING, "evaluate-view")
     page.live(lambda run_id: _draw(page.service, run_id, work.progress()), [view])
 

@@ -26,7 +26,7 @@ from qlora_ui.runs.workspace import MAKING
 from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
-from qlora_ui.ui.background import Background, Progress
+from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
@@ -46,7 +46,7 @@ SCRIPTS = {
 
 def build(page: Page) -> None:
     """Draw the tab."""
-    work = Background("export")
+    work = page.service.background("export")
     plans: dict[tuple[str, str], Any] = {}
     view = live_html(LOOKING, "export-view")
     file = gr.DownloadButton("Save", visible=False, elem_id="export-file", variant="primary")
