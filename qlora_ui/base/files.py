@@ -93,6 +93,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def room_for(path: Path, num_bytes: int) -> Iterator[None]:
+    """Room on the disk for what is written to `path` after the block, which may take hours; raises OSError at once where there is none."""
+    kept = path.with_name(f".room-{path.name}")
+    try:
+        with kept.open("wb") as file:
+            # Not zeros: some file systems store those in no space at all.
+            file.write(os.urandom(num_bytes))
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+    finally:
+        kept.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole, as UTF-8 with the line ends that it has."""
     with written_aside(path) as aside:

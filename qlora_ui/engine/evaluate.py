@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import torch
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import GrowingLines, sha256_of, write_json
+from qlora_ui.base.files import GrowingLines, room_for, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.base.units import MIB
 from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share, without_thinking
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.adapter import noted_weights
@@ -48,6 +49,8 @@ from qlora_ui.settings.run_config import RunConfig
 
 SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
 """Tokens that an answer may have in any case, and at most."""
+RESULT_BYTES = 2 * MIB
+"""Kept free on the disk for the result, which is much smaller: an evaluation takes hours, and the disk may fill up meanwhile."""
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go."""
 
@@ -117,7 +120,8 @@ def evaluate_run(
         # A run may be deleted meanwhile; its folder must not come back with nothing but this in it.
         return is_cancelled() or not run.path.is_dir()
 
-    with _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+    room = room_for(run.evaluation_path, RESULT_BYTES)
+    with room, _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_over)
         began = time.monotonic()
         model = ChatModel.load(config, workspace, on_progress, is_over)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from qlora_ui.base import files
-from qlora_ui.base.files import move, put_in_place, write_text
+from qlora_ui.base.files import move, put_in_place, room_for, write_text
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -60,3 +61,17 @@ def test_a_reader_of_a_moment_does_not_keep_a_file_from_being_replaced(tmp_path:
     with pytest.raises(PermissionError):
         move(tmp_path / "run", tmp_path / "trash")
     assert (tmp_path / "run").is_dir() and not (tmp_path / "trash").exists()
+
+
+def test_room_is_kept_until_something_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with room_for(tmp_path / "result.json", 4096):
+        assert [path.stat().st_size for path in tmp_path.iterdir()] == [4096]
+    assert list(tmp_path.iterdir()) == []
+
+    def fsync(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space"), room_for(tmp_path / "result.json", 4096):
+        pytest.fail("there is no room")
+    assert list(tmp_path.iterdir()) == []
