@@ -8,11 +8,13 @@ import json
 import random
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import orjson
+
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import read_json, write_text
 from qlora_ui.runs.run_dir import RunDir
 
 EQUAL = "="
@@ -132,7 +134,8 @@ class Comparisons:
     def _write(self, run: RunDir, comparison: Comparison) -> None:
         if not run.path.is_dir():
             raise QloraUiError("The run was deleted meanwhile.", fix="Choose another run.", code="run-missing")
-        write_json(run.comparison_path, asdict(comparison))
+        # Rows may hold a hundred thousand tokens, and each vote writes all of them.
+        write_text(run.comparison_path, orjson.dumps(comparison).decode())
 
 
 def as_text(comparison: Comparison, form: Form) -> str:

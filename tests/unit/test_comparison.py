@@ -92,6 +92,16 @@ def test_a_blind_page_does_not_say_who_is_who_before_the_last_vote(run: RunDir) 
     assert "Preferred: Base model 0 · Pirate 2 · equal 1" in shown and "Pirate · preferred" in shown
 
 
+def test_words_of_answers_are_sent_where_somebody_looks_at_them() -> None:
+    # A hundred answers of two sides with 512 words each were 9 MB of page, sent again at each vote.
+    rows = [row(str(number), f"here{number}", "arr") for number in range(3)]
+    comparison = Comparison(NAMES, rows, time=5.0)
+    shown = comparison_html(comparison, "run", is_running=False)
+    assert "q-sure-text" not in shown and 'data-key="5-1-0"' in shown and shown.count("How sure it was") == 3
+    shown = comparison_html(comparison, "run", is_running=False, opened=("5-1-0",))
+    assert shown.count("q-sure-text") == 1 and '90 %, choice 1">here1</i>' in shown and "Hide how sure" in shown
+
+
 def test_sides_are_called_otherwise_each(workspace: Workspace) -> None:
     runs = [create_run(workspace, RunConfig().changed({"output.name": name})) for name in ("Base model", "Pirate", "Pirate")]
     service = Service(workspace)

@@ -71,7 +71,8 @@ def _build_comparison(page: Page) -> None:
     view = live_html("", "comparison-view")
     results = functools.lru_cache(maxsize=8)(functools.partial(_results, kept))
     page.live(lambda run_id, other: _others(service, run_id, other), [others], [beside])
-    page.live(lambda run_id: _draw(service, run_id, work, results), [view])
+    opened = gr.State(())
+    page.live(lambda run_id, words: _draw(service, run_id, work, results, tuple(words)), [view], [opened])
 
     @handler
     def compare(given: dict[Any, Any]) -> None:
@@ -99,32 +100,34 @@ def _build_comparison(page: Page) -> None:
     held.click(add_some, [page.run_id, questions], [questions], **QUIET)
     surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
     page.redraw_after(others.act(handler(_chosen), None, [beside], **QUIET))
-    _wire_results(page, view, work, kept)
+    _wire_results(page, view, opened, work, kept)
 
 
-def _wire_results(page: Page, view: Any, work: Background, kept: Comparisons) -> None:
+def _wire_results(page: Page, view: Any, opened: Any, work: Background, kept: Comparisons) -> None:
     service = page.service
     file = gr.DownloadButton("Save", visible=False, elem_id="comparison-file", size="md")
     ready = gr.Textbox(visible="hidden", elem_id="comparison-ready")
     savings = itertools.count(1)
 
     @handler
-    def act(event: gr.EventData) -> list[Any]:
+    def act(words: tuple[str, ...], event: gr.EventData) -> list[Any]:
         action = Action.of(event)
         if action.name == "cancel":
             work.cancel()
-            return [gr.skip(), gr.skip()]
+            return [gr.skip()] * 3
+        if action.name == "comparison-sure":
+            return [gr.skip(), gr.skip(), tuple({*words} ^ {action.data.get("key", "")})]
         run = find_run(service.workspace, action.id)
         if action.name == "comparison-save":
             made = comparing.save(service, kept, run, action.data.get("form", ""))
-            return [gr.DownloadButton(f"Save {made.name}", value=str(made), visible=True), f"comparison {next(savings)}"]
+            return [gr.DownloadButton(f"Save {made.name}", value=str(made), visible=True), f"comparison {next(savings)}", gr.skip()]
         if action.name == "comparison-names":
             kept.show_names(run)
         if action.name == "comparison-vote":
             comparing.vote(kept, run, action.data.get("row", ""), action.data.get("choice", ""))
-        return [gr.skip(), gr.skip()]
+        return [gr.skip()] * 3
 
-    done = view.act(act, None, [file, ready], trigger_mode="multiple", **QUIET)
+    done = view.act(act, [opened], [file, ready, opened], trigger_mode="multiple", **QUIET)
     done.then(None, [ready], None, js=save_js("comparison-file"), api_visibility="private")
     page.redraw_after(done)
 
@@ -192,7 +195,7 @@ def _others(service: Service, run_id: str, chosen: str) -> str:
     return others_html(comparing.others_of(service, view), chosen) if view is not None else ""
 
 
-def _draw(service: Service, run_id: str, work: Background, results: Any) -> str:
+def _draw(service: Service, run_id: str, work: Background, results: Any, opened: tuple[str, ...]) -> str:
     view, progress = run_to_take(service, run_id), work.progress()
     if view is None:
         return ""
@@ -203,11 +206,11 @@ def _draw(service: Service, run_id: str, work: Background, results: Any) -> str:
     except OSError:
         return running
     # Drawn every second: words are laid against each other once for what is in the file. By the minute, since it says how long ago.
-    drawn: str = results(view.run.path, (stat.st_mtime_ns, stat.st_size, int(time.time() // 60)), is_own and progress.is_running)
+    drawn: str = results(view.run.path, (stat.st_mtime_ns, stat.st_size, int(time.time() // 60)), is_own and progress.is_running, opened)
     return running + drawn
 
 
-def _results(kept: Comparisons, folder: Path, stamp: tuple[int, int, int], is_running: bool) -> str:
+def _results(kept: Comparisons, folder: Path, stamp: tuple[int, int, int], is_running: bool, opened: tuple[str, ...]) -> str:
     run = RunDir(folder)
     known = kept.read(run)
-    return comparison_html(known, run.id, is_running=is_running) if known is not None else ""
+    return comparison_html(known, run.id, is_running=is_running, opened=opened) if known is not None else ""

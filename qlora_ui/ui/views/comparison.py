@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from qlora_ui.catalog.metrics import UNSPACED
@@ -40,13 +41,16 @@ LEGEND = (
 )
 
 
-def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool) -> str:
-    """All rows of a comparison, with votes where it is blind, and the ways to take it away."""
+def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool, opened: Collection[str] = ()) -> str:
+    """All rows of a comparison, with votes where it is blind, and the ways to take it away.
+
+    `opened` are the answers (`TIME-ROW-PLACE`) that are shown word by word: a comparison may have a hundred thousand words.
+    """
     if not comparison.rows:
         return "" if is_running else '<p class="q-small">Nothing was answered.</p>'
     # While rows still come, somebody who has voted on all so far must not learn who is who.
     hides = comparison.hides_names or (comparison.is_blind and is_running)
-    rows = "".join(_row(comparison, index, row, run_id, hides) for index, row in enumerate(comparison.rows))
+    rows = "".join(_row(comparison, index, row, run_id, hides=hides, opened=opened) for index, row in enumerate(comparison.rows))
     # A file has the names in it.
     saved = [act_button(f"Save as {label}", "comparison-save", run_id, look="link", form=form) for form, label in _FORMS]
     tools = [act_button("Show who is who", "comparison-names", run_id, look="link")] if hides else saved
@@ -76,6 +80,7 @@ def _warned(words: str) -> str:
     return f'<p class="q-note q-note-warn q-small">{escape(words)}</p>' if words else ""
 
 
+@functools.lru_cache(maxsize=1024)
 def marked(text: str, other: str) -> str:
     """The text as HTML, with the words marked that `other` has not at their place."""
     own, against = _PIECES.findall(text), _PIECES.findall(other)
@@ -99,7 +104,7 @@ def others_html(others: Sequence[tuple[str, str]], chosen: str) -> str:
     return f'<label class="q-run-picker"><span>And beside them</span><select data-change="beside">{options}</select></label>'
 
 
-def _row(comparison: Comparison, index: int, row: Compared, run_id: str, hides: bool) -> str:
+def _row(comparison: Comparison, index: int, row: Compared, run_id: str, *, hides: bool, opened: Collection[str]) -> str:
     sides = list(row.order) if hides else [side for side in comparison.names if side in row.answers]
     cards = []
     for place, side in enumerate(sides):
@@ -109,7 +114,9 @@ def _row(comparison: Comparison, index: int, row: Compared, run_id: str, hides: 
             cards.append(_card(f"Answer {_letter(place)}", said, "", _vote_button(row, index, place, run_id)))
         else:
             is_preferred = row.vote == side
-            cards.append(_card(comparison.names[side], said, side, _how_sure(row.scores.get(side, ()), f"{index}-{side}"), is_preferred))
+            key = f"{comparison.time:.0f}-{index}-{place}"
+            words = _how_sure(row.scores.get(side, ()), key, run_id, is_open=key in opened)
+            cards.append(_card(comparison.names[side], said, side, words, is_preferred))
     if row.question.reference:
         cards.append(_card("The row’s answer", escape(row.question.reference), "reference"))
     # Four stand better as two pairs than as three and one.
@@ -155,13 +162,12 @@ def _tally(comparison: Comparison) -> str:
     return f'<p class="q-h3 q-num" role="status">Preferred: {escape(" · ".join(parts))}</p>'
 
 
-def _how_sure(scores: Sequence[TokenScore], key: str) -> str:
+def _how_sure(scores: Sequence[TokenScore], key: str, run_id: str, *, is_open: bool) -> str:
     if not scores:
         return ""
-    return (
-        f'<details class="q-fold-small" data-key="sure-{escape(key)}"><summary>How sure it was of each word</summary>'
-        f"{_tokens(scores)}{LEGEND}</details>"
-    )
+    label = "Hide how sure it was" if is_open else "How sure it was of each word"
+    button = act_button(label, "comparison-sure", run_id, look="link", key=key)
+    return f'<p class="q-answer-tools">{button}</p>{f"{_tokens(scores)}{LEGEND}" if is_open else ""}'
 
 
 def _tokens(scores: Sequence[TokenScore]) -> str:
