@@ -72,6 +72,7 @@ class _Request:
     out: queue.SimpleQueue[Delta | None]
     stopped: threading.Event
     began: float
+    tools: Sequence[Mapping[str, Any]]
 
 
 class ChatService:
@@ -136,8 +137,10 @@ class ChatService:
 
     # Answering ---------------------------------------------------------------------------------------------------
 
-    def stream(self, messages: Asked, sampling: Sampling | None = None, sides: Sequence[str] = (ADAPTER,)) -> Iterator[Delta]:
-        """Answer a conversation on each side, piece by piece; leaving the loop stops the answer.
+    def stream(
+        self, messages: Asked, sampling: Sampling | None = None, sides: Sequence[str] = (ADAPTER,), tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Delta]:
+        """Answer a conversation (with `tools` that may be called) on each side, piece by piece; leaving the loop stops the answer.
 
         Sides are `base`, `adapter` and names from `add_adapter`; they are answered in one batch wherever the adapters allow.
         Raises QloraUiError where nothing is loaded or the conversation is longer than the model's context.
@@ -152,7 +155,7 @@ class ChatService:
         own = messages if isinstance(messages, Mapping) else dict.fromkeys(sides, messages)
         stopped = threading.Event()
         self._to_stop.add(stopped)
-        request = _Request(tuple(sides), own, sampling or Sampling(), queue.SimpleQueue(), stopped, time.perf_counter())
+        request = _Request(tuple(sides), own, sampling or Sampling(), queue.SimpleQueue(), stopped, time.perf_counter(), tools)
         return self._deltas(request, self._submit(self._answer, request))
 
     def stop(self) -> None:
@@ -359,7 +362,7 @@ class ChatService:
     def _answer_together(self, request: _Request, names: Sequence[str]) -> None:
         model, cache, forward = self._model, self._cache, self._pass
         assert model is not None and cache is not None and forward is not None
-        prompts = {name: model.prompt_ids(request.messages[name]) for name in names}
+        prompts = {name: model.prompt_ids(request.messages[name], request.tools) for name in names}
         answering = Answering(model, cache, forward, pass_on=self._card.turns.pass_on)
         keys = {name: self._keys[name] for name in names}
         known = tuple(self._keys.values())

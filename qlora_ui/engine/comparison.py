@@ -6,7 +6,7 @@ Shapes: T tokens of the text, V words of the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,22 +69,34 @@ def compare_answers(
         _refuse_another(service, target)
         answers = dict.fromkeys(sides, "")
         was_stopped = False
-        for delta in service.stream(messages, sampling, sides):
-            answers[delta.side] += delta.text
-            was_stopped |= delta.stopped_by == "stop"
-            stop_if(is_cancelled, "The comparison")
+        try:
+            for delta in service.stream(messages, sampling, sides, question.tools):
+                answers[delta.side] += delta.text
+                was_stopped |= delta.stopped_by == "stop"
+                stop_if(is_cancelled, "The comparison")
+        except QloraUiError as error:
+            if error.code != "context-full":
+                raise
+            # The others can be answered.
+            yield Compared(question, answers, problem=f"Not answered. {error.problems[0].what}")
+            continue
         _refuse_another(service, target, was_stopped=was_stopped)
         scores = {
-            side: score_text(service, answer, (side,), messages)[0].tokens if answer.strip() else () for side, answer in answers.items()
+            side: score_text(service, answer, (side,), messages, question.tools)[0].tokens if answer.strip() else ()
+            for side, answer in answers.items()
         }
         _refuse_another(service, target)
         yield Compared(question, answers, scores)
 
 
 def score_text(
-    service: ChatService, text: str, sides: Sequence[str] = (BASE, ADAPTER), messages: Sequence[Message] = ()
+    service: ChatService,
+    text: str,
+    sides: Sequence[str] = (BASE, ADAPTER),
+    messages: Sequence[Message] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[TextScore]:
-    """Probability of each token of `text` on each side; after `messages` it is scored as the answer to them.
+    """Probability of each token of `text` on each side; after `messages` (and `tools`) it is scored as the answer to them.
 
     Raises QloraUiError where the text is empty or longer than the model's context.
     """
@@ -92,7 +104,9 @@ def score_text(
         raise QloraUiError("There is no text.", fix="Type or paste some.", code="empty-text")
     keys = service.keys()
     scores: list[TextScore] = service.call(
-        lambda model: [_score(model, side, keys[side], text, messages) for side in sides if side in keys]
+        lambda model: [
+            _score(model, side, keys[side], text, model.prompt_ids(messages, tools) if messages else []) for side in sides if side in keys
+        ]
     )
     return scores
 
@@ -107,9 +121,8 @@ def _refuse_another(service: ChatService, target: ChatTarget, *, was_stopped: bo
         )
 
 
-def _score(model: ChatModel, side: str, key: str, text: str, messages: Sequence[Message]) -> TextScore:
-    before = model.prompt_ids(messages) if messages else []
-    own: Any = model.tokenizer(text, add_special_tokens=not messages, return_offsets_mapping=True)
+def _score(model: ChatModel, side: str, key: str, text: str, before: Sequence[int]) -> TextScore:
+    own: Any = model.tokenizer(text, add_special_tokens=not before, return_offsets_mapping=True)
     ids = [*before, *own["input_ids"]]
     if len(ids) > model.context_tokens:
         raise QloraUiError(

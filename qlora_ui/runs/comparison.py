@@ -38,11 +38,12 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked; `system` and `reference` may be empty."""
+    """What is asked; everything but the text may be empty."""
 
     text: str
     system: str = ""
     reference: str = ""
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Compared:
     """The sides as a blind comparison shows them."""
     vote: str = ""
     """A side, EQUAL, or empty before somebody votes."""
+    problem: str = ""
+    """Why it was not answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Comparison:
     @property
     def hides_names(self) -> bool:
         """Whether a page may not say who gave which answer."""
-        return self.is_blind and (not self.rows or any(not row.vote for row in self.rows))
+        return self.is_blind and (not self.rows or any(not row.vote and not row.problem for row in self.rows))
 
     def tally(self) -> dict[str, int]:
         """Votes of each side, and of EQUAL."""
@@ -183,11 +186,12 @@ def _cell(text: str) -> str:
 def _from_dict(value: Mapping[str, Any]) -> Comparison:
     rows = [
         Compared(
-            Question(**row["question"]),
+            Question(**{**row["question"], "tools": tuple(row["question"].get("tools", ()))}),
             dict(row["answers"]),
             {side: [TokenScore(**score) for score in scores] for side, scores in row["scores"].items()},
             list(row["order"]),
             str(row["vote"]),
+            str(row.get("problem", "")),
         )
         for row in value["rows"]
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.registry import find_run
@@ -19,6 +20,8 @@ class HeldBack(NamedTuple):
     question: str
     answer: str
     system: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What could be called; an answer that calls one is given as its JSON."""
 
 
 def held_back_rows(workspace: Workspace, run_id: str, most: int = MOST) -> list[HeldBack]:
@@ -32,13 +35,21 @@ def held_back_rows(workspace: Workspace, run_id: str, most: int = MOST) -> list[
     rows = []
     for line in lines:
         try:
-            messages = json.loads(line).get("messages") or []
+            value = json.loads(line)
+            messages = value.get("messages") or []
         except (ValueError, AttributeError):
             continue
         question, answer, system = (
-            next((str(message["content"]) for message in messages if message.get("role") == role), "")
-            for role in ("user", "assistant", "system")
+            next((_said(message) for message in messages if message.get("role") == role), "") for role in ("user", "assistant", "system")
         )
         if question:
-            rows.append(HeldBack(question, answer, system))
+            rows.append(HeldBack(question, answer, system, tuple(value.get("tools") or ())))
     return rows
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """What a turn says; nothing where its dataset wants nobody to learn it."""
+    if message.get("weight") == 0:
+        return ""
+    calls = [json.dumps(call.get("function"), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, [str(message["content"]), *calls]))

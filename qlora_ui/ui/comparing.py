@@ -47,7 +47,7 @@ class Wish:
 
 
 def questions_of(text: str, rows: Sequence[HeldBack]) -> list[Question]:
-    """The lines as questions; a held-back row's brings its system prompt and answer, others the prompt that all rows share.
+    """The lines as questions; a held-back row's brings its system prompt, tools and answer, others the prompt that all rows share.
 
     Raises QloraUiError where there is none, or too many.
     """
@@ -60,7 +60,9 @@ def questions_of(text: str, rows: Sequence[HeldBack]) -> list[Question]:
     if len(lines) > MOST_QUESTIONS:
         raise QloraUiError(f"These are {len(lines)} questions.", fix=f"Ask at most {MOST_QUESTIONS} at once.", code="many-questions")
     return [
-        Question(row.question.strip(), row.system, row.answer) if (row := known.get(line)) is not None else Question(line, system)
+        Question(row.question.strip(), row.system, row.answer, row.tools)
+        if (row := known.get(line)) is not None
+        else Question(line, system)
         for line in lines
     ]
 

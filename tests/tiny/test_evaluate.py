@@ -257,7 +257,9 @@ def test_answers_side_by_side_with_another_adapter_of_the_base(run: tuple[Worksp
     assert "was replaced since" in service.warning  # of the one beside
     asked = [Question("hello world", reference="how"), Question("how are you", system="be kind")]
     sampling = Sampling(temperature=0, max_tokens=6)
-    rows = list(compare_answers(service, target, asked, sampling, sides))
+    # One that is too long for the model does not keep the others from being answered.
+    too_long, *rows = compare_answers(service, target, [Question("hello " * 3000), *asked], sampling, sides)
+    assert "this model reads at most 2,048" in too_long.problem and not any(row.problem for row in rows)
     assert [row.question for row in rows] == asked and all(set(row.answers) == set(sides) for row in rows)
     # Each answer is the chat's own, and its tokens were the likeliest of the side that gave it.
     alone = "".join(delta.text for delta in service.stream([Message("user", "hello world")], sampling, ("adapter",)))

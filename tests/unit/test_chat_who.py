@@ -116,7 +116,20 @@ def test_held_back_rows_with_line_separators_of_unicode_are_asked_whole(workspac
     run.data.mkdir(exist_ok=True)
     turns = (Message("user", "one\u2028two"), Message("assistant", "three\x85four\u2029five"))
     (run.data / "eval.jsonl").write_text((Conversation(turns).as_line() + "\n") * 3, encoding="utf-8")
-    assert held_back_rows(workspace, run.id, most=2) == [("one\u2028two", "three\x85four\u2029five", "")] * 2
+    assert [row[:3] for row in held_back_rows(workspace, run.id, most=2)] == [("one\u2028two", "three\x85four\u2029five", "")] * 2
+
+
+def test_held_back_rows_bring_their_tools_and_no_answer_that_nobody_shall_learn(workspace: Workspace) -> None:
+    run = write_run(workspace, end="done")
+    run.data.mkdir(exist_ok=True)
+    call = {"function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    tools = ({"function": {"name": "clock"}},)
+    calls = Conversation((Message("user", "Late?"), Message("assistant", "", tool_calls=(call,))), tools)
+    wrong = Conversation((Message("user", "Late?"), Message("assistant", "Never.", is_learned=False)))
+    (run.data / "eval.jsonl").write_text(f"{calls.as_line()}\n{wrong.as_line()}\n", encoding="utf-8")
+    first, second = held_back_rows(workspace, run.id)
+    assert json.loads(first.answer) == call["function"] and first.tools == tools
+    assert second == ("Late?", "", "", ())
 
 
 def test_a_question_that_was_taken_is_asked_once_and_outlives_the_app(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,11 @@ def test_a_blind_page_does_not_say_who_is_who_before_the_last_vote(run: RunDir) 
         comparing.vote(kept, run, str(number), EQUAL if number == 2 else str(place))
     known = kept.read(run)
     assert known is not None and known.tally() == {"base": 0, "adapter": 2, EQUAL: 1}
+    # A question that was too long for the model is told of, and needs no vote.
+    kept.add(run, Compared(Question("long"), {"base": "", "adapter": ""}, problem="Not answered. It has 9,000 tokens."))
+    known = kept.read(run)
+    assert known is not None and not known.hides_names
+    assert "It has 9,000 tokens." in comparison_html(known, run.id, is_running=False)
     # Rows that are still to come are voted on blindly, too.
     assert "Pirate" not in comparison_html(known, run.id, is_running=True)
     shown = comparison_html(known, run.id, is_running=False)

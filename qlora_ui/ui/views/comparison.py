@@ -105,6 +105,9 @@ def others_html(others: Sequence[tuple[str, str]], chosen: str) -> str:
 
 
 def _row(comparison: Comparison, index: int, row: Compared, run_id: str, *, hides: bool, opened: Collection[str]) -> str:
+    asked = f'<p class="q-h3 q-asked">{escape(row.question.text)}</p>'
+    if row.problem:
+        return f"<li>{asked}{_warned(row.problem)}</li>"
     sides = list(row.order) if hides else [side for side in comparison.names if side in row.answers]
     cards = []
     for place, side in enumerate(sides):
@@ -122,7 +125,6 @@ def _row(comparison: Comparison, index: int, row: Compared, run_id: str, *, hide
     # Four stand better as two pairs than as three and one.
     columns = "three" if len(cards) == 3 else "two"
     equal = _equal_button(row, index, run_id) if hides else ""
-    asked = f'<p class="q-h3 q-asked">{escape(row.question.text)}</p>'
     return f'<li>{asked}<div class="q-answers q-answers-{columns}">{"".join(cards)}</div>{equal}</li>'
 
 
