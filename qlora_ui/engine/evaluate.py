@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -49,6 +50,8 @@ from qlora_ui.settings.run_config import RunConfig
 
 SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
 """Tokens that an answer may have in any case, and at most."""
+LAYERS_SHARE = 0.9
+"""Of the time for a variant that is read layer by layer; the rest is its output layer."""
 RESULT_BYTES = 2 * MIB
 """Kept free on the disk for the result, which is much smaller: an evaluation takes hours, and the disk may fill up meanwhile."""
 FREE_S = 30.0
@@ -215,11 +218,11 @@ class _Evaluation:
         """A variant that does not fit in one piece."""
 
         def layer(done: int, total: int) -> None:
-            self._between(f"{variant.title}: layer {done + 1} of {total}", self._share(done / total))
+            self._between(f"{variant.title}: layer {done + 1} of {total}", self._share(LAYERS_SHARE * done / total))
 
         self.streamed.add(variant.name)
         with models.by_layer(variant, adapter, self.rows, layer) as model:
-            self._score(variant.name, variant.title, model, models.device)
+            self._score(variant.name, variant.title, model, models.device, begun=LAYERS_SHARE)
 
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
@@ -293,11 +296,18 @@ class _Evaluation:
         pairs = zip(self.scores[worse].row_losses(), self.scores[better].row_losses(), strict=True)
         return bootstrap([high - low for high, low in pairs], self.scores[worse].num_tokens)
 
-    def _score(self, name: str, title: str, model: Any, device: torch.device) -> None:
+    def _score(self, name: str, title: str, model: Any, device: torch.device, *, begun: float = 0.0) -> None:
+        """Score the rows; `begun` is the share of this variant's work that is done already."""
         total = len(self.rows)
-        self.scores[name] = score_rows(
-            model, self.rows, device, lambda done: self._between(f"{title}: row {done} of {total}", self._share(done / total))
-        )
+
+        def row(done: int) -> None:
+            self._between(f"{title}: row {done} of {total}", self._share(begun + (1 - begun) * done / total))
+
+        scores = score_rows(model, self.rows, device, row)
+        if math.isfinite(scores.loss):
+            self.scores[name] = scores
+        else:
+            self.skipped[name] = "gives numbers that are none (NaN): choose fp32 or bf16 arithmetic"
 
     def _between(self, what: str, share: float | None) -> None:
         stop_if(self._is_cancelled, "The evaluation")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_ui.base.units import format_bytes
 from qlora_ui.engine.evaluate_scores import MOST_PLACES, EvalRow
-from qlora_ui.engine.evaluate_streamed import Change, Recipe, StreamedModel, streamed_bytes
+from qlora_ui.engine.evaluate_streamed import Change, Recipe, StreamedModel, streamed_bytes, waiting_bytes
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import untied_output, weight_change
 from qlora_ui.engine.give_back import give_back_memory
@@ -71,7 +71,12 @@ class WholeModels:
         """Why a variant that does not fit cannot be looked at layer by layer either, in words; empty where it can."""
         most_learned = min(max((len(row.places) for row in rows), default=0), MOST_PLACES)
         needed, free = streamed_bytes(self.folder, self.dtype, most_learned) * MARGIN, self._free_bytes()
-        return "" if needed <= free else f"needs {format_bytes(needed)} of memory even layer by layer, {format_bytes(free)} are free"
+        waiting, room = waiting_bytes(self.folder, self.dtype, rows), psutil.virtual_memory().available
+        if self.device.type == "cpu":
+            needed, waiting = needed + waiting, 0
+        if needed > free:
+            return f"needs {format_bytes(needed)} of memory even layer by layer, {format_bytes(free)} are free"
+        return "" if waiting <= room else f"needs {format_bytes(waiting)} of main memory layer by layer, {format_bytes(room)} are free"
 
     def _free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from qlora_ui.engine.give_back import give_back_memory
 from qlora_ui.engine.tokens import IGNORED
 
 MOST_PLACES = 1024
 """Learned tokens whose logits are computed at once; a row with more passes more than once: 8,192 x 152k x 14 bytes would be 16 GiB."""
+FEWEST_PLACES = 64
+"""So far it goes down where the card has no room for more."""
 KEPT_LOGITS = 192
 """Learned tokens whose logits are kept whole, to compare merges: 192 x 152k x 4 bytes are 117 MB."""
 
@@ -76,25 +79,27 @@ class Scores:
 
 
 def score_rows(model: Any, rows: Sequence[EvalRow], device: torch.device, between: Callable[[int], None] = lambda done: None) -> Scores:
-    """Teacher-forced scores of `model` on the rows; `between` is called with the number of rows done and may raise to stop."""
+    """Teacher-forced scores of `model` on the rows; `between` is called with the number of rows done and may raise to stop.
+
+    Where the card has no room for so many logits at once, fewer are computed.
+    """
     scores = Scores()
     choices, kept = [], []
-    num_kept = 0
+    num_kept, most = 0, MOST_PLACES
     for index, row in enumerate(rows):
         places = row.places
-        nll, num_right = 0.0, 0
-        for first in range(0, len(places), MOST_PLACES):
-            with torch.inference_mode():
-                logits_NV, wanted_N = _logits(model, row, places[first : first + MOST_PLACES], device)
-                chosen_N = logits_NV.argmax(-1)
-                nll += float(torch.nn.functional.cross_entropy(logits_NV, wanted_N, reduction="sum"))
-                num_right += int((chosen_N == wanted_N).sum())
-                choices.append(chosen_N.cpu())
-                if num_kept < KEPT_LOGITS:
-                    kept.append(logits_NV[: KEPT_LOGITS - num_kept].cpu())
-                    num_kept += len(kept[-1])
-                # Gone before the next ones come.
-                del logits_NV
+        nll, num_right, first = 0.0, 0, 0
+        while first < len(places):
+            part = _score(model, row, places[first : first + most], device, KEPT_LOGITS - num_kept, is_last_try=most <= FEWEST_PLACES)
+            if part is None:
+                most = max(most // 2, FEWEST_PLACES)
+                give_back_memory()
+                continue
+            first += most
+            nll, num_right = nll + part.nll, num_right + part.num_right
+            choices.append(part.choices_N)
+            kept.append(part.logits_NV)
+            num_kept += len(part.logits_NV)
         scores.nll.append(nll)
         scores.num_tokens.append(len(places))
         scores.num_right.append(num_right)
@@ -102,6 +107,30 @@ def score_rows(model: Any, rows: Sequence[EvalRow], device: torch.device, betwee
     scores.choices_N = torch.cat(choices)
     scores.logits_NV = torch.cat(kept)
     return scores
+
+
+class _Part(NamedTuple):
+    """Scores of some learned tokens of a row."""
+
+    nll: float
+    num_right: int
+    choices_N: torch.Tensor
+    logits_NV: torch.Tensor
+
+
+def _score(model: Any, row: EvalRow, places: Sequence[int], device: torch.device, num_kept: int, *, is_last_try: bool) -> _Part | None:
+    """Scores at some places of a row, with the logits of the first `num_kept`; None where the card has no room for so many."""
+    try:
+        with torch.inference_mode():
+            logits_NV, wanted_N = _logits(model, row, places, device)
+            chosen_N = logits_NV.argmax(-1)
+            nll = float(torch.nn.functional.cross_entropy(logits_NV, wanted_N, reduction="sum"))
+            return _Part(nll, int((chosen_N == wanted_N).sum()), chosen_N.cpu(), logits_NV[:num_kept].cpu())
+    except torch.OutOfMemoryError:
+        if is_last_try:
+            raise
+    # Behind the handler, whose error would hold the memory.
+    return None
 
 
 def _logits(model: Any, row: EvalRow, places: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

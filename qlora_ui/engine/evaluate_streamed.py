@@ -72,6 +72,12 @@ def streamed_bytes(folder: Path, dtype: torch.dtype, most_learned: int) -> int:
     return int(dtype.itemsize) * (outside + max(layers.values(), default=0)) + max(8 * largest, LOGIT_BYTES * num_words * most_learned)
 
 
+def waiting_bytes(folder: Path, dtype: torch.dtype, rows: Sequence[EvalRow]) -> int:
+    """Main memory for the hidden states of all rows, which wait between two layers."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+    return int(dtype.itemsize) * int(config.hidden_size) * sum(map(len, {tuple(row.ids) for row in rows}))
+
+
 class StreamedModel:
     """Answers calls as a causal language model does, for the rows that have passed through it."""
 

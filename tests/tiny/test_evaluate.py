@@ -120,6 +120,21 @@ def test_a_row_with_many_learned_tokens_is_scored_in_parts(monkeypatch: pytest.M
         parts.nll == pytest.approx(whole.nll) and parts.num_right == whole.num_right and parts.num_tokens == whole.num_tokens == [6, 1, 3]
     )
     assert parts.agreement(whole) == 1.0 and parts.logits_NV is not None and torch.equal(parts.logits_NV, whole.logits_NV)
+    # A card that trained has no room for the logits of an evaluation: fewer at once, and the same numbers.
+    monkeypatch.setattr("qlora_ui.engine.evaluate_scores.MOST_PLACES", 8)
+    monkeypatch.setattr("qlora_ui.engine.evaluate_scores.FEWEST_PLACES", 2)
+
+    def small(input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> Any:
+        if len(logits_to_keep) > room:
+            raise torch.OutOfMemoryError
+        return model(input_ids, use_cache, logits_to_keep)
+
+    room = 2
+    fewer = score_rows(small, rows, torch.device("cpu"))
+    assert fewer.nll == pytest.approx(whole.nll) and torch.equal(fewer.choices_N, whole.choices_N)
+    room = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        score_rows(small, rows, torch.device("cpu"))
 
 
 def test_receipt_says_how_the_forms_agree(receipt: dict[str, Any], run: tuple[Workspace, RunDir]) -> None:
@@ -342,8 +357,15 @@ def test_what_does_not_fit_in_one_piece_is_read_layer_by_layer(
 ) -> None:
     monkeypatch.setattr("qlora_ui.engine.evaluate_models.WholeModels.fits", lambda self, variant: False)
     seen: list[str] = []
-    result = evaluate_run(run[1].id, run[0], Card(), EvaluateOptions(num_answers=0), on_progress=lambda what, share: seen.append(what))
+    shares: list[float] = []
+
+    def tell(what: str, share: float | None) -> None:
+        seen.append(what)
+        shares.extend([share] if share is not None and (" row " in what or " layer " in what) else [])
+
+    result = evaluate_run(run[1].id, run[0], Card(), EvaluateOptions(num_answers=0), on_progress=tell)
     assert any("layer 1 of 2" in what for what in seen)
+    assert shares == sorted(shares)  # never back
     whole = {row["variant"]: row["loss"] for row in receipt["scores"]}
     for row in result["scores"]:
         assert row.get("by_layer", False) == (row["variant"] not in ("base-4bit", "adapter-4bit"))
