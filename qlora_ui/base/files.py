@@ -12,7 +12,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +196,19 @@ def sha256_of(path: Path) -> str:
 
 
 def size_of_tree(path: Path) -> int:
-    """Bytes of all files below `path`; 0 where there is nothing."""
+    """Bytes of all files below `path`, links not followed; 0 where there is nothing. What goes meanwhile is not counted."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    total, folders = 0, [str(path)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        total += entry.stat().st_size
+    return total
 
 
 def free_bytes(path: Path) -> int:

@@ -34,6 +34,11 @@ class RowFile:
     def __len__(self) -> int:
         return self.report.num_rows
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its rows are still kept: what nobody has used for long is removed for want of room."""
+        return self._folder.is_dir()
+
     @cached_property
     def _offsets(self) -> np.ndarray[Any, Any]:
         return np.fromfile(self._folder / "offsets.bin", dtype=np.int64)

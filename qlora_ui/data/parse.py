@@ -20,6 +20,7 @@ from typing import IO, Any
 import psutil
 
 import qlora_ui
+from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
@@ -69,9 +70,10 @@ def parse_file(
     content_hash = _hash(path, name, on_progress, is_cancelled)
     settings = json.dumps([PARSER_VERSION, content_hash, path.suffix.lower(), format_name, sorted((mapping or {}).items())])
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
-    folder = workspace.cache / "data" / key
+    folder = workspace.rows_and_tokens[0] / key
     known = read_json(folder / "report.json")
     if known:
+        mark_used(folder)
         # The same content may have been read under another name.
         findings = [{**finding, "source": name} for finding in known["findings"]]
         return SourceReport.from_dict({**known, "source": source, "name": name, "findings": findings, "folder": str(folder)})
@@ -100,6 +102,7 @@ def parse_file(
                 raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+    keep_within(workspace.rows_and_tokens)
     return SourceReport.from_dict({**value, "folder": str(folder)})
 
 

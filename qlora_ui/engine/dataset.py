@@ -134,7 +134,7 @@ def build_datasets(
         tokenizer,
         data,
         content_hash=report.content_hash,
-        cache=workspace.cache,
+        workspace=workspace,
         on_progress=on_progress,
         is_cancelled=is_cancelled,
     )

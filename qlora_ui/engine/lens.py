@@ -69,7 +69,7 @@ class Lens:
         """
         with self._lock:
             key = (config.model, config.data, config.eval.share, config.train.seed, _stamps(config.data))
-            if self._last is None or self._last[0] != key:
+            if self._last is None or self._last[0] != key or not all(file.is_there for file in self._last[1].conversations.files):
                 self._last = (key, self._look(config, on_progress, is_cancelled))
             return self._last[1]
 
@@ -82,7 +82,7 @@ class Lens:
             tokenizer,
             data,
             content_hash=loaded.report.content_hash,
-            cache=self._workspace.cache,
+            workspace=self._workspace,
             on_progress=on_progress,
             is_cancelled=is_cancelled,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qlora_ui.base.bounded import mark_used
 from qlora_ui.base.files import read_json, write_json
 
 _BLOCK_TOKENS = 4_000_000
@@ -104,6 +105,7 @@ class TokenTable:
             ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
         except (OSError, ValueError):
             return None
+        mark_used(folder)
         return cls(
             ids, trained, np.array(offsets), {int(position): reason for position, reason in notes["refused"].items()}, notes["marks"]
         )

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import DISK_FULL
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.parse import PARSER_VERSION
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer, RowRefused, Span, disarmed, special_pattern
@@ -284,16 +287,16 @@ def tokenize_all(
     data: DataSection,
     *,
     content_hash: str = "",
-    cache: Path | None = None,
+    workspace: DataFolders | None = None,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> TokenTable:
-    """All rows as tokens; with `content_hash` and a `cache` folder the same content is tokenized once. Raises Cancelled."""
+    """All rows as tokens; with `content_hash` and a workspace the same content is tokenized once. Raises Cancelled."""
     folder = None
-    if cache is not None and content_hash:
+    if workspace is not None and content_hash:
         # The hash is that of the files: another version of the parser makes other rows of them.
         settings = [TOKENS_VERSION, PARSER_VERSION, content_hash, tokenizer_state(tokenizer), data.train_on, data.neutralize_special_tokens]
-        folder = cache / "tokens" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        folder = workspace.rows_and_tokens[1] / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         if (known := TokenTable.load(folder)) is not None and len(known) == len(conversations):
             return known
     rows = RowTokenizer(tokenizer, data)
@@ -320,6 +323,16 @@ def tokenize_all(
         refused,
         marks,
     )
-    if folder is not None:
-        table.save(folder)
+    if workspace is not None and folder is not None:
+        _keep(table, folder, workspace)
     return table
+
+
+def _keep(table: TokenTable, folder: Path, workspace: DataFolders) -> None:
+    """For the next time; without room for it they are made again then."""
+    try:
+        table.save(folder)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+    keep_within(workspace.rows_and_tokens)

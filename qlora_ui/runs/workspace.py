@@ -20,6 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
+from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json
 
@@ -101,6 +102,11 @@ class Workspace:
     def cache(self) -> Path:
         return self.root / "cache"
 
+    @property
+    def rows_and_tokens(self) -> tuple[Path, Path]:
+        """What was read of data files, and its tokens: both are kept within a bound (`base.bounded`)."""
+        return self.cache / "data", self.cache / "tokens"
+
 
 class Ownership:
     """Holds a workspace for this process; a context manager."""
@@ -143,14 +149,15 @@ def _remove_left(workspace: Workspace) -> None:
     """
     aside = (
         (path for path in _inside(workspace.temp) if path != workspace.uploads),
-        (path for name in ("data", "tokens") for path in _inside(workspace.cache / name) if path.name.startswith(".")),
         (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith(MAKING)),
+        (path for folder in workspace.rows_and_tokens for path in _inside(folder) if path.name.startswith(".")),
         (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),
     )
     before = time.time() - LEFT_S
     for path in (*_inside(workspace.uploads), *(path for path in itertools.chain(*aside) if _changed_at(path) < before)):
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    keep_within(workspace.rows_and_tokens)
 
 
 def _inside(folder: Path) -> Iterable[Path]:

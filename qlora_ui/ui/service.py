@@ -165,7 +165,7 @@ class Service:
         They are kept until a file changes: a file of half a gigabyte takes seconds to be known by its content, and pages are drawn often.
         """
         key, kept = data_key(data), self._loaded
-        if kept is None or kept[0] != key:
+        if kept is None or kept[0] != key or not all(file.is_there for file in kept[1].conversations.files):
             kept = self._loaded = (key, load_anyway(data, self.workspace))
         return kept[1]
 

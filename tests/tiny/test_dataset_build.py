@@ -156,7 +156,7 @@ def test_rows_of_another_parser_are_not_taken_for_those_that_were_tokenized(
 
     def tokens(answer: str) -> list[int]:
         rows = [Conversation((Message("user", "q"), Message("assistant", answer)))]
-        return tokenize_all(rows, tokenizer, data, content_hash="that of the file", cache=workspace.cache).ids.tolist()
+        return tokenize_all(rows, tokenizer, data, content_hash="that of the file", workspace=workspace).ids.tolist()
 
     before = tokens("binary data")
     assert tokens("what the file says") == before

@@ -1,0 +1,78 @@
+"""Folders of what can be made again: bounded, and what was used longest ago goes first."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ui.base.files import size_of_tree
+from qlora_ui.base.units import GIB
+
+MOST_BYTES = 10 * GIB
+"""Of all folders together. A gigabyte of rows takes some three, read and tokenized."""
+IN_USE_S = 3600.0
+"""What was used within this time stays: a run reads it, or a page that is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """Something that can be made again."""
+
+    path: Path
+    num_bytes: int
+    used_at: float
+    """Unix seconds."""
+
+    def is_in_use(self, now: float) -> bool:
+        """Whether somebody may be reading it; a time that has not come yet is of a clock that was wrong."""
+        return abs(now - self.used_at) < IN_USE_S
+
+
+def mark_used(entry: Path) -> None:
+    """Note that it was of use now. Its folder's own time is the note: disks do not keep when a file was last read."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def entries_of(folders: Iterable[Path]) -> list[Remade]:
+    """What the folders hold, used longest ago first; what is still being written aside is left out."""
+    found = []
+    for folder in folders:
+        with suppress(OSError):
+            for entry in os.scandir(folder):
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    with suppress(OSError):
+                        found.append(Remade(Path(entry.path), size_of_tree(Path(entry.path)), entry.stat().st_mtime))
+    return sorted(found, key=lambda one: one.used_at)
+
+
+def keep_within(folders: Iterable[Path], most_bytes: int | None = None) -> int:
+    """Remove what was used longest ago until the rest has `most_bytes` (else MOST_BYTES), but nothing that is in use; returns the bytes
+    that are free again.
+    """
+    most_bytes = MOST_BYTES if most_bytes is None else most_bytes
+    entries, now, freed = entries_of(folders), time.time(), 0
+    total = sum(one.num_bytes for one in entries)
+    for one in entries:
+        if total - freed <= most_bytes:
+            break
+        if not one.is_in_use(now) and _remove(one.path):
+            freed += one.num_bytes
+    return freed
+
+
+def _remove(path: Path) -> bool:
+    """At once and whole, so that nobody finds half of it; on Windows what a program has open stays."""
+    gone = path.with_name(f".gone-{secrets.token_hex(6)}")
+    try:
+        os.replace(path, gone)
+    except OSError:
+        return False
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
