@@ -19,6 +19,7 @@ from qlora_ui.hardware.devices import FAST, PLAIN, card_profile, cpu_profile, fo
 from qlora_ui.hardware.gpu import driver_version, read_gpus
 from qlora_ui.hardware.system import read_system, versions
 from qlora_ui.models.builtin import gguf_path
+from qlora_ui.runs.storage import free_remade, measure
 from qlora_ui.runs.workspace import Workspace
 
 HELP = "versions, cards, what was measured of them, and what is wrong"
@@ -33,6 +34,9 @@ _ASK_TORCH = "import json, torch; print(json.dumps([torch.version.cuda, torch.cu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What was learned can be forgotten."""
     parser.add_argument("--forget", action="store_true", help="forget what earlier runs taught the estimates of memory and time")
+    parser.add_argument(
+        "--free", action="store_true", help="remove what was read of data files and is not in use: it is made again when needed"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     if arguments.forget:
         forget_learned(workspace)
-    values = _look(workspace)
+    freed = free_remade(workspace) if arguments.free else 0
+    values = _look(workspace) | ({"freed_bytes": freed} if arguments.free else {})
     if arguments.json:
         print(json.dumps(values, ensure_ascii=False))
     else:
@@ -62,9 +67,26 @@ def _look(workspace: Workspace) -> dict[str, Any]:
         "device": asdict(cpu_profile(workspace)) if not cards else cards[0],
         "workspace": str(workspace.root),
         "workspace_free_bytes": free_bytes(workspace.root),
+        "workspace_bytes": _holdings(workspace),
         "has_builtin_model": gguf_path() is not None,
         "files_read_without_network_by": "kernel" if can_refuse_network() else "python",
         "problems": _problems(workspace, found, bool(cards), torch),
+    }
+
+
+def _holdings(workspace: Workspace) -> dict[str, int]:
+    """What the workspace takes of the disk, by kind; the models that were downloaded lie in the Hub's cache."""
+    found = measure(workspace)
+    return {
+        "total": found.total_bytes,
+        "runs": found.run_bytes,
+        "checkpoints": found.checkpoint_bytes,
+        "exports": found.export_bytes,
+        "data_files": found.data_bytes,
+        "models": found.model_bytes,
+        "rows_and_tokens": found.remade_bytes,
+        "trash": found.trash_bytes,
+        "downloaded_models": found.hub_bytes,
     }
 
 
@@ -131,6 +153,26 @@ def _problems(workspace: Workspace, found: dict[str, str], has_card: bool, torch
     return [{"stops_runs": stops, "what": what, "fix": fix} for holds, stops, what, fix in candidates if holds]
 
 
+def _holdings_in_words(sizes: dict[str, int]) -> str:
+    """`It takes 12 GiB: runs 9.0 GiB (checkpoints 4.0 GiB), models 260 MiB, rows and tokens of data files 2.0 GiB (--free)`"""
+    hints = {"rows_and_tokens": " (“doctor --free” removes what is not in use)", "trash": " (“runs empty-trash” removes it)"}
+    hints["runs"] = f" (checkpoints {format_bytes(sizes['checkpoints'])}, exports {format_bytes(sizes['exports'])})"
+    names = {
+        "runs": "runs",
+        "data_files": "data files",
+        "models": "models",
+        "rows_and_tokens": "rows and tokens that were read",
+        "trash": "trash",
+    }
+    parts = ", ".join(f"{words} {format_bytes(sizes[name])}{hints.get(name, '')}" for name, words in names.items() if sizes[name])
+    hub = (
+        f". Models that were downloaded, in the Hub's cache: {format_bytes(sizes['downloaded_models'])}"
+        if sizes["downloaded_models"]
+        else ""
+    )
+    return f"It takes {format_bytes(sizes['total'])}{f': {parts}' if parts else ''}{hub}"
+
+
 def _say(values: dict[str, Any]) -> None:
     print(table([("QLoRA UI", values["app"]), *values["versions"].items(), ("driver", values["driver"] or "none")]))
     system = values["system"]
@@ -145,6 +187,9 @@ def _say(values: dict[str, Any]) -> None:
     if not values["cards"] and values["device"]["speeds"]:
         print(f"CPU: learned from earlier runs{_speeds(values['device']['speeds'])}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
+    print(_holdings_in_words(values["workspace_bytes"]))
+    if values.get("freed_bytes"):
+        print(f"{format_bytes(values['freed_bytes'])} are free again")
     refuser = "the kernel" if values["files_read_without_network_by"] == "kernel" else "only Python itself (an audit hook)"
     print(f"Datasets are read in a process to which {refuser} refuses the network")
     for problem in values["problems"]:

@@ -66,6 +66,22 @@ def cached_models() -> list[tuple[str, Path]]:
     return found
 
 
+def download_lock(model_id: str) -> Path:
+    """The lock under which the app downloads a model. It stays, and so tells what the app brought from what other programs did."""
+    return cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
+
+
+def brought_models() -> list[str]:
+    """Ids of the models that the app downloaded, all of them or a part."""
+    names = sorted(lock.parent.name for lock in cache_folder().glob(".locks/models--*--*/qlora-ui.lock"))
+    return [model_id for model_id in map(_id_of, names) if repository_folder(model_id).is_dir()]
+
+
+def is_brought(model_id: str) -> bool:
+    """Whether the app downloaded it, all of it or a part."""
+    return download_lock(model_id).is_file() and repository_folder(model_id).is_dir()
+
+
 def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:
     """Bytes of a model, in all its versions, that are on this disk; with or without files whose download goes on."""
     total = 0

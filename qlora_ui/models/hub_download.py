@@ -25,7 +25,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.models.folder import read_folder
 from qlora_ui.models.hub import HubDetails, HubFile, describe, disk_full, endpoint, hub_errors
-from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, repository_folder, stored_bytes
+from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, download_lock, repository_folder, stored_bytes
 
 ROOM_BYTES = 512 * MIB
 """Left free on the disk after a download."""
@@ -117,7 +117,7 @@ def _child(request: dict[str, Any]) -> int:
     from huggingface_hub import snapshot_download
 
     model_id, revision = request["model_id"], request["revision"]
-    lock = cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
+    lock = download_lock(model_id)
     try:
         with hub_errors(model_id, revision):
             lock.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.kept_data import delete_kept, kept_files
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
@@ -36,13 +35,7 @@ def build_kept_data(page: Page, adds: Adds, takes_off: TakesOff, chosen: Callabl
         if action.name == "use-kept":
             return adds(data, [DataSource(id=action.id)])
         if action.name == "delete-kept":
-            # A run may have been started a moment ago.
-            page.service.run_lists.forget()
-            runs = page.service.run_lists.rows()
-            if page.service.run_lists.num_unread:
-                fix = "Wait until the list on the Runs tab is whole"
-                raise QloraUiError("The runs are still being read: one of them may need this file.", fix=fix, code="runs-unread")
-            delete_kept(page.service.workspace, action.id, runs)
+            delete_kept(page.service.workspace, action.id, page.service.run_lists.all_rows("file"))
             return takes_off(data, action.id)
         return [gr.skip() for _ in page.form.outputs]
 

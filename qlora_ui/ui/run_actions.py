@@ -9,6 +9,7 @@ import gradio as gr
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs.events import Failed
+from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run
 from qlora_ui.runs.listing import rename
 from qlora_ui.runs.registry import delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -28,7 +29,21 @@ OPENS = {"open": "train", "chat": "chat", "evaluate": "evaluate", "export": "exp
 """Buttons that look at a run on another tab."""
 
 
-OF_THE_TAB = ("pick", "page", "details", "only-different", "clear", "evaluate-now", "cancel", "export-now", "export-again", "download")
+OF_THE_TAB = (
+    "pick",
+    "page",
+    "details",
+    "only-different",
+    "clear",
+    "evaluate-now",
+    "cancel",
+    "export-now",
+    "export-again",
+    "download",
+    "delete-export",
+    "measure-disk",
+    "free-remade",
+)
 """What the tab that the button stands on does itself."""
 
 
@@ -150,8 +165,9 @@ def _tags(page: Page, action: Action) -> Outcome:
 
 
 def _delete(page: Page, action: Action) -> Outcome:
-    run = _run(page, action)
-    delete_run(page.service.workspace, run)
+    run, workspace = _run(page, action), page.service.workspace
+    refuse_while_needed("What was exported of this run", runs_on_run(workspace, run.id, page.service.run_lists.rows()))
+    delete_run(workspace, run)
     page.service.run_lists.forget()
     page.service.desk.leave(run.id)
     return Outcome("")

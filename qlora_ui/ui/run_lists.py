@@ -51,6 +51,16 @@ class RunLists:
                 self._rows, self._moment = (time.monotonic(), rows), moment
             return rows
 
+    def all_rows(self, what: str) -> list[RunRow]:
+        """All runs as they are now, to delete `what` they may need; raises QloraUiError while some are still being read."""
+        # One may have been started a moment ago.
+        self.forget()
+        rows = self.rows()
+        if self.num_unread:
+            fix = "Wait until the list on the Runs tab is whole"
+            raise QloraUiError(f"The runs are still being read: one of them may need this {what}.", fix=fix, code="runs-unread")
+        return rows
+
     def _read_on(self) -> None:
         """Read in the background what there was no time for."""
         if self._list.num_unread and (self._reading is None or not self._reading.is_alive()):

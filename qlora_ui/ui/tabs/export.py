@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.runs.card import Hold
 from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.kept_models import delete_export, runs_on_exports
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
@@ -34,6 +36,7 @@ from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
 from qlora_ui.ui.views.exports import NOTHING, Card, command_for, exports_html, source_words, work_key
+from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
@@ -68,6 +71,10 @@ def build(page: Page) -> None:
             packed = _pack(page.service, find_run(page.service.workspace, action.id), form)
             label = f"Save {packed.name} ({format_bytes(packed.stat().st_size)})"
             return [gr.DownloadButton(label, value=str(packed), visible=True), f"export {next(packings)}"]
+        if action.name == "delete-export":
+            run = find_run(page.service.workspace, action.id)
+            delete_export(page.service.workspace, run, form, page.service.run_lists.all_rows("export"))
+            return [gr.DownloadButton(visible=False), ""]
         return [gr.skip(), gr.skip()]
 
     done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden")
@@ -82,12 +89,17 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
         return NOTHING
     rows = service.run_lists.rows()
     picker = run_picker(rows, view.id, "Take away", with_unfinished=True)
-    names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans))
+    on_exports = runs_on_exports(service.workspace, rows).items()
+    needed = {form: useless_without(needing) for (source, form), needing in on_exports if source == view.id}
+    names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans, needed))
     source = source_words(view)
     return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source)
 
 
-def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -> Iterator[Card]:
+def _cards(
+    service: Service, view: RunView, plans: dict[tuple[str, str], Any], needed: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Card]:
+    """A card for each form; `needed` says by form which runs have that export as their base."""
     notes = read_json(view.run.exports / EXPORT_NOTES) or {}
     name = tuned_name(view.config.model.id) if view.config is not None else "model"
     for form in EXPORT_FORMS:
@@ -106,6 +118,7 @@ def _cards(service: Service, view: RunView, plans: dict[tuple[str, str], Any]) -
             sign=sign,
             is_earlier=bool(adapter_sha256) and adapter_sha256 != view.run.adapter_sha256,
             problem=plan if isinstance(plan, str) else "",
+            needed=needed.get(form.name, ""),
         )
     for form_name, (title, about) in SCRIPTS.items():
         path = view.run.exports / form_name

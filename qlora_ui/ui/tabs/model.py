@@ -11,12 +11,16 @@ from qlora_ui.estimate.quantization import explain
 from qlora_ui.models.catalogue import ModelEntry, is_hub_id, needs_download
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.hub import search
+from qlora_ui.models.hub_cache import stored_bytes
 from qlora_ui.models.known import KNOWN_CONFIGS
+from qlora_ui.runs.kept_models import delete_model, kept_model, runs_on
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views import model_card as views
+from qlora_ui.ui.views.kept_model import kept_model_html, of_others_html
 from qlora_ui.ui.views.recipe import block_head
 from qlora_ui.ui.views.words import ASKING
 
@@ -60,7 +64,9 @@ def _wire(page: Page, outputs: tuple[Any, ...], progress: Any) -> None:
         entry = _entry(entries, str(draft.values.get("model.id", "")))
         return (
             views.cards_html(draft, entries),
-            views.facts_html(draft, entry, service.downloads.latest(), is_missing=_is_missing(page, draft)),
+            views.facts_html(
+                draft, entry, service.downloads.latest(), is_missing=_is_missing(page, draft), kept=_kept(service, draft, entry)
+            ),
             views.quantization_html(explain(draft.facts) if draft.facts is not None else None),
             views.known_html(draft, _known_models(page, entries)),
         )
@@ -91,7 +97,7 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) ->
 
 
 def _wire_actions(page: Page, component: Any) -> None:
-    """Choosing a model, downloading it, stopping that."""
+    """Choosing a model, downloading it, stopping that, deleting one."""
 
     @handler
     def act(event: gr.EventData, data: dict[Any, Any]) -> list[Any]:
@@ -103,6 +109,8 @@ def _wire_actions(page: Page, component: Any) -> None:
             page.service.downloads.start(action.id, page.form.values(data)["model.revision"])
         elif action.name == "cancel-download":
             page.service.downloads.cancel()
+        elif action.name == "delete-model":
+            _delete(page.service, action.id)
         return updates
 
     def wire() -> None:
@@ -122,6 +130,23 @@ def _entry(entries: list[ModelEntry], model_id: str) -> ModelEntry | None:
 def _is_missing(page: Page, draft: Draft) -> bool:
     model_id, revision = str(draft.values.get("model.id", "")).strip(), draft.values.get("model.revision") or None
     return needs_download(model_id, revision, page.service.workspace)
+
+
+def _kept(service: Service, draft: Draft, entry: ModelEntry | None) -> str:
+    """What the chosen model takes of the disk, and how to delete it."""
+    model_id = str(draft.values.get("model.id", "")).strip()
+    kept = kept_model(service.workspace, model_id)
+    if kept is not None:
+        return kept_model_html(kept, runs_on(model_id, service.run_lists.rows()))
+    return of_others_html(model_id, stored_bytes(model_id)) if entry is not None and entry.kind == "hub" else ""
+
+
+def _delete(service: Service, model_id: str) -> None:
+    latest = service.downloads.latest()
+    if latest is not None and latest.state == "running" and latest.model_id == model_id:
+        raise ModelError(f"{model_id} is being downloaded.", fix="Stop the download first", code="download-busy")
+    delete_model(service.workspace, model_id, service.run_lists.all_rows("model"))
+    service.models_changed()
 
 
 def _known_models(page: Page, entries: list[ModelEntry]) -> list[tuple[str, ModelFacts]]:

@@ -7,6 +7,8 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.kept_models import runs_on_exports
+from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.registry import find_run, trash_size
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
@@ -16,7 +18,9 @@ from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.storage import build_storage
 from qlora_ui.ui.views.compare import comparison_html
+from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html, trash_html
 
 LOG_BYTES = 30_000
@@ -51,6 +55,7 @@ def build(page: Page) -> None:
         plot = charts("runs-charts", (LOSS_COMPARED,), curves.ask)
         details = live_html("", "runs-details", visible=False)
         table = live_html("", "runs-table")
+        build_storage(page)
 
     def draw(run_id: str, text: str, wanted: str, chosen: Choice) -> tuple[Any, ...]:
         return _draw(lists, page.service, text, wanted, chosen)
@@ -83,7 +88,13 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
     shown = kept[number * PAGE_ROWS : (number + 1) * PAGE_ROWS]
     picked = [run_id for run_id in chosen["picked"] if run_id in by_id]
     table = reading_html(lists.num_unread) + table_html(
-        shown, {row.id: lists.config(row.id) for row in shown}, picked, page=number, num_found=len(kept), num_all=len(every)
+        shown,
+        {row.id: lists.config(row.id) for row in shown},
+        picked,
+        page=number,
+        num_found=len(kept),
+        num_all=len(every),
+        needed_by=_needed_by(service, every),
     )
     table += trash_html(*trash_size(service.workspace))
     pair = [by_id[run_id] for run_id in picked]
@@ -98,6 +109,14 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
     if opened is not None:
         details = gr.update(value=details_html(opened, lists.config(opened.id), _end_of_log(service, opened.id)), visible=True)
     return table, comparison, gr.update(value=drawn, visible=len(pair) > 1), details
+
+
+def _needed_by(service: Service, every: list[RunRow]) -> dict[str, str]:
+    """Of runs whose exports are the base of others, by id: which others, in a sentence."""
+    needing: dict[str, list[RunRow]] = {}
+    for (run_id, _), rows in runs_on_exports(service.workspace, every).items():
+        needing.setdefault(run_id, []).extend(rows)
+    return {run_id: useless_without(rows, "what was exported of it") for run_id, rows in needing.items()}
 
 
 def _chosen(chosen: Choice, action: Action) -> Choice:

@@ -41,6 +41,8 @@ class Card:
     """Whether the run has learned on since the last one was made."""
     problem: str = ""
     """Why it cannot be made here; then there is no button."""
+    needed: str = ""
+    """Which runs have it as their base, in a sentence."""
 
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -150,18 +152,20 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
     if card.memory_bytes is not None:
         facts.append(f"{format_bytes(card.memory_bytes)} of memory to make")
     command, make = _command(card.command), f"Make it: {card.title}"
-    if card.problem:
-        foot = f'<p class="q-small">{escape(card.problem)}</p>'
-    elif card.path:
+    problem = f'<p class="q-small">{escape(card.problem)}</p>' if card.problem else ""
+    if card.path:
         copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
         note = f'<p class="q-small">{escape(f"{card.sign} {card.note}".strip())}</p>' if card.note else ""
         note = f'<p class="q-note q-note-warn q-small">{EARLIER}</p>{note}' if card.is_earlier else note
-        again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not is_busy else ""
+        again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not (is_busy or problem) else ""
+        delete = _delete_button(card, run_id) if not is_busy else ""
         save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")
         foot = (
             f'<p class="q-small q-mono q-export-path">{escape(middle_cut(card.path, 44))} {copy}</p>{note}'
-            f'<div class="q-buttons">{save}{again}</div>'
+            f'{problem}<div class="q-buttons">{save}{again}{delete}</div>'
         )
+    elif problem:
+        foot = problem
     else:
         foot = (
             f'<div class="q-buttons">{act_button("Make it", "export-now", run_id, form=card.form, echo="Starting …", title=make)}</div>'
@@ -173,3 +177,9 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
         f'<p class="q-small">{escape(card.about)}</p><p class="q-small q-num">{escape(" · ".join(facts))}</p>'
         f"{command}{work}{foot}</article>"
     )
+
+
+def _delete_button(card: Card, run_id: str) -> str:
+    words = f"Delete this export? It goes to the trash folder of the workspace until that is emptied, and the run stays. {card.needed}"
+    title, ask = f"Delete: {card.title}", {"confirm": words.strip(), "yes": "Delete", "no": "Keep it", "danger": "1"}
+    return act_button("Delete", "delete-export", run_id, look="quiet", form=card.form, title=title, **ask)

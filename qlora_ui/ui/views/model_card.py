@@ -70,8 +70,8 @@ def not_found_html(error: ModelError) -> str:
     return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
-def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None, *, is_missing: bool) -> str:
-    """What is known of the chosen model, and how to get it where it `is_missing` on this computer."""
+def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None, *, is_missing: bool, kept: str = "") -> str:
+    """What is known of the chosen model, how to get it where it `is_missing` on this computer, and what it takes where it is `kept`."""
     model_id = str(draft.values.get("model.id", "")).strip()
     if draft.problems_of("model.id"):
         return ""  # said beside the control
@@ -79,8 +79,9 @@ def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None
     getting = _getting(model_id, entry, download) if is_missing else ""
     if facts is None:
         about = '<p class="q-sub">Nothing is known of it yet. Its configuration comes with the download, a few kilobytes first.</p>'
-        return f'<div class="q-facts-card"><h3 class="q-h3">{escape(model_id)}</h3>{about}{getting}</div>'
-    return f'<div class="q-facts-card"><h3 class="q-h3">{escape(_title(model_id, entry))}</h3>{_facts_list(facts, entry)}{getting}</div>'
+        return f'<div class="q-facts-card"><h3 class="q-h3">{escape(model_id)}</h3>{about}{getting}{kept}</div>'
+    head = f'<h3 class="q-h3">{escape(_title(model_id, entry))}</h3>'
+    return f'<div class="q-facts-card">{head}{_facts_list(facts, entry)}{getting}{kept}</div>'
 
 
 def download_html(download: Download | None) -> str:

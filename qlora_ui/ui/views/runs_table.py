@@ -17,7 +17,7 @@ PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
-_rows: OrderedDict[tuple[RunRow, bool, str, bool, bool], str] = OrderedDict()
+_rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "output.name", "output.notes", "output.tags"}
 
 EMPTY = (
@@ -62,14 +62,21 @@ def table_html(
     page: int,
     num_found: int,
     num_all: int,
+    needed_by: Mapping[str, str] | None = None,
 ) -> str:
-    """One page of the list; `rows` are those of the page, `configs` their settings."""
+    """One page of the list; `rows` are those of the page, `configs` their settings.
+
+    `needed_by` says of a run, by its id, which others need it: it is asked about before that is deleted.
+    """
     if not num_all:
         return EMPTY
     if not rows:
         return '<div class="q-empty"><h2>Nothing found</h2><p>No run has these words and this state.</p></div>'
     can_pick = len(picked) < MOST_PICKED
-    body = "".join(_row(row, configs.get(row.id), ago(row.created), row.id in picked, can_pick) for row in rows)
+    needed = needed_by or {}
+    body = "".join(
+        _row(row, configs.get(row.id), ago(row.created), _pick_state(row.id in picked, can_pick), needed.get(row.id, "")) for row in rows
+    )
     head = "".join(
         f'<th scope="col"{f" class={css}" if css else ""}>{label}</th>'
         for label, css in (
@@ -87,38 +94,42 @@ def table_html(
     return f'<table class="q-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_pages(page, num_found)}'
 
 
-def _row(row: RunRow, config: RunConfig | None, when: str, is_picked: bool, can_pick: bool) -> str:
+def _pick_state(is_picked: bool, can_pick: bool) -> str:
+    """The attribute of a row's check box."""
+    return " checked" if is_picked else "" if can_pick else " disabled"
+
+
+def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
     """Kept, since a page asks for the same rows each second, beside a training. The settings of an id never change."""
-    key = (row, config is None, when, is_picked, can_pick)
+    key = (row, config is None, when, pick, needed)
     html = _rows.get(key)
     if html is None:
-        html = _rows[key] = _row_html(row, config, when, is_picked, can_pick)
+        html = _rows[key] = _row_html(row, config, when, pick, needed)
         if len(_rows) > MOST_ROWS:
             _rows.popitem(last=False)
     return html
 
 
-def _row_html(row: RunRow, config: RunConfig | None, when: str, is_picked: bool, can_pick: bool) -> str:
+def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
-    state = " checked" if is_picked else "" if can_pick else " disabled"
-    pick = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{state}>'
+    box = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{pick}>'
     where = f"{model_title(row.model, 30)} · {when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
     progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""
     return (
-        f'<tr class="{"q-picked" if is_picked else ""}"><td class="q-col-pick">{pick}</td>'
+        f'<tr class="{"q-picked" if pick == " checked" else ""}"><td class="q-col-pick">{box}</td>'
         f'<td class="q-col-name">{act_button(row.name, "open", row.id, look="link")}{tags}<small>{escape(where)}</small></td>'
         f'<td data-label="State">{status_chip(row.status)}<small class="q-num">{escape(progress)}</small></td>'
         f'<td data-label="What differs" class="q-col-differs">{escape(differences_in_words(config))}</td>'
         f'<td data-label="Best loss" class="q-col-number q-num">{_number(loss)}{kind}</td>'
         f'<td data-label="Memory" class="q-col-number q-num">{escape(format_bytes(row.measured_bytes)) if row.measured_bytes else "–"}</td>'
         f'<td data-label="Time" class="q-col-number q-num">{escape(format_duration(row.elapsed_s)) if row.elapsed_s else "–"}</td>'
-        f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{_menu(row)}</td></tr>'
+        f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{_menu(row, needed)}</td></tr>'
     )
 
 
-def _menu(row: RunRow) -> str:
+def _menu(row: RunRow, needed: str) -> str:
     run, name = row.id, row.name
     entries = [
         act_button("Settings and log", "details", run, look="menu"),
@@ -132,8 +143,8 @@ def _menu(row: RunRow) -> str:
     if row.has_adapter or row.has_checkpoint:
         entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
     if not row.status.is_live and row.status is not Status.QUEUED:
-        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
-        entries.append(act_button("Delete", "delete", run, look="menu", confirm=words, yes="Delete", no="Keep it", danger="1"))
+        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied. {needed}"
+        entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))
     return (
         f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
         f'<summary aria-label="More for {escape(name)}" title="More">⋯</summary>'

@@ -1,0 +1,143 @@
+"""Models that the app keeps on the disk, exports of runs among them: what they take, which runs need them, and deleting one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json, size_of_tree, typed_path, write_json
+from qlora_ui.catalog.exports import EXPORT_NOTES
+from qlora_ui.models.builtin import converted_folder, is_builtin
+from qlora_ui.models.catalogue import is_hub_id
+from qlora_ui.models.hub_cache import brought_models, is_brought, repository_folder, stored_bytes
+from qlora_ui.runs.listing import RunRow
+from qlora_ui.runs.run_dir import RunDir, Status
+from qlora_ui.runs.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """A model that the app put on the disk, or that lies in its workspace."""
+
+    id: str
+    """By which a run or a page names it."""
+    folder: Path
+    kind: str
+    """`builtin`, `folder` or `hub`, as of a ModelEntry; only a folder goes to the trash: the others come again."""
+    num_bytes: int
+
+
+def kept_model(workspace: Workspace, model_id: str) -> KeptModel | None:
+    """The model as it can be deleted here; None for one that is not there, that another program downloaded, or that lies elsewhere."""
+    if is_builtin(model_id):
+        folder = converted_folder(workspace)
+        return KeptModel(model_id, folder, "builtin", size_of_tree(folder)) if folder.is_dir() else None
+    if is_hub_id(model_id):
+        return KeptModel(model_id, repository_folder(model_id), "hub", stored_bytes(model_id)) if is_brought(model_id) else None
+    folder = typed_path(model_id)
+    if not os.path.isdir(folder) or folder.parent != workspace.models or folder == converted_folder(workspace):
+        return None
+    return KeptModel(model_id, folder, "folder", size_of_tree(folder))
+
+
+def brought_bytes() -> int:
+    """What the app's own downloads take of the Hub's cache."""
+    return sum(map(stored_bytes, brought_models()))
+
+
+def runs_on(model_id: str, rows: Iterable[RunRow]) -> list[RunRow]:
+    """Runs that cannot be talked to, measured, continued or merged without a model."""
+    return [row for row in rows if row.model == model_id]
+
+
+def runs_on_exports(workspace: Workspace, rows: Iterable[RunRow]) -> dict[tuple[str, str], list[RunRow]]:
+    """Runs whose base is what was exported of another run, by the id of that run and the form of the export."""
+    found: dict[tuple[str, str], list[RunRow]] = {}
+    root = f"{workspace.runs}{os.sep}"
+    for row in rows:
+        if row.model.startswith(root) and len(parts := Path(row.model[len(root) :]).parts) > 2 and parts[1] == "exports":
+            found.setdefault((parts[0], parts[2]), []).append(row)
+    return found
+
+
+def runs_on_run(workspace: Workspace, run_id: str, rows: Iterable[RunRow]) -> list[RunRow]:
+    """Runs whose base is any export of a run."""
+    return [row for (source, _), needing in runs_on_exports(workspace, rows).items() if source == run_id for row in needing]
+
+
+def refuse_while_needed(what: str, needing: Iterable[RunRow]) -> None:
+    """Raise ModelError where one of the runs loads a model now, or has still to do so."""
+    pressing = [row for row in needing if row.status.is_live or row.status is Status.QUEUED]
+    if not pressing:
+        return
+    others = f" and {len(pressing) - 1} more" if len(pressing) > 1 else ""
+    raise ModelError(
+        f"{what} is needed by the run {pressing[0].name}{others}.",
+        why="It works with it" if pressing[0].status.is_live else "It has still to load it when its turn comes",
+        fix="Let the run end, or take it out of the queue, first",
+        code="model-needed",
+    )
+
+
+def delete_export(workspace: Workspace, run: RunDir, form: str, rows: Iterable[RunRow]) -> Path:
+    """Move an export of a run to the workspace's trash and return where; `rows` are all runs.
+
+    Raises ModelError where there is none of that form, and where a run that works or waits has it as its base.
+    """
+    folder = run.exports / form
+    if Path(form).name != form or not form or form.startswith(".") or not folder.is_dir():
+        raise ModelError("This export is not there any more.", fix="Look at the page again", code="export-missing")
+    refuse_while_needed("The export", runs_on_exports(workspace, rows).get((run.id, form), ()))
+    target = workspace.trash / f"{run.id}-{form}-{secrets.token_hex(2)}"
+    try:
+        shutil.move(folder, target)
+    except OSError as error:
+        raise _in_use(folder, error) from None
+    notes = read_json(run.exports / EXPORT_NOTES)
+    if isinstance(notes, dict) and notes.pop(form, None) is not None:
+        write_json(run.exports / EXPORT_NOTES, notes)
+    return target
+
+
+def delete_model(workspace: Workspace, model_id: str, rows: Sequence[RunRow]) -> Path | None:
+    """Remove a model from the disk; a folder of the workspace goes to its trash, and where it is then is returned. `rows` are all runs.
+
+    Raises ModelError where there is no such model, where a run works with it or waits for it, and where a program holds it.
+    """
+    model = kept_model(workspace, model_id)
+    if model is None:
+        raise ModelError("This model is not kept here any more.", fix="Look at the list again", code="model-missing")
+    # One that waits brings it again by itself, unless it was a folder.
+    refuse_while_needed("The model", (row for row in runs_on(model_id, rows) if row.status.is_live or model.kind == "folder"))
+    try:
+        return _moved(model, workspace)
+    except OSError as error:
+        raise _in_use(model.folder, error) from None
+
+
+def _in_use(folder: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{folder.name} cannot be deleted.",
+        why=error.strerror or str(error),
+        fix="Close what has it open, then do it again; the chat lets go of a model with “Free the memory”",
+        code="model-in-use",
+    )
+
+
+def _moved(model: KeptModel, workspace: Workspace) -> Path | None:
+    if model.kind == "folder":
+        target = workspace.trash / f"{model.folder.name}-{secrets.token_hex(2)}"
+        return Path(shutil.move(model.folder, target))
+    # Away at once and whole: half a model would be taken for a damaged one.
+    gone = model.folder.with_name(f".gone-{secrets.token_hex(4)}")
+    os.replace(model.folder, gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
+    return None

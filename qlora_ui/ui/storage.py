@@ -1,0 +1,42 @@
+"""What the workspace takes of the disk, below the list of runs: looked at when it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from qlora_ui.base.files import free_bytes
+from qlora_ui.runs.storage import free_remade, measure
+from qlora_ui.ui import run_actions
+from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.background import Background
+from qlora_ui.ui.handler import handler
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.views.storage import storage_html
+
+
+def build_storage(page: Page) -> None:
+    """Draw it and wire it."""
+    work, workspace = Background("measurement"), page.service.workspace
+    view = live_html("", "runs-storage")
+
+    def draw(run_id: str) -> str:
+        progress = work.progress()
+        names = {row.id: row.name for row in page.service.run_lists.rows()} if progress.result is not None else {}
+        return storage_html(free_bytes(workspace.root), progress.result, names, progress)
+
+    @handler
+    def act(event: gr.EventData) -> None:
+        action = Action.of(event)
+        if action.name == "cancel":
+            work.cancel()
+        if action.name == "free-remade":
+            free_remade(workspace)
+        if action.name in ("measure-disk", "free-remade"):
+            work.start("disk", lambda on_progress, is_cancelled: measure(workspace, on_progress, is_cancelled))
+
+    page.live(draw, [view])
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    page.redraw_after(view.act(act, None, None, **quiet))
+    run_actions.wire(page, view)

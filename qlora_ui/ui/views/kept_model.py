@@ -1,0 +1,52 @@
+"""What a model takes of the disk, and the button that deletes it, with what is lost by that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.kept_models import KeptModel
+from qlora_ui.runs.listing import RunRow
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.markup import escape, middle_cut
+
+NAMED_RUNS = 5
+WHERE = {"builtin": "A copy of it in the workspace takes {size}.", "folder": "It takes {size} of the workspace.", "hub": "It takes {size}."}
+AFTER = {
+    "builtin": "It is made again by itself, in half a minute, when it is next needed.",
+    "folder": "It goes to the trash folder of the workspace, where you can get it back, until that is emptied.",
+    "hub": "It does not go to the trash: you, and other programs that use it, would have to download it again.",
+}
+
+
+def kept_model_html(model: KeptModel, needing: Sequence[RunRow]) -> str:
+    """Its size and Delete; `needing` are the runs that cannot be used without it."""
+    size = format_bytes(model.num_bytes)
+    words = [f"Delete “{middle_cut(title_of(model), 60)}” ({size})?", AFTER[model.kind]]
+    if needing and model.kind != "builtin":
+        words.append(useless_without(needing))
+    button = act_button(
+        "Delete from this computer", "delete-model", model.id, look="quiet", confirm=" ".join(words), yes="Delete", no="Keep it", danger="1"
+    )
+    where = WHERE[model.kind].format(size=size)
+    return f'<div class="q-getting q-kept-model"><span class="q-small q-num">{escape(where)}</span>{button}</div>'
+
+
+def of_others_html(model_id: str, num_bytes: int) -> str:
+    """Of a model that another program downloaded: it is not the app's to delete."""
+    command = f"hf cache rm model/{model_id}"
+    words = f"It takes {format_bytes(num_bytes)}. Another program downloaded it; in a terminal this removes it:"
+    return f'<p class="q-small q-num">{escape(words)} <code>{escape(command)}</code></p>'
+
+
+def title_of(model: KeptModel) -> str:
+    """What a person calls it."""
+    return model.id if model.kind == "hub" else model.folder.name
+
+
+def useless_without(needing: Sequence[RunRow], what: str = "it") -> str:
+    """`2 runs cannot be talked to, measured, continued or merged without it: Pirate, Tickets.`"""
+    named = ", ".join(row.name for row in needing[:NAMED_RUNS])
+    more = f" and {len(needing) - NAMED_RUNS:,} more" if len(needing) > NAMED_RUNS else ""
+    runs = f"{len(needing):,} runs" if len(needing) > 1 else "One run"
+    return f"{runs} cannot be talked to, measured, continued or merged without {what}: {named}{more}."

@@ -1,0 +1,65 @@
+"""What the workspace takes of the disk, and what of it can be freed where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.storage import RunSize, Storage
+from qlora_ui.ui.action import act_button
+from qlora_ui.ui.background import Progress
+from qlora_ui.ui.markup import escape
+from qlora_ui.ui.views.background_view import progress_html
+
+SHOWN_RUNS = 5
+HUB_WORDS = "in the Hub's cache and not in the workspace; the Model tab deletes them"
+
+
+def storage_html(free_bytes: int, storage: Storage | None, names: Mapping[str, str], progress: Progress) -> str:
+    """Free space and the button that looks closer; what was found then. `names` are the runs' names by id."""
+    button = (
+        act_button("What takes the space" if storage is None else "Look again", "measure-disk", look="quiet")
+        if not progress.is_running
+        else ""
+    )
+    free = f"{format_bytes(free_bytes)} are free on the disk of the workspace"
+    line = f'<div class="q-pages"><span class="q-small q-num">{escape(free)}</span>{button}</div>'
+    work = progress_html(progress, "Looking at the files")
+    return f"{line}{work}{_table(storage, names) if storage is not None and not progress.is_running else ''}"
+
+
+def _table(storage: Storage, names: Mapping[str, str]) -> str:
+    freed = ""
+    if storage.free_now_bytes:
+        words = f"Free {format_bytes(storage.free_now_bytes)}"
+        freed = act_button(words, "free-remade", look="quiet", echo="Freeing …")
+    in_use = storage.remade_bytes - storage.free_now_bytes
+    kept = "made again when they are needed; ten gigabytes at most are kept"
+    of_runs = f"of it checkpoints {format_bytes(storage.checkpoint_bytes)}, exports {format_bytes(storage.export_bytes)}"
+    rows = [
+        (f"{len(storage.runs):,} run{'s' if len(storage.runs) != 1 else ''}", storage.run_bytes, of_runs, ""),
+        ("Kept data files", storage.data_bytes, "the Data tab deletes them, under “Kept files”", ""),
+        ("Rows and tokens that were read", storage.remade_bytes, kept + ("; some are in use" if in_use else ""), freed),
+        ("Models", storage.model_bytes, "the Model tab deletes them", ""),
+        ("Trash", storage.trash_bytes, "deleted runs, models, exports, presets and data files", ""),
+        ("Models that were downloaded", storage.hub_bytes, HUB_WORDS, ""),
+    ]
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}<small>{escape(about)}</small></th>'
+        f'<td class="q-num">{escape(format_bytes(size))}</td><td>{button}</td></tr>'
+        for name, size, about, button in rows
+        if size
+    )
+    largest = "".join(_run(run, names.get(run.id, run.id)) for run in storage.runs[:SHOWN_RUNS])
+    head = f'<h3 class="q-h3">The workspace takes {escape(format_bytes(storage.total_bytes))}</h3>'
+    runs = f'<h3 class="q-h3">The largest runs</h3><table class="q-disk">{largest}</table>' if largest else ""
+    return f'<section class="q-card" id="disk-use">{head}<table class="q-disk">{body}</table>{runs}</section>'
+
+
+def _run(run: RunSize, name: str) -> str:
+    parts = [("checkpoints", run.checkpoint_bytes), ("exports", run.export_bytes)]
+    about = ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size)
+    return (
+        f'<tr><th scope="row">{act_button(name, "open", run.id, look="link")}<small>{escape(about)}</small></th>'
+        f'<td class="q-num">{escape(format_bytes(run.num_bytes))}</td><td></td></tr>'
+    )

@@ -1,0 +1,143 @@
+"""Models and exports that the app keeps: their size, which runs need them, and what can be deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_files import write_model
+
+from qlora_ui.base.errors import ModelError
+from qlora_ui.base.files import read_json, write_json
+from qlora_ui.cli import main
+from qlora_ui.models.builtin import converted_folder
+from qlora_ui.models.catalogue import list_models
+from qlora_ui.models.hub_cache import download_lock, repository_folder
+from qlora_ui.runs.events import Finished
+from qlora_ui.runs.journal import JournalWriter
+from qlora_ui.runs.kept_models import delete_export, delete_model, kept_model, runs_on_exports
+from qlora_ui.runs.listing import RunList
+from qlora_ui.runs.registry import create_run, empty_trash
+from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.storage import free_remade, measure
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.views.exports import Card, _card
+from qlora_ui.ui.views.kept_model import kept_model_html
+from tests.unit.test_bounded import entry
+
+HUB = "some-owner/small-model"
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def run_on(workspace: Workspace, model: Any, name: str = "mine", *, is_over: bool = True) -> RunDir:
+    run = create_run(workspace, RunConfig().changed({"model.id": str(model), "output.name": name}))
+    if is_over:
+        JournalWriter(run.journal_path).write(Finished())
+    return run
+
+
+def brought(model_id: str = HUB) -> Path:
+    """A download of the app's that was stopped early."""
+    blobs = repository_folder(model_id) / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.qlora-ui.incomplete").write_bytes(bytes(5000))
+    download_lock(model_id).parent.mkdir(parents=True)
+    download_lock(model_id).touch()
+    return repository_folder(model_id)
+
+
+def test_a_folder_of_the_workspace_goes_to_the_trash_when_no_run_loads_it(workspace: Workspace) -> None:
+    folder = write_model(workspace.models / "merged")
+    waiting = run_on(workspace, folder, "next", is_over=False)
+    run_on(workspace, folder, "Pirate")
+    rows = RunList(workspace).rows()
+    model = kept_model(workspace, str(folder))
+    assert model is not None and model.num_bytes > 5000
+    assert "2 runs cannot be talked to, measured, continued or merged without it" in kept_model_html(model, rows)
+    with pytest.raises(ModelError, match=r"needed by the run next\. It has still to load it"):
+        delete_model(workspace, str(folder), rows)
+    JournalWriter(waiting.journal_path).write(Finished())
+    moved = delete_model(workspace, str(folder), RunList(workspace).rows())
+    assert moved is not None and (moved / "config.json").is_file() and not folder.exists()
+    assert empty_trash(workspace)[0] == 1
+    with pytest.raises(ModelError, match="not kept here any more"):
+        delete_model(workspace, str(folder), [])
+
+
+def test_what_comes_again_is_removed_at_once(workspace: Workspace) -> None:
+    write_model(converted_folder(workspace))
+    waiting = run_on(workspace, BUILTIN_MODEL, is_over=False)
+    assert kept_model(workspace, str(converted_folder(workspace))) is None, "it is the built-in one's, not a folder of the user's"
+    assert delete_model(workspace, BUILTIN_MODEL, RunList(workspace).rows()) is None
+    assert not converted_folder(workspace).exists() and not list(workspace.trash.iterdir())
+    waiting.claim()
+    folder = brought()
+    assert delete_model(workspace, HUB, RunList(workspace).rows()) is None
+    assert not folder.exists() and not list(folder.parent.glob(".gone-*"))
+
+
+def test_a_download_that_was_stopped_early_is_listed_and_that_of_another_program_is_left_alone(workspace: Workspace) -> None:
+    brought()
+    listed = next(one for one in list_models(workspace) if one.id == HUB)
+    assert (listed.is_begun, listed.size_bytes) == (True, 5000) and listed.problem
+    (repository_folder("another/model") / "blobs").mkdir(parents=True)
+    assert kept_model(workspace, "another/model") is None
+    assert kept_model(workspace, str(write_model(workspace.root.parent / "elsewhere"))) is None
+
+
+def test_an_export_goes_to_the_trash_but_not_under_a_run_that_has_it_as_its_base(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run_on(workspace, BUILTIN_MODEL, "Source")
+    folder = write_model(source.exports / "merged-original")
+    write_json(source.exports / "exports.json", {"merged-original": {"note": "equal"}, "adapter": {"note": "kept"}})
+    other = run_on(workspace, folder, "On it", is_over=False)
+    rows = RunList(workspace).rows()
+    assert [(key, [row.name for row in found]) for key, found in runs_on_exports(workspace, rows).items()] == [
+        ((source.id, "merged-original"), ["On it"])
+    ]
+    with pytest.raises(ModelError, match="The export is needed by the run On it"):
+        delete_export(workspace, source, "merged-original", rows)
+    assert main(["runs", "delete", source.id, "--workspace", str(workspace.root)]) != 0
+    assert "needed by the run On it" in capsys.readouterr().err and source.path.is_dir()
+    JournalWriter(other.journal_path).write(Finished())
+    for wrong in ("", "..", "../exports", "gguf-f16", ".making-x"):
+        with pytest.raises(ModelError, match="not there any more"):
+            delete_export(workspace, source, wrong, rows)
+    moved = delete_export(workspace, source, "merged-original", RunList(workspace).rows())
+    assert (moved / "config.json").is_file() and not folder.exists()
+    assert read_json(source.exports / "exports.json") == {"adapter": {"note": "kept"}}
+
+
+def test_an_export_whose_base_is_gone_is_still_there_to_take_and_to_delete() -> None:
+    html = _card(
+        Card("adapter", "Adapter", "", "", path="/there", problem="The base is gone.", needed="X needs it."), "r", "", is_busy=False
+    )
+    assert "The base is gone." in html and "Download" in html and "Make it again" not in html
+    assert 'data-act="delete-export"' in html and "X needs it." in html
+
+
+def test_what_the_workspace_takes_is_counted_by_kind_and_rows_can_be_freed(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, brought_folder = run_on(workspace, BUILTIN_MODEL), brought()
+    for name, size in (("checkpoints/checkpoint-3/optimizer.pt", 30_000), ("exports/adapter/a.bin", 20_000)):
+        (run.path / name).parent.mkdir(parents=True)
+        (run.path / name).write_bytes(bytes(size))
+    data, tokens = workspace.rows_and_tokens
+    entry(data, "old", 4000)
+    entry(tokens, "used now", 1000, days=0)
+    found = measure(workspace)
+    assert (found.checkpoint_bytes, found.export_bytes, found.remade_bytes, found.free_now_bytes) == (30_000, 20_000, 5000, 4000)
+    assert found.runs[0].id == run.id and found.hub_bytes == 5000 and brought_folder.is_dir()
+    assert found.total_bytes == found.run_bytes + 5000 > 55_000
+    main(["doctor", "--free", "--workspace", str(workspace.root)])
+    assert "rows and tokens that were read 1 KiB" in (said := capsys.readouterr().out) and "4 KiB are free again" in said
+    assert free_remade(workspace) == 0
