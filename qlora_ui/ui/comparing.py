@@ -20,7 +20,9 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.ui.service import Service
 
-MOST_QUESTIONS = MOST_BESIDE = 100
+MOST_QUESTIONS = 100
+MOST_BESIDE = 300
+"""Other adapters in a list; a run can be looked for by its name on the Runs tab only."""
 ADDED_ROWS = 5
 LINE_END = " ⏎ "
 """Stands for the end of a line inside a question, since each line is a question."""
@@ -111,23 +113,24 @@ def names_of(service: Service, run: RunDir, beside: str = "") -> list[str]:
     return names
 
 
-def others_of(service: Service, view: RunView) -> list[tuple[str, str]]:
-    """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then other adapters of the same base.
+def others_of(service: Service, view: RunView) -> tuple[list[tuple[str, str]], int]:
+    """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then the newest other adapters of the same base;
+    and how many older ones there are.
 
     A run that has no finished adapter is there with its newest checkpoint.
     """
     own = [step for step in view.run.other_steps() if f"checkpoint-{step}" != view.run.stand_in]
     found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in own]
     model = view.config.model.id if view.config else ""
-    for row in service.run_lists.rows():
-        if row.id == view.id or row.model != model or len(found) >= MOST_BESIDE:
-            continue
-        saved = RunDir(service.workspace.runs / row.id).stand_in if row.has_checkpoint and not row.has_adapter else None
+    rows = [row for row in service.run_lists.rows() if row.id != view.id and row.model == model]
+    rows = [row for row in rows if row.has_adapter or row.has_checkpoint]
+    for row in rows[:MOST_BESIDE]:
+        saved = None if row.has_adapter else RunDir(service.workspace.runs / row.id).stand_in
         if row.has_adapter:
             found.append((row.id, row.name))
         elif saved:
             found.append((f"{row.id}|{saved}", f"{row.name}, step {saved.removeprefix('checkpoint-')}"))
-    return found
+    return found, max(len(rows) - MOST_BESIDE, 0)
 
 
 def vote(kept: Comparisons, run: RunDir, index: str, choice: str) -> None:

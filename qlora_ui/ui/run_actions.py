@@ -184,6 +184,7 @@ def _fresh(config: RunConfig) -> RunConfig:
 
 
 _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
+    "all-runs": lambda page, action: Outcome(None, "runs"),
     "look": lambda page, action: Outcome(find_run(page.service.workspace, action.text).id),
     "resume": _resume,
     "copy": _copy,

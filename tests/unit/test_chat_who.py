@@ -55,6 +55,21 @@ def test_what_was_chosen_stays(workspace: Workspace) -> None:
     assert looked(service)[0].startswith("model|builtin:")
 
 
+def test_older_runs_are_told_of_and_one_that_is_talked_to_stays_in_the_list(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_ui.ui.tabs.chat.MOST_RUNS", 2)
+    service, runs = Service(workspace), [write_run(workspace, end="done") for _ in range(4)]
+    assert perform(cast(Page, SimpleNamespace()), Action("all-runs", "", "", False, {})).tab == "runs"
+
+    def offered() -> list[str]:
+        service.run_lists.forget()
+        return [option["key"] or option["label"] for option in _talk(service, {})["targets"][0]["options"]]
+
+    newest = [f"run|{run.id}|" for run in (runs[3], runs[2])]
+    assert offered() == [*newest, "2 older: on the Runs tab, under ⋯, “Chat with it”"]
+    choose_run(service, runs[0].id)
+    assert offered() == [*newest, f"run|{runs[0].id}|", "1 older: on the Runs tab, under ⋯, “Chat with it”"]
+
+
 def test_the_checkpoint_that_is_the_adapter_is_offered_only_while_it_is_talked_to(workspace: Workspace) -> None:
     service, run = Service(workspace), write_run(workspace, end="done")
     for folder, weights in (

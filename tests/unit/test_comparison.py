@@ -19,7 +19,9 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import comparing
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.comparison import comparison_html, marked
+from qlora_ui.ui.views.background_view import run_picker
+from qlora_ui.ui.views.comparison import comparison_html, marked, others_html
+from tests.journals import write_run
 
 NAMES = {"base": "Base model", "adapter": "Pirate"}
 
@@ -133,10 +135,10 @@ def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: 
         (folder / "adapter_model.safetensors").write_bytes(weights)
     service = Service(workspace)
     assert run.saved_steps() == [20, 10]
-    assert comparing.others_of(service, service.readers.view(run)) == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
+    assert comparing.others_of(service, service.readers.view(run))[0] == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
     # Without a result its newest checkpoint answers, and would stand beside itself.
     (run.adapter / "adapter_model.safetensors").unlink()
-    assert comparing.others_of(service, service.readers.view(run)) == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
+    assert comparing.others_of(service, service.readers.view(run))[0] == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
 
 
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:
@@ -175,3 +177,16 @@ def test_questions_bring_what_their_rows_have() -> None:
     for wrong in ("", "\n".join(map(str, range(101)))):
         with pytest.raises(QloraUiError):
             comparing.questions_of(wrong, rows)
+
+
+def test_lists_say_that_older_runs_are_not_in_them_and_where_they_are(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_ui.ui.comparing.MOST_BESIDE", 1)
+    monkeypatch.setattr("qlora_ui.ui.views.background_view.MOST_RUNS", 2)
+    service, runs = Service(workspace), [write_run(workspace, end="done") for _ in range(3)]
+    others, num_older = comparing.others_of(service, service.readers.view(runs[0]))
+    assert [key for key, _ in others if "checkpoint" not in key] == [runs[2].id] and num_older == 1
+    assert "1 older one is" in others_html(others, "", num_older) and "older" not in others_html(others, "")
+    rows = service.run_lists.rows()
+    picker = run_picker(rows, runs[0].id, "Evaluate")
+    assert picker.count("<option") == 3 and "The newest 2 of 3." in picker and 'data-act="all-runs"' in picker
+    assert "The newest" not in run_picker(rows[:2], runs[2].id, "Evaluate")

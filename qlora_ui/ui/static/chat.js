@@ -161,7 +161,7 @@ function mountChat(id, element, server) {
     who.replaceChildren(...next.targets.map((group) => {
       const node = document.createElement("optgroup");
       node.label = group.label;
-      node.append(...group.options.map((option) => new Option(option.label, option.key, false, option.key === next.who)));
+      node.append(...group.options.map((option) => Object.assign(new Option(option.label, option.key, false, option.key === next.who), { disabled: option.isOff || false })));
       return node;
     }));
     // A browser would show the first one in the place of a run that is gone.

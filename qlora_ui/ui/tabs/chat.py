@@ -17,12 +17,12 @@ from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.markup import whole_letters
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.background_view import MOST_RUNS
 from qlora_ui.ui.views.chat_view import context_line, kept_turn_html, state_line
 from qlora_ui.ui.views.words import ago, describe_model
 
 POLL_S = 0.8
 """How long an asking page is kept waiting for news while an answer is being given."""
-MOST_RUNS = 100
 SUGGESTIONS = ("How do I boil an egg?", "Why is the sky blue?", "Write two lines about the sea.")
 
 
@@ -145,8 +145,11 @@ def _loaded(service: Service) -> Any:
 
 def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
     """What can be talked to, in groups: runs with what was saved of them, then models alone."""
-    runs = []
-    for row in service.run_lists.rows():
+    rows = [row for row in service.run_lists.rows() if row.has_adapter or row.has_checkpoint or row.id == who.run_id]
+    # One that is talked to stands in the list, however old it is.
+    offered = [row for place, row in enumerate(rows) if place < MOST_RUNS or row.id == who.run_id]
+    runs: list[dict[str, Any]] = []
+    for row in offered:
         is_theirs = row.id == who.run_id
         if row.has_adapter or (is_theirs and not who.checkpoint):
             runs.append({"key": f"run|{row.id}|", "label": f"{row.name} · {ago(row.created)}"})
@@ -154,8 +157,9 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
             # Of a run that has no adapter yet, the newest one stands for it until it is chosen.
             steps = _other_steps(service, row.id, who.checkpoint if is_theirs else None)[: None if is_theirs else 1]
             runs += [{"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"} for step in steps]
-        if len(runs) >= MOST_RUNS:
-            break
+    if num_older := len(rows) - len(offered):
+        words = f"{num_older:,} older: on the Runs tab, under ⋯, “Chat with it”"
+        runs.append({"key": "", "label": words, "isOff": True})
     models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
     models |= {entry.id: entry.title for entry in service.models() if entry.folder is not None and not entry.problem}
     alone = [{"key": f"model|{model_id}|", "label": title} for model_id, title in models.items()]

@@ -80,7 +80,7 @@ def _build_comparison(page: Page) -> None:
         run = chosen.run
         asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service.workspace, run.id))
         # Chosen beside another run, perhaps, and then the list does not show it.
-        other = given[beside] if given[beside] in dict(comparing.others_of(service, chosen)) else ""
+        other = given[beside] if given[beside] in dict(comparing.others_of(service, chosen)[0]) else ""
         wish = comparing.Wish(asked, other, float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
 
         def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
@@ -192,7 +192,10 @@ def _run(service: Service, run_id: str) -> RunView:
 
 def _others(service: Service, run_id: str, chosen: str) -> str:
     view = run_to_take(service, run_id)
-    return others_html(comparing.others_of(service, view), chosen) if view is not None else ""
+    if view is None:
+        return ""
+    others, num_older = comparing.others_of(service, view)
+    return others_html(others, chosen, num_older)
 
 
 def _draw(service: Service, run_id: str, work: Background, results: Any, opened: tuple[str, ...]) -> str:

@@ -12,6 +12,9 @@ from qlora_ui.ui.handler import problems_html
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.words import ago
 
+MOST_RUNS = 100
+"""In a list of runs; older ones are found on the Runs tab."""
+
 
 def progress_html(progress: Progress, title: str) -> str:
     """A bar with words, time left and Cancel; after a failure what went wrong; else nothing."""
@@ -37,11 +40,17 @@ def progress_html(progress: Progress, title: str) -> str:
 
 def run_picker(rows: list[RunRow], run_id: str, words: str, *, with_unfinished: bool = False) -> str:
     """A list of the finished runs with the one that is looked at chosen; `with_unfinished` also of those that saved a checkpoint only."""
-    finished = [row for row in rows if row.has_adapter or (with_unfinished and row.has_checkpoint)][:100]
+    every = [row for row in rows if row.has_adapter or (with_unfinished and row.has_checkpoint)]
+    finished = every[:MOST_RUNS]
     if not any(row.id == run_id for row in finished):
         finished = [row for row in rows if row.id == run_id] + finished
     options = "".join(
         f'<option value="{escape(row.id)}"{" selected" if row.id == run_id else ""}>{escape(row.name)} · {ago(row.created)}</option>'
         for row in finished
     )
-    return f'<label class="q-run-picker"><span>{escape(words)}</span><select data-change="look">{options}</select></label>'
+    older = ""
+    if len(every) > MOST_RUNS:
+        way = act_button("Older ones are on the Runs tab, under ⋯", "all-runs", look="link")
+        older = f'<span class="q-small q-num">The newest {MOST_RUNS} of {len(every):,}. {way}</span>'
+    picker = f'<label class="q-run-picker"><span>{escape(words)}</span><select data-change="look">{options}</select></label>'
+    return f'<div class="q-run-pick">{picker}{older}</div>' if older else picker

@@ -93,15 +93,19 @@ def marked(text: str, other: str) -> str:
     return "".join(parts)
 
 
-def others_html(others: Sequence[tuple[str, str]], chosen: str) -> str:
-    """A list of adapters to lay beside, as (key, words); nothing where there is none."""
+def others_html(others: Sequence[tuple[str, str]], chosen: str, num_older: int = 0) -> str:
+    """A list of adapters to lay beside, as (key, words), and how many older ones are not in it; nothing where there is none."""
     if not others:
         return ""
     options = "".join(
         f'<option value="{escape(key)}"{" selected" if key == chosen else ""}>{escape(label)}</option>'
         for key, label in [("", "nobody else"), *others]
     )
-    return f'<label class="q-run-picker"><span>And beside them</span><select data-change="beside">{options}</select></label>'
+    are = "1 older one is" if num_older == 1 else f"{num_older:,} older ones are"
+    words = f"{are} not in the list. Choose the older one above, and lay the newer one beside it."
+    older = f'<span class="q-small q-num">{words}</span>' if num_older else ""
+    picker = f'<label class="q-run-picker"><span>And beside them</span><select data-change="beside">{options}</select></label>'
+    return f'<div class="q-run-pick">{picker}{older}</div>' if older else picker
 
 
 def _row(comparison: Comparison, index: int, row: Compared, run_id: str, *, hides: bool, opened: Collection[str]) -> str:

@@ -142,6 +142,8 @@ def _menu(row: RunRow, needed: str) -> str:
         entries.insert(0, act_button("Continue", "resume", run, look="menu"))
     if row.has_adapter or row.has_checkpoint:
         entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
+        measured = [act_button("Evaluate it", "evaluate", run, look="menu")] if row.has_adapter else []
+        entries[1:1] = [*measured, act_button("Take it with you", "export", run, look="menu")]
     if not row.status.is_live and row.status is not Status.QUEUED:
         words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied. {needed}"
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))

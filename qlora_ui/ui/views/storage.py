@@ -46,7 +46,7 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
     ]
     body = "".join(
         f'<tr><th scope="row">{escape(name)}<small>{escape(about)}</small></th>'
-        f'<td class="q-num">{escape(format_bytes(size))}</td><td>{button}</td></tr>'
+        f'<td class="q-num">{escape(format_bytes(size))}{button}</td></tr>'
         for name, size, about, button in rows
         if size
     )
@@ -61,5 +61,5 @@ def _run(run: RunSize, name: str) -> str:
     about = ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size)
     return (
         f'<tr><th scope="row">{act_button(name, "open", run.id, look="link")}<small>{escape(about)}</small></th>'
-        f'<td class="q-num">{escape(format_bytes(run.num_bytes))}</td><td></td></tr>'
+        f'<td class="q-num">{escape(format_bytes(run.num_bytes))}</td></tr>'
     )
