@@ -264,14 +264,19 @@ def from_line(line: str | bytes) -> Event | None:
         cls = _CLASSES.get(values.pop("event"))
         if cls is None:
             return None
-        known = _FIELDS[cls]
-        if not known.issuperset(values):
-            values = {name: value for name, value in values.items() if name in known}
         if cls is Planned:
             values |= {name: tuple(value) for name, value in values.items() if name.startswith("fast_path")}
-        return cls(**values)
+        return _made(cls, values)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _made(cls: type[Event], values: dict[str, Any]) -> Event:
+    try:
+        return cls(**values)
+    except TypeError:
+        # Of a newer version; not asked of each, since a long journal has hundreds of thousands.
+        return cls(**{name: value for name, value in values.items() if name in _FIELDS[cls]})
 
 
 def _values(line: str | bytes) -> Any:

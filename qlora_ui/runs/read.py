@@ -12,9 +12,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.digest import LONG_POINTS, read_digest, write_digest
 from qlora_ui.runs.events import (
     CheckpointSaved,
     Ended,
@@ -26,12 +27,12 @@ from qlora_ui.runs.events import (
     PhaseChanged,
     Planned,
     ProbeAnswered,
-    Queued,
     RequestSeen,
     Started,
     StepLogged,
 )
 from qlora_ui.runs.journal import JournalReader
+from qlora_ui.runs.picture import Picture
 from qlora_ui.runs.run_dir import Request, RunDir, Status, status_after
 from qlora_ui.runs.timing import seconds_left, seconds_per_step
 from qlora_ui.runs.workspace import Workspace
@@ -129,101 +130,18 @@ class RunView:
         return not self.status.is_live and self.status is not Status.QUEUED
 
 
-@dataclass
-class _Picture:
-    """What a journal said so far; grows in place and is copied into a RunView."""
-
-    created: float = 0.0
-    state: Event | None = None
-    started: Started | None = None
-    planned: Planned | None = None
-    phase: PhaseChanged | None = None
-    ended: Ended | None = None
-    steps: list[StepLogged] = field(default_factory=list)
-    evals: list[EvalLogged] = field(default_factory=list)
-    memory: list[MemoryMeasured] = field(default_factory=list)
-    checkpoints: list[CheckpointSaved] = field(default_factory=list)
-    probes: list[ProbeAnswered] = field(default_factory=list)
-    notices: list[Noticed | Healed] = field(default_factory=list)
-    requests: list[RequestSeen] = field(default_factory=list)
-    timeline: list[Event] = field(default_factory=list)
-    earlier_s: float = 0.0
-    """Time in attempts before the present one."""
-    latest: float = 0.0
-    peak_bytes: int = 0
-    peak_measured_bytes: int = 0
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Queued | Started):
-            # Before `latest` moves on: the time since the last event was a crash or a pause.
-            self._close_attempt()
-        self.latest = max(self.latest, event.time)
-        match event:
-            case Queued():
-                self.created = self.created or event.time
-                self.state, self.ended, self.phase = event, None, None
-            case Started():
-                self.state, self.ended, self.started = event, None, event
-                self._rewind(event.resumed_from or 0)
-            case Ended():
-                self.state = self.ended = event
-            case Planned():
-                self.planned = event
-            case PhaseChanged():
-                if self.phase is None or self.phase.phase != event.phase:
-                    self.timeline.append(event)
-                self.phase = event
-                return
-            case StepLogged():
-                self.steps.append(event)
-                return
-            case EvalLogged():
-                self.evals.append(event)
-            case MemoryMeasured():
-                self.memory.append(event)
-                # Counted as they come: long runs have a hundred thousand, and a page asks each second.
-                self.peak_bytes = max(self.peak_bytes, event.peak_allocated_bytes or event.process_bytes or 0)
-                self.peak_measured_bytes = max(self.peak_measured_bytes, event.measured_bytes or 0)
-                return
-            case CheckpointSaved():
-                self.checkpoints.append(event)
-            case ProbeAnswered():
-                self.probes.append(event)
-            case Noticed() | Healed():
-                self.notices.append(event)
-            case RequestSeen():
-                self.requests.append(event)
-        self.timeline.append(event)
-
-    def elapsed_s(self, now: float, is_live: bool) -> float:
-        if self.started is None:
-            return 0.0
-        return self.earlier_s + (self._attempt_s(now if is_live else self.latest) if not isinstance(self.state, Queued) else 0.0)
-
-    def _close_attempt(self) -> None:
-        if self.started is not None and not isinstance(self.state, Queued):
-            self.earlier_s += self._attempt_s(self.latest)
-
-    def _attempt_s(self, end: float) -> float:
-        """Time of the present attempt, up to `end` where it has no end of its own."""
-        assert self.started is not None
-        if self.ended and self.ended.duration_s:
-            # The job's own clock, which nobody sets: the wall's may learn the right date in the middle of a run.
-            return self.ended.duration_s
-        return max((self.ended.time if self.ended else end) - self.started.time, 0.0)
-
-    def _rewind(self, step: int) -> None:
-        """Steps after a checkpoint that is taken up again are done once more and must not be drawn twice."""
-        for points in (self.steps, self.evals, self.probes, self.checkpoints):
-            while points and points[-1].step > step:
-                points.pop()
-
-
 class RunReader:
-    """Follows one run; `view` gives the picture of now. Safe to share between threads."""
+    """Follows one run; `view` gives the picture of now. Safe to share between threads.
 
-    def __init__(self, run: RunDir) -> None:
+    With `in_short` a long run that was read before is opened with fewer points of its curves (`runs.digest`); what is added to it later
+    comes in full.
+    """
+
+    def __init__(self, run: RunDir, *, in_short: bool = False) -> None:
         self.run = run
+        self._in_short = in_short
+        self._points_in_short = 0
+        """Points up to where the run is written in short."""
         self.looked_at = 0.0
         """Monotonic seconds; what keeps the readers sets it."""
         self._lock = threading.Lock()
@@ -246,10 +164,16 @@ class RunReader:
             on_disk = self.run.version_on_disk()
             if self.run.journal_size() < self._journal.offset:
                 self._reset()
+            is_opened = not self._journal.offset
+            if is_opened and self._in_short:
+                self._open_in_short()
             status = self._read_on()
             if status is Status.CRASHED:
                 # Its job may have written its last event and gone between the look at the journal and the look at the owner.
                 status = self._read_on()
+            if self._in_short and self.num_points - self._points_in_short > LONG_POINTS and (is_opened or not status.is_live):
+                self._points_in_short = self.num_points
+                write_digest(self.run.journal_path, self._journal.offset)
             pending = tuple(self.run.pending_requests()) if status.is_live else ()
             version = f"{self._journal.offset}.{status}.{'.'.join(pending)}.{on_disk}"
             # Time passes even where nothing is written: a live run's clock is drawn anew every second.
@@ -265,8 +189,9 @@ class RunReader:
         return status_after(self._picture.state, self.run.owner_is_alive, has_plan=self._has_plan())
 
     def _reset(self) -> None:
-        self._journal = JournalReader(self.run.journal_path)
-        self._picture = _Picture()
+        self._points_in_short = 0
+        self._journal: JournalReader = JournalReader(self.run.journal_path)
+        self._picture: Picture = Picture()
         self._view = None
         self._config: RunConfig | None = None
         self._problem = ""
@@ -274,6 +199,15 @@ class RunReader:
     def _has_plan(self) -> bool:
         started, planned = self._picture.started, self._picture.planned
         return started is not None and planned is not None and planned.time >= started.time
+
+    def _open_in_short(self) -> None:
+        found = read_digest(self.run.journal_path)
+        if found is not None:
+            events, end = found
+            for event in events:
+                self._picture.add(event)
+            self._journal = JournalReader(self.run.journal_path, end)
+            self._points_in_short = self.num_points
 
     def _draw(self, version: str, on_disk: str, status: Status, pending: tuple[Request, ...]) -> RunView:
         if self._config is None:
@@ -365,7 +299,7 @@ class RunReaders:
             reader = self._readers.get(run.id)
             is_new = reader is None
             if reader is None:
-                reader = self._readers[run.id] = RunReader(run)
+                reader = self._readers[run.id] = RunReader(run, in_short=True)
             reader.looked_at = time.monotonic()
             self._readers.move_to_end(run.id)
         view = reader.view()

@@ -2,6 +2,7 @@
 
 config.yaml      whoever makes the run, once
 events.jsonl     job, append
+.events-short.jsonl  whoever reads a long journal: the same in short (`runs.digest`)
 run.log          job's process, append
 owner.json       job, while it lives
 .reserve         launcher, while it waits; job, while it lives: room for the last event on a disk that gets full
