@@ -53,29 +53,40 @@ def test_a_run_that_is_not_over_can_be_taken_away_and_says_what_of_it(workspace:
         told[run.id] = source_words(view)
     assert told[done.id] == "" and paused.adapter_sha256 == "abc"
     assert "no finished adapter" in told[paused.id] and "its last checkpoint" in told[paused.id]
-    assert "The run is training" in told[live.id] and "only the adapter" in told[live.id]
+    assert "The run is training" in told[live.id] and "when the run last ended" not in told[live.id]
     # Nobody chose: the newest that has a result.
     newest = run_to_take(service, "")
     assert newest is not None and newest.id == done.id
     assert all(f'value="{run.id}"' in _draw(service, "", Progress(), {}) for run in (done, paused, live))
 
 
-def test_the_adapter_is_made_beside_a_training_without_the_card(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_are_made_beside_a_training_without_the_card_where_there_is_memory(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[dict[str, Any]] = []
 
     def export(run: RunDir, form: str, workspace: Workspace, **how: Any) -> Any:
         asked.append(how)
         return SimpleNamespace(path="made")
 
-    monkeypatch.setattr(tab, "engine_object", lambda name: export)
+    needed = {"memory_bytes": 0}
+    engine = {"exports.export:export_run": export, "exports.export:plan": lambda *run_and_form: SimpleNamespace(**needed)}
+    monkeypatch.setattr(tab, "engine_object", engine.__getitem__)
     service, run = Service(workspace), write_run(workspace, end="done")
+    assert "A training run" not in _draw(service, run.id, Progress(), {})
     with service.card.hold("training", "Pirate"):
-        assert _make(service, run, "adapter", silent, never) == "made"
-        assert asked[0]["num_prompts"] == 0 and asked[0]["why_unchecked"] == "a training run has a model in memory (Pirate)."
-        with pytest.raises(RunError, match="A training run has a model in memory"):
+        # Said before anything is pressed.
+        assert "A training run has a model in memory (Pirate). What is made meanwhile slows it" in _draw(service, run.id, Progress(), {})
+        for form in ("adapter", "merged-original"):
+            assert _make(service, run, form, silent, never) == "made"
+            assert asked[-1]["on_cpu"] and asked[-1]["num_prompts"] == 0
+            assert asked[-1]["why_unchecked"] == "a training run has a model in memory (Pirate)."
+        needed["memory_bytes"] = 1 << 60
+        _make(service, run, "adapter", silent, never)
+        with pytest.raises(RunError, match=r"A training run has a model in memory \(Pirate\)\. Beside it this takes"):
             _make(service, run, "merged-original", silent, never)
-    _make(service, run, "adapter", silent, never)
-    assert len(asked) == 2 and "num_prompts" not in asked[1]
+    _make(service, run, "merged-original", silent, never)
+    assert len(asked) == 4 and "num_prompts" not in asked[3]
 
 
 def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:

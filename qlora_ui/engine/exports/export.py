@@ -69,14 +69,15 @@ def export_run(
     *,
     num_prompts: int = NUM_PROMPTS,
     why_unchecked: str = "",
+    on_cpu: bool = False,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> ExportResult:
     """Make one export of a run in `out` (a new or empty folder; by default in the run's own `exports/`).
 
     Of its finished adapter, and where there is none of its newest checkpoint, also while it trains. It is made aside and moved into
-    place whole. `num_prompts` is how many questions the check asks, 0 for none, where `why_unchecked` may say why. Raises RunError or
-    ModelError in words, and Cancelled.
+    place whole. `num_prompts` is how many questions the check asks, 0 for none, where `why_unchecked` may say why. `on_cpu` does
+    without the card while others have it, for all but the check. Raises RunError or ModelError in words, and Cancelled.
     """
     if form not in {known.name for known in EXPORT_FORMS}:
         names = ", ".join(known.name for known in EXPORT_FORMS)
@@ -96,7 +97,8 @@ def export_run(
         adapter_sha256 = (read_json(adapter / ADAPTER_SIDECAR) or {}).get("adapter_sha256", "")
         # The adapter's folder has its own tokenizer, which is all that its card asks of a base.
         source = base or adapter
-        remarks = Maker(run, adapter, step, config, source, workspace, making, staged / "work", on_progress, is_cancelled).make(form)
+        maker = Maker(run, adapter, step, config, source, workspace, making, staged / "work", on_cpu, on_progress, is_cancelled)
+        remarks = maker.make(form)
         refuse_leaks(making, workspace, str(source), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
         check, note = _check(

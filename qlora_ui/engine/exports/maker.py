@@ -31,6 +31,7 @@ class Maker:
     workspace: Workspace
     out: Path
     work: Path
+    on_cpu: bool
     on_progress: OnProgress
     is_cancelled: IsCancelled
 
@@ -68,6 +69,7 @@ class Maker:
             dequantized=dequantized,
             # What becomes GGUF is f16 or made from it: fp16 keeps three bits more of a sum than bf16 does.
             dtype=torch.float16 if for_gguf else torch.bfloat16,
+            on_cpu=self.on_cpu,
             on_progress=self.on_progress,
             is_cancelled=self.is_cancelled,
         )

@@ -45,17 +45,19 @@ def merge(
     *,
     dequantized: bool,
     dtype: torch.dtype = torch.bfloat16,
+    on_cpu: bool = False,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> int:
     """Write the merged model to the folder `out` as safetensors in bf16 (or fp16) and return its bytes.
 
-    Raises ModelError where adapter and base do not belong together, and Cancelled.
+    `on_cpu` leaves the card to whoever works there; the numbers' format is that of the run's device all the same. Raises ModelError
+    where adapter and base do not belong together, and Cancelled.
     """
     out.mkdir(parents=True, exist_ok=True)
     lora = read_lora(adapter)
     untied = untied_output(base, lora)
-    change = weight_change(lora, config, base, dequantized=dequantized)
+    change = weight_change(lora, config, base, dequantized=dequantized, on_cpu=on_cpu)
     files = weight_files(base)
     total = 0
     weight_map: dict[str, str] = {}
@@ -78,11 +80,15 @@ def _quantized_names(base: Path) -> tuple[str, ...]:
     return tuple(f".{linear.name}.weight" for linear in read_folder(base).facts.linears)
 
 
-def weight_change(lora: LoraWeights, config: RunConfig, base: Path, *, dequantized: bool) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """What a merge makes of each weight: its name and stored value to the merged one, on the run's device where it is changed."""
+def weight_change(
+    lora: LoraWeights, config: RunConfig, base: Path, *, dequantized: bool, on_cpu: bool = False
+) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """What a merge makes of each weight: its name and stored value to the merged one, changed on the run's device or the CPU."""
     quantized = _quantized_names(base)
     device = training_device(config)
     dtype = getattr(torch, compute_dtype(config, device))
+    if on_cpu:
+        device = torch.device("cpu")
 
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
         if dequantized and name.endswith(quantized):

@@ -17,8 +17,9 @@ from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tre
 from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
+from qlora_ui.hardware.system import read_system
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
-from qlora_ui.runs.card import Hold
+from qlora_ui.runs.card import Hold, Holder
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.kept_models import delete_export, runs_on_exports
 from qlora_ui.runs.read import RunView
@@ -35,7 +36,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import NOTHING, Card, command_for, exports_html, source_words, work_key
+from qlora_ui.ui.views.exports import NOTHING, Card, beside_words, command_for, exports_html, source_words, work_key
 from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.run import LOOKING
 
@@ -92,7 +93,8 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
     on_exports = runs_on_exports(service.workspace, rows).items()
     needed = {form: useless_without(needing) for (source, form), needing in on_exports if source == view.id}
     names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans, needed))
-    source = source_words(view)
+    busy = _busy(service)
+    source = " ".join(filter(None, (source_words(view), beside_words(busy.sentence(), has_card=bool(service.gpus())) if busy else "")))
     return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source)
 
 
@@ -153,16 +155,31 @@ def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_
         return str(_make_script(service, run, form, on_progress, is_cancelled))
     on_progress("Starting the engine", None)
     export = engine_object("exports.export:export_run")
-    busy = next((holder for holder in service.card.holders() if holder.who != "chat"), None)
-    if form == "adapter" and busy is not None:
-        # Files are copied, for which nobody has to let go of the card; only the comparison needs it.
+    busy = _busy(service)
+    if busy is not None:
+        _refuse_without_memory(service, run, form, busy)
         words = busy.sentence()
         why = words[0].lower() + words[1:]
-        beside = export(run, form, service.workspace, num_prompts=0, why_unchecked=why, on_progress=on_progress, is_cancelled=is_cancelled)
-        return str(beside.path)
+        how: dict[str, Any] = {"num_prompts": 0, "why_unchecked": why, "on_cpu": True}
+        return str(export(run, form, service.workspace, **how, on_progress=on_progress, is_cancelled=is_cancelled).path)
     with _hold(service, run, is_cancelled):
         result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     return str(result.path)
+
+
+def _busy(service: Service) -> Holder | None:
+    """Who has a model in memory and does not give it up for an export, as a chat does: exports are then made beside it."""
+    return next((holder for holder in service.card.holders() if holder.who != "chat"), None)
+
+
+def _refuse_without_memory(service: Service, run: RunDir, form: str, busy: Holder) -> None:
+    """What ran out of memory would take the other's work with it. An adapter's files are copied."""
+    if form == "adapter":
+        return
+    needed, free = engine_object("exports.export:plan")(run, form, service.workspace).memory_bytes, read_system().ram_available_bytes
+    if needed > free:
+        why = f"Beside it this takes {format_bytes(needed)} of main memory, and {format_bytes(free)} are free"
+        raise RunError(busy.sentence(), why=why, fix="Wait until it is done", code="card-busy")
 
 
 def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> Path:

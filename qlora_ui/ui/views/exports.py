@@ -80,12 +80,18 @@ def source_words(view: RunView) -> str:
     so_far = f"what it had learned at step {step}, its last checkpoint"
     if view.status.is_live:
         held = "the adapter as it was when the run last ended" if view.has_adapter else so_far
-        return f"The run is training. What is made here holds {held}; meanwhile only the adapter and the programs can be made."
+        return f"The run is training. What is made here holds {held}."
     if not view.has_adapter:
         return f"The run has no finished adapter. What is made here holds {so_far}."
     if view.status in (Status.PAUSED, Status.CRASHED, Status.QUEUED):
         return "The run went on after it had ended once. What is made here holds its adapter as it was then."
     return ""
+
+
+def beside_words(busy: str, *, has_card: bool) -> str:
+    """How exports are made while somebody has a model in memory, said before one is begun; `busy` says who."""
+    how = "Whole models are made on the processor meanwhile" if has_card else "What is made meanwhile slows it"
+    return f"{busy} {how}, and nothing is compared with the chat. Make it again later to have that done."
 
 
 def command_for(form: str, name: str) -> str:
