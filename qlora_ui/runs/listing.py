@@ -19,6 +19,7 @@ from typing import Any
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_text
 from qlora_ui.runs.events import StepLogged
+from qlora_ui.runs.moved import found_here, places
 from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import RunDir, Status
@@ -159,7 +160,8 @@ class RunList:
 
     def _load(self) -> dict[str, tuple[str, RunRow]]:
         stored = read_json(self._workspace.cache / _CACHE)
-        rows = {}
+        rows, root = {}, self._workspace.root
+        earlier = [place for place in places(root) if place != str(root)]
         for run_id, kept in stored.items() if isinstance(stored, dict) else ():
             try:
                 version, values = kept
@@ -168,7 +170,8 @@ class RunList:
                 )
             except (TypeError, ValueError, KeyError):
                 continue  # of another version: read again
-            rows[run_id] = (version, row)
+            # A base that lies in the workspace was moved with it.
+            rows[run_id] = (version, replace(row, model=found_here(row.model, root, earlier)) if earlier else row)
         return rows
 
     def _save(self) -> None:

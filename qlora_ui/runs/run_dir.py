@@ -45,6 +45,7 @@ from qlora_ui.runs.events import (
     Stopped,
 )
 from qlora_ui.runs.journal import drop_reserve, make_reserve
+from qlora_ui.runs.moved import moved_here
 from qlora_ui.settings.migrate import as_then
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig
@@ -196,7 +197,7 @@ class RunDir:
             what, why = f"The settings of run {self.id} cannot be read.", f"config.yaml is not UTF-8: {error}"
             raise RunError(what, why=why, fix="Save it as UTF-8", code="run-unreadable") from None
         try:
-            return RunConfig.parse(as_then(read_yaml(text, f"{self.id}/config.yaml")))
+            return moved_here(RunConfig.parse(as_then(read_yaml(text, f"{self.id}/config.yaml"))), self.path.parent.parent)
         except SettingsError as error:
             unknown = [problem.where for problem in error.problems if problem.code == "unknown-option"]
             if not unknown:

@@ -23,6 +23,7 @@ from platformdirs import user_data_path
 from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json
+from qlora_ui.runs.moved import note_place
 
 LEFT_S = 24 * 3600.0
 """What a command writes aside is done within this time; commands that need no ownership may be at it beside the app."""
@@ -131,6 +132,7 @@ class Ownership:
                 code="workspace-in-use",
             ) from None
         self.note()
+        note_place(self._root)
         _remove_left(self._workspace)
         return self
 

@@ -26,6 +26,7 @@ from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.launcher import Launcher
+from qlora_ui.runs.moved import moved_here
 from qlora_ui.runs.read import RunReaders, RunView
 from qlora_ui.runs.registry import find_run, newest_run
 from qlora_ui.runs.run_dir import RunDir
@@ -345,7 +346,7 @@ class Service:
         try:
             saved = read_json(path)
             if saved is not None or path.exists():
-                return self.preset_here(saved.get("preset")), RunConfig.parse(saved["settings"])
+                return self.preset_here(saved.get("preset")), moved_here(RunConfig.parse(saved["settings"]), self.workspace.root)
         except SettingsError as error:
             self._lose_draft(path, f": {error}")
         except (OSError, AttributeError, LookupError, TypeError) as error:
