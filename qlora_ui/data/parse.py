@@ -22,9 +22,9 @@ import psutil
 import qlora_ui
 from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import free_bytes, read_json, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.limits import MEMORY_BYTES
 from qlora_ui.data.report import SourceReport
@@ -232,6 +232,13 @@ class _Child:
     def _died(self, code: int) -> QloraUiError:
         self._complaints.seek(0)
         last = self._complaints.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        # Its last words had no room either, mostly.
+        if "No space left" in last or free_bytes(Path(self._job["folder"])) < MIB:
+            why, fix = (
+                "The rows could not be kept while they were read",
+                "Free some space, then choose it again; the Runs tab says what takes it",
+            )
+            return DataError("The disk is full.", where=self._name, why=why, fix=fix, code="disk-full")
         out_of_memory = "MemoryError" in last or "bad_alloc" in last
         ended = f"signal {-code}" if code < 0 else f"code {code}"
         return DataError(

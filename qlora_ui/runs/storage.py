@@ -43,6 +43,8 @@ class Storage:
     """Of them what nobody uses now."""
     trash_bytes: int
     num_deleted: int
+    at: float
+    """Unix seconds."""
 
     @cached_property
     def run_bytes(self) -> int:
@@ -80,6 +82,7 @@ def measure(workspace: Workspace, on_progress: OnProgress = silent, is_cancelled
         free_now_bytes=sum(one.num_bytes for one in remade if not one.is_in_use(now)),
         trash_bytes=trash_bytes,
         num_deleted=num_deleted,
+        at=now,
     )
 
 

@@ -22,7 +22,7 @@ from platformdirs import user_data_path
 
 from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import DISK_FULL, read_json, write_json
 from qlora_ui.runs.moved import note_place
 
 LEFT_S = 24 * 3600.0
@@ -131,14 +131,20 @@ class Ownership:
                 fix="Use that one, close it first, or give another folder with --workspace DIR.",
                 code="workspace-in-use",
             ) from None
-        self.note()
-        note_place(self._root)
+        # First what may make room: on a full disk the app is where a user sees what takes it.
         _remove_left(self._workspace)
+        self.note()
+        with suppress(OSError):
+            note_place(self._root)
         return self
 
     def note(self, url: str = "") -> None:
-        """Write down who holds the workspace, and where its page is."""
-        write_json(self._note, {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "url": url})
+        """Write down who holds the workspace, and where its page is; on a full disk others are told without that."""
+        try:
+            write_json(self._note, {"pid": os.getpid(), "process_started": psutil.Process().create_time(), "url": url})
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._note.unlink(missing_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from qlora_ui.base.files import free_bytes
-from qlora_ui.runs.storage import free_remade, measure
+from qlora_ui.runs.registry import trash_size
+from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
@@ -22,9 +24,16 @@ def build_storage(page: Page) -> None:
     view = live_html("", "runs-storage")
 
     def draw(run_id: str) -> str:
-        progress = work.progress()
-        names = {row.id: row.name for row in page.service.run_lists.rows()} if progress.result is not None else {}
-        return storage_html(free_bytes(workspace.root), progress.result, names, progress)
+        progress, lists = work.progress(), page.service.run_lists
+        storage: Storage | None = progress.result
+        if storage is None:
+            return storage_html(free_bytes(workspace.root), None, {}, progress)
+        names = {row.id: row.name for row in lists.rows()}
+        # What was deleted since is not counted where it was.
+        runs = tuple(run for run in storage.runs if run.id in names or lists.num_unread)
+        num_deleted, trash_bytes = trash_size(workspace)
+        storage = replace(storage, runs=runs, num_deleted=num_deleted, trash_bytes=trash_bytes)
+        return storage_html(free_bytes(workspace.root), storage, names, progress)
 
     @handler
     def act(event: gr.EventData) -> None:

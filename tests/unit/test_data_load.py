@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -433,3 +434,11 @@ def test_liked_chats_become_a_dataset_that_the_data_tab_offers(workspace: Worksp
     keep_row(chat, workspace)
     loaded = load_conversations(DataSection(sources=(str(path),)), workspace)
     assert [conversation.messages for conversation in loaded.conversations] == [tuple(chat)] * 3
+
+
+def test_a_reader_that_ended_for_want_of_room_is_not_laid_to_the_file(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = parse._Child({"name": "rows.jsonl", "folder": str(workspace.temp)}, lambda what, share: None, lambda: False)
+    child._complaints = io.BytesIO()
+    assert "was ended by this file (code 120)" in str(child._died(120))
+    monkeypatch.setattr(parse, "free_bytes", lambda folder: 0)
+    assert "The disk is full." in str(child._died(120))

@@ -523,6 +523,16 @@ def test_the_second_app_on_a_workspace_is_told_who_has_it(workspace: Workspace) 
         pass
 
 
+def test_the_app_comes_up_on_a_full_disk_where_its_user_can_make_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("workspace", "moved"):
+        monkeypatch.setattr(f"qlora_ui.runs.{place}.write_json", full)
+    with Ownership(workspace) as ownership:
+        ownership.note("http://127.0.0.1:7860")
+
+
 def test_what_a_killed_app_has_left_is_removed_by_the_next_one(workspace: Workspace, tmp_path: Path) -> None:
     left = ["temp/uploads/tmpabc", "temp/uploads/exports/run/adapter.zip"]
     old = [

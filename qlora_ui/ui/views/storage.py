@@ -10,6 +10,7 @@ from qlora_ui.ui.action import act_button
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.background_view import progress_html
+from qlora_ui.ui.views.words import ago
 
 SHOWN_RUNS = 5
 HUB_WORDS = "in the Hub's cache and not in the workspace; the Model tab deletes them"
@@ -51,7 +52,9 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         if size
     )
     largest = "".join(_run(run, names.get(run.id, run.id)) for run in storage.runs[:SHOWN_RUNS])
+    seen = f"Looked at {ago(storage.at)}." if ago(storage.at) != "just now" else ""
     head = f'<h3 class="q-h3">The workspace takes {escape(format_bytes(storage.total_bytes))}</h3>'
+    head += f'<p class="q-small">{escape(seen)}</p>' if seen else ""
     runs = f'<h3 class="q-h3">The largest runs</h3><table class="q-disk">{largest}</table>' if largest else ""
     return f'<section class="q-card" id="disk-use">{head}<table class="q-disk">{body}</table>{runs}</section>'
 
