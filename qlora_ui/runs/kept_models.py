@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from qlora_ui.models.hub_cache import brought_models, is_brought, repository_fol
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,12 @@ def runs_on_exports(workspace: Workspace, rows: Iterable[RunRow]) -> dict[tuple[
 def runs_on_run(workspace: Workspace, run_id: str, rows: Iterable[RunRow]) -> list[RunRow]:
     """Runs whose base is any export of a run."""
     return [row for (source, _), needing in runs_on_exports(workspace, rows).items() if source == run_id for row in needing]
+
+
+def runs_to_start_from(run_id: str, rows: Iterable[RunRow], config_of: Callable[[str], RunConfig | None]) -> list[RunRow]:
+    """Runs that have not begun and will begin with what a run has learned; `config_of` gives the settings of a run's id."""
+    waiting = [row for row in rows if row.status in (Status.QUEUED, Status.STARTING)]
+    return [row for row in waiting if (config := config_of(row.id)) is not None and config.lora.start_from.strip() == run_id]
 
 
 def refuse_while_needed(what: str, needing: Iterable[RunRow]) -> None:

@@ -157,6 +157,29 @@ def _first_event_at(journal: str) -> float:
 
 def delete_run(workspace: Workspace, run: RunDir) -> Path:
     """Move a run to the workspace's trash and return where; raises RunError while a job works on it, or will."""
+    _refuse_while_worked_on(run, "Its job would begin without its settings")
+    target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
+    move(run.path, target)
+    return target
+
+
+def delete_checkpoints(workspace: Workspace, run: RunDir) -> Path:
+    """Move what a run saved on its way to the workspace's trash and return where; its adapter stays.
+
+    Raises RunError while a job works on it, or will, and where the checkpoints are all that the run has.
+    """
+    _refuse_while_worked_on(run, "It will go on from its newest checkpoint")
+    if not run.has_adapter or not run.checkpoints.is_dir():
+        what = "has no checkpoints" if run.has_adapter else "has nothing but its checkpoints"
+        raise RunError(f"Run {run.id} {what}.", fix="Delete the run if it is of no use", code="run-checkpoints")
+    target = workspace.trash / f"{run.id}-checkpoints-{secrets.token_hex(2)}"
+    move(run.checkpoints, target)
+    # Lists look again at a run whose notes have changed.
+    run.write_about()
+    return target
+
+
+def _refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
     events = read_events(run.journal_path)
     status = run.status(events)
     if status.is_live:
@@ -165,13 +188,10 @@ def delete_run(workspace: Workspace, run: RunDir) -> Path:
     if status is Status.QUEUED and events:
         raise RunError(
             f"Run {run.id} waits for its turn.",
-            why="Its job would begin without its settings",
+            why=why_not_queued,
             fix="Take it out of the queue first, on the Train tab",
             code="run-queued",
         )
-    target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
-    move(run.path, target)
-    return target
 
 
 def trash_size(workspace: Workspace) -> tuple[int, int]:

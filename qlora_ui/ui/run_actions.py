@@ -9,9 +9,9 @@ import gradio as gr
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs.events import Failed
-from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run
+from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run, runs_to_start_from
 from qlora_ui.runs.listing import rename
-from qlora_ui.runs.registry import delete_run, empty_trash, find_run
+from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import Action
@@ -165,12 +165,20 @@ def _tags(page: Page, action: Action) -> Outcome:
 
 
 def _delete(page: Page, action: Action) -> Outcome:
-    run, workspace = _run(page, action), page.service.workspace
-    refuse_while_needed("What was exported of this run", runs_on_run(workspace, run.id, page.service.run_lists.rows()))
+    run, workspace, lists = _run(page, action), page.service.workspace, page.service.run_lists
+    lists.forget()
+    rows = lists.rows()
+    refuse_while_needed("What was exported of this run", runs_on_run(workspace, run.id, rows))
+    refuse_while_needed("This run", runs_to_start_from(run.id, rows, lists.config))
     delete_run(workspace, run)
     page.service.run_lists.forget()
     page.service.desk.leave(run.id)
     return Outcome("")
+
+
+def _delete_checkpoints(page: Page, action: Action) -> Outcome:
+    delete_checkpoints(page.service.workspace, _run(page, action))
+    return Outcome()
 
 
 def _empty_trash(page: Page, action: Action) -> Outcome:
@@ -198,5 +206,6 @@ _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
     "notes": _notes,
     "tags": _tags,
     "delete": _delete,
+    "delete_checkpoints": _delete_checkpoints,
     "empty_trash": _empty_trash,
 }

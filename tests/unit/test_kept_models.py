@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from model_files import write_model
 
-from qlora_ui.base.errors import ModelError
+from qlora_ui.base.errors import ModelError, RunError
 from qlora_ui.base.files import read_json, write_json
 from qlora_ui.cli import main
 from qlora_ui.models.builtin import converted_folder
@@ -18,14 +19,20 @@ from qlora_ui.runs.events import Finished
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.kept_models import delete_export, delete_model, kept_model, runs_on_exports
 from qlora_ui.runs.listing import RunList
-from qlora_ui.runs.registry import create_run, empty_trash
+from qlora_ui.runs.registry import create_run, delete_checkpoints, empty_trash
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.storage import free_remade, measure
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.action import Action
+from qlora_ui.ui.page import Page
+from qlora_ui.ui.run_actions import perform
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.exports import Card, _card
 from qlora_ui.ui.views.kept_model import kept_model_html
+from qlora_ui.ui.views.runs_table import _menu
+from tests.journals import write_run
 from tests.unit.test_bounded import entry
 
 HUB = "some-owner/small-model"
@@ -141,3 +148,33 @@ def test_what_the_workspace_takes_is_counted_by_kind_and_rows_can_be_freed(
     main(["doctor", "--free", "--workspace", str(workspace.root)])
     assert "rows and tokens that were read 1 KiB" in (said := capsys.readouterr().out) and "4 KiB are free again" in said
     assert free_remade(workspace) == 0
+
+
+def test_the_checkpoints_of_a_run_go_without_its_adapter(workspace: Workspace) -> None:
+    done, paused = write_run(workspace, end="done"), write_run(workspace, end="paused")
+    for run in (done, paused):
+        (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+        (run.checkpoints / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"x")
+    lists = RunList(workspace)
+    before = {row.id: row for row in lists.rows()}
+    assert "Delete its checkpoints" in _menu(before[done.id], "") and "Delete its checkpoints" not in _menu(before[paused.id], "")
+    moved = delete_checkpoints(workspace, done)
+    assert (moved / "checkpoint-3").is_dir() and done.has_adapter and not done.checkpoints.exists()
+    after = {row.id: row for row in lists.rows()}[done.id]
+    assert (after.has_checkpoint, after.has_adapter) == (False, True) and "Delete its checkpoints" not in _menu(after, "")
+    with pytest.raises(RunError, match="has nothing but its checkpoints"):
+        delete_checkpoints(workspace, paused)
+    with pytest.raises(RunError, match="has no checkpoints"):
+        delete_checkpoints(workspace, done)
+
+
+def test_a_run_that_another_will_begin_with_is_not_deleted(workspace: Workspace) -> None:
+    source = write_run(workspace, end="done")
+    waiting = create_run(workspace, RunConfig().changed({"lora.start_from": source.id, "output.name": "Next"}))
+    service = Service(workspace)
+    page = cast(Page, SimpleNamespace(service=service))
+    with pytest.raises(ModelError, match=r"This run is needed by the run Next\."):
+        perform(page, Action("delete", source.id, "", False, {}))
+    JournalWriter(waiting.journal_path).write(Finished())
+    perform(page, Action("delete", source.id, "", False, {}))
+    assert not source.path.exists()

@@ -145,6 +145,8 @@ def _menu(row: RunRow, needed: str) -> str:
         measured = [act_button("Evaluate it", "evaluate", run, look="menu")] if row.has_adapter else []
         entries[1:1] = [*measured, act_button("Take it with you", "export", run, look="menu")]
     if not row.status.is_live and row.status is not Status.QUEUED:
+        if row.has_adapter and row.has_checkpoint:
+            entries.append(_delete_checkpoints(row))
         words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied. {needed}"
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))
     return (
@@ -152,6 +154,14 @@ def _menu(row: RunRow, needed: str) -> str:
         f'<summary aria-label="More for {escape(name)}" title="More">⋯</summary>'
         f'<div class="q-menu-list">{"".join(entries)}</div></details>'
     )
+
+
+def _delete_checkpoints(row: RunRow) -> str:
+    """They hold the optimizer's state as well, and take several times what the adapter does."""
+    after = "it can then be continued from its first step only" if row.status.can_resume else "earlier steps can then not be laid beside it"
+    words = f"Delete the checkpoints of “{row.name}”? Its adapter stays, and {after}. They go to the trash folder of the workspace."
+    confirm = {"confirm": words, "yes": "Delete", "no": "Keep them", "danger": "1"}
+    return act_button("Delete its checkpoints", "delete_checkpoints", row.id, look="menu", **confirm)
 
 
 def differences_in_words(config: RunConfig | None, most: int = SHOWN_DIFFERENCES) -> str:
