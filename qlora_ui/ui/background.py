@@ -52,8 +52,15 @@ class Background:
         with self._lock:
             return self._progress
 
-    def start(self, key: str, job: Job) -> None:
-        """Begin; raises QloraUiError while another piece is being worked on."""
+    def finish(self, key: str, job: Job) -> Any:
+        """`start` it and wait for its result; None where it was cancelled or failed, which `progress` tells."""
+        thread = self.start(key, job)
+        thread.join()
+        progress = self.progress()
+        return progress.result if progress.key == key else None
+
+    def start(self, key: str, job: Job) -> threading.Thread:
+        """Begin, in the thread that is returned; raises QloraUiError while another piece is being worked on."""
         with self._lock:
             if self._is_closed:
                 raise QloraUiError("The app is closing.", fix="Start it again", code="closing")
@@ -63,6 +70,7 @@ class Background:
             self._progress = Progress(key, True, "Getting ready", None, time.time())
             self._thread = threading.Thread(target=self._work, args=(job,), name=self.name, daemon=True)
             self._thread.start()
+            return self._thread
 
     def cancel(self) -> None:
         """Ask it to end; it does at its next look."""

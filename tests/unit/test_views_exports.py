@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,20 +13,20 @@ from typing import Any
 import pytest
 from model_files import write_model
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import write_json
-from qlora_ui.base.progress import never, silent
+from qlora_ui.base.progress import Cancelled, never, silent, stop_if
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.ui.background import Progress
+from qlora_ui.ui.background import Background, Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import export as tab
 from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _draw, _make, _pack
-from qlora_ui.ui.views.exports import EARLIER, Card, exports_html, source_words
+from qlora_ui.ui.views.exports import EARLIER, Card, exports_html, packing_key, source_words
 from tests.journals import run_with_checkpoint, write_run
 
 
@@ -120,13 +124,60 @@ def test_the_upload_finds_its_run_from_any_terminal(workspace: Workspace, monkey
     assert Workspace.at().flag == ""
 
 
-def test_an_export_is_not_packed_onto_a_disk_without_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_packed_whole_and_not_onto_a_disk_without_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(workspace, RunConfig())
-    (run.exports / "adapter").mkdir(parents=True)
-    (run.exports / "adapter" / "adapter_model.safetensors").write_bytes(bytes(1000))
+    (run.exports / "adapter" / "inner").mkdir(parents=True)
+    (run.exports / "adapter" / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 4)
+    (run.exports / "adapter" / "inner" / "README.md").write_text("words " * 99)
     service: Any = SimpleNamespace(workspace=workspace, readers=SimpleNamespace(view=lambda run: SimpleNamespace(name="A run")))
-    assert _pack(service, run, "adapter").name == "a-run-adapter.zip"
-    monkeypatch.setattr("qlora_ui.ui.tabs.export.free_bytes", lambda path: 999)
+    seen: list[float | None] = []
+    packed = _pack(service, run, "adapter", lambda what, share: seen.append(share))
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.testzip() is None and archive.read("adapter_model.safetensors") == bytes(range(256)) * 4
+        assert {entry.filename: entry.compress_type for entry in archive.infolist()} == {
+            "adapter_model.safetensors": zipfile.ZIP_STORED,
+            "inner/README.md": zipfile.ZIP_DEFLATED,
+        }
+    assert packed.name == "a-run-adapter.zip" and seen[-1] == 1.0
+    # What was packed for an earlier press goes with the next one; a packing that is cancelled leaves what was there.
+    old = packed.with_name("old.zip")
+    old.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    with pytest.raises(Cancelled):
+        _pack(service, run, "adapter", silent, lambda: True)
+    assert sorted(path.name for path in packed.parent.iterdir()) == ["a-run-adapter.zip"]
+    monkeypatch.setattr("qlora_ui.ui.packing.free_bytes", lambda path: 999)
     with pytest.raises(RunError, match="no room to pack") as caught:
         _pack(service, run, "adapter")
     assert str(run.exports / "adapter") in str(caught.value)
+
+
+def test_who_waits_for_a_packing_gets_it_and_nobody_starts_a_second_one() -> None:
+    work, may_end = Background("export"), threading.Event()
+    answers: list[Any] = []
+
+    def job(on_progress: Any, is_cancelled: Any) -> str:
+        may_end.wait(5)
+        stop_if(is_cancelled, "Packing")
+        return "packed"
+
+    waiting = threading.Thread(target=lambda: answers.append(work.finish(packing_key("r", "adapter"), job)))
+    waiting.start()
+    while not work.progress().is_running:
+        time.sleep(0.01)
+    html = exports_html([Card("adapter", "Adapter", "", "", path="/there")], "r", work.progress(), "", names={}, workspace="")
+    assert "Packing: Adapter" in html and ">Download<" not in html
+    with pytest.raises(QloraUiError, match="Another export is running"):
+        work.finish(packing_key("r", "adapter"), job)
+    may_end.set()
+    waiting.join()
+    assert answers == ["packed"]
+    may_end.clear()
+    waiting = threading.Thread(target=lambda: answers.append(work.finish(packing_key("r", "adapter"), job)))
+    waiting.start()
+    while not work.progress().is_running:
+        time.sleep(0.01)
+    work.cancel()
+    may_end.set()
+    waiting.join()
+    assert answers[1] is None

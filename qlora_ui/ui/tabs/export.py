@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
-from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tree
-from qlora_ui.base.progress import IsCancelled, OnProgress, stop_if
+from qlora_ui.base.files import put_in_place, read_json, size_of_tree
+from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.hardware.system import read_system
@@ -32,11 +31,12 @@ from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
+from qlora_ui.ui.packing import pack
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import NOTHING, Card, beside_words, command_for, exports_html, source_words, work_key
+from qlora_ui.ui.views.exports import NOTHING, Card, beside_words, command_for, exports_html, packing_key, source_words, work_key
 from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.run import LOOKING
 
@@ -69,7 +69,11 @@ def build(page: Page) -> None:
             work.start(work_key(run.id, form), lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
             return [gr.DownloadButton(visible=False), ""]
         if action.name == "download":
-            packed = _pack(page.service, find_run(page.service.workspace, action.id), form)
+            run = find_run(page.service.workspace, action.id)
+            packing = packing_key(run.id, form)
+            packed = work.finish(packing, lambda on_progress, is_cancelled: _pack(page.service, run, form, on_progress, is_cancelled))
+            if packed is None:
+                return [gr.skip(), gr.skip()]  # cancelled, or the card says why not
             label = f"Save {packed.name} ({format_bytes(packed.stat().st_size)})"
             return [gr.DownloadButton(label, value=str(packed), visible=True), f"export {next(packings)}"]
         if action.name == "delete-export":
@@ -78,7 +82,8 @@ def build(page: Page) -> None:
             return [gr.DownloadButton(visible=False), ""]
         return [gr.skip(), gr.skip()]
 
-    done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden")
+    # Several at once: who waits for a packing may want to cancel it.
+    done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden", concurrency_limit=8)
     done.then(None, [ready], None, js=save_js("export-file"), api_visibility="private")
     page.redraw_after(done)
     run_actions.wire(page, view)
@@ -204,23 +209,12 @@ def _hold(service: Service, run: RunDir, is_cancelled: IsCancelled) -> Hold:
     return card.hold("export", service.readers.view(run).name, run_id=run.id, wait_s=wait_s, is_cancelled=is_cancelled)
 
 
-def _pack(service: Service, run: RunDir, form: str) -> Path:
-    """The export as a ZIP to save, in the workspace's temporary folder."""
+def _pack(service: Service, run: RunDir, form: str, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Path:
+    """The export as a ZIP to save."""
     folder = run.exports / form
     if form not in {known.name for known in EXPORT_FORMS} | SCRIPTS.keys() or not folder.is_dir():
         raise RunError("This export is not there any more.", fix="Make it again", code="export-missing")
-    size, free = size_of_tree(folder), free_bytes(service.workspace.temp)
-    if size > 4 * 2**30:
-        raise RunError(f"It has {format_bytes(size)}, too much for a browser.", fix=f"Take the folder itself: {folder}", code="too-large")
-    # Weights do not get smaller, and half an archive would stay on the full disk.
-    if size > free:
-        raise RunError(
-            f"There is no room to pack it: it has {format_bytes(size)}, and {format_bytes(free)} are free.",
-            fix=f"Free some space, or take the folder itself: {folder}",
-            code="disk-full",
-        )
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
     # Inside the folder that Gradio may serve.
-    target = service.workspace.uploads / "exports" / run.id / f"{stem}-{form}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.make_archive(str(target), "zip", folder))
+    target = service.workspace.uploads / "exports" / run.id / f"{stem}-{form}.zip"
+    return pack(folder, target, on_progress=on_progress, is_cancelled=is_cancelled)

@@ -104,6 +104,11 @@ def work_key(run_id: str, form: str) -> str:
     return f"{run_id}|{form}"
 
 
+def packing_key(run_id: str, form: str) -> str:
+    """What the packing of an export is for."""
+    return f"{work_key(run_id, form)}|pack"
+
+
 def exports_html(
     cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str], workspace: str, source: str = ""
 ) -> str:
@@ -112,7 +117,7 @@ def exports_html(
     `names` are the runs' names by id, `workspace` is the flag that commands need to find them, `source` says what of the run is taken.
     """
     by_form = {card.form: card for card in cards}
-    of_run, _, working = progress.key.partition("|")
+    of_run, working, _ = _parts(progress)
     work = _running(by_form, run_id, progress, names)
     groups = []
     for title, forms in GROUPS:
@@ -139,11 +144,17 @@ def exports_html(
 
 def _running(by_form: Mapping[str, Card], run_id: str, progress: Progress, names: Mapping[str, str]) -> str:
     """The work in hand, of whichever run; how it failed only where it belongs."""
-    of_run, _, form = progress.key.partition("|")
+    of_run, form, is_packing = _parts(progress)
     if form not in by_form or (of_run != run_id and not progress.is_running):
         return ""
     of_other = f" of {names.get(of_run, of_run)}" if of_run != run_id else ""
-    return progress_html(progress, f"Making: {by_form[form].title}{of_other}")
+    return progress_html(progress, f"{'Packing' if is_packing else 'Making'}: {by_form[form].title}{of_other}")
+
+
+def _parts(progress: Progress) -> tuple[str, str, bool]:
+    """The run and the form that the work in hand is for, and whether it only packs."""
+    run_id, form, pack = [*progress.key.split("|"), "", ""][:3]
+    return run_id, form, bool(pack)
 
 
 def _command(command: str) -> str:
@@ -165,7 +176,7 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
         note = f'<p class="q-note q-note-warn q-small">{EARLIER}</p>{note}' if card.is_earlier else note
         again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not (is_busy or problem) else ""
         delete = _delete_button(card, run_id) if not is_busy else ""
-        save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …")
+        save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …") if not is_busy else ""
         foot = (
             f'<p class="q-small q-mono q-export-path">{escape(middle_cut(card.path, 44))} {copy}</p>{note}'
             f'{problem}<div class="q-buttons">{save}{again}{delete}</div>'
