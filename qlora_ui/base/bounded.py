@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_ui.base.files import size_of_tree
+from qlora_ui.base.files import replace, size_of_tree
 from qlora_ui.base.units import GIB
 
 MOST_BYTES = 10 * GIB
@@ -71,7 +71,7 @@ def _remove(path: Path) -> bool:
     """At once and whole, so that nobody finds half of it; on Windows what a program has open stays."""
     gone = path.with_name(f".gone-{secrets.token_hex(6)}")
     try:
-        os.replace(path, gone)
+        replace(path, gone)
     except OSError:
         return False
     shutil.rmtree(gone, ignore_errors=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import read_json, size_of_tree, typed_path, write_json
+from qlora_ui.base.files import move, read_json, replace, size_of_tree, typed_path, write_json
 from qlora_ui.catalog.exports import EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
@@ -102,7 +102,7 @@ def delete_export(workspace: Workspace, run: RunDir, form: str, rows: Iterable[R
     refuse_while_needed("The export", runs_on_exports(workspace, rows).get((run.id, form), ()))
     target = workspace.trash / f"{run.id}-{form}-{secrets.token_hex(2)}"
     try:
-        shutil.move(folder, target)
+        move(folder, target)
     except OSError as error:
         raise _in_use(folder, error) from None
     notes = read_json(run.exports / EXPORT_NOTES)
@@ -139,10 +139,11 @@ def _in_use(folder: Path, error: OSError) -> ModelError:
 def _moved(model: KeptModel, workspace: Workspace) -> Path | None:
     if model.kind == "folder":
         target = workspace.trash / f"{model.folder.name}-{secrets.token_hex(2)}"
-        return Path(shutil.move(model.folder, target))
+        move(model.folder, target)
+        return target
     # Away at once and whole: half a model would be taken for a damaged one.
     gone = model.folder.with_name(f".gone-{secrets.token_hex(4)}")
-    os.replace(model.folder, gone)
+    replace(model.folder, gone)
     if gone.is_symlink():
         gone.unlink()
     else:
