@@ -85,6 +85,7 @@ def _holdings(workspace: Workspace) -> dict[str, int]:
         "data_files": found.data_bytes,
         "models": found.model_bytes,
         "rows_and_tokens": found.remade_bytes,
+        "working_files": found.working_bytes,
         "trash": found.trash_bytes,
         "downloaded_models": found.hub_bytes,
     }
@@ -162,6 +163,7 @@ def _holdings_in_words(sizes: dict[str, int]) -> str:
         "data_files": "data files",
         "models": "models",
         "rows_and_tokens": "rows and tokens that were read",
+        "working_files": "working files",
         "trash": "trash",
     }
     parts = ", ".join(f"{words} {format_bytes(sizes[name])}{hints.get(name, '')}" for name, words in names.items() if sizes[name])

@@ -41,6 +41,8 @@ class Storage:
     """Rows and tokens of data files that were read."""
     free_now_bytes: int
     """Of them what nobody uses now."""
+    working_bytes: int
+    """Files that are being fetched by a browser or were, and tools: they go by themselves, or come again."""
     trash_bytes: int
     num_deleted: int
     at: float
@@ -61,7 +63,7 @@ class Storage:
     @property
     def total_bytes(self) -> int:
         """Of the workspace; the Hub's cache lies elsewhere."""
-        return self.run_bytes + self.data_bytes + self.model_bytes + self.remade_bytes + self.trash_bytes
+        return self.run_bytes + self.data_bytes + self.model_bytes + self.remade_bytes + self.working_bytes + self.trash_bytes
 
 
 def measure(workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Storage:
@@ -73,12 +75,14 @@ def measure(workspace: Workspace, on_progress: OnProgress = silent, is_cancelled
         sizes.append(_size_of(run))
     remade, now = entries_of(workspace.rows_and_tokens), time.time()
     num_deleted, trash_bytes = trash_size(workspace)
+    remade_bytes = sum(one.num_bytes for one in remade)
     return Storage(
         runs=tuple(sorted(sizes, key=lambda run: run.num_bytes, reverse=True)),
         data_bytes=size_of_tree(workspace.datasets),
         model_bytes=size_of_tree(workspace.models),
         hub_bytes=brought_bytes(),
-        remade_bytes=sum(one.num_bytes for one in remade),
+        remade_bytes=remade_bytes,
+        working_bytes=max(size_of_tree(workspace.cache) - remade_bytes, 0) + size_of_tree(workspace.temp),
         free_now_bytes=sum(one.num_bytes for one in remade if not one.is_in_use(now)),
         trash_bytes=trash_bytes,
         num_deleted=num_deleted,

@@ -133,10 +133,12 @@ class ChatDesk:
             if not self.is_chosen and not self.busy and who != self.who:
                 self._turn_to(who)
 
-    def leave(self, run_id: str) -> None:
-        """Talk no more to a run that was deleted: its answer ends, its adapter leaves the memory, and the newest run is proposed again."""
+    def leave(self, run_id: str | None, model_id: str = "") -> None:
+        """Talk no more to a run that was deleted, or to a model alone: its answer ends, it leaves the memory, and the newest run is
+        proposed again.
+        """
         with self._changed:
-            if self.who is None or self.who.run_id != run_id:
+            if self.who is None or self.who.run_id != run_id or (run_id is None and self.who.model_id != model_id):
                 return
             if self.busy:
                 self.stop()

@@ -11,6 +11,7 @@ from typing import cast
 
 import orjson
 import pytest
+from model_files import write_model
 
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.rows import Conversation, Message
@@ -22,6 +23,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _talk, choose_run
+from qlora_ui.ui.tabs.model import _delete
 from qlora_ui.ui.views.chat_view import END
 from qlora_ui.ui.views.run import head_html
 from tests.journals import write_run
@@ -173,6 +175,19 @@ def test_a_run_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> Non
     assert freed == [True] and not service.desk.is_chosen
     drawn = _talk(service, {})
     assert drawn["who"] == f"run|{newest.id}|" and deleted.id not in str(drawn["targets"])
+
+
+def test_a_model_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> None:
+    service, folder = Service(workspace), write_model(workspace.models / "merged")
+    _talk(service, {"do": "choose", "key": f"model|{folder}|"})
+    assert looked(service)[0] == f"model|{folder}|"
+    _delete(service, str(folder))
+    assert looked(service)[0].startswith("model|builtin:")
+    run = write_run(workspace, end="done")
+    choose_run(service, run.id)
+    write_model(folder)
+    _delete(service, str(folder))
+    assert looked(service)[0] == f"run|{run.id}|"
 
 
 def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_page(workspace: Workspace) -> None:

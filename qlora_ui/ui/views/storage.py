@@ -41,6 +41,7 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         (f"{len(storage.runs):,} run{'s' if len(storage.runs) != 1 else ''}", storage.run_bytes, of_runs, ""),
         ("Kept data files", storage.data_bytes, "the Data tab deletes them, under “Kept files”", ""),
         ("Rows and tokens that were read", storage.remade_bytes, kept + ("; some are in use" if in_use else ""), freed),
+        ("Working files", storage.working_bytes, "what browsers fetch and tools for exports; most go with the next start", ""),
         ("Models", storage.model_bytes, "the Model tab deletes them", ""),
         ("Trash", storage.trash_bytes, "deleted runs, models, exports, presets and data files", ""),
         ("Models that were downloaded", storage.hub_bytes, HUB_WORDS, ""),
