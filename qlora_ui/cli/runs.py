@@ -15,13 +15,13 @@ from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run
 from qlora_ui.runs.launcher import ask
 from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
 from qlora_ui.runs.read import RunView, read_run
-from qlora_ui.runs.registry import delete_run, empty_trash, find_run
+from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
 
-HELP = "list runs; show, compare, rename, delete, stop, pause or save one; empty the trash"
+HELP = "list runs; show, compare, rename, delete (or its checkpoints), stop, pause or save one; empty the trash"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
-_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "empty-trash", "resume-info", *_REQUESTS)
+_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "delete-checkpoints", "empty-trash", "resume-info", *_REQUESTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_while_needed("What was exported of this run", runs_on_run(workspace, target.id, RunList(workspace).rows()))
         trash = delete_run(workspace, target)
         _say({"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space."}, arguments.json)
+    elif arguments.word == "delete-checkpoints":
+        trash = delete_checkpoints(workspace, target)
+        _say({"run_id": target.id, "message": f"Moved to {trash}; its adapter stays. “runs empty-trash” frees the space."}, arguments.json)
     else:
         _say(_resume_info(read_run(target)), arguments.json)
     return 0

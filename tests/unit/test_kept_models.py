@@ -151,8 +151,8 @@ def test_what_the_workspace_takes_is_counted_by_kind_and_rows_can_be_freed(
 
 
 def test_the_checkpoints_of_a_run_go_without_its_adapter(workspace: Workspace) -> None:
-    done, paused = write_run(workspace, end="done"), write_run(workspace, end="paused")
-    for run in (done, paused):
+    done, paused, by_word = write_run(workspace, end="done"), write_run(workspace, end="paused"), write_run(workspace, end="done")
+    for run in (done, paused, by_word):
         (run.checkpoints / "checkpoint-3").mkdir(parents=True)
         (run.checkpoints / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"x")
     lists = RunList(workspace)
@@ -166,6 +166,8 @@ def test_the_checkpoints_of_a_run_go_without_its_adapter(workspace: Workspace) -
         delete_checkpoints(workspace, paused)
     with pytest.raises(RunError, match="has no checkpoints"):
         delete_checkpoints(workspace, done)
+    assert main(["runs", "delete-checkpoints", by_word.id, "--workspace", str(workspace.root)]) == 0
+    assert by_word.has_adapter and not by_word.checkpoints.exists()
 
 
 def test_a_run_that_another_will_begin_with_is_not_deleted(workspace: Workspace) -> None:
