@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sampling import Sampling
 
 HELP = "talk to a run's adapter, beside its base, or to a model"
 COMMANDS = "/retry  /undo  /clear  /system TEXT  /base (both sides, or the adapter alone)  /quit"
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     run_id = find_run(workspace, arguments.run).id if arguments.run else None
 
-    from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+    from qlora_ui.engine.chat import ChatService, ChatTarget
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.max_tokens, arguments.seed)
     named = {"model_id": arguments.model} if arguments.model else {}
@@ -59,9 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         service.close()
 
 
-def _answer_once(service: Any, arguments: argparse.Namespace, sampling: Any, sides: tuple[str, ...]) -> int:
-    from qlora_ui.engine.conversation import ChatHistory
-
+def _answer_once(service: Any, arguments: argparse.Namespace, sampling: Sampling, sides: tuple[str, ...]) -> int:
     history = ChatHistory(arguments.system)
     history.ask(arguments.prompt)
     speed = {}
@@ -83,9 +83,7 @@ def _answer_once(service: Any, arguments: argparse.Namespace, sampling: Any, sid
     return 0
 
 
-def _talk(service: Any, arguments: argparse.Namespace, sampling: Any, known: tuple[str, ...], sides: tuple[str, ...]) -> int:
-    from qlora_ui.engine.conversation import ChatHistory
-
+def _talk(service: Any, arguments: argparse.Namespace, sampling: Sampling, known: tuple[str, ...], sides: tuple[str, ...]) -> int:
     history = ChatHistory(arguments.system)
     print(f"{' and '.join(sides)} listen. {COMMANDS}", file=sys.stderr)
     while True:
@@ -118,7 +116,7 @@ def _talk(service: Any, arguments: argparse.Namespace, sampling: Any, known: tup
             print(error, file=sys.stderr)
 
 
-def _say(service: Any, history: Any, sampling: Any, sides: tuple[str, ...]) -> None:
+def _say(service: Any, history: ChatHistory, sampling: Sampling, sides: tuple[str, ...]) -> None:
     """Stream the last side as it comes, the others after it; Ctrl-C ends the answer and not the conversation."""
     shown = sides[-1]
     try:

@@ -16,7 +16,7 @@ from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.chat_step import ForwardPass, keys_of
 from qlora_ui.engine.decode import NO_TOKEN, GrowingText, Noise, choose_tokens
-from qlora_ui.engine.sampling import Sampling
+from qlora_ui.settings.sampling import Sampling
 
 BUCKET_TOKENS = {"cuda": 1024, "cpu": 256}
 """Slots of the cache at first; a step attends to all of them, a new size means new graphs."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.data.rows import Message
-from qlora_ui.engine.sampling import Sampling
+from qlora_ui.settings.sampling import Sampling
 
 DEFAULT_TOKENS = 1024
 

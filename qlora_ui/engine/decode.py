@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qlora_ui.engine.sampling import Sampling
+from qlora_ui.settings.sampling import Sampling
 
 MAX_PENDING_TOKENS = 8
 """Tokens that may wait for the rest of a character; the longest one has 4 bytes, so more means that they are no text."""

@@ -39,7 +39,6 @@ from qlora_ui.engine.evaluate_models import (
 from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
-from qlora_ui.engine.sampling import Sampling
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
@@ -47,6 +46,7 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sampling import Sampling
 
 SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
 """Tokens that an answer may have in any case, and at most."""

@@ -5,23 +5,19 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
-from qlora_ui.base.files import put_aside, read_json, write_json
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.collect import keep_row
-from qlora_ui.data.rows import Message
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.held_back import held_back_rows
+from qlora_ui.settings.sampling import read_sampling
 from qlora_ui.settings.sections import BUILTIN_MODEL
-from qlora_ui.ui.chat_asked import Asked, read_asked, sampling_of
+from qlora_ui.ui.chat_record import Answer, ChatRecord
 from qlora_ui.ui.handler import attempt
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
 
@@ -31,30 +27,6 @@ if TYPE_CHECKING:
 SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
 """Who answers, by the position of the switch."""
 SYSTEM_CHARACTERS = 20_000
-KEPT_KEYS = 16
-
-
-@dataclass(slots=True)
-class Answer:
-    """What is known of an answer besides its text."""
-
-    num_tokens: int = 0
-    tokens_per_s: float = 0.0
-    first_token_s: float = 0.0
-    stopped_by: str = ""
-    is_kept: bool = False
-    """Whether it was saved as a row to learn from."""
-
-
-@dataclass(slots=True)
-class TurnNotes:
-    """What belongs to a turn and is not part of the conversation."""
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-    reference: str = ""
-    """The answer that the row has, where the question came from a held-back row."""
-    key: str = field(default_factory=lambda: secrets.token_hex(4))
-    """What a page calls the turn by: at its place another may stand by now, asked on another page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +50,10 @@ class ChatDesk:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._changed = threading.Condition(threading.RLock())
-        self._file = service.workspace.cache / "chat.json"
+        self.record = ChatRecord(service.workspace.cache / "chat.json")
         self._wants_stop = False
         self._next_row = 0
-        self.heard: deque[str] = deque(maxlen=KEPT_KEYS)
-        """Keys of the last questions: a page whose answer from the app was lost sees by them that its question arrived."""
-        self.note = ""
-        self.history: Any
-        self.notes: list[TurnNotes]
-        self.asked = Asked()
-        self._restore()
+        self.note = self.record.lost
         self.who: Who | None = None
         self.is_chosen = False
         """Whether somebody chose who is talked to, or talks to an adapter already; else the newest run is proposed."""
@@ -154,60 +120,45 @@ class ChatDesk:
                 self.mode = mode
                 self._touch()
 
-    def set_up(self, *, system: str | None = None, asked: Mapping[str, Any] | None = None) -> None:
-        """System prompt and sampling for the answers to come."""
+    def set_up(self, *, system: str | None = None, sampling: Mapping[str, Any] | None = None) -> None:
+        """System prompt and sampling for the answers to come; raises QloraUiError for numbers that cannot be."""
         with self._changed:
             if system is not None:
-                self.history.system = system[:SYSTEM_CHARACTERS]
-            if asked is not None:
-                self.asked = read_asked(asked)
-            self._save()
+                self.record.history.system = system[:SYSTEM_CHARACTERS]
+            if sampling is not None:
+                self.record.sampling = read_sampling(sampling)
+            self.record.save()
             self._touch()
-
-    def place_of(self, key: str, *, is_last: bool = False) -> int:
-        """Where the turn of that key stands; raises QloraUiError where it is gone, or others stand behind it and it must be the last."""
-        with self._changed:
-            places = [place for place, notes in enumerate(self.notes) if notes.key == key]
-            if not places or (is_last and places[0] + 1 < len(self.notes)):
-                raise QloraUiError("The conversation went on in another place meanwhile.", fix="Look at it again.", code="stale-page")
-            return places[0]
 
     def say(self, text: str, *, reference: str = "", key: str = "") -> None:
         """Ask a question and have it answered; one with the key of an earlier one is that one, sent again."""
         with self._changed:
-            if key and key in self.heard:
+            if key and key in self.record.heard:
                 return
             self._check_free()
-            self.history.ask(text)
-            if key:
-                self.heard.append(key)
-            self.notes.append(TurnNotes(reference=reference))
+            self.record.ask(text, reference=reference, key=key)
             self._begin()
 
     def retry(self) -> None:
         """Have the last question answered again."""
         with self._changed:
             self._check_free()
-            self.history.retry()
-            self.notes[-1].answers.clear()
+            self.record.retry()
             self._begin()
 
     def edit(self, index: int, text: str) -> None:
         """Change a question, forget what came after it and have it answered."""
         with self._changed:
             self._check_free()
-            self.history.edit(index, text)
-            del self.notes[index + 1 :]
-            self.notes[index] = TurnNotes()
+            self.record.edit(index, text)
             self._begin()
 
     def undo(self) -> str:
         """Take back the last question and its answers; returns the question."""
         with self._changed:
             self._check_free()
-            question = str(self.history.undo())
-            del self.notes[len(self.history.turns) :]
-            self._save()
+            question = self.record.undo()
+            self.record.save()
             self._touch()
             return question
 
@@ -215,10 +166,9 @@ class ChatDesk:
         """Forget the conversation."""
         with self._changed:
             self._check_free()
-            self.history.clear()
-            self.notes.clear()
+            self.record.clear()
             self.problems, self.context, self.note = (), (0, 0), ""
-            self._save()
+            self.record.save()
             self._touch()
 
     def stop(self) -> None:
@@ -251,24 +201,24 @@ class ChatDesk:
     def keep(self, index: int, side: str, text: str = "") -> None:
         """Save a turn as a row to learn from, with `text` in place of the answer where it was corrected."""
         with self._changed:
-            if not 0 <= index < len(self.history.turns) or side not in self.history.turns[index].answers:
+            turns = self.record.history.turns
+            if not 0 <= index < len(turns) or side not in turns[index].answers:
                 raise QloraUiError("That answer is not there any more.", fix="Look at the page again.", code="stale-page")
-            answer = self.notes[index].answers.setdefault(side, Answer())
-            if not text.strip() and not answer.stopped_by and index + 1 == len(self.history.turns):
+            answer = self.record.notes[index].answers.setdefault(side, Answer())
+            if not text.strip() and not answer.stopped_by and index + 1 == len(turns):
                 self._check_free()  # it is asked again, on another page: half an answer is none
             if answer.is_kept and not text.strip():
                 return  # a double click
-            row = self._row(index, side, text.strip() or self.history.turns[index].answers[side])
-            keep_row(row, self._service.workspace)
+            keep_row(self.record.row(index, side, text.strip() or turns[index].answers[side]), self._service.workspace)
             answer.is_kept = True
-            self._save()
+            self.record.save()
             self.note = f"Kept as a row to learn from. “{KEPT_ROWS_WORDS}” on the Data tab adds all of them to a run."
             self._touch()
 
     def ask_unseen_row(self) -> None:
         """Ask the question of the next row that the run never trained on, in a fresh conversation: a row knows of no other."""
         with self._changed:
-            if self.busy and self.notes and self.notes[-1].reference:
+            if self.busy and self.record.notes and self.record.notes[-1].reference:
                 return  # a double click
             self._check_free()
             if self.who is None or self.who.run_id is None:
@@ -283,7 +233,7 @@ class ChatDesk:
             self.clear()
             # The adapter learned to answer after it; without it this would be another question.
             if row.system:
-                self.history.system = row.system[:SYSTEM_CHARACTERS]
+                self.record.history.system = row.system[:SYSTEM_CHARACTERS]
             self.say(row.question, reference=row.answer)
 
     # The answering thread --------------------------------------------------------------------------------------------
@@ -294,7 +244,7 @@ class ChatDesk:
             self.busy, self.problems, self._wants_stop, self.note = "loading", (), False, ""
             self.doing = ("Getting ready", None)
             # The answer may take minutes, and an app that is killed in them must not take the question with it.
-            self._save()
+            self.record.save()
             self._touch()
         threading.Thread(target=self._work, name="chat-desk", daemon=True).start()
 
@@ -308,7 +258,7 @@ class ChatDesk:
             with self._changed:
                 self.problems = problems
                 self.busy, self.doing = "", ("", None)
-                self._save()
+                self.record.save()
                 self._touch()
 
     def _load_and_answer(self) -> None:
@@ -332,26 +282,26 @@ class ChatDesk:
             self._touch()
 
     def _answer(self) -> None:
-        sampling = sampling_of(self.asked)
+        sampling = self.record.sampling
         with self._changed:
             sides = self.sides
-            questions = self.history.questions(sides)
+            questions = self.record.history.questions(sides)
             self.busy, self.doing = "answering", ("", None)
-            notes = self.notes[-1]
+            notes = self.record.notes[-1]
             notes.answers.update({side: Answer() for side in sides})
             self._touch()
         for delta in self._service.chat.stream(questions, sampling, sides):
             with self._changed:
-                self.history.add(delta.side, delta.text)
+                self.record.history.add(delta.side, delta.text)
                 answer = notes.answers[delta.side]
                 answer.num_tokens, answer.tokens_per_s, answer.first_token_s = delta.num_tokens, delta.tokens_per_s, delta.first_token_s
                 answer.stopped_by = delta.stopped_by
                 self._touch()
 
     def _count(self) -> None:
-        if self.history.turns[-1].asked_of != self.history.talks_to:
+        if self.record.history.turns[-1].asked_of != self.record.history.talks_to:
             return  # somebody else was chosen meanwhile
-        counts = [self._service.chat.count_tokens(self.history.messages(side)) for side in self.sides]
+        counts = [self._service.chat.count_tokens(self.record.history.messages(side)) for side in self.sides]
         with self._changed:
             self.context = max(counts, default=(0, 0))
 
@@ -368,7 +318,7 @@ class ChatDesk:
         # What is told of the conversation before stays over the first proposal.
         self.note = "" if self.who is not None else self.note
         self.who, self.problems = who, ()
-        self.history.talks_to = who.key
+        self.record.history.talks_to = who.key
         self._next_row = 0
         self._touch()
 
@@ -379,41 +329,3 @@ class ChatDesk:
     def _touch(self) -> None:
         self.version += 1
         self._changed.notify_all()
-
-    def _row(self, index: int, side: str, answer: str) -> list[Message]:
-        messages = [Message("system", self.history.system)] if self.history.system.strip() else []
-        begin = self.history.since(index, self.history.turns[index].asked_of)
-        for turn in self.history.turns[begin:index]:
-            # A turn without a word would teach to say nothing.
-            if said := turn.seen_by(side):
-                messages += [Message("user", turn.question), Message("assistant", said)]
-        return [*messages, Message("user", self.history.turns[index].question), Message("assistant", answer)]
-
-    def _save(self) -> None:
-        try:
-            kept = [[side for side, answer in notes.answers.items() if answer.is_kept] for notes in self.notes]
-            write_json(self._file, {**self.history.as_dict(), "heard": list(self.heard), "kept": kept, "sampling": asdict(self.asked)})
-        except OSError:
-            # A full disk must not end a conversation; it is only forgotten when the app ends.
-            return
-
-    def _restore(self) -> None:
-        """Go on from the file; from nothing where it is not there, and without what is not as it was saved."""
-        make: Callable[[Any], Any] = engine_object("conversation:ChatHistory").from_dict
-        found = read_json(self._file)
-        saved = found if isinstance(found, dict) else {}
-        if isinstance(saved.get("heard"), list):
-            self.heard.extend(map(str, saved["heard"]))
-        try:
-            self.history = make(saved)
-        except QloraUiError:
-            self.history = make({"turns": []})
-            if self._file.exists():
-                aside = put_aside(self._file).name
-                self.note = f"The last conversation could not be read. It is kept in the workspace as cache/{aside}."
-        with contextlib.suppress(QloraUiError):
-            self.asked = read_asked(saved["sampling"] if isinstance(saved.get("sampling"), dict) else {})
-        self.notes = [TurnNotes() for _ in self.history.turns]
-        kept = saved["kept"] if isinstance(saved.get("kept"), list) else []
-        for notes, sides in zip(self.notes, kept, strict=False):
-            notes.answers.update({str(side): Answer(is_kept=True) for side in (sides if isinstance(sides, list) else ())})

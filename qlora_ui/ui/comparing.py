@@ -18,6 +18,7 @@ from qlora_ui.runs.held_back import HeldBack
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.service import Service
 
 MOST_QUESTIONS = 100
@@ -95,7 +96,7 @@ def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_
     beside = target_of(find_run(service.workspace, other), checkpoint) if other else None
     sides: tuple[str, ...] = engine_object("comparison:load_sides")(chat, target, beside, on_progress)
     names = dict(zip(sides, names_of(service, run, wish.beside), strict=False))
-    sampling = engine_object("chat:Sampling")(wish.temperature, 0.95 if wish.temperature else 1.0, wish.max_tokens, 0)
+    sampling = Sampling(wish.temperature, 0.95 if wish.temperature else 1.0, wish.max_tokens, 0)
     kept.begin(run, Comparison(names, is_blind=wish.is_blind, asked=wish.words, time=time.time(), warning=chat.warning))
     answer = engine_object("comparison:compare_answers")
     for row in answer(chat, target, wish.questions, sampling, sides, on_progress=on_progress, is_cancelled=is_cancelled):

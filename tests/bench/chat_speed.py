@@ -26,9 +26,9 @@ from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.chat_norms import fuse_norms, restore_norms
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.load import load_quantized
-from qlora_ui.engine.sampling import Sampling
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sampling import Sampling
 
 
 def adapter(model: Any, folder: Path) -> Path:

@@ -387,7 +387,8 @@ def _wait(launcher: Launcher, made: RunDir, ending: Status) -> None:
 
 def _chat(chat: Any, run_id: str, number: int) -> None:
     from qlora_ui.data.rows import Message
-    from qlora_ui.engine.chat import ChatTarget, Sampling
+    from qlora_ui.engine.chat import ChatTarget
+    from qlora_ui.settings.sampling import Sampling
 
     chat.load(ChatTarget(run_id=run_id))
     deltas = list(chat.stream([Message("user", QUESTIONS[number % 3])], Sampling(max_tokens=12), ("base", "adapter")))

@@ -46,7 +46,8 @@ def plain(service: Any, *asked: Any) -> dict[str, str]:
 
 
 def test_captured_says_what_the_plain_step_says(service: Any) -> None:
-    from qlora_ui.engine.chat import ChatTarget, Sampling
+    from qlora_ui.engine.chat import ChatTarget
+    from qlora_ui.settings.sampling import Sampling
 
     assert service.loaded().is_captured
     greedy = Sampling(temperature=0, max_tokens=40)
@@ -65,7 +66,7 @@ def test_captured_says_what_the_plain_step_says(service: Any) -> None:
 
 
 def test_cycles_give_every_byte_back(service: Any) -> None:
-    from qlora_ui.engine.chat import Sampling
+    from qlora_ui.settings.sampling import Sampling
 
     service.unload()
     gc.collect()
@@ -79,7 +80,7 @@ def test_cycles_give_every_byte_back(service: Any) -> None:
 
 
 def test_training_numbers_stay_untouched(service: Any) -> None:
-    from qlora_ui.engine.chat import Sampling
+    from qlora_ui.settings.sampling import Sampling
 
     torch.cuda.manual_seed(3)
     state = torch.cuda.get_rng_state()
@@ -88,7 +89,7 @@ def test_training_numbers_stay_untouched(service: Any) -> None:
 
 
 def test_a_model_that_cannot_be_captured_answers_and_leaves_nothing_behind(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_ui.engine.chat import Sampling
+    from qlora_ui.settings.sampling import Sampling
 
     greedy = Sampling(temperature=0, max_tokens=20)
     said = answers(service.stream(HELLO, greedy, ("adapter",)))

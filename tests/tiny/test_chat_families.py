@@ -16,7 +16,7 @@ from qlora_ui.engine.chat_answer import Answering
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.load import keep_plain_layout
-from qlora_ui.engine.sampling import Sampling
+from qlora_ui.settings.sampling import Sampling
 from tests.tiny.fast_models import COMMON, FAMILIES, build
 
 

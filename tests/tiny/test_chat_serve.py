@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from qlora_ui.engine.chat import ChatService, ChatTarget, Delta, Sampling
+from qlora_ui.engine.chat import ChatService, ChatTarget, Delta
 from qlora_ui.engine.serve import ChatServer
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sampling import Sampling
 from tests.tiny.test_chat import HELLO, answers, write_adapter
 
 GREEDY = {"messages": [{"role": "user", "content": HELLO[0].content}], "temperature": 0, "max_tokens": 16}

@@ -21,7 +21,7 @@ from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_vali
 from qlora_ui.cli import main
 from qlora_ui.cli.evaluate import _text
 from qlora_ui.data.rows import Conversation, Message
-from qlora_ui.engine.chat import ChatService, ChatTarget, Sampling
+from qlora_ui.engine.chat import ChatService, ChatTarget
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
@@ -35,6 +35,7 @@ from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sampling import Sampling
 from tests.tiny.test_chat import write_adapter
 
 

@@ -11,7 +11,7 @@ from pages import NARROW, Looked, served_page
 from playwright.sync_api import Browser, Route, expect
 
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_asked import Asked
+from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.chat_desk import Who
 from qlora_ui.ui.launch import Served
 
@@ -37,7 +37,7 @@ def wait_for_answer(looked: Looked) -> None:
 
 
 def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served) -> None:
-    served.service.desk.asked = Asked(max_tokens=24, seed=1)
+    served.service.desk.record.sampling = Sampling(max_tokens=24, seed=1)
     looked = Looked(browser, served.url, "chat")
     text = "def f():\n    return 1  # <b>"
     say(looked, text)
@@ -57,7 +57,7 @@ def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served
 
 def test_a_message_whose_answer_was_lost_is_not_sent_twice(browser: Browser, served: Served) -> None:
     served.service.desk.clear()
-    served.service.desk.asked = Asked(max_tokens=4, seed=1)
+    served.service.desk.record.sampling = Sampling(max_tokens=4, seed=1)
     looked = Looked(browser, served.url, "chat")
     page, lost = looked.page, []
 
@@ -74,24 +74,24 @@ def test_a_message_whose_answer_was_lost_is_not_sent_twice(browser: Browser, ser
     expect(page.locator(".q-bubble")).to_have_text("Only once", timeout=20_000)
     expect(page.get_by_label("Message")).to_have_value("")
     expect(page.locator("[data-part=problems]")).to_be_hidden()
-    assert lost and len(served.service.desk.history.turns) == 1
+    assert lost and len(served.service.desk.record.history.turns) == 1
     wait_for_answer(looked)
 
 
 def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: Served) -> None:
     served.service.desk.clear()
-    served.service.desk.asked = Asked(max_tokens=4, seed=1)
+    served.service.desk.record.sampling = Sampling(max_tokens=4, seed=1)
     served.service.desk.say("First")
     looked = Looked(browser, served.url, "chat")
     page = looked.page
     wait_for_answer(looked)
-    served.service.desk.asked = Asked(max_tokens=1800, seed=3, temperature=1.5)
+    served.service.desk.record.sampling = Sampling(max_tokens=1800, seed=3, temperature=1.5)
     say(looked, "Tell me everything")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator(".q-answer .q-prose").last).to_be_visible(timeout=30_000)
     page.keyboard.press("Escape")
     wait_for_answer(looked)
-    served.service.desk.asked = Asked(max_tokens=8, seed=3)
+    served.service.desk.record.sampling = Sampling(max_tokens=8, seed=3)
     page.get_by_role("button", name="Try again").click()
     wait_for_answer(looked)
     before = page.locator(".q-turn").count()
@@ -114,7 +114,7 @@ def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: S
 def test_a_message_that_the_app_does_not_take_stays_in_the_field(browser: Browser, served: Served) -> None:
     desk = served.service.desk
     desk.clear()
-    desk.asked = Asked(max_tokens=4, seed=1)
+    desk.record.sampling = Sampling(max_tokens=4, seed=1)
     desk.say("First")
     looked = Looked(browser, served.url, "chat")
     box, alert = looked.page.get_by_label("Message"), looked.page.locator(".q-chat [role=alert]")
@@ -144,7 +144,7 @@ def test_a_message_that_the_app_does_not_take_stays_in_the_field(browser: Browse
 
 def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> None:
     served.service.desk.clear()
-    served.service.desk.asked = Asked(max_tokens=8, seed=5)
+    served.service.desk.record.sampling = Sampling(max_tokens=8, seed=5)
     looked = Looked(browser, served.url, "chat")
     say(looked, "Hello")
     wait_for_answer(looked)

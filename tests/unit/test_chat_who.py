@@ -18,7 +18,8 @@ from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes
+from qlora_ui.ui.chat_desk import ChatDesk
+from qlora_ui.ui.chat_record import TurnNotes
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
@@ -105,9 +106,9 @@ def test_a_run_that_is_paused_can_be_talked_to_as_far_as_it_is(workspace: Worksp
 def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
     service = Service(workspace)
     looked(service)
-    service.desk.history.ask("How do I boil an egg?")
-    service.desk.history.add("base", "In water.")
-    service.desk.notes.append(TurnNotes())
+    service.desk.record.history.ask("How do I boil an egg?")
+    service.desk.record.history.add("base", "In water.")
+    service.desk.record.notes.append(TurnNotes())
     assert END not in _talk(service, {})["turns"][0]
     choose_run(service, write_run(workspace, end="done").id)
     assert END in _talk(service, {})["turns"][0]
@@ -116,13 +117,13 @@ def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
 def test_a_page_is_sent_the_turns_that_it_lacks(workspace: Workspace) -> None:
     service = Service(workspace)
     for word in ("one", "two"):
-        service.desk.history.ask(word)
-        service.desk.history.add("base", f"{word} again")
-        service.desk.notes.append(TurnNotes())
+        service.desk.record.history.ask(word)
+        service.desk.record.history.add("base", f"{word} again")
+        service.desk.record.notes.append(TurnNotes())
     first = _talk(service, {})
     assert all("again" in html for html in first["turns"]) and len(first["marks"]) == 2
     assert _talk(service, {"has": first["marks"]})["turns"] == [None, None]
-    service.desk.history.add("base", " and more")
+    service.desk.record.history.add("base", " and more")
     had, changed = _talk(service, {"has": first["marks"]})["turns"]
     assert had is None and "two again and more" in changed
     assert None not in _talk(service, {"has": "of a stranger"})["turns"] and None not in _talk(service, {"has": ["0", None]})["turns"]
@@ -204,9 +205,9 @@ def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_pa
 
 def test_a_double_click_keeps_one_row_and_a_correction_another(workspace: Workspace) -> None:
     desk = Service(workspace).desk
-    desk.history.ask("Hello")
-    desk.history.add("base", "Ahoy")
-    desk.notes.append(TurnNotes())
+    desk.record.history.ask("Hello")
+    desk.record.history.add("base", "Ahoy")
+    desk.record.notes.append(TurnNotes())
     for text in ("", "", "Ahoy, matey"):
         desk.keep(0, "base", text)
     rows = kept_rows(workspace).read_text(encoding="utf-8").splitlines()
@@ -221,7 +222,7 @@ def test_two_pages_that_send_in_one_moment_ask_one_after_the_other(workspace: Wo
         time.sleep(0.1)
         begin()
 
-    monkeypatch.setattr(desk, "_work", lambda: begun.append(len(desk.history.turns)))
+    monkeypatch.setattr(desk, "_work", lambda: begun.append(len(desk.record.history.turns)))
     monkeypatch.setattr(desk, "_begin", slowly)
     with ThreadPoolExecutor(2) as pages:
         sent = [pages.submit(desk.say, text) for text in ("one", "two")]
@@ -253,13 +254,13 @@ def asked_twice(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[
     service = Service(workspace)
     for text in ("one", "two"):
         service.desk.say(text)
-        service.desk.history.add("base", "Ahoy")
+        service.desk.record.history.add("base", "Ahoy")
         service.desk.busy = ""
-    return service, [notes.key for notes in service.desk.notes]
+    return service, [notes.key for notes in service.desk.record.notes]
 
 
 def questions(service: Service) -> list[str]:
-    return [turn.question for turn in service.desk.history.turns]
+    return [turn.question for turn in service.desk.record.history.turns]
 
 
 def test_only_a_conversation_of_rows_is_forgotten_for_another_row_without_a_question(
@@ -285,7 +286,7 @@ def test_what_a_page_does_to_a_turn_is_never_done_to_the_one_that_took_its_place
     service, (first, second) = asked_twice(workspace, monkeypatch)
     service.desk.undo()
     service.desk.say("three")  # on another page, while a dialog about the second is open on this one
-    service.desk.history.add("base", "Aye")
+    service.desk.record.history.add("base", "Aye")
     service.desk.busy = ""
     for deed in ("edit", "retry", "keep", "correct"):
         failure = _talk(service, {"do": deed, "of": second, "side": "base", "text": "typed"})["failure"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.data.collect import kept_rows
-from qlora_ui.engine.conversation import ChatHistory
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import ChatDesk, TurnNotes, Who
+from qlora_ui.ui.chat_desk import ChatDesk, Who
+from qlora_ui.ui.chat_record import TurnNotes
 from qlora_ui.ui.service import Service
 
 
@@ -31,7 +32,7 @@ def test_a_conversation_that_cannot_be_read_is_kept_aside_and_told_of(workspace:
         desk = ChatDesk(Service(workspace))
         desk.propose(Who())
         (aside,) = workspace.cache.glob("chat-unreadable-*.json")
-        assert aside.name in desk.note and aside.read_text(encoding="utf-8") == text and not desk.history.turns
+        assert aside.name in desk.note and aside.read_text(encoding="utf-8") == text and not desk.record.history.turns
         aside.unlink()
 
 
@@ -78,14 +79,14 @@ def test_a_question_that_failed_goes_with_its_answer() -> None:
 
 def test_a_kept_row_has_the_words_of_its_own_side_and_no_empty_answer(workspace: Workspace) -> None:
     desk = ChatDesk(Service(workspace))
-    desk.history = _history(
+    desk.record.history = _history(
         ("one", {"adapter": "", "base": "not mine"}), ("two", {}), ("three", {"adapter": "mine"}), ("four", {"adapter": "good"})
     )
-    desk.notes = [TurnNotes() for _ in desk.history.turns]
+    desk.record.notes = [TurnNotes() for _ in desk.record.history.turns]
     desk.keep(3, "adapter")
     row = json.loads(kept_rows(workspace).read_text(encoding="utf-8"))
     assert [message["content"] for message in row["messages"]] == ["three", "mine", "four", "good"]
-    desk.history.turns[2].asked_of = "another"
+    desk.record.history.turns[2].asked_of = "another"
     desk.keep(3, "adapter", "better")
     row = json.loads(kept_rows(workspace).read_text(encoding="utf-8").splitlines()[-1])
     assert [message["content"] for message in row["messages"]] == ["four", "better"]

@@ -90,26 +90,26 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
     loaded = _loaded(service)
     with desk.locked():
         who = desk.who or Who()
-        last = len(desk.history.turns) - 1
-        asked_of = [turn.asked_of for turn in desk.history.turns]
+        last = len(desk.record.history.turns) - 1
+        asked_of = [turn.asked_of for turn in desk.record.history.turns]
         turns = [
             kept_turn_html(
                 index,
                 turn,
-                desk.notes[index],
+                desk.record.notes[index],
                 is_last=index == last,
                 is_answering=bool(desk.busy) and index == last,
                 waiting=desk.sides if desk.busy and index == last else (),
                 is_end=turn.asked_of != (asked_of[index + 1] if index < last else who.key),
             )
-            for index, turn in enumerate(desk.history.turns)
+            for index, turn in enumerate(desk.record.history.turns)
         ]
         # An answer of a hundred pieces would else bring a long conversation a hundred times.
         marks = [f"{hash(html) & 0xFFFFFFFFFFFF:x}" for html in turns]
         had = has if isinstance(has, list) else []
         return {
             "version": desk.version,
-            "heard": list(desk.heard),
+            "heard": list(desk.record.heard),
             "turns": [
                 None if had[index : index + 1] == [mark] else html for index, (html, mark) in enumerate(zip(turns, marks, strict=True))
             ],
@@ -124,16 +124,16 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
             "canCompare": bool(who.run_id),
             "who": who.key,
             "targets": _targets(service, who),
-            "system": desk.history.system,
+            "system": desk.record.history.system,
             "sampling": {
-                "temperature": desk.asked.temperature,
-                "top_p": desk.asked.top_p,
-                "max_tokens": desk.asked.max_tokens,
+                "temperature": desk.record.sampling.temperature,
+                "top_p": desk.record.sampling.top_p,
+                "max_tokens": desk.record.sampling.max_tokens,
                 # As text: a browser rounds numbers of more than 15 digits.
-                "seed": "" if desk.asked.seed is None else str(desk.asked.seed),
+                "seed": "" if desk.record.sampling.seed is None else str(desk.record.sampling.seed),
             },
             # What somebody typed is not to be lost for the sake of a row.
-            "own": any(not notes.reference for notes in desk.notes),
+            "own": any(not notes.reference for notes in desk.record.notes),
             "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
         }
@@ -222,28 +222,28 @@ def _unload(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[
 
 def _retry(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     with desk.locked():
-        desk.place_of(str(asked.get("of")), is_last=True)
+        desk.record.place_of(str(asked.get("of")), is_last=True)
         if not desk.busy:  # else it is the second press of a double click
             desk.retry()
 
 
 def _edit(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     with desk.locked():
-        desk.edit(desk.place_of(str(asked.get("of"))), str(asked.get("text", "")))
+        desk.edit(desk.record.place_of(str(asked.get("of"))), str(asked.get("text", "")))
 
 
 def _undo(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
     with desk.locked():
         of = str(asked.get("of"))
-        if all(notes.key != of for notes in desk.notes):
+        if all(notes.key != of for notes in desk.record.notes):
             return {}  # the second press of a double click: it is taken back
-        desk.place_of(of, is_last=True)
+        desk.record.place_of(of, is_last=True)
         return {"draft": desk.undo()}
 
 
 def _keep(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     with desk.locked():
-        desk.keep(desk.place_of(str(asked.get("of"))), str(asked.get("side", "")), str(asked.get("text", "")))
+        desk.keep(desk.record.place_of(str(asked.get("of"))), str(asked.get("side", "")), str(asked.get("text", "")))
 
 
 _DEEDS: Mapping[str, Deed] = {
@@ -258,7 +258,7 @@ _DEEDS: Mapping[str, Deed] = {
     "correct": _keep,
     "mode": lambda service, desk, asked: desk.switch(str(asked.get("mode", ""))),
     "system": lambda service, desk, asked: desk.set_up(system=str(asked.get("text", ""))),
-    "sampling": lambda service, desk, asked: desk.set_up(asked=dict(asked.get("values") or {})),
+    "sampling": lambda service, desk, asked: desk.set_up(sampling=dict(asked.get("values") or {})),
     "choose": _choose,
     "unload": _unload,
 }

@@ -1,10 +1,12 @@
-"""How an answer is chosen, checked; without torch, so that a page says at once what cannot be."""
+"""How an answer is chosen, checked: one type for the page, the command line and the engine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from qlora_ui.base.errors import Problem, SettingsError
+from qlora_ui.base.errors import Problem, QloraUiError, SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +35,15 @@ class Sampling:
             wrong.append(Problem("seed", f"the seed cannot be {self.seed}", fix="Give a whole number of at most 18 digits, or none"))
         if wrong:
             raise SettingsError(problems=wrong)
+
+
+def read_sampling(values: Mapping[str, Any]) -> Sampling:
+    """The same from the fields of a page or a file; raises QloraUiError for what is no number, SettingsError for what cannot be."""
+    plain = Sampling()
+    try:
+        seed = "" if values.get("seed") is None else str(values["seed"]).strip()
+        temperature, top_p = float(values.get("temperature", plain.temperature)), float(values.get("top_p", plain.top_p))
+        most, whole_seed = int(float(values.get("max_tokens", plain.max_tokens))), int(seed) if seed else None
+    except (TypeError, ValueError, OverflowError):
+        raise QloraUiError("Sampling takes numbers.", fix="Look at temperature, top-p, length and seed.", code="sampling") from None
+    return Sampling(temperature, top_p, most, whole_seed)
