@@ -110,6 +110,9 @@ class ChatDesk:
                 self.stop()
             self.is_chosen = False
             self._turn_to(Who())
+            # None, so that the words stay over the next proposal; they go when something is asked or chosen.
+            self.who = None
+            self.note = "The run that was talked to here was deleted. What it said stays; the list above says who answers from now on."
             # Asked, not waited for: what is being loaded is loaded to its end first.
             self._service.card.free("chat")
 
@@ -278,7 +281,7 @@ class ChatDesk:
         if loaded is None or loaded.target != target:
             loaded = chat.load(target, self._say)
         with self._changed:
-            self.note = loaded.warning
+            self.note = loaded.warning or self.note
             self._touch()
 
     def _answer(self) -> None:

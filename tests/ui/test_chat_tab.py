@@ -51,6 +51,12 @@ def test_answers_stream_and_stay_after_a_reload(browser: Browser, served: Served
     expect(looked.page.locator("[data-part=context]")).to_contain_text("tokens of context used")
     small = Looked(browser, served.url, "chat", NARROW)
     assert small.page.locator(".q-bubble").text_content() == text
+    small.page.get_by_text("Save as a file").click()
+    expect(small.page.locator(".q-chat .q-menu-list button:visible")).to_have_count(2)  # to read, and the one side that answered
+    with small.page.expect_download() as download:
+        small.page.get_by_role("button", name="The base model’s answers").click()
+    row = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert row["messages"][0]["content"] == text and download.value.suggested_filename.endswith("-base.jsonl")
     small.assert_clean()
     looked.assert_clean()
 

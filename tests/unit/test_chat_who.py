@@ -23,7 +23,7 @@ from qlora_ui.ui.chat_record import TurnNotes
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.chat import _talk, choose_run
+from qlora_ui.ui.tabs.chat import _runs_version, _talk, choose_run
 from qlora_ui.ui.tabs.model import _delete
 from qlora_ui.ui.views.chat_view import END
 from qlora_ui.ui.views.run import head_html
@@ -176,6 +176,16 @@ def test_a_run_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> Non
     assert freed == [True] and not service.desk.is_chosen
     drawn = _talk(service, {})
     assert drawn["who"] == f"run|{newest.id}|" and deleted.id not in str(drawn["targets"])
+    assert "was deleted" in drawn["note"]  # another page, on which nobody pressed anything, sees who answers change
+    assert not _talk(service, {"do": "choose", "key": f"run|{newest.id}|"})["note"]
+
+
+def test_pages_ask_anew_when_a_run_is_renamed(workspace: Workspace) -> None:
+    service, run = Service(workspace), write_run(workspace, values={"output.name": "A"}, end="done")
+    before = _runs_version(service)
+    perform(cast(Page, SimpleNamespace(service=service)), Action("rename", run.id, "Pirate", False, {}))
+    service.run_lists.forget()
+    assert _runs_version(service) != before and "Pirate" in str(_talk(service, {})["targets"])
 
 
 def test_a_model_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> None:
@@ -198,7 +208,8 @@ def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_pa
     looked(service)
     shutil.move(run.path, workspace.trash / run.id)
     # The list of runs is a moment old: it still has the run.
-    assert _talk(service, {})["who"] == f"run|{run.id}|"
+    drawn = _talk(service, {})
+    assert drawn["who"].startswith("model|builtin:") and "was deleted" in drawn["note"]
     failure = _talk(service, {"do": "choose", "key": f"run|{run.id}|"})["failure"]
     assert "It may have been deleted" in failure and "the Runs tab lists them" in failure
 

@@ -25,6 +25,7 @@ function mountChat(id, element, server) {
       const next = await server.talk({ version: state.version, has: marks, ...asked });
       if (asked.do) failure = next.failure;
       show(next);
+      if (next.file) saveFile(next.file);
       if (failure) keepTyped(asked);
     } catch (error) {
       if (asked.do) failure = LOST;
@@ -100,6 +101,8 @@ function mountChat(id, element, server) {
     if (next.own) at("unseen").dataset.confirm = "Such a row is asked in a fresh conversation: this one will be forgotten. Rows that you kept stay.";
     else delete at("unseen").dataset.confirm;
     at("clear").hidden = next.turns.length === 0 || Boolean(next.busy);
+    at("save").hidden = next.files.length === 0;
+    for (const button of at("save").querySelectorAll("[data-as]")) button.hidden = !next.files.includes(button.dataset.as);
     send.hidden = Boolean(next.busy);
     stop.hidden = !next.busy;
     if (focused?.hidden) (next.busy ? stop : send).focus();
@@ -166,6 +169,14 @@ function mountChat(id, element, server) {
     }));
     // A browser would show the first one in the place of a run that is gone.
     if (who.value !== next.who) who.selectedIndex = -1;
+  }
+
+  function saveFile({ name, text }) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000); // a browser may ask where to first
   }
 
   function newKey() {
@@ -265,6 +276,11 @@ const Q_CHAT = `
 <div class="q-chat-foot">
   <span class="q-chat-foot-tools">
     <button type="button" class="q-link" data-act="unseen" data-part="unseen" data-yes="Ask it" hidden>Try a row it has never seen</button>
+    <details class="q-menu q-menu-words" data-menu data-part="save" hidden><summary>Save as a file</summary><div class="q-menu-list">
+      <button type="button" class="q-button q-button-menu" data-act="save" data-as="markdown">To read (Markdown)</button>
+      <button type="button" class="q-button q-button-menu" data-act="save" data-as="adapter">The adapter’s answers, as rows to learn from (JSONL)</button>
+      <button type="button" class="q-button q-button-menu" data-act="save" data-as="base">The base model’s answers, as rows to learn from (JSONL)</button>
+    </div></details>
     <button type="button" class="q-link" data-act="clear" data-part="clear" data-confirm="Forget this conversation? Rows that you kept stay." data-yes="Clear" hidden>Clear</button>
     <button type="button" class="q-link" data-act="unload" data-part="unload" hidden>Free the memory</button>
   </span>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import gradio as gr
@@ -13,13 +14,14 @@ from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_desk import ChatDesk, Who
+from qlora_ui.ui.chat_files import as_markdown, as_rows, file_name, kinds_of_file
 from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.markup import whole_letters
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import MOST_RUNS
 from qlora_ui.ui.views.chat_view import context_line, kept_turn_html, state_line
-from qlora_ui.ui.views.words import ago, describe_model
+from qlora_ui.ui.views.words import ago, describe_model, model_title
 
 POLL_S = 0.8
 """How long an asking page is kept waiting for news while an answer is being given."""
@@ -85,6 +87,8 @@ def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
     """The whole conversation; a turn whose mark is among those that the page `has`, at its place, is None."""
+    if desk.who is not None and desk.who.run_id and not (service.workspace.runs / desk.who.run_id).exists():
+        desk.leave(desk.who.run_id)  # deleted by the command line or in the folder
     if not desk.is_chosen:
         _propose_newest(service, desk)
     loaded = _loaded(service)
@@ -134,6 +138,7 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
             },
             # What somebody typed is not to be lost for the sake of a row.
             "own": any(not notes.reference for notes in desk.record.notes),
+            "files": [] if desk.busy else kinds_of_file(desk.record.history),
             "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
         }
@@ -200,8 +205,9 @@ def _suggestions(service: Service, who: Who) -> list[str]:
 
 
 def _runs_version(service: Service) -> str:
-    rows = service.run_lists.rows()
-    return f"{len(rows)}.{sum(row.has_adapter for row in rows)}.{sum(row.has_checkpoint for row in rows)}"
+    """Another one where the list of who can be talked to changed: on another page, or in the folder itself."""
+    shown = [(row.id, row.name, row.has_adapter, row.has_checkpoint) for row in service.run_lists.rows()]
+    return f"{hash(tuple(shown)) & 0xFFFFFFFFFFFF:x}"
 
 
 Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]
@@ -241,6 +247,29 @@ def _undo(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[st
         return {"draft": desk.undo()}
 
 
+def _save(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
+    kind, now = str(asked.get("as", "")), datetime.now()
+    with desk.locked():
+        if desk.busy or kind not in kinds_of_file(desk.record.history):
+            raise QloraUiError("The conversation is not as it was.", fix="Look at it again, then save it.", code="stale-page")
+
+        def name_of(key: str) -> str:
+            return _name_of(service, key)
+
+        is_text, history = kind == "markdown", desk.record.history
+        text = as_markdown(desk.record, name_of, now) if is_text else as_rows(history, kind, name_of)
+        return {"file": {"name": file_name(kind, name_of(history.turns[-1].asked_of), now), "text": text}}
+
+
+def _name_of(service: Service, key: str) -> str:
+    """Who was talked to, by the key of `Who`, as people say it."""
+    kind, name, checkpoint = [*key.split("|"), "", ""][:3]
+    if kind != "run":
+        return model_title(name or BUILTIN_MODEL)
+    row = next((row for row in service.run_lists.rows() if row.id == name), None)
+    return (row.name if row is not None else name) + (f", {checkpoint.replace('-', ' ')}" if checkpoint else "")
+
+
 def _keep(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     with desk.locked():
         desk.keep(desk.record.place_of(str(asked.get("of"))), str(asked.get("side", "")), str(asked.get("text", "")))
@@ -254,6 +283,7 @@ _DEEDS: Mapping[str, Deed] = {
     "clear": lambda service, desk, asked: desk.clear(),
     "stop": lambda service, desk, asked: desk.stop(),
     "unseen": lambda service, desk, asked: desk.ask_unseen_row(),
+    "save": _save,
     "keep": _keep,
     "correct": _keep,
     "mode": lambda service, desk, asked: desk.switch(str(asked.get("mode", ""))),
