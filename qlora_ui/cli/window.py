@@ -15,7 +15,11 @@ from qlora_ui.runs.workspace import Workspace
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge", "msedge", "brave-browser", "chrome")
 MAC_APPS = ("Google Chrome", "Microsoft Edge", "Chromium", "Brave Browser")
 WINDOWS_PATHS = (r"Microsoft\Edge\Application\msedge.exe", r"Google\Chrome\Application\chrome.exe")
-_WEBVIEW = "import sys, webview; webview.create_window('QLoRA UI', sys.argv[1], width=1280, height=860); webview.start(private_mode=False)"
+_WEBVIEW = """import sys, webview
+getattr(webview, "settings", {}).update(ALLOW_DOWNLOADS=True)  # off by itself: an export, a conversation would go nowhere
+webview.create_window("QLoRA UI", sys.argv[1], width=1280, height=860)
+webview.start(private_mode=False)
+"""
 
 
 def open_window(url: str, workspace: Workspace) -> bool:
