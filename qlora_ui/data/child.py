@@ -37,6 +37,7 @@ from qlora_ui.data.reshape import Reshape
 from qlora_ui.data.row_stream import Item, Progress
 from qlora_ui.data.sniff import type_of_file
 from qlora_ui.data.threads import joined
+from qlora_ui.data.unpack import unpack
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
 _SAMPLE_BYTES = 32 << 20
@@ -51,6 +52,9 @@ def main() -> None:
     try:
         if job.get("peek"):
             _say({"report": peek(job)})
+            return
+        if job.get("most_bytes"):
+            _say({"report": unpack(job)})
             return
         report = parse(job)
     except DataError as error:

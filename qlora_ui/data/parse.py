@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,19 +23,25 @@ import psutil
 import qlora_ui
 from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
-from qlora_ui.base.files import free_bytes, read_json, write_json
+from qlora_ui.base.files import free_bytes, read_json, safe_stem, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.limits import MEMORY_BYTES
 from qlora_ui.data.report import SourceReport
 from qlora_ui.data.sniff import type_of_file
+from qlora_ui.data.unpack import is_packed
 
 PARSER_VERSION = 7
 """Part of the cache's key; raised when the same bytes would give another result."""
 _BASE_S = 60.0
 _SLOWEST_BYTES_PER_S = 2_000_000
 _BLOCK = 4 << 20
+MOST_UNPACKED_BYTES = 8 << 30
+"""A small archive can hold any amount of the same letter."""
+SPARE_BYTES = 64 << 20
+"""Stays free for what a run writes meanwhile."""
+_UNPACKED_BYTES_PER_S = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,25 @@ def peek_file(path: Path, workspace: DataFolders, num_rows: int = 5) -> Peek:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Peek(value["file_type"], tuple(value["columns"]), tuple(value["rows"]), value["guess"])
+
+
+@contextlib.contextmanager
+def unpacked(path: Path, workspace: DataFolders) -> Iterator[Path]:
+    """The file, or for the length of the block what is packed in it where it is an archive of one data file; raises DataError."""
+    if not is_packed(path):
+        yield path
+        return
+    folder = workspace.temp / f"unpack-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    # Whoever keeps it copies it once more.
+    most = min(MOST_UNPACKED_BYTES, (free_bytes(folder) - SPARE_BYTES) // 2)
+    job = {"path": str(path.resolve()), "name": path.name, "folder": str(folder), "cpu_s": _BASE_S + most / _UNPACKED_BYTES_PER_S}
+    try:
+        name = _Child({**job, "most_bytes": max(most, 1)}, silent, never).report()["name"]
+        # A name is what an archive says, too.
+        yield (folder / "unpacked").replace(folder / (safe_stem(name) or "rows"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hash(path: Path, name: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> str:

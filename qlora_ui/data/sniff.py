@@ -6,18 +6,19 @@ import os
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.data.unpack import OFFICE, ZIP
 
 HEAD_BYTES = 1 << 16
 
 _REFUSED: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "gzip-compressed", "Unpack it first and give the file inside."),
+    (b"\x1f\x8b", "gzip-compressed", "Upload it on the Data tab, which unpacks it, or unpack it first."),
     (b"BZh", "bzip2-compressed", "Unpack it first and give the file inside."),
     (b"\xfd7zXZ\x00", "xz-compressed", "Unpack it first and give the file inside."),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "Unpack it first and give the file inside."),
     (b"\x04\x22\x4d\x18", "lz4-compressed", "Unpack it first and give the file inside."),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first and give the file inside."),
     (b"Rar!", "a rar archive", "Unpack it first and give the file inside."),
-    (b"PK\x03\x04", "a zip archive (an Excel or Word file is one too)", "Unpack it, or save the table as CSV."),
+    (b"PK\x03\x04", "a zip archive", "Upload it on the Data tab, which unpacks one with a single data file, or unpack it first."),
     (b"PK\x05\x06", "an empty zip archive", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
     (b"\x89PNG", "a PNG image", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
     (b"\xff\xd8\xff", "a JPEG image", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
@@ -94,7 +95,17 @@ def _head(path: Path) -> bytes:
         raise DataError("The path holds a NUL.", where="path", fix="Choose the file again.", code="DATA-MISSING") from None
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise DataError for what is no file of rows by its first bytes: archives, Office files, images, pickles, pages of a login."""
+    _refuse(_head(path), path.name)
+
+
 def _refuse(head: bytes, name: str) -> None:
+    if head.startswith(ZIP) and OFFICE in head[:256]:
+        what, fix = "This is a file of Excel, Word or the like.", "Save the table as CSV (in Excel: “CSV UTF-8”) and give that file."
+        raise DataError(what, where=name, fix=fix, code="DATA-TYPE")
+    if head[257:262] == b"ustar":
+        raise DataError("This is a tar archive, not rows.", where=name, fix="Unpack it first and give the file inside.", code="DATA-TYPE")
     for magic, what, fix in _REFUSED:
         if head.startswith(magic):
             raise DataError(f"This is {what}, not rows.", where=name, fix=fix, code="DATA-TYPE")

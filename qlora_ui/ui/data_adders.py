@@ -12,11 +12,9 @@ from qlora_ui.data.load import inspect
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_DATA, DataSection
 from qlora_ui.settings.source import DataSource
-from qlora_ui.ui.handler import handler
-from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_upload, kept_source, named_source
+from qlora_ui.ui.handler import TOAST_S, handler, problems_html, toast_html
+from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_uploads, kept_source, named_source
 from qlora_ui.ui.page import Page
-
-UPLOADS = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt"]
 
 
 class Adds(Protocol):
@@ -32,14 +30,13 @@ def build_adders(page: Page, adds: Adds) -> None:
 
 def _place() -> dict[str, Any]:
     with gr.Row(elem_classes="q-buttons"):
-        upload = gr.UploadButton(
-            "Upload files", file_count="multiple", file_types=UPLOADS, elem_id="q-upload", elem_classes="q-tool", size="md"
-        )
+        # Any file can be chosen: what it is, is told by its bytes and said in our words. Phones grey out all that they do not know.
+        upload = gr.UploadButton("Upload files", file_count="multiple", elem_id="q-upload", elem_classes="q-tool", size="md")
         builtin = gr.Button("Built-in dataset", elem_id="q-add-builtin", elem_classes="q-tool", size="md")
         kept = gr.Button(KEPT_ROWS_WORDS, elem_id="q-add-kept", elem_classes="q-tool", size="md")
     gr.HTML(
         # static/upload.js says there how far an upload is.
-        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text; the layout is found out.</p>',
+        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text, also packed; the layout is found out.</p>',
         apply_default_css=False,
     )
     with gr.Row(elem_classes="q-search"):
@@ -78,8 +75,10 @@ def _wire(page: Page, adds: Adds, adders: dict[str, Any]) -> None:
 
     @handler
     def upload(data: dict[Any, Any]) -> list[Any]:
-        files = data[adders["upload"]] or []
-        return added(data, [keep_upload(str(file), workspace) for file in (files if isinstance(files, list) else [files])])
+        kept_ids, problems = keep_uploads(data[adders["upload"]], workspace)
+        if problems:
+            gr.Warning(toast_html("Not all files were added", problems_html(problems)), duration=TOAST_S)
+        return added(data, kept_ids)
 
     @handler
     def builtin(data: dict[Any, Any]) -> list[Any]:

@@ -6,12 +6,16 @@ import hashlib
 import os
 import re
 import shutil
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-from qlora_ui.base.errors import DataError
+from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.base.files import safe_stem, typed_path, write_text, written_aside
 from qlora_ui.data.collect import kept_rows
+from qlora_ui.data.parse import unpacked
+from qlora_ui.data.sniff import refuse_foreign
 from qlora_ui.data.sources import hub_id
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.markup import whole_letters
@@ -20,18 +24,37 @@ KEPT_ROWS_WORDS = "Answers kept in the chat"
 """What the button says that adds them."""
 
 
+def keep_uploads(temporary: Any, workspace: Workspace) -> tuple[list[str], tuple[Problem, ...]]:
+    """Keep the files of an upload; returns their ids, and what stood in the way of the others. Raises DataError where none can be kept."""
+    kept: list[str] = []
+    problems: list[Problem] = []
+    for file in temporary if isinstance(temporary, list) else [temporary] if temporary else []:
+        try:
+            kept.append(keep_upload(str(file), workspace))
+        except DataError as error:
+            problems += [replace(problem, where="", what=f"{problem.where}: {problem.what}") for problem in error.problems]
+    if problems and not kept:
+        raise DataError(problems=problems)
+    return kept, tuple(problems)
+
+
 def keep_upload(temporary: str, workspace: Workspace) -> str:
-    """Copy an uploaded file from the app's temporary folder to the workspace's datasets; returns its id there."""
+    """Copy an uploaded file, or the data file that is packed in it, from the app's temporary folder to the workspace's datasets.
+
+    Returns its id there; raises DataError for what holds no rows by its first bytes.
+    """
     source = Path(temporary).resolve()
     if not source.is_relative_to(workspace.temp.resolve()):
         raise DataError("Only uploaded files can be added this way.", fix="Give the file's path instead", code="DATA-UPLOAD")
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    target = _place(workspace, digest, safe_stem(source.stem) or "upload", re.sub(r"[^.a-z0-9]", "", source.suffix.lower())[:12])
-    if not target.exists():
-        # What has the name counts as whole: half a copy would be learned from at the next upload of the same file.
-        with written_aside(target) as aside:
-            shutil.copyfile(source, aside)
+    with unpacked(source, workspace) as path:
+        refuse_foreign(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        target = _place(workspace, digest, safe_stem(path.stem) or "upload", re.sub(r"[^.a-z0-9]", "", path.suffix.lower())[:12])
+        if not target.exists():
+            # What has the name counts as whole: half a copy would be learned from at the next upload of the same file.
+            with written_aside(target) as aside:
+                shutil.copyfile(path, aside)
     return str(target)
 
 

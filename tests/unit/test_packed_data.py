@@ -1,0 +1,79 @@
+"""Packed files of rows: unpacked where it is plain which file is meant, else refused with what to do."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from qlora_ui.base.errors import DataError
+from qlora_ui.data import parse
+from qlora_ui.data.unpack import unpack
+from qlora_ui.runs.workspace import Workspace
+from qlora_ui.ui.new_data import keep_uploads
+
+ROWS = b'{"prompt": "Hello", "completion": "Ahoy"}\n'
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def uploaded(workspace: Workspace, name: str, content: bytes) -> str:
+    path = workspace.temp / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_what_is_packed_is_kept_under_its_own_name(workspace: Workspace) -> None:
+    mac = {"a/../../b/chats.jsonl": ROWS, "__MACOSX/a/._chats.jsonl": b"x", "a/.hidden.csv": b"x", "a/read me.md": b"x"}
+    files = [
+        uploaded(workspace, "rows.csv.gz", gzip.compress(b"Question,Answer\nHi,Ahoy\n")),
+        uploaded(workspace, "all.zip", zipped(**mac)),
+    ]
+    kept, problems = keep_uploads(files, workspace)
+    assert not problems and [Path(path).name for path in kept] == ["rows.csv", "chats.jsonl"]
+    assert Path(kept[1]).read_bytes() == ROWS and Path(kept[1]).parent.parent == workspace.datasets
+    assert {path.name for path in workspace.temp.iterdir()} == {"rows.csv.gz", "all.zip"}
+
+
+def test_a_file_that_cannot_be_meant_is_named_and_the_others_are_kept(workspace: Workspace) -> None:
+    book = uploaded(workspace, "faq.xlsx", zipped(**{"[Content_Types].xml": b"<x/>", "xl/workbook.xml": b"<x/>"}))
+    kept, (problem,) = keep_uploads([book, uploaded(workspace, "rows.jsonl", ROWS)], workspace)
+    assert len(kept) == 1 and problem.what.startswith("faq.xlsx: This is a file of Excel") and "CSV" in problem.fix
+    with pytest.raises(DataError, match=r"^faq\.xlsx: This"):
+        keep_uploads([book], workspace)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("two.zip", zipped(**{"a.csv": b"x", "b.csv": b"y"}), "2 data files: a.csv, b.csv."),
+        ("none.zip", zipped(**{"a.exe": b"x"}), "no data file"),
+        ("cut.jsonl.gz", gzip.compress(ROWS * 999)[:60], "damaged or was cut off"),
+        ("cut.zip", zipped(**{"a.csv": b"x" * 999})[:60], "damaged or was cut off"),
+        ("locked.zip", zipped(**{"a.csv": b"x"}).replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"), "password"),
+        ("bomb.gz", gzip.compress(bytes(2000)), "more than 1 KiB"),
+        ("bomb.zip", zipped(**{"a.csv": bytes(2000)}), "more than 1 KiB"),
+    ],
+)
+def test_what_cannot_be_unpacked_says_why(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        unpack({"path": str(tmp_path / name), "name": name, "folder": str(tmp_path), "most_bytes": 1000})
+    assert says in str(refused.value) and refused.value.problems[0].fix
+
+
+def test_the_confined_child_says_the_same_and_leaves_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse, "MOST_UNPACKED_BYTES", 1000)
+    bomb = uploaded(workspace, "bomb.jsonl.gz", gzip.compress(bytes(1_000_000)))
+    with pytest.raises(DataError, match=r"bomb\.jsonl\.gz: .*more than 1 KiB"):
+        keep_uploads([bomb], workspace)
+    assert [path.name for path in workspace.temp.iterdir()] == ["bomb.jsonl.gz"]
