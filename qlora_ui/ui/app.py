@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from qlora_ui.ui import heads, readycard, topstrip
+from qlora_ui.ui import elsewhere, heads, readycard, topstrip
 from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.page import Page
@@ -40,7 +40,7 @@ def build(service: Service) -> Blocks:
             with gr.Column(elem_id="q-work", scale=1, min_width=0):
                 undo_place = gr.Column(elem_id="q-undo-place", min_width=0)
                 tabs = gr.Tabs(elem_id="q-tabs", selected="model", overflow_behavior="wrap")
-                form = Form((*readycard.OPTIONS, *recipe.ELSEWHERE), initial=service.last_draft()[1])
+                form = Form((*readycard.OPTIONS, *recipe.ELSEWHERE), initial=service.kept_draft.last()[1])
                 page = Page(service, form, run_id, tabs, pulse)
                 with undo_place:
                     page.undo = Undo(page)
@@ -49,6 +49,8 @@ def build(service: Service) -> Blocks:
                         side = "right" if name == "runs" else "left"
                         with gr.Tab(words, id=name, elem_id=f"tab-{name}", alignment=side):
                             build_tab(page)
+                with undo_place:
+                    elsewhere.build(page)
             with gr.Column(elem_id="q-side", min_width=0):
                 readycard.build(page)
         topstrip.connect(page, strip)
@@ -61,5 +63,5 @@ def build(service: Service) -> Blocks:
 
 def _restore(page: Page) -> list[object]:
     """Put the settings of the last visit, or the demo's on the first one, into the controls."""
-    _, config = page.service.last_draft()
+    _, config = page.service.kept_draft.last()
     return page.form.show(config)

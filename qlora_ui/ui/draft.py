@@ -68,6 +68,8 @@ class Draft:
     duration: DurationEstimate | None = None
     free_disk_bytes: int | None = None
     """Where the workspace lies."""
+    elsewhere: Mapping[str, Any] | None = None
+    """Option path to its value on another page that was changed later, where it is another than here."""
 
     @property
     def report(self) -> DataReport | None:

@@ -14,7 +14,7 @@ import functools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -235,9 +235,10 @@ class Page:
             return [gr.skip() for _ in (None, *(out for view in self.form_views for out in view.outputs))]
         ticket = self._seen.ticket()
         preset, device = (str(data.get(extra) or "") if extra is not None else "" for extra in (self.preset, self.device))
-        edited_at = self._edited_at(str(request.session_hash), is_edit=is_edit)
-        draft = self.service.draft(self.form.values(data), preset=preset, device=device, edited_at=edited_at)
-        self.service.remember(draft, str(request.session_hash), is_edit=is_edit)
+        tab = str(request.session_hash)
+        draft = self.service.draft(self.form.values(data), preset=preset, device=device, edited_at=self._edited_at(tab, is_edit=is_edit))
+        self.service.kept_draft.remember(draft, tab, is_edit=is_edit)
+        draft = replace(draft, elsewhere=self.service.kept_draft.elsewhere(draft, tab))
         drawn: list[Any] = []
         for view in self.form_views:
             drawn.extend(_draw(view.draw, len(view.outputs), draft, *(data[needed] for needed in view.inputs)))

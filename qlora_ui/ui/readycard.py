@@ -32,7 +32,7 @@ def build(page: Page) -> None:
     start = gr.Button("Start", variant="primary", elem_id="q-start", elem_classes="q-start", interactive=False)
 
     def draw(draft: Draft) -> tuple[str, Any]:
-        return ready_html(draft, page.service.lost_draft), gr.update(value=start_label(draft), interactive=draft.is_ready)
+        return ready_html(draft, page.service.kept_draft.lost), gr.update(value=start_label(draft), interactive=draft.is_ready)
 
     page.on_form(draw, [card, start])
 
@@ -48,7 +48,7 @@ def build(page: Page) -> None:
     def begin(data: dict[Any, Any]) -> tuple[str, Any]:
         # The launcher takes presses with equal settings for one, also those of another page.
         run = page.service.launcher.start(page.form.read(data))
-        page.service.lost_draft = ""
+        page.service.kept_draft.lost = ""
         return run.id, gr.Tabs(selected="train")
 
     # The card is built last, so every control of the form is there.

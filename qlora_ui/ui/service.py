@@ -7,11 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import HardwareError, QloraUiError, RunError, SettingsError
-from qlora_ui.base.files import put_aside, read_json, typed_path, write_json
+from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.data.load import Loaded, load_anyway, peek
 from qlora_ui.data.parse import Peek
@@ -26,12 +25,11 @@ from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.company import fits_beside
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.launcher import Launcher
-from qlora_ui.runs.moved import moved_here
 from qlora_ui.runs.read import RunReaders, RunView
 from qlora_ui.runs.registry import find_run, newest_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.presets import FIRST_PRESET, Preset, find_preset, list_presets
+from qlora_ui.settings.presets import Preset, find_preset, list_presets
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
@@ -39,8 +37,8 @@ from qlora_ui.ui.background import Background
 from qlora_ui.ui.checks import Checks
 from qlora_ui.ui.downloads import Downloads
 from qlora_ui.ui.draft import Draft, data_shape, make_draft
-from qlora_ui.ui.drawings import MAX_TABS
 from qlora_ui.ui.inspection import Inquiry, Pending, data_key
+from qlora_ui.ui.kept_draft import KeptDraft
 
 if TYPE_CHECKING:
     from qlora_ui.ui.chat_desk import ChatDesk
@@ -79,11 +77,7 @@ class Service:
         self._gpus: tuple[float, list[GpuState]] = (-GPU_READ_S, [])
         self._news = 0
         self._models: tuple[float, list[ModelEntry]] = (-MODELS_READ_S, [])
-        self.lost_draft = ""
-        """What became of settings of an earlier visit that could not be read; pages tell of it until a run is started."""
-        self._saved_draft: dict[str, Any] = {}
-        self._drafts: dict[str, dict[str, Any]] = {}
-        """By browser tab: its settings as they were opened or last changed."""
+        self.kept_draft = KeptDraft(workspace.root / "draft.json", self.presets, self.news)
         self._newest: tuple[int, RunDir | None] = (-1, None)
         self._loaded: tuple[Hashable, Loaded] | None = None
 
@@ -316,57 +310,6 @@ class Service:
     def draft(self, values: Mapping[str, Any], *, preset: str = "", device: str = "", edited_at: float | None = None) -> Draft:
         """The settings on a page, which was last edited then (see Inquiry.ask), with all that follows from them."""
         return make_draft(self, values, preset, self.device(device, str(values.get("launch.device", "auto"))), edited_at)
-
-    def remember(self, draft: Draft, tab: str, *, is_edit: bool) -> None:
-        """Keep the settings of a browser tab for the next page load, when the user or the app changed them there and they are right.
-
-        Not at each drawing, nor at each press of a button: a page that lies open in another window would put its old settings back.
-        """
-        if draft.config is None:
-            return
-        saved = {"preset": draft.preset, "settings": draft.config.to_nested(only_changed=True)}
-        with self._lock:
-            before = self._drafts.get(tab)
-            if is_edit and saved not in (before, self._saved_draft):
-                try:
-                    write_json(self.workspace.root / "draft.json", saved)
-                except OSError as error:
-                    # A full disk must not stop the form: what the edit means is drawn all the same.
-                    logger.warning("the settings could not be kept for the next visit: %s", error)
-                    return
-                self._saved_draft = saved
-            if is_edit or before is None:
-                self._drafts[tab] = saved
-                while len(self._drafts) > MAX_TABS:
-                    del self._drafts[next(iter(self._drafts))]
-
-    def last_draft(self) -> tuple[str, RunConfig]:
-        """Preset and settings as a page last had them; on the first visit the demo, ready to start."""
-        path = self.workspace.root / "draft.json"
-        try:
-            saved = read_json(path)
-            if saved is not None or path.exists():
-                return self.preset_here(saved.get("preset")), moved_here(RunConfig.parse(saved["settings"]), self.workspace.root)
-        except SettingsError as error:
-            self._lose_draft(path, f": {error}")
-        except (OSError, AttributeError, LookupError, TypeError) as error:
-            self._lose_draft(path, f": {error.strerror}." if isinstance(error, OSError) else ".")
-        return FIRST_PRESET, self.preset_config(FIRST_PRESET)
-
-    def _lose_draft(self, path: Path, why: str) -> None:
-        aside = put_aside(path)
-        logger.warning("the settings of the last visit, now %s, could not be read%s", aside, why)
-        self.lost_draft = (
-            f"The settings of your last visit could not be read{why} They are kept in the workspace as {aside.name}. "
-            "The page began with those of the demo."
-        )
-
-    def preset_here(self, name: object) -> str:
-        """The name; empty for a preset that was deleted, renamed or broken since.
-
-        Gradio refuses every request of a page whose picker shows what is not among its choices, so Start would never come on.
-        """
-        return next((preset.name for preset in self.presets() if preset.name == name), "")
 
     def background(self, name: str) -> Background:
         """Room for one piece of work of minutes at a time, which ends with the app."""

@@ -40,6 +40,8 @@ class Change:
     """Option path to new value."""
     about: str = ""
     """Why, in a sentence or two."""
+    preset: str | None = None
+    """The preset that the values came from, where it is not the one that the picker shows."""
 
 
 class Undo:
@@ -90,7 +92,7 @@ class Undo:
             old = {path: data[control.input] for path, control in form.controls.items()}
             differing = changed_only(form.values(data), change.values) if change is not None else {}
             if change is None or not differing:
-                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), data[self._page.preset], *extras]
+                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), data[self._page.preset], gr.skip(), *extras]
             moved = [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()]
             words = change_html(change.title, moved, change.about)
             kept = {path: old[path] for path in differing}
@@ -98,9 +100,10 @@ class Undo:
                 return [gr.skip() for _ in outputs]
             kept[SET] = {path: _plain(option_by_path()[path], new) for path, new in differing.items()}
             kept |= {PRESET: data[self.preset], CHANGED_AT: time.monotonic()}
-            return [*form.show_values(differing), words, gr.update(visible=True), kept, data[self._page.preset], *extras]
+            preset, picked = (data[self._page.preset], gr.skip()) if change.preset is None else (change.preset, change.preset)
+            return [*form.show_values(differing), words, gr.update(visible=True), kept, preset, picked, *extras]
 
-        outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, *extra_outputs]
+        outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, self._page.preset, *extra_outputs]
         inputs = form.inputs | self._page.pickers | {self.preset, self._old} | set(extra_inputs)
         event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private")
         self._page.refresh_after(event)

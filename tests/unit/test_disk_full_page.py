@@ -53,7 +53,7 @@ def test_a_disk_that_refuses_is_no_fault_of_the_app(
 
 def test_an_edit_is_drawn_and_only_not_kept(workspace: Workspace) -> None:
     service = Service(workspace)
-    service.remember(service.draft({"lora.rank": 7}), "tab", is_edit=True)
+    service.kept_draft.remember(service.draft({"lora.rank": 7}), "tab", is_edit=True)
     assert not (workspace.root / "draft.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.app import build
 from qlora_ui.ui.draft import Draft
+from qlora_ui.ui.elsewhere import elsewhere_html
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.recipe import _layer_choices
@@ -26,7 +28,7 @@ from tests.journals import write_run
 def test_a_preset_that_is_gone_is_not_picked_again_and_its_settings_stay(workspace: Workspace, name: str | None, found: str) -> None:
     (workspace.presets / "broken.yaml").write_text("lora: [", encoding="utf-8")
     write_json(workspace.root / "draft.json", {"preset": name, "settings": {"lora": {"rank": 7}}})
-    preset, config = Service(workspace).last_draft()
+    preset, config = Service(workspace).kept_draft.last()
     assert (preset, config.lora.rank) == (found, 7)
 
 
@@ -42,16 +44,16 @@ def test_settings_that_cannot_be_read_are_kept_aside_and_told_of(workspace: Work
     path = workspace.root / "draft.json"
     path.write_text(text, encoding="utf-8")
     service = Service(workspace)
-    assert service.last_draft()[0] == service.last_draft()[0] == "demo"
+    assert service.kept_draft.last()[0] == service.kept_draft.last()[0] == "demo"
     (aside,) = workspace.root.glob("draft-unreadable-*.json")
     assert aside.read_text(encoding="utf-8") == text and not path.exists()
-    assert why in service.lost_draft
-    assert aside.name in ready_html(service.draft({}), service.lost_draft)
+    assert why in service.kept_draft.lost
+    assert aside.name in ready_html(service.draft({}), service.kept_draft.lost)
 
 
 def test_the_first_visit_has_lost_nothing(workspace: Workspace) -> None:
     service = Service(workspace)
-    assert service.last_draft()[0] == "demo" and not service.lost_draft
+    assert service.kept_draft.last()[0] == "demo" and not service.kept_draft.lost
 
 
 def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspace) -> None:
@@ -71,7 +73,32 @@ def test_a_page_that_nobody_touches_puts_no_old_settings_back(workspace: Workspa
     raised("q-pulse", "found", 16)
     raised("lora-rank", "input", 16)  # as a press of a button does, or leaving a field
     service.stop_reading()
-    assert Service(workspace).last_draft()[1].lora.rank == 77
+    assert Service(workspace).kept_draft.last()[1].lora.rank == 77
+
+
+def test_a_page_is_told_of_what_another_page_changed_until_it_takes_it_or_keeps_its_own(workspace: Workspace) -> None:
+    service = Service(workspace)
+    kept = service.kept_draft
+
+    def drawn(tab: str, values: dict[str, Any], *, is_edit: bool = False) -> str:
+        draft = service.draft(values)
+        kept.remember(draft, tab, is_edit=is_edit)
+        return elsewhere_html(replace(draft, elsewhere=kept.elsewhere(draft, tab)))
+
+    for tab in ("A", "B"):
+        assert drawn(tab, {}) == ""
+    told = service.num_news
+    assert drawn("A", {"train.learning_rate": 0.0005, "output.name": "mine"}, is_edit=True) == ""
+    assert service.num_news > told, "B draws itself anew"
+    bar = drawn("B", {"lora.rank": 16})
+    assert "Learning rate" in bar and "<b>0.0005</b>" in bar and "Run name" not in bar and "take-over" in bar
+    # An edit there turns it round: the last one wins, and the other page says so.
+    assert drawn("B", {"lora.rank": 32}, is_edit=True) == "" and kept.last()[1].lora.rank == 32
+    assert "<b>32</b>" in drawn("A", {"train.learning_rate": 0.0005})
+    kept.insist("A")
+    assert drawn("A", {"train.learning_rate": 0.0005}, is_edit=True) == "" and kept.last()[1].train.learning_rate == 0.0005
+    # Taken over, as its button does.
+    assert drawn("B", {"train.learning_rate": 0.0005}, is_edit=True) == "" and drawn("A", {"train.learning_rate": 0.0005}) == ""
 
 
 @pytest.mark.parametrize("typed", ["~nobody-of-that-name/x", "a" * 300, "x/" * 3000, '{"prompt": "' + "pasted into the wrong field " * 50])

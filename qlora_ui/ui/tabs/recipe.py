@@ -79,7 +79,7 @@ def _layer_choices(draft: Draft) -> list[Any]:
 
 def _head(page: Page) -> None:
     presets = page.service.presets()
-    name, _ = page.service.last_draft()
+    name, _ = page.service.kept_draft.last()
     with gr.Column(elem_classes="q-block q-recipe-head"):
         with gr.Row(elem_classes="q-recipe-start"):
             page.preset = gr.Dropdown(
@@ -102,7 +102,7 @@ def _head(page: Page) -> None:
     page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own), own), [about])
     page.on_form(views.recipe_text, [text])
     page.on_form(lambda draft, name: _save_button(page, name), [save], [new_name])
-    page.on_load(lambda: _picked(page, page.service.last_draft()[0]), [page.preset, page.undo.preset])
+    page.on_load(lambda: _picked(page, page.service.kept_draft.last()[0]), [page.preset, page.undo.preset])
     _wire_preset(page, about, save, new_name)
     page.undo.offer(fit.click, lambda data, _: _advice(page, data, "fit"))
     page.undo.offer(roomy.click, lambda data, _: _advice(page, data, "use"))
@@ -132,7 +132,7 @@ def _wire_preset(page: Page, about: Any, save: Any, new_name: gr.Textbox) -> Non
         if action.name == "delete-preset":
             delete_preset(action.id, page.service.workspace.presets, page.service.workspace.trash)
         # The settings on the page stay as they are; they come from no preset any more.
-        return _picked(page, page.service.preset_here(shown))
+        return _picked(page, page.service.kept_draft.preset_here(shown))
 
     def wire() -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
