@@ -32,6 +32,8 @@ class DurationEstimate:
     step_s: float
     """One correction of the weights, all its micro-batches."""
     num_steps: int
+    passes: float
+    """How often each training row is seen; below 1 where the steps end before all were."""
     tokens_per_s: float
     energy_j: float | None
     """None where nobody knows the power of the device."""
@@ -66,7 +68,7 @@ def estimate_duration(
     held_back = num_held_back(rows, config.eval.share)
     train_rows = max(1, rows - held_back)
     work = workload_of(facts, config, device, DataShape(num_rows=rows, mean_tokens=mean))
-    num_steps, tokens_per_step, positions = _steps(config, work, train_rows, mean)
+    num_steps, passes, tokens_per_step, positions = _steps(config, work, train_rows, mean)
     micro = micro_step_s(facts, config, device, work, positions)
     learned = device.speeds.get(FAST if work.is_fast else PLAIN)
     factor = learned.factor if learned else 1.0
@@ -81,6 +83,7 @@ def estimate_duration(
         total_s=total,
         step_s=step,
         num_steps=num_steps,
+        passes=passes,
         tokens_per_s=tokens_per_step / step,
         energy_j=total * power if power is not None else None,
         error_share=max(LEARNED_ERROR, learned.spread) if learned and learned.spread is not None else _first_error(work),
@@ -109,17 +112,18 @@ def micro_step_s(facts: ModelFacts, config: RunConfig, device: DeviceProfile, wo
     return max(flop / _throughput(device, work) + dequantized, launching) + 0.003
 
 
-def _steps(config: RunConfig, work: Workload, train_rows: int, mean: float) -> tuple[int, float, float]:
-    """(steps, real tokens of a step, positions of a micro-batch): padding costs time, packing fills rows."""
+def _steps(config: RunConfig, work: Workload, train_rows: int, mean: float) -> tuple[int, float, float, float]:
+    """(steps, passes, real tokens of a step, positions of a micro-batch): padding costs time, packing fills rows."""
     rows = math.ceil(train_rows * mean / (0.95 * config.data.max_length)) if work.is_packed else train_rows
     steps = count_steps(config, rows)
+    passes = steps / math.ceil(rows / config.effective_batch)  # The last batch of a pass may not be full.
     if work.is_packed:
         positions = float(work.tokens)
-        return steps, positions * 0.95 * config.train.accumulation * work.num_devices, positions
+        return steps, passes, positions * 0.95 * config.train.accumulation * work.num_devices, positions
     # A batch is as long as its longest row: about the mean times a factor that grows with the batch, for lengths as chats have them.
     stretch = 1 + 0.45 * math.log2(work.num_rows) if work.num_rows > 1 else 1.0
     positions = work.num_rows * min(mean * stretch, config.data.max_length)
-    return steps, mean * config.effective_batch, positions
+    return steps, passes, mean * config.effective_batch, positions
 
 
 def _flop_per_token(facts: ModelFacts, per_weight: float) -> float:

@@ -15,7 +15,7 @@ import gradio as gr
 from qlora_ui.base.errors import Problem, QloraUiError
 from qlora_ui.base.files import disk_in_words
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.ui.markup import bullet_list, escape, sentence_case
+from qlora_ui.ui.markup import bullet_list, escape, prose, sentence_case
 
 logger = logging.getLogger("qlora_ui.ui")
 
@@ -104,7 +104,7 @@ def _show(error: Exception, where: str) -> NoReturn:
     if told is not None:
         if len(told.problems) == 1:
             problem = told.problems[0]
-            message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{escape(_rest(problem))}</p>")
+            message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{prose(_rest(problem))}</p>")
         else:
             message = toast_html(f"{len(told.problems)} things to change", problems_html(told.problems))
     else:
@@ -114,7 +114,7 @@ def _show(error: Exception, where: str) -> NoReturn:
 
 
 def _paragraph(problem: Problem) -> str:
-    return f"<strong>{escape(sentence_case(problem.what.rstrip('.')))}.</strong> {escape(_rest(problem))}"
+    return f"<strong>{prose(sentence_case(problem.what.rstrip('.')))}.</strong> {prose(_rest(problem))}"
 
 
 def _rest(problem: Problem) -> str:

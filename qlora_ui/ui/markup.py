@@ -9,12 +9,19 @@ from collections.abc import Iterable
 # gr.HTML runs its template through Handlebars and a JavaScript template: their opening signs must arrive as plain text.
 _TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
+_NAME = re.compile(r"&#96;(.{1,200}?)&#96;")
+"""As `escape` leaves backticks."""
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:(?:s|min|h|d|W|Wh|[KMGT]i?B)\b|%))")
 
 
 def escape(value: object) -> str:
     """`value` as text that HTML shows as it is, in elements and in quoted attributes."""
     return html.escape(str(value), quote=True).translate(_TEMPLATE_SIGNS)
+
+
+def prose(text: str) -> str:
+    """`escape` of a sentence of ours; names that stand in backticks, as of columns, are set as code."""
+    return _NAME.sub(r"<code>\1</code>", escape(text))
 
 
 def whole_letters(text: str) -> str:
@@ -46,6 +53,11 @@ def middle_cut(text: str, length: int = 48) -> str:
         return text
     head = (length - 1) // 3
     return f"{text[:head]}…{text[head + 1 - length :]}"
+
+
+def end_cut(text: str, length: int) -> str:
+    """The begin of `text`, which is read and not told apart by its end, as a path is."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip(' …')}…"
 
 
 def bullet_list(items: Iterable[str], css_class: str = "q-list") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_ui.ui.markup import sentence_case
+from qlora_ui.ui.markup import end_cut, prose, sentence_case
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,12 @@ from qlora_ui.ui.markup import sentence_case
 )
 def test_a_sentence_begins_with_a_capital_and_a_name_stays_as_it_is(text: str, said: str) -> None:
     assert sentence_case(text) == said
+
+
+def test_names_in_backticks_are_set_as_code_and_stay_text() -> None:
+    assert prose("the column `<b>` is empty") == "the column <code>&lt;b&gt;</code> is empty"
+    assert prose("one ` alone") == "one &#96; alone"
+
+
+def test_a_sentence_is_cut_at_its_end() -> None:
+    assert end_cut("What can I do?", 8) == "What ca…" and end_cut("short", 8) == "short"

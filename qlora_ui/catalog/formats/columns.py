@@ -15,10 +15,12 @@ ROLES = ("user", "assistant", "system", "thinking")
 
 _ALIASES = {"prompt": "user", "question": "user", "answer": "assistant", "completion": "assistant", "response": "assistant"}
 _USUAL = {
-    "user": ("question", "query", "prompt", "instruction", "input", "inputs", "problem", "user", "human", "src", "source", "input_text"),
+    "user": ("question", "query", "prompt", "instruction", "input", "inputs", "problem", "user", "human", "src", "source", "input_text",
+        "frage", "pregunta", "pergunta", "domanda", "vraag", "вопрос", "问题", "質問"),
     "assistant": (
         "answer", "response", "completion", "output", "solution", "assistant", "reply", "gpt", "target", "targets", "tgt", "answers",
-        "correct_answer", "output_text", "generated_solution",
+        "correct_answer", "output_text", "generated_solution", "antwort", "respuesta", "réponse", "resposta", "risposta", "antwoord",
+        "ответ", "回答", "答案",
     ),
     "system": ("system", "system_prompt", "systemprompt"),
     "thinking": ("reasoning", "reasoning_content", "thinking", "thought", "cot", "complex_cot", "chain_of_thought", "rationale"),
@@ -131,11 +133,12 @@ def _calls_in(text: str) -> list[dict[str, Any]]:
 
 FORMAT = DataFormat(
     name="columns",
-    label="Columns that I map",
+    label="Question and answer columns",
     about="One column holds the question, another the answer; a third may hold the system prompt.",
     examples=(
         {"question": "How many legs has a spider?", "answer": "Eight."},
         {"query": "Largest planet?", "response": "Jupiter."},
+        {"Frage": "Wie viele Beine hat eine Spinne?", "Antwort": "Acht."},
         {"context": "Saturn has rings.", "question": "Which planet has rings?", "answers": {"text": ["Saturn"], "answer_start": [0]}},
         {
             "query": "How late is it?",

@@ -31,7 +31,7 @@ class DataSection(Section):
             "sharegpt": "ShareGPT",
             "alpaca": "Alpaca",
             "prompt-completion": "Prompt and completion",
-            "columns": "Columns that I map",
+            "columns": "Question and answer columns",
             "text": "Plain text",
             "preference": "Preference pairs, chosen answer only",
         },

@@ -11,7 +11,7 @@ from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import escape, prose
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -120,7 +120,7 @@ def formats_html(report: DataReport) -> str:
             rows.append(f"<li><strong>{escape(label)}</strong>: taken. It fits {format_count(vote.fits)} of the rows looked at.</li>")
         else:
             reason = vote.reason or f"fits {format_count(vote.fits)} rows too, but is less special"
-            rows.append(f"<li><strong>{escape(label)}</strong>: not this, {escape(reason)}.</li>")
+            rows.append(f"<li><strong>{escape(label)}</strong>: not this, {prose(reason)}.</li>")
     return (
         '<details class="q-fold-plain" data-key="formats"><summary>Why this format and no other</summary>'
         f'<ul class="q-formats q-small">{"".join(rows)}</ul></details>'

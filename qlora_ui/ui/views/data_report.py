@@ -14,7 +14,7 @@ from qlora_ui.runs.kept_data import KeptFile
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.markup import end_cut, escape, middle_cut, prose
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.words import ago, source_title
 
@@ -69,7 +69,7 @@ def verdict_html(draft: Draft) -> str:
     return (
         f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
         f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
-        f"{escape(report.why)}</p>{tokens}{_problems(draft)}{listed}"
+        f"{prose(report.why)}</p>{tokens}{_problems(draft)}{listed}"
         f"{lengths_html(draft, report)}{languages_html(report)}{formats_html(report)}</div>"
     )
 
@@ -85,13 +85,14 @@ def columns_html(draft: Draft, mapping: Mapping[str, str]) -> str:
     role_of = {column: role for role, column in used.items()}
     first = peek.rows[0] if peek.rows else {}
     rows = "".join(_column(column, str(first.get(column, "")), role_of.get(column, "")) for column in peek.columns)
-    label = option_by_path()["data.format"].meta.choices.get(form, "")
+    labels = option_by_path()["data.format"].meta.choices
+    label, columns = labels.get(form, ""), labels["columns"]
     about = "" if form == "columns" else f"Recognised as {label}: nothing needs mapping. "
     of = f"Columns of {source_title(mapped.id)}. " if draft.has_several else ""
     return (
         '<table class="q-table q-columns"><thead><tr><th>Column</th><th>First value</th><th>Is the</th></tr></thead>'
         f'<tbody>{rows}</tbody></table><p class="q-small">{escape(of + about)}'
-        "Choosing here switches the format to “Columns that I map”.</p>"
+        f"Choosing here switches the format to “{columns}”.</p>"
     )
 
 
@@ -114,7 +115,7 @@ def _without_report(draft: Draft) -> str:
         )
     problems = draft.problems_of("data.sources") or draft.problems_of("data.mapping")
     if problems:
-        items = "".join(f"<p>{escape(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in problems)
+        items = "".join(f"<p>{prose(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in problems)
         if needs_mapping(draft):
             items += '<p><a class="q-link" href="#q-columns">Say what the columns are</a></p>'
         pill = '<span class="q-chip q-chip-bad q-verdict-pill" role="status" id="q-verdict">Not trainable</span>'
@@ -144,7 +145,7 @@ def _problems(draft: Draft) -> str:
     pending = draft.look
     if pending is None or not pending.problems:
         return ""
-    items = "".join(f"<p>{escape(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in pending.problems)
+    items = "".join(f"<p>{prose(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in pending.problems)
     return f'<div class="q-note q-note-bad">{items}</div>'
 
 
@@ -242,7 +243,7 @@ def _finding(finding: Finding, *, is_one_of: bool) -> str:
     of = f'<span class="q-finding-rest">{escape(middle_cut(finding.source, 40))}:</span> ' if is_one_of and finding.source else ""
     return (
         f'<li class="q-finding q-finding-{kind}"><span class="q-finding-sign" title="{words}" role="img" aria-label="{words}">{sign}</span>'
-        f'<div>{of}<strong>{escape(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{escape(rest)}</span>'
+        f'<div>{of}<strong>{prose(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{prose(rest)}</span>'
         f'<div class="q-finding-do">{fix}{show}</div></div></li>'
     )
 
@@ -264,7 +265,7 @@ def fix_words(finding: Finding) -> str:
 
 def _column(column: str, value: str, role: str) -> str:
     options = "".join(f'<option value="{value}"{" selected" if value == role else ""}>{escape(words)}</option>' for value, words in ROLES)
-    cells = f'<td class="q-mono">{escape(middle_cut(column, 40))}</td><td>{escape(middle_cut(value, 60))}</td>'
+    cells = f'<td class="q-mono">{escape(middle_cut(column, 40))}</td><td>{escape(end_cut(value, 90))}</td>'
     return (
         f'<tr>{cells}<td><select data-change="map" data-id="{escape(column)}" '
         f'aria-label="{escape(f"Meaning of {column}")}">{options}</select></td></tr>'

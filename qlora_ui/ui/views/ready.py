@@ -13,7 +13,7 @@ from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.presets import FIRST_PRESET
 from qlora_ui.settings.run_config import RunConfig, option_by_path
-from qlora_ui.ui.markup import escape, go_link, middle_cut, sentence_case, with_units
+from qlora_ui.ui.markup import escape, go_link, middle_cut, prose, sentence_case, with_units
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
 from qlora_ui.ui.views.words import model_title, source_title
 
@@ -35,6 +35,8 @@ TAB_OF_SECTION = {
 TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 """Options that stand elsewhere; no tab for those of the card itself."""
 STEPS = ("model", "data", "recipe")
+ALL_SEEN = 0.95
+"""Passes from which on all rows count as seen: packing is estimated."""
 
 
 def ready_html(draft: Draft | None, lost: str = "") -> str:
@@ -42,7 +44,17 @@ def ready_html(draft: Draft | None, lost: str = "") -> str:
     if draft is None:
         return '<section class="q-card q-ready" aria-busy="true"><h2 class="q-h2">Looking at your settings</h2></section>'
     told = f'<p class="q-note q-note-warn q-small" id="q-ready-lost">{escape(lost)}</p>' if lost else ""
-    facts = (_summary(draft), _memory(draft), _time(draft), _otherwise(draft), _beyond(draft), _disk(draft), _missing(draft), _steps(draft))
+    facts = (
+        _summary(draft),
+        _memory(draft),
+        _time(draft),
+        _unseen(draft),
+        _otherwise(draft),
+        _beyond(draft),
+        _disk(draft),
+        _missing(draft),
+        _steps(draft),
+    )
     # By which CSS knows that the word of welcome is true.
     demo = '<i class="q-is-demo" hidden></i>' if _is_demo(draft) else ""
     parts = (_head(draft), told, *facts, demo)
@@ -141,11 +153,40 @@ def _summary(draft: Draft) -> str:
     batch = f"{train.batch_size} × {train.accumulation}{cards} = {config.effective_batch}"
     rows.append(("Effective batch", escape(batch)))
     if draft.duration is not None:
-        rows.append(("Steps", f'<span id="q-ready-steps">{escape(format_count(draft.duration.num_steps))}</span>'))
+        steps = f'<span id="q-ready-steps">{escape(format_count(draft.duration.num_steps))}</span>'
+        rows.append(("Steps", f'{steps}<span class="q-small"> {escape(_passes_words(draft))}</span>'))
     if draft.memory is not None and draft.facts is not None:
         share = draft.memory.trainable_params / max(draft.facts.num_params, 1)
         rows.append(("Trains", escape(f"{format_count(draft.memory.trainable_params)} numbers ({format_percent(share)})")))
     return '<dl class="q-facts">' + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows) + "</dl>"
+
+
+def _num_seen(draft: Draft) -> int | None:
+    """About how many of the training rows the steps reach; None where they reach all, or nothing is known of the rows."""
+    if draft.duration is None or draft.num_rows is None or draft.config is None or draft.duration.passes >= ALL_SEEN:
+        return None
+    return round(draft.duration.passes * (draft.num_rows - num_held_back(draft.num_rows, draft.config.eval.share)))
+
+
+def _passes_words(draft: Draft) -> str:
+    """What the steps mean for the rows."""
+    passes = draft.duration.passes if draft.duration is not None else 0
+    seen = _num_seen(draft)
+    if seen is not None:
+        return f"see about {format_count(seen)} of the rows"
+    times = f"{passes:.1f}".removesuffix(".0") if passes < 9.95 else f"{passes:,.0f}"
+    return "each row about once" if passes < 1.25 else f"each row about {times} times"
+
+
+def _unseen(draft: Draft) -> str:
+    """A warning where a number of steps, as the demo's 30, ends the run before all rows were seen."""
+    if _num_seen(draft) is None or draft.config is None or draft.config.train.max_steps is None:
+        return ""
+    option = option_by_path()["train.max_steps"]
+    some = "Some" if draft.duration is not None and draft.duration.passes > 0.5 else "Most"
+    words = f"{some} rows will not be seen: “{option.meta.label}” ends the run before. Empty it, and the passes over the data count."
+    link = go_link("Show", tab_of(option.path), option.dom_id)
+    return f'<p class="q-note q-note-warn q-small" id="q-ready-unseen">{escape(words)} {link}</p>'
 
 
 def _model_words(draft: Draft, config: RunConfig) -> str:
@@ -253,12 +294,12 @@ def _missing(draft: Draft) -> str:
 def _problem(problem: Problem) -> str:
     path = ".".join(problem.where.split(".")[:2])
     option = option_by_path().get(path)
-    what = escape(sentence_case(problem.what.rstrip(".")))
+    what = prose(sentence_case(problem.what.rstrip(".")))
     rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
     link = ""
     if option is not None and tab_of(path):
         link = " " + go_link("Show", tab_of(path), option.dom_id)
-    return f"<strong>{what}.</strong> {escape(rest)}{link}"
+    return f"<strong>{what}.</strong> {prose(rest)}{link}"
 
 
 def _steps(draft: Draft) -> str:
