@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.base.units import MIB
+from qlora_ui.base.units import MIB, format_duration
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.memory import saved_bytes
@@ -24,6 +24,7 @@ from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.data import row_in
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
+from qlora_ui.ui.views.model_card import known_html
 from qlora_ui.ui.views.ready import ready_html, waits_html
 from qlora_ui.ui.views.recipe import automatic_words, caution_words
 from tests.journals import write_run
@@ -59,7 +60,7 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert "each row about 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)
-    assert "see about 28 of the rows" in ready_html(short) and "Most rows will not be seen" in ready_html(short)
+    assert "see about 28 of the rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
 
 
 def service_that_counted(workspace: Workspace, report: DataReport) -> Service:
@@ -225,6 +226,13 @@ def test_what_will_be_otherwise_and_what_the_memory_hangs_on_stand_on_the_card(w
     # Nothing can be measured on a card from the list.
     assert "The share of CUDA itself is assumed.</p></details>" in noisy
     assert (automatic_words(draft, "train.fast_path"), automatic_words(draft, "train.packing")) == ("Now on", "Now on")
+
+
+def test_a_well_known_model_says_how_long_it_would_take_before_it_is_downloaded(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    assert draft.facts is not None and draft.duration is not None
+    listed = known_html(draft, [("owner/the-same", draft.facts)])
+    assert f"· {format_duration(draft.duration.total_s)}<" in listed and format_duration(draft.duration.total_s) in ready_html(draft)
 
 
 def test_a_disk_that_may_not_hold_what_the_run_saves_is_told_before_it_starts(workspace: Workspace, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.units import format_bytes, format_count, format_percent
+from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
+from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.quantization import Explanation
 from qlora_ui.models.catalogue import ModelEntry
@@ -38,13 +39,13 @@ def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
     chosen = str(draft.values.get("model.id", ""))
     rows = "".join(
         f'<li{_chosen(model_id == chosen)}><button type="button" class="q-row-button" data-act="choose" data-id="{escape(model_id)}">'
-        f'<span class="q-row-name">{escape(model_id)}</span><span class="q-small q-num">{escape(format_count(facts.num_params))}</span>'
+        f'<span class="q-row-name">{escape(model_id)}</span><span class="q-small q-num">{escape(_size_and_time(draft, facts))}</span>'
         f"{fit_chip(draft, facts)}</button></li>"
         for model_id, facts in models
     )
     head = (
-        '<h3 class="q-h3">Well-known models</h3><p class="q-small">Whether they fit: for training with the recipe as it is, on what '
-        "“Predict for” names. Pick one to see what it needs.</p>"
+        '<h3 class="q-h3">Well-known models</h3><p class="q-small">Parameters, about how long a run takes, and whether it fits: with '
+        "recipe and data as they are, on what “Predict for” names. Pick one to see what it needs.</p>"
     )
     return f'{head}<ul class="q-rows">{rows}</ul>' if rows else ""
 
@@ -135,6 +136,15 @@ def fit_chip(draft: Draft, facts: ModelFacts | None) -> str:
     words, kind = fit_word(size, draft.device)
     title = f"Training needs about {format_bytes(size)} with this recipe; {format_bytes(draft.device.free_bytes)} are free"
     return f'<span class="q-chip q-chip-{kind}" title="{escape(title)}">{escape(words)}</span>'
+
+
+def _size_and_time(draft: Draft, facts: ModelFacts) -> str:
+    """Parameters, and about how long the run would take: what fits the memory of a computer without a card may take it days."""
+    size, shape = format_count(facts.num_params), draft.shape
+    if draft.config is None or shape is None:
+        return size
+    duration = estimate_duration(facts, draft.config, draft.device, shape.num_rows, shape.mean_tokens)
+    return f"{size} · {format_duration(duration.total_s)}"
 
 
 def _card(draft: Draft, entry: ModelEntry, is_chosen: bool) -> str:

@@ -182,9 +182,8 @@ def _unseen(draft: Draft) -> str:
     """A warning where a number of steps, as the demo's 30, ends the run before all rows were seen."""
     if _num_seen(draft) is None or draft.config is None or draft.config.train.max_steps is None:
         return ""
-    option = option_by_path()["train.max_steps"]
-    some = "Some" if draft.duration is not None and draft.duration.passes > 0.5 else "Most"
-    words = f"{some} rows will not be seen: “{option.meta.label}” ends the run before. Empty it, and the passes over the data count."
+    option, steps = option_by_path()["train.max_steps"], format_count(draft.config.train.max_steps)
+    words = f"“{option.meta.label}” is {steps}: the run ends before it has seen all rows. Empty it to go by the passes."
     link = go_link("Show", tab_of(option.path), option.dom_id)
     return f'<p class="q-note q-note-warn q-small" id="q-ready-unseen">{escape(words)} {link}</p>'
 
