@@ -72,7 +72,7 @@ def test_doctor_says_which_of_the_two_it_is(capsys: pytest.CaptureFixture[str], 
     import argparse
 
     monkeypatch.setattr("qlora_ui.cli.doctor.can_refuse_network", lambda: False)
-    doctor(argparse.Namespace(workspace=str(tmp_path), forget=False, json=False))
+    doctor(argparse.Namespace(workspace=str(tmp_path), forget=False, free=False, json=False))
     assert "only Python itself (an audit hook) refuses the network" in capsys.readouterr().out
 
 

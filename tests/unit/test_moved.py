@@ -36,7 +36,7 @@ def test_runs_and_the_last_visit_find_the_files_that_moved_with_them(workspace: 
     moved = Workspace.at(there)
     with Ownership(moved):
         assert places(there) == [str(workspace.root), str(there)]
-        for read in (find_run(moved, run.id).config(), Service(moved).last_draft()[1]):
+        for read in (find_run(moved, run.id).config(), Service(moved).kept_draft.last()[1]):
             assert [source.id for source in read.data.sources] == [str(there / "datasets" / "ab12" / "rows.jsonl"), str(outside)]
             assert read.data.sources[0].weight == 2 and read.model.id == str(there / "models" / "merged")
         assert [row.id for row in runs_on(str(there / "models" / "merged"), RunList(moved).rows())] == [run.id]

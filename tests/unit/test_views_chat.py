@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qlora_ui.ui.chat_desk import Answer, TurnNotes
+from qlora_ui.ui.chat_record import Answer, TurnNotes
 from qlora_ui.ui.views.chat_view import context_line, said_html, state_line, turn_html
 
 
