@@ -27,10 +27,9 @@ def end_unended(run: RunDir, why: str = "") -> None:
     if not run.path.is_dir():
         log.warning("the folder of run %s is gone", run.id)
         return
-    view = read_run(run)
-    if view.status is Status.CRASHED and (left := failure_left(run)) is not None:
-        _end(run, replace(left, time=0.0, step=view.step))
+    if end_as_another_said(run):
         return
+    view = read_run(run)
     was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
     if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
         more = "" if why else "The file run.log in the run's folder may say more; "
@@ -41,6 +40,15 @@ def end_unended(run: RunDir, why: str = "") -> None:
             fix=f"{more}Continue takes it up from the last checkpoint",
         )
         _end(run, failed)
+
+
+def end_as_another_said(run: RunDir) -> bool:
+    """End a crashed run with what another of its processes left, where one left something; returns whether that is so."""
+    left, view = failure_left(run), read_run(run)
+    if left is None or view.status is not Status.CRASHED:
+        return False
+    _end(run, replace(left, time=0.0, step=view.step))
+    return True
 
 
 def _end(run: RunDir, failed: Failed) -> None:

@@ -19,7 +19,7 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import process, registry, thread
 from qlora_ui.runs.card import Card, Holder
-from qlora_ui.runs.ending import config_or_none, end_unended, end_unstarted, has_own_process
+from qlora_ui.runs.ending import config_or_none, end_as_another_said, end_unended, end_unstarted, has_own_process
 from qlora_ui.runs.events import Stopped
 from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.read import read_run
@@ -177,6 +177,8 @@ class Launcher:
         """
         order = self._others
         left = find_left(self._workspace, order)
+        for run in left.crashed:
+            end_as_another_said(run)
         with self._changed:
             if self._is_closed:
                 return []

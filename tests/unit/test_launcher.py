@@ -17,13 +17,16 @@ from typing import Any, cast
 import pytest
 
 from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import read_json, write_json
 from qlora_ui.runs import launcher as launcher_module
 from qlora_ui.runs import process as process_module
 from qlora_ui.runs import thread as thread_module
 from qlora_ui.runs.card import Card, Holder
+from qlora_ui.runs.ending import end_as_another_said, end_unended
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.launcher import Launcher, ask
+from qlora_ui.runs.parts import clear_failures, leave_failure
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import create_run, find_run, list_runs
 from qlora_ui.runs.run_dir import Request, RunDir, Status
@@ -476,6 +479,30 @@ def test_a_crashed_run_is_recognised_and_continues(workspace: Workspace, stage: 
     assert launcher.wait_until_idle(5)
     assert read_run(run).status is Status.DONE
     launcher.shutdown(5)
+
+
+@pytest.mark.parametrize("is_app_there", [True, False])
+def test_a_first_process_that_was_ended_for_another_leaves_its_reason(is_app_there: bool, workspace: Workspace) -> None:
+    run = write_run(workspace, values={"launch.where": "process"}, end="crashed", done=20)
+    run.claim()
+    owner = run.path / "owner.json"
+    write_json(owner, {**read_json(owner), "pid": 2**22 + 1})  # above the largest pid
+    assert read_run(run).status is Status.CRASHED and not end_as_another_said(run)
+    leave_failure(run, 2, Failed(time=20.0, code="bug", what="Later."))
+    leave_failure(
+        run, 1, Failed(time=10.0, code="out-of-memory", what="The card is full.", why="Too many rows", suggestions=[{"label": "x"}])
+    )
+    if is_app_there:
+        end_unended(run)
+    else:
+        launcher = Launcher(workspace, Card())
+        assert launcher.restore() == [run]
+        launcher.shutdown(5)
+    view = read_run(run)
+    assert isinstance(view.ended, Failed) and (view.ended.code, view.ended.what, view.step) == ("out-of-memory", "The card is full.", 20)
+    assert view.ended.why == "It happened in process 2 of this run. Too many rows" and view.ended.suggestions and view.ended.time > 1e9
+    clear_failures(run)
+    assert not list(run.path.glob("failed-*"))
 
 
 def test_a_job_of_its_own_process_is_taken_up_again(workspace: Workspace, stage: Stage) -> None:
