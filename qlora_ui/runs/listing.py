@@ -154,8 +154,7 @@ class RunList:
         if folder == self._folder and time.monotonic() - self._all_seen_at < LOOK_AT_ALL_S:
             return False
         self._folder, self._all_seen_at = folder, time.monotonic()
-        known = {run.id: run for run in self._order}
-        self._order = [known.get(run.id, run) for run in list_runs(self._workspace)]
+        self._order = list_runs(self._workspace, {run.id: run for run in self._order})
         return True
 
     def _load(self) -> dict[str, tuple[str, RunRow]]:

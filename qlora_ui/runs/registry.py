@@ -7,10 +7,12 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import move, resolve_inside, size_of_tree
@@ -91,9 +93,10 @@ def find_run(workspace: Workspace, run_id: str) -> RunDir:
     return run
 
 
-def list_runs(workspace: Workspace) -> list[RunDir]:
-    """All runs, newest first; folders that are no runs are left out."""
-    return [RunDir(workspace.runs / name) for name in _newest_first(workspace.runs)]
+def list_runs(workspace: Workspace, known: Mapping[str, RunDir] = MappingProxyType({})) -> list[RunDir]:
+    """All runs, newest first; folders that are no runs are left out. Those that are `known` by their ids are not made again."""
+    folder = workspace.runs
+    return [known.get(name) or RunDir(folder / name) for name in _newest_first(folder)]
 
 
 def newest_run(workspace: Workspace) -> RunDir | None:
