@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_ui.base.units import format_bytes
+from qlora_ui.models.builtin import TITLE
 from qlora_ui.runs.kept_models import KeptModel
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.ui.action import act_button
@@ -22,7 +23,7 @@ AFTER = {
 def kept_model_html(model: KeptModel, needing: Sequence[RunRow]) -> str:
     """Its size and Delete; `needing` are the runs that cannot be used without it."""
     size = format_bytes(model.num_bytes)
-    words = [f"Delete “{middle_cut(title_of(model), 60)}” ({size})?", AFTER[model.kind]]
+    words = [f"Delete {_quoted(model)} ({size})?", AFTER[model.kind]]
     if needing and model.kind != "builtin":
         words.append(useless_without(needing))
     button = act_button(
@@ -39,9 +40,11 @@ def of_others_html(model_id: str, num_bytes: int) -> str:
     return f'<p class="q-small q-num">{escape(words)} <code>{escape(command)}</code></p>'
 
 
-def title_of(model: KeptModel) -> str:
+def _quoted(model: KeptModel) -> str:
     """What a person calls it."""
-    return model.id if model.kind == "hub" else model.folder.name
+    if model.kind == "builtin":
+        return f"the copy of {TITLE}"
+    return f"“{middle_cut(model.id if model.kind == 'hub' else model.folder.name, 60)}”"
 
 
 def useless_without(needing: Sequence[RunRow], what: str = "it") -> str:
