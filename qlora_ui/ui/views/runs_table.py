@@ -141,9 +141,8 @@ def _menu(row: RunRow, needed: str) -> str:
     if row.status.can_resume:
         entries.insert(0, act_button("Continue", "resume", run, look="menu"))
     if row.has_adapter or row.has_checkpoint:
-        entries.insert(0, act_button("Chat with it", "chat", run, look="menu"))
-        measured = [act_button("Evaluate it", "evaluate", run, look="menu")] if row.has_adapter else []
-        entries[1:1] = [*measured, act_button("Take it with you", "export", run, look="menu")]
+        uses = (("Chat with it", "chat"), ("Evaluate it", "evaluate"), ("Take it with you", "export"))
+        entries[:0] = [act_button(label, action, run, look="menu") for label, action in uses]
     if not row.status.is_live and row.status is not Status.QUEUED:
         if row.has_adapter and row.has_checkpoint:
             entries.append(_delete_checkpoints(row))
