@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
 from qlora_ui.base.files import write_text
-from qlora_ui.runs.events import Event, MemoryMeasured, StepLogged, from_line
+from qlora_ui.runs.events import Event, MemoryMeasured, from_line
 
 LONG_POINTS = 30_000
 """Points of curves that a journal has for which this is worth it: they are read in half a second of processor time."""
@@ -22,6 +23,7 @@ LAST_LINES = 500
 """At the end of a journal stand as they are: pace and time left are taken from them."""
 _VERSION = 1
 _MARK_BYTES = 4096
+_STEP, _LOSS = b'{"event":"StepLogged",', re.compile(rb'"loss":(-?[\d.eE+-]+|-?Infinity|NaN)[,}]')
 
 
 def read_digest(journal: Path) -> tuple[list[Event], int] | None:
@@ -73,10 +75,12 @@ def _kept(lines: list[bytes]) -> set[int]:
     peaks: list[tuple[int, float]] = []
     kept = set(range(max(len(lines) - LAST_LINES, 0), len(lines)))
     for place, line in enumerate(lines):
+        # Most lines are of steps, and only their loss is asked for here.
+        if line.startswith(_STEP) and (found := _LOSS.search(line)):
+            losses.append((place, float(found[1])))
+            continue
         event = from_line(line)
         match event:
-            case StepLogged():
-                losses.append((place, event.loss))
             case MemoryMeasured() if event.at == "tick":
                 used.append((place, event.measured_bytes or 0))
                 peaks.append((place, event.peak_allocated_bytes or event.process_bytes or 0))
