@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,11 +60,28 @@ class Site:
         )
 
 
+@pytest.fixture(scope="module")
+def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Served]]:
+    """One for each login that is asked for."""
+    found: dict[str, Served] = {}
+
+    def app(auth: str) -> Served:
+        if auth not in found:
+            found[auth] = serve(Workspace.at(tmp_path_factory.mktemp("workspace")), Address(auth=auth))
+        return found[auth]
+
+    yield app
+    for served in found.values():
+        served.close(5)
+
+
 @pytest.fixture
-def site(workspace: Workspace, request: pytest.FixtureRequest) -> Iterator[Site]:
-    run = write_run(workspace, num_steps=60, done=30, end="live")
-    served = serve(workspace, Address(auth=getattr(request, "param", "")))
-    made = Site(served, run)
+def site(apps: Callable[[str], Served], request: pytest.FixtureRequest) -> Iterator[Site]:
+    """An app with a run of its own."""
+    served = apps(getattr(request, "param", ""))
+    made = Site(served, write_run(served.service.workspace, num_steps=60, done=30, end="live"))
+    # Nothing is told of what was drawn for the test before.
+    made.beat("before", data={"receipt": "", "inputs": None, "fresh": True})
     routes = served.app.router.middleware_stack
 
     async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -73,7 +91,8 @@ def site(workspace: Workspace, request: pytest.FixtureRequest) -> Iterator[Site]
 
     served.app.router.middleware_stack = counted
     yield made
-    served.close(5)
+    served.app.router.middleware_stack = routes
+    shutil.rmtree(made.run.path)
 
 
 def comes_to_rest(site: Site, session: str, receipt: str) -> bool:
