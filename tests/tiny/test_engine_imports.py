@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOGETHER = """
-import sys, threading, time
+import gc, sys, threading, time
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.workspace import Workspace
 failed = []
@@ -39,7 +39,7 @@ for work in (warm_up, count_tokens, start):
     time.sleep(float(sys.argv[2]))
 for thread in threads:
     thread.join()
-print(failed)
+print(failed, gc.get_freeze_count() > 100_000)
 """
 
 
@@ -53,4 +53,5 @@ def test_threads_that_need_it_first_do_not_see_half_made_modules(tiny_model_dir:
         timeout=120,
         check=True,
     )
-    assert done.stdout.strip() == "[]"
+    # And what they brought is looked through by no collection of garbage, which would keep pages waiting.
+    assert done.stdout.strip() == "[] True"
