@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,13 +11,11 @@ from qlora_ui.data.hub import HubSplits, first_rows, search, splits_of
 from qlora_ui.data.sources import hub_id
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.data_adders import Adds
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import hub_data as views
 from qlora_ui.ui.views.words import ASKING
-
-Adds = Callable[[dict[Any, Any], Sequence[DataSource]], list[Any]]
-"""The form's updates that put datasets into the list of sources."""
 
 NOTHING_CHOSEN: dict[str, str] = {}
 

@@ -10,9 +10,9 @@ import gradio as gr
 from qlora_ui.runs.kept_data import delete_kept, kept_files
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.data_adders import Adds
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import handler
-from qlora_ui.ui.hub_data import Adds
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.data_report import kept_html
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -38,11 +39,12 @@ def build(page: Page) -> None:
             with gr.Column(elem_classes="q-block", min_width=0):
                 gr.HTML(block_head("Datasets", "What the model learns from. Several are mixed."), apply_default_css=False)
                 sources = live_html("", "q-sources")
-                build_adders(page, lambda data, sources, without="": _added(page, data, sources, without))
-                build_hub_search(page, lambda data, sources: _added(page, data, sources))
+                adds = partial(_added, page)
+                build_adders(page, adds)
+                build_hub_search(page, adds)
                 build_kept_data(
                     page,
-                    lambda data, sources: _added(page, data, sources),
+                    adds,
                     lambda data, gone: _without(page, data, gone),
                     lambda draft: _sources(draft.values.get("data.sources")),
                 )
