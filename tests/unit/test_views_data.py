@@ -10,7 +10,7 @@ from pathlib import Path
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.base.units import MIB, format_duration
 from qlora_ui.data.load import inspect
-from qlora_ui.data.report import DataReport
+from qlora_ui.data.report import DataReport, Finding
 from qlora_ui.estimate.memory import saved_bytes
 from qlora_ui.hardware.devices import cpu_profile
 from qlora_ui.runs.card import Holder
@@ -101,6 +101,15 @@ def test_a_verdict_names_the_format_or_that_there_are_several(workspace: Workspa
     (source,) = report.sources
     mixed = replace(report, sources=(source, replace(source, format="alpaca")))
     assert "100 rows in several formats." in verdict_html(replace(draft, look=done(mixed)))
+
+
+def test_findings_that_one_setting_mends_offer_it_once(workspace: Workspace, tmp_path: Path) -> None:
+    draft, report = drafted(workspace, tmp_path / "rows.jsonl")
+    longer = {"action": "set", "path": "data.max_length", "value": 320}
+    cut, lost = (Finding(code, "warning", 9, (3,), f"{code}.", fix_action=dict(longer)) for code in ("CUT", "LOST"))
+    dropped = [Finding(code, "warning", 9, (3,), f"{code}.", fix_action={"action": "drop", "code": code}) for code in ("EMPTY", "TWICE")]
+    html = verdict_html(replace(draft, look=done(replace(report, findings=(cut, lost, *dropped)))))
+    assert html.count(">Set “Longest conversation” to 320<") == 1 and html.count(">Leave these rows out<") == 2
 
 
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,11 @@ def verdict_html(draft: Draft) -> str:
         return _without_report(draft)
     words, kind, about = VERDICTS[report.verdict]
     tokens = _token_line(draft, report)
-    findings = "".join(_finding(finding, is_one_of=len(report.sources) > 1) for finding in report.findings)
+    repeated = _repeated_fixes(report.findings)
+    findings = "".join(
+        _finding(finding, is_one_of=len(report.sources) > 1, has_fix=number not in repeated)
+        for number, finding in enumerate(report.findings)
+    )
     is_sliced = draft.config is not None and any(source.rows for source in draft.config.data.sources)
     of_all = '<p class="q-small">What is found is said of whole files, not only of the rows that you chose.</p>' if is_sliced else ""
     listed = f'{of_all}<ul class="q-findings">{findings}</ul>' if findings else ""
@@ -234,11 +239,17 @@ def _size(files: Sequence[SourceReport]) -> str:
     return format_bytes(size) if size >= KIB else ""
 
 
-def _finding(finding: Finding, *, is_one_of: bool) -> str:
+def _repeated_fixes(findings: Sequence[Finding]) -> set[int]:
+    """Places of the findings whose fix sets an option as an earlier one's does: one button of each kind is enough."""
+    settings = [json.dumps(found.fix_action) if (found.fix_action or {}).get("action") == "set" else "" for found in findings]
+    return {place for place, setting in enumerate(settings) if setting and setting in settings[:place]}
+
+
+def _finding(finding: Finding, *, is_one_of: bool, has_fix: bool = True) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
     can_show = bool(finding.rows) and finding.is_read
     show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
-    fix = act_button(fix_words(finding), "fix", finding.code, source=finding.source) if finding.fix_action else ""
+    fix = act_button(fix_words(finding), "fix", finding.code, source=finding.source) if finding.fix_action and has_fix else ""
     rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
     of = f'<span class="q-finding-rest">{escape(middle_cut(finding.source, 40))}:</span> ' if is_one_of and finding.source else ""
     return (
