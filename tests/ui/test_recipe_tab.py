@@ -30,13 +30,18 @@ def test_eight_options_in_plain_sight(visit: Visit) -> None:
     assert page.locator("#tab-recipe .q-control:visible").count() == 8
 
 
-def test_a_preset_says_what_it_changes_and_is_taken_back(visit: Visit) -> None:
-    page = visit("recipe").page
+def test_a_preset_says_what_it_changes_and_is_taken_back_and_another_page_is_told(visit: Visit) -> None:
+    page, other = visit("recipe").page, visit("recipe").page
     expect(page.locator("#lora-rank input")).to_have_value("8")
     pick(page, "Mistral 7B")
     expect(page.locator("#q-undo")).to_contain_text("8 → 16")
     expect(page.locator("#lora-rank input")).to_have_value("16")
     expect(page.locator("#q-ready")).to_contain_text("Mistral-7B")
+    expect(other.locator(".q-elsewhere")).to_contain_text("8 → 16")
+    other.get_by_role("button", name="Show them here").click()
+    expect(other.locator("#lora-rank input")).to_have_value("16")
+    expect(other.locator("#q-preset input")).to_have_value(re.compile("Mistral 7B"))
+    expect(other.locator(".q-elsewhere")).to_have_count(0)
     page.locator("#q-undo-back").click()
     expect(page.locator("#lora-rank input")).to_have_value("8")
     expect(page.locator("#q-ready")).to_contain_text("SmolLM2-135M")

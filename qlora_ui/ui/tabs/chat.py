@@ -166,7 +166,8 @@ def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
         words = f"{num_older:,} older: on the Runs tab, under ⋯, “Chat with it”"
         runs.append({"key": "", "label": words, "isOff": True})
     models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
-    models |= {entry.id: entry.title for entry in service.models() if entry.folder is not None and not entry.problem}
+    others = (entry for entry in service.models() if entry.folder is not None and not entry.problem and entry.id != BUILTIN_MODEL)
+    models |= {entry.id: entry.title for entry in others}
     alone = [{"key": f"model|{model_id}|", "label": title} for model_id, title in models.items()]
     groups = [{"label": "Your runs", "options": runs}, {"label": "Base models alone", "options": alone}]
     return [group for group in groups if group["options"]]
