@@ -74,6 +74,8 @@ class Comparison:
     asked: str = ""
     """How answers were chosen, in words."""
     time: float = 0.0
+    num_asked: int = 0
+    """Questions in all; there are fewer rows where it was cancelled, or the app ended."""
     warning: str = ""
     """Where the base is not the one that an adapter was trained on."""
 
@@ -196,4 +198,4 @@ def _from_dict(value: Mapping[str, Any]) -> Comparison:
         for row in value["rows"]
     ]
     known = (dict(value["names"]), rows, bool(value["is_blind"]), str(value["asked"]), float(value["time"]))
-    return Comparison(*known, warning=str(value.get("warning", "")))
+    return Comparison(*known, num_asked=int(value.get("num_asked", 0)), warning=str(value.get("warning", "")))

@@ -27,6 +27,7 @@ MOST_BESIDE = 300
 ADDED_ROWS = 5
 LINE_END = " ⏎ "
 """Stands for the end of a line inside a question, since each line is a question."""
+TYPED = "comparison-questions.txt"
 _FORMS: dict[str, Form] = {"csv": "csv", "jsonl": "jsonl", "md": "md"}
 
 
@@ -82,6 +83,21 @@ def with_rows(text: str, rows: Sequence[HeldBack], *, at_random: bool) -> str:
     return "\n".join([*lines, *([random.choice(new)] if at_random else new[:ADDED_ROWS])])
 
 
+def keep_typed(service: Service, text: str) -> None:
+    """Keep the questions that stand on a page for the next visit."""
+    path = service.workspace.root / TYPED
+    if text != typed(service):
+        write_text(path, text)
+
+
+def typed(service: Service) -> str:
+    """What was typed last; empty where nothing was."""
+    try:
+        return (service.workspace.root / TYPED).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def target_of(run: RunDir, checkpoint: str = "") -> Any:
     """What the chat loads for a run's adapter, or for one of its checkpoints; the newest of them where it has no adapter."""
     model = run.config().model
@@ -97,7 +113,8 @@ def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_
     sides: tuple[str, ...] = engine_object("comparison:load_sides")(chat, target, beside, on_progress)
     names = dict(zip(sides, names_of(service, run, wish.beside), strict=False))
     sampling = Sampling(wish.temperature, 0.95 if wish.temperature else 1.0, wish.max_tokens, 0)
-    kept.begin(run, Comparison(names, is_blind=wish.is_blind, asked=wish.words, time=time.time(), warning=chat.warning))
+    num_asked = len(wish.questions)
+    kept.begin(run, Comparison(names, (), wish.is_blind, wish.words, time.time(), num_asked, chat.warning))
     answer = engine_object("comparison:compare_answers")
     for row in answer(chat, target, wish.questions, sampling, sides, on_progress=on_progress, is_cancelled=is_cancelled):
         kept.add(run, row)
@@ -148,5 +165,6 @@ def save(service: Service, kept: Comparisons, run: RunDir, form: str) -> Path:
     if known is None or form not in _FORMS:
         raise QloraUiError("There is no comparison any more.", fix="Compare again.", code="stale-page")
     path = service.workspace.uploads / "exports" / run.id / f"comparison.{form}"
-    write_text(path, as_text(known, _FORMS[form]))
+    # Excel takes a table for Latin letters of Windows unless it begins with this mark.
+    write_text(path, ("\ufeff" if form == "csv" else "") + as_text(known, _FORMS[form]))
     return path

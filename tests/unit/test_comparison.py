@@ -141,6 +141,22 @@ def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: 
     assert comparing.others_of(service, service.readers.view(run))[0] == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
 
 
+def test_what_was_typed_outlives_the_page_and_an_end_in_the_middle_is_told(workspace: Workspace) -> None:
+    service = Service(workspace)
+    assert comparing.typed(service) == ""
+    comparing.keep_typed(service, "Where?\nWhy?")
+    assert comparing.typed(Service(workspace)) == "Where?\nWhy?"
+    comparison = Comparison(NAMES, [row("Where?", "here", "arr")], time=5.0, num_asked=2, warning="told")
+    assert "Only 1 of 2 questions were answered." in comparison_html(comparison, "run", is_running=False)
+    assert "questions were answered" not in comparison_html(comparison, "run", is_running=True)
+    kept, run = Comparisons(), create_run(workspace, RunConfig())
+    kept.begin(run, comparison)
+    known = kept.read(run)
+    assert known is not None and known.num_asked == 2 and known.warning == "told"
+    table = comparing.save(service, kept, run, "csv").read_bytes()
+    assert table.startswith(b"\xef\xbb\xbfquestion,")  # what Excel needs to see
+
+
 def test_words_that_differ_are_marked_and_nothing_becomes_markup() -> None:
     assert marked("the red cat", "the blue cat") == "the <mark>red</mark> cat"
     assert marked("<b>x</b>", "x") == "<mark>&lt;</mark><mark>b&gt;</mark>x<mark>&lt;/b&gt;</mark>".replace("</mark><mark>", "")

@@ -78,6 +78,7 @@ def _build_comparison(page: Page) -> None:
     def compare(given: dict[Any, Any]) -> None:
         chosen = _run(service, given[page.run_id])
         run = chosen.run
+        comparing.keep_typed(service, str(given[questions] or ""))
         asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service.workspace, run.id))
         # Chosen beside another run, perhaps, and then the list does not show it.
         other = given[beside] if given[beside] in dict(comparing.others_of(service, chosen)[0]) else ""
@@ -89,6 +90,10 @@ def _build_comparison(page: Page) -> None:
         work.start(run.id, job)
 
     @handler
+    def keep(text: str) -> None:
+        comparing.keep_typed(service, text)
+
+    @handler
     def add_some(run_id: str, text: str) -> str:
         return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=False)
 
@@ -97,6 +102,8 @@ def _build_comparison(page: Page) -> None:
         return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=True)
 
     page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
+    questions.blur(keep, [questions], None, **QUIET)
+    page.on_load(lambda: comparing.typed(service), [questions])
     held.click(add_some, [page.run_id, questions], [questions], **QUIET)
     surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
     page.redraw_after(others.act(handler(_chosen), None, [beside], **QUIET))

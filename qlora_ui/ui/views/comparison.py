@@ -56,7 +56,9 @@ def comparison_html(comparison: Comparison, run_id: str, *, is_running: bool, op
     tools = [act_button("Show who is who", "comparison-names", run_id, look="link")] if hides else saved
     counted = "" if hides else _tally(comparison)
     marking = "Words are marked where they differ from the first answer; there, from the second."
-    about = f"Asked {ago(comparison.time)}. {comparison.asked} {marking}"
+    is_short = not is_running and len(comparison.rows) < comparison.num_asked
+    missing = f" Only {len(comparison.rows)} of {comparison.num_asked} questions were answered." if is_short else ""
+    about = f"Asked {ago(comparison.time)}.{missing} {comparison.asked} {marking}"
     saving = "" if is_running else f'<p class="q-answer-tools">{" ".join(tools)}</p>'
     return (
         f'<section class="q-card q-comparison">{_warned(comparison.warning)}{counted}<p class="q-small">{escape(about)}</p>'
