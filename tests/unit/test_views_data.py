@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.base.units import MIB, format_duration
@@ -27,6 +30,7 @@ from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.model_card import known_html
 from qlora_ui.ui.views.ready import ready_html, waits_html
 from qlora_ui.ui.views.recipe import automatic_words, caution_words
+from qlora_ui.ui.views.tokens import row_html
 from tests.journals import write_run
 
 TOKENS = {
@@ -292,3 +296,22 @@ def test_a_length_beyond_the_context_of_the_model_is_told_on_the_card(workspace:
     words = "made for at most 8,192 tokens"
     assert words in card(20_096, 20_000)
     assert words not in card(8192, 20_000) and words not in card(20_096, 500)
+
+
+def test_of_a_long_row_the_start_and_the_answer_are_shown() -> None:
+    def shown(num_tokens: int, cut_at: int | None) -> list[str]:
+        tokens = [
+            SimpleNamespace(text=f"t{place} ", is_trained=place > 2900, is_special=False, is_cut=False, id=place)
+            for place in range(num_tokens)
+        ]
+        kept = num_tokens if cut_at is None else cut_at
+        row: Any = SimpleNamespace(tokens=tokens, cut_at=cut_at, num_tokens=num_tokens, num_kept=kept, num_trained=9)
+        row.trained_share, row.trains_end, row.refused = 0.1, True, ""
+        return re.sub(r"<[^>]+>", " ", row_html(row).partition('role="group"')[2]).split()
+
+    # Only the first 1,500 were drawn: of a long document with a question at its end nothing that is learned.
+    whole = shown(3000, None)
+    assert {"t499", "t2000", "t2999"} <= {*whole} and "t500" not in whole and " ".join(whole).count("1,500 more") == 1
+    cut = " ".join(shown(9000, 2048))
+    assert "t2047 cut here, after 2,048 tokens t2048" in cut and "t2147 … 6,852 more" in cut and "t500 " not in cut
+    assert "more" not in shown(1500, None) and "4,800 more" in " ".join(shown(5000, 100))

@@ -8,7 +8,10 @@ from typing import Protocol
 from qlora_ui.base.units import format_percent
 from qlora_ui.ui.markup import escape
 
-SHOWN_TOKENS = 1500
+SHOWN_AT_START, SHOWN_AT_END = 500, 1000
+"""Tokens of a long row that are drawn: where it begins, and where its answer stands."""
+BEHIND_CUT = 100
+"""Of those that are cut off."""
 _VISIBLE = {"\n": "↵\n", "\t": "→\t", "": "·"}
 
 
@@ -59,14 +62,31 @@ def row_html(row: Row) -> str:
     """The row's tokens in their colours, the cut drawn, and one sentence of numbers."""
     if row.refused:
         return f'<div class="q-note q-note-bad"><strong>This row is not used.</strong><p>{escape(row.refused)}</p></div>'
-    pieces = []
-    for place, token in enumerate(row.tokens[:SHOWN_TOKENS]):
-        if row.cut_at is not None and place == row.cut_at:
-            pieces.append(_cut(row))
-        pieces.append(_token(token, place))
-    if len(row.tokens) > SHOWN_TOKENS:
-        pieces.append(f'<span class="q-small"> … and {len(row.tokens) - SHOWN_TOKENS:,} more</span>')
+    pieces, drawn = [], 0
+    for part in _parts(row):
+        pieces.append(_more(part.start - drawn))
+        for place in part:
+            if row.cut_at is not None and place == row.cut_at:
+                pieces.append(_cut(row))
+            pieces.append(_token(row.tokens[place], place))
+        drawn = part.stop
+    pieces.append(_more(len(row.tokens) - drawn))
     return f'{_numbers(row)}<div class="q-tokens" tabindex="0" role="group" aria-label="Tokens of this row">{"".join(pieces)}</div>{LEGEND}'
+
+
+def _parts(row: Row) -> list[range]:
+    """Places of the tokens that are drawn."""
+    num_tokens = len(row.tokens)
+    if num_tokens <= SHOWN_AT_START + SHOWN_AT_END:
+        return [range(num_tokens)]
+    end = num_tokens if not row.cut_at else min(row.cut_at + BEHIND_CUT, num_tokens)
+    # A row that is left out as a whole is cut at 0; what follows a cut near its start is no answer.
+    start = max(end - SHOWN_AT_END, min(SHOWN_AT_START, end))
+    return [range(min(SHOWN_AT_START, start)), range(start, end)]
+
+
+def _more(num_tokens: int) -> str:
+    return f'<span class="q-small"> … {num_tokens:,} more … </span>' if num_tokens else ""
 
 
 def plain_html(turns: Sequence[tuple[str, str]], note: str) -> str:
