@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import psutil
 import pytest
 from corpus_path import DATASETS, PRESET_NAMES, PRESETS, TEMPLATES, Bad
 
@@ -32,30 +32,44 @@ LIMIT_BYTES = 1 << 30
 
 
 class Watch:
-    """The most memory that children of this process held while it is open: the kernel's own high-water mark, read every 5 ms."""
+    """The most memory that children of this process held while it is open: the kernel's own high-water mark, read every 5 ms.
+
+    It notes which were started: who asks psutil for them looks at every process of the machine, beside the reader that is measured.
+    """
 
     def __init__(self) -> None:
         self.peak_bytes = 0
+        self._pids: list[int] = []
+        self._popen = subprocess.Popen
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Watch:
+        pids = self._pids
+
+        class Noted(self._popen):  # type: ignore[misc,name-defined]
+            def __init__(self, *words: Any, **named: Any) -> None:
+                super().__init__(*words, **named)
+                pids.append(self.pid)
+
+        subprocess.Popen = Noted  # type: ignore[misc]
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        subprocess.Popen = self._popen  # type: ignore[misc]
         self._ended.set()
         self._thread.join()
 
     def _look(self) -> None:
         while not self._ended.wait(0.005):
-            for child in psutil.Process().children():
+            for pid in list(self._pids):
                 try:
                     # First what it runs: until then it is a copy of this process, with its memory.
-                    is_reader = "-I" in child.cmdline()
-                    status = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii", errors="replace")
+                    is_reader = b"-I" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
                     mark = re.search(r"VmHWM:\s+(\d+) kB", status)
-                except (OSError, psutil.Error):
+                except OSError:
                     continue
                 if mark and is_reader:
                     self.peak_bytes = max(self.peak_bytes, int(mark[1]) * 1024)
