@@ -154,7 +154,7 @@ def _summary(draft: Draft) -> str:
     rows.append(("Effective batch", escape(batch)))
     if draft.duration is not None:
         steps = f'<span id="q-ready-steps">{escape(format_count(draft.duration.num_steps))}</span>'
-        rows.append(("Steps", f'{steps}<span class="q-small"> {escape(_passes_words(draft))}</span>'))
+        rows.append(("Steps", f'{steps}<small class="q-beside"> · {escape(_passes_words(draft))}</small>'))
     if draft.memory is not None and draft.facts is not None:
         share = draft.memory.trainable_params / max(draft.facts.num_params, 1)
         rows.append(("Trains", escape(f"{format_count(draft.memory.trainable_params)} numbers ({format_percent(share)})")))
