@@ -18,6 +18,7 @@ from qlora_ui.runs.held_back import HeldBack
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.service import Service
 
@@ -135,13 +136,15 @@ def others_of(service: Service, view: RunView) -> tuple[list[tuple[str, str]], i
     """What can be laid beside, as (Wish.beside, words): this run's other checkpoints, then the newest other adapters of the same base;
     and how many older ones there are.
 
-    A run that has no finished adapter is there with its newest checkpoint.
+    A run that has no finished adapter is there with its newest checkpoint. Those of another base, or of the same one loaded otherwise, are
+    left out: one model answers for all.
     """
     own = [step for step in view.run.other_steps() if f"checkpoint-{step}" != view.run.stand_in]
     found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in own]
     model = view.config.model.id if view.config else ""
     rows = [row for row in service.run_lists.rows() if row.id != view.id and row.model == model]
     rows = [row for row in rows if row.has_adapter or row.has_checkpoint]
+    rows = [row for row in rows if _loaded_as(service.run_lists.config(row.id)) == _loaded_as(view.config)]
     for row in rows[:MOST_BESIDE]:
         saved = None if row.has_adapter else RunDir(service.workspace.runs / row.id).stand_in
         if row.has_adapter:
@@ -149,6 +152,11 @@ def others_of(service: Service, view: RunView) -> tuple[list[tuple[str, str]], i
         elif saved:
             found.append((f"{row.id}|{saved}", f"{row.name}, step {saved.removeprefix('checkpoint-')}"))
     return found, max(len(rows) - MOST_BESIDE, 0)
+
+
+def _loaded_as(config: RunConfig | None) -> tuple[Any, ...] | None:
+    """What the chat loads a base by."""
+    return (config.model, config.quant, config.launch.device) if config is not None else None
 
 
 def vote(kept: Comparisons, run: RunDir, index: str, choice: str) -> None:

@@ -141,6 +141,19 @@ def test_the_checkpoint_that_is_the_adapter_is_not_offered_beside_it(workspace: 
     assert comparing.others_of(service, service.readers.view(run))[0] == [(f"{run.id}|checkpoint-10", "Step 10 of this run")]
 
 
+def test_only_adapters_that_one_model_can_answer_with_are_offered_beside(workspace: Workspace) -> None:
+    # One of the same base in other 4-bit settings was offered, and refused once the model was loaded.
+    chosen, paused, done = (write_run(workspace, end=end) for end in ("done", "paused", "done"))
+    other = write_run(workspace, end="done", values={"quant.type": "fp4"})
+    for run in (paused, other):
+        folder = run.checkpoints / "checkpoint-10"
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").touch()
+    service = Service(workspace)
+    found = [key for key, _ in comparing.others_of(service, service.readers.view(chosen))[0]]
+    assert sorted(found) == sorted([done.id, f"{paused.id}|checkpoint-10"])
+
+
 def test_what_was_typed_outlives_the_page_and_an_end_in_the_middle_is_told(workspace: Workspace) -> None:
     service = Service(workspace)
     assert comparing.typed(service) == ""
