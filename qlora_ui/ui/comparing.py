@@ -142,16 +142,20 @@ def others_of(service: Service, view: RunView) -> tuple[list[tuple[str, str]], i
     own = [step for step in view.run.other_steps() if f"checkpoint-{step}" != view.run.stand_in]
     found = [(f"{view.id}|checkpoint-{step}", f"Step {step:,} of this run") for step in own]
     model = view.config.model.id if view.config else ""
-    rows = [row for row in service.run_lists.rows() if row.id != view.id and row.model == model]
-    rows = [row for row in rows if row.has_adapter or row.has_checkpoint]
-    rows = [row for row in rows if _loaded_as(service.run_lists.config(row.id)) == _loaded_as(view.config)]
-    for row in rows[:MOST_BESIDE]:
+    rows = [row for row in service.run_lists.rows() if row.id != view.id and row.model == model and (row.has_adapter or row.has_checkpoint)]
+    num_beside = 0
+    for number, row in enumerate(rows):
+        if num_beside == MOST_BESIDE:  # the settings of thousands are not read for their number alone
+            return found, len(rows) - number
+        if _loaded_as(service.run_lists.config(row.id)) != _loaded_as(view.config):
+            continue
         saved = None if row.has_adapter else RunDir(service.workspace.runs / row.id).stand_in
         if row.has_adapter:
             found.append((row.id, row.name))
         elif saved:
             found.append((f"{row.id}|{saved}", f"{row.name}, step {saved.removeprefix('checkpoint-')}"))
-    return found, max(len(rows) - MOST_BESIDE, 0)
+        num_beside += 1
+    return found, 0
 
 
 def _loaded_as(config: RunConfig | None) -> tuple[Any, ...] | None:

@@ -1,6 +1,6 @@
 """The same run on one card and on two, through the app's own launcher: `accelerate launch`, DDP and FSDP.
 
-    python tests/bench/two_cards.py --out tests/bench/results/two-cards-H100.json          (a machine with two cards)
+    python tests/bench/two_cards.py --out tests/bench/results/two-cards.json          (a machine with two cards)
     python tests/bench/two_cards.py --device cpu --hidden 64                               (two processes over gloo)
 
 DDP must give the losses of one card at the same effective batch; FSDP splits the 4-bit base, stored as bf16, over the cards.
