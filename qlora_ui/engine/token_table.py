@@ -97,15 +97,17 @@ class TokenTable:
 
     @classmethod
     def load(cls, folder: Path) -> TokenTable | None:
-        """The table in a folder, read from the disk as it is needed; None where there is none."""
+        """The table in a folder, read from the disk as it is needed; None where there is none that can be read."""
         notes = read_json(folder / "notes.json")
         if notes is None:
             return None
         try:
             ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
-        except (OSError, ValueError):
+            refused = {int(position): reason for position, reason in notes["refused"].items()}
+            table = cls(ids, trained, np.array(offsets), refused, notes["marks"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            # Damaged, as after a power cut: left there, it would keep its place from the one that is made anew.
+            shutil.rmtree(folder, ignore_errors=True)
             return None
         mark_used(folder)
-        return cls(
-            ids, trained, np.array(offsets), {int(position): reason for position, reason in notes["refused"].items()}, notes["marks"]
-        )
+        return table

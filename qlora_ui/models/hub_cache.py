@@ -35,7 +35,8 @@ def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
     """The folder of a version of a model in the cache, whole or not; None where there is none."""
     repository = repository_folder(model_id)
     name = revision or "main"
-    if "/" in name or "\\" in name or name.startswith("."):
+    # Some have slashes (`refs/pr/1`), of which the cache makes folders.
+    if "\\" in name or any(part.startswith(".") or not part for part in name.split("/")):
         return None
     try:
         commit = (repository / "refs" / name).read_text(encoding="utf-8").strip()

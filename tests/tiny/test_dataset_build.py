@@ -17,6 +17,7 @@ from qlora_ui.data.load import load_conversations
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer, preview_row
 from qlora_ui.engine.lens import Lens
+from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokens import IGNORED, tokenize_all
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.hardware.devices import cpu_profile
@@ -337,3 +338,15 @@ def test_the_estimate_counts_the_rows_that_the_job_uses(tiny_model_dir: Path, wo
     assert shape.longest_tokens is not None and min(shape.longest_tokens, 96) == receipt.longest_tokens
     duration = estimate_duration(builtin_facts(), config, cpu_profile(workspace), shape.num_rows, shape.mean_tokens)
     assert duration.num_steps == intervals(config, receipt.num_train_rows, receipt.num_eval_rows).num_steps
+
+
+@pytest.mark.parametrize(("name", "damage"), [("ids.npy", b"\x93NUMPY"), ("notes.json", b'{"refused": {}}'), ("notes.json", b"[]")])
+def test_a_damaged_table_of_tokens_makes_room_for_the_one_made_anew(tmp_path: Path, name: str, damage: bytes) -> None:
+    ids, folder = np.arange(4, dtype=np.int32), tmp_path / "table"
+    table = TokenTable(ids, np.ones(4, dtype=bool), np.array([0, 2, 4]), {}, {})
+    table.save(folder)
+    (folder / name).write_bytes(damage)
+    assert TokenTable.load(folder) is None
+    table.save(folder)
+    again = TokenTable.load(folder)
+    assert again is not None and again.ids.tolist() == ids.tolist()

@@ -83,6 +83,16 @@ def test_download_brings_a_whole_checked_model_and_does_not_repeat(hub: HubStub)
     assert download(MODEL) == folder
 
 
+def test_a_version_in_the_cache_may_have_slashes_in_its_name(hub: HubStub) -> None:
+    folder = download(MODEL)
+    repository = repository_folder(MODEL)
+    for name in ("refs/pr/1", "feature/x"):
+        (repository / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / name).write_text(folder.name)
+        assert cached_snapshot(MODEL, name) == folder
+    assert not any(cached_snapshot(MODEL, name) for name in ("refs/pr/2", "../refs/main", "a//b", "/refs/main", "refs\\main"))
+
+
 def test_cancel_keeps_the_half_and_the_next_start_goes_on_there(hub: HubStub) -> None:
     big = safetensors_bytes(weights=(8192, 1024))
     hub.repos[MODEL]["model.safetensors"] = big
