@@ -61,10 +61,10 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert draft.duration is not None and draft.duration.num_steps == 6
     # transformers rounds the share of warm-up steps up.
     assert automatic_words(draft, "train.warmup") == "1 of 6 steps"
-    assert "each row about 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
+    assert "each row 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)
-    assert "see about 28 of the rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
+    assert "see about 28 rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
 
 
 def service_that_counted(workspace: Workspace, report: DataReport) -> Service:

@@ -173,9 +173,9 @@ def _passes_words(draft: Draft) -> str:
     passes = draft.duration.passes if draft.duration is not None else 0
     seen = _num_seen(draft)
     if seen is not None:
-        return f"see about {format_count(seen)} of the rows"
+        return f"see about {format_count(seen)} rows"
     times = f"{passes:.1f}".removesuffix(".0") if passes < 9.95 else f"{passes:,.0f}"
-    return "each row about once" if passes < 1.25 else f"each row about {times} times"
+    return "each row once" if passes < 1.05 else f"each row {times} times"
 
 
 def _unseen(draft: Draft) -> str:
