@@ -138,7 +138,7 @@ def evaluate_run(
         finally:
             model.free()
         work.score_whole(WholeModels(folder, config, device, num_params), adapter)
-    result = work.result(answers) | {
+    result = work.result(answers, is_replaced=bool(warning)) | {
         "num_held_back": num_held_back,
         "run_id": run.id,
         "checkpoint": checkpoint,
@@ -259,8 +259,8 @@ class _Evaluation:
         self._answered = bool(self.options.num_answers)
         return answers
 
-    def result(self, answers: Sequence[Answered]) -> dict[str, Any]:
-        """Everything measured, as plain data."""
+    def result(self, answers: Sequence[Answered], *, is_replaced: bool) -> dict[str, Any]:
+        """Everything measured, as plain data; `is_replaced` where the adapter was trained on another base."""
         known = {variant.name: variant for variant in VARIANTS}
         scores = []
         for name in self.options.variants:
@@ -286,7 +286,7 @@ class _Evaluation:
             "logit_difference": {name: self.scores[name].logit_difference(adapter) for name in merges if name in self.scores and adapter},
             "tasks": _tasks([answer for answer in answers if answer.is_measured]),
             "answers": [asdict(answer) for answer in answers],
-            "verdict": verdict(losses, gain, cost, len(self.rows)),
+            "verdict": verdict(losses, gain, cost, len(self.rows), is_replaced=is_replaced),
         }
 
     def _difference(self, worse: str, better: str) -> Estimate | None:

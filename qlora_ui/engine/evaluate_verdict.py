@@ -10,8 +10,13 @@ NOTICEABLE = 0.01
 """Nats a token below which two forms of a model count as equal."""
 
 
-def verdict(losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: Estimate | None, num_rows: int) -> dict[str, str]:
-    """`{"kind", "text", "serve"}`: kind is better, same, unsure or worse; `serve` is the variant to keep."""
+def verdict(
+    losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: Estimate | None, num_rows: int, *, is_replaced: bool = False
+) -> dict[str, str]:
+    """`{"kind", "text", "serve"}`: kind is better, same, unsure or worse; `serve` is the variant to keep.
+
+    Where the base `is_replaced` since the adapter was trained nothing is advised but what the warning says.
+    """
     parts = []
     if four_bit_cost is not None:
         cost = four_bit_cost.value
@@ -23,7 +28,9 @@ def verdict(losses: Mapping[str, float], gain: Estimate | None, four_bit_cost: E
         kind, words = _judged(gain, num_rows)
         parts.append(words)
     serve = _best_form(losses)
-    if serve and kind not in ("worse", "same"):
+    if kind == "worse" and not is_replaced:
+        parts[-1] += ": try an earlier checkpoint or fewer passes"
+    if serve and kind not in ("worse", "same") and not is_replaced:
         parts.append(_ADVICE[serve])
     text = "; ".join(parts)
     return {"kind": kind, "text": f"{text[:1].upper()}{text[1:]}." if text else "", "serve": serve}
@@ -43,7 +50,7 @@ def _judged(gain: Estimate, num_rows: int) -> tuple[str, str]:
         return "better", f"your adapter gains {_nats(gain.value)} nats a token {interval}"
     if high < 0:
         interval = f"(95 %: {_nats(-high)} to {_nats(-low)})"
-        return "worse", f"your adapter is worse than the base by {_nats(-gain.value)} {interval}: try an earlier checkpoint or fewer passes"
+        return "worse", f"your adapter is worse than the base by {_nats(-gain.value)} {interval}"
     return "unsure", f"{num_rows} rows are too few to tell whether your adapter helps {interval}"
 
 

@@ -348,6 +348,9 @@ def test_verdicts() -> None:
     assert good["kind"] == "better" and good["serve"] == "merged-dequantized"
     assert "4-bit cost 0.03 nats" in good["text"] and "gains 0.43" in good["text"]
     assert verdict(losses, bootstrap([-0.4] * 6), None, 6)["kind"] == "worse"
+    # Fewer passes do not help an adapter on another base.
+    advised = [verdict(losses, bootstrap([-0.4] * 6), None, 6, is_replaced=replaced)["text"] for replaced in (False, True)]
+    assert advised[0].endswith(": try an earlier checkpoint or fewer passes.") and advised[1].endswith("0.40).")
     assert verdict(losses, bootstrap([-0.4, 0.5]), None, 2)["kind"] == "unsure"
     assert verdict({**losses, "merged-dequantized": 2.0}, None, None, 2)["serve"] == "adapter-4bit"
     assert verdict({**losses, "merged-original": 1.2}, None, None, 2)["serve"] == "merged-original"
