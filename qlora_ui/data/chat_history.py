@@ -38,6 +38,8 @@ class ChatHistory:
     def __init__(self, system: str = "") -> None:
         self.system = system
         """System prompt; empty leaves it to the template."""
+        self.tools: tuple[Mapping[str, Any], ...] = ()
+        """What may be called, where the conversation began with a row that has some."""
         self.turns: list[Turn] = []
         self.talks_to = ""
         """Who answers. It sees nothing of what was said to others: it would go on in the manner of their answers."""
@@ -69,11 +71,15 @@ class ChatHistory:
 
     def undo(self) -> str:
         """Remove the last turn and return its question, for the text box."""
-        return self.turns.pop().question if self.turns else ""
+        question = self.turns.pop().question if self.turns else ""
+        if not self.turns:
+            self.tools = ()
+        return question
 
     def clear(self) -> None:
-        """Forget all turns; the system prompt stays."""
+        """Forget all turns and what could be called in them; the system prompt stays."""
         self.turns.clear()
+        self.tools = ()
 
     def messages(self, side: SideName) -> list[Message]:
         """The conversation as that side has seen it, up to the question without an answer (or the last answer).
@@ -108,7 +114,7 @@ class ChatHistory:
     def as_dict(self) -> dict[str, Any]:
         """The history as plain data, for a file or the page's own store."""
         turns = [{"question": turn.question, "answers": dict(turn.answers), "asked_of": turn.asked_of} for turn in self.turns]
-        return {"system": self.system, "turns": turns}
+        return {"system": self.system, "turns": turns, **({"tools": list(self.tools)} if self.tools else {})}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ChatHistory:
@@ -119,6 +125,7 @@ class ChatHistory:
                 Turn(str(turn["question"]), {str(k): str(v) for k, v in turn["answers"].items()}, str(turn.get("asked_of", "")))
                 for turn in value["turns"]
             ]
+            history.tools = tuple(tool for tool in value.get("tools") or () if isinstance(tool, dict))
         except (KeyError, TypeError, AttributeError):
             raise QloraUiError("This is not a saved chat.", fix="Choose a file that was saved here.", code="chat-file") from None
         return history

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.rows import Conversation, Message
@@ -19,9 +20,9 @@ def kept_rows(workspace: DataFolders) -> Path:
     return workspace.datasets / FILE
 
 
-def keep_row(messages: Sequence[Message], workspace: DataFolders) -> None:
-    """Append a conversation that ends with the answer to learn."""
-    line = Conversation(tuple(messages)).as_line().encode() + b"\n"
+def keep_row(messages: Sequence[Message], workspace: DataFolders, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Append a conversation, in which `tools` may be called, that ends with the answer to learn."""
+    line = Conversation(tuple(messages), tuple(tools)).as_line().encode() + b"\n"
     path = kept_rows(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _writing, path.open("ab+") as file:

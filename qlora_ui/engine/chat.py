@@ -163,10 +163,10 @@ class ChatService:
         for stopped in tuple(self._to_stop):
             stopped.set()
 
-    def count_tokens(self, messages: Sequence[Message]) -> tuple[int, int]:
+    def count_tokens(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[int, int]:
         """(tokens of the conversation, tokens that the model can read); (0, 0) where nothing is loaded."""
         model = self._model
-        return (len(model.prompt_ids(messages)), model.context_tokens) if model else (0, 0)
+        return (len(model.prompt_ids(messages, tools)), model.context_tokens) if model else (0, 0)
 
     def keys(self) -> dict[str, str]:
         """Key of the adapter that each side stands for, for work given to `call`."""

@@ -212,7 +212,8 @@ class ChatDesk:
                 self._check_free()  # it is asked again, on another page: half an answer is none
             if answer.is_kept and not text.strip():
                 return  # a double click
-            keep_row(self.record.row(index, side, text.strip() or turns[index].answers[side]), self._service.workspace)
+            row = self.record.row(index, side, text.strip() or turns[index].answers[side])
+            keep_row(row, self._service.workspace, self.record.history.tools)
             answer.is_kept = True
             self.record.save()
             self.note = f"Kept as a row to learn from. “{KEPT_ROWS_WORDS}” on the Data tab adds all of them to a run."
@@ -237,6 +238,7 @@ class ChatDesk:
             # The adapter learned to answer after it; without it this would be another question.
             if row.system:
                 self.record.history.system = row.system[:SYSTEM_CHARACTERS]
+            self.record.history.tools = row.tools
             self.say(row.question, reference=row.answer)
 
     # The answering thread --------------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ class ChatDesk:
             notes = self.record.notes[-1]
             notes.answers.update({side: Answer() for side in sides})
             self._touch()
-        for delta in self._service.chat.stream(questions, sampling, sides):
+        for delta in self._service.chat.stream(questions, sampling, sides, self.record.history.tools):
             with self._changed:
                 self.record.history.add(delta.side, delta.text)
                 answer = notes.answers[delta.side]
@@ -304,7 +306,8 @@ class ChatDesk:
     def _count(self) -> None:
         if self.record.history.turns[-1].asked_of != self.record.history.talks_to:
             return  # somebody else was chosen meanwhile
-        counts = [self._service.chat.count_tokens(self.record.history.messages(side)) for side in self.sides]
+        history = self.record.history
+        counts = [self._service.chat.count_tokens(history.messages(side), history.tools) for side in self.sides]
         with self._changed:
             self.context = max(counts, default=(0, 0))
 

@@ -55,16 +55,16 @@ def as_rows(history: ChatHistory, side: str, name_of: NameOf) -> str:
     lines = []
     for (talked_to, has_answer), turns in groupby(history.turns, lambda turn: (turn.asked_of, bool(turn.answers.get(side, "").strip()))):
         if has_answer:
-            row = {**_conversation(history.system, turns, side).as_dict(), "answered_by": name_of(talked_to), "side": side}
+            row = {**_conversation(history, turns, side).as_dict(), "answered_by": name_of(talked_to), "side": side}
             lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     return "".join(lines)
 
 
-def _conversation(system: str, turns: Iterable[Turn], side: str) -> Conversation:
-    messages = [Message("system", system)] if system.strip() else []
+def _conversation(history: ChatHistory, turns: Iterable[Turn], side: str) -> Conversation:
+    messages = [Message("system", history.system)] if history.system.strip() else []
     for turn in turns:
         messages += [Message("user", turn.question), Message("assistant", turn.answers[side])]
-    return Conversation(tuple(messages))
+    return Conversation(tuple(messages), history.tools)
 
 
 def _quoted(text: str) -> str:

@@ -150,6 +150,34 @@ def test_held_back_rows_bring_their_tools_and_no_answer_that_nobody_shall_learn(
     assert second == ("Late?", "", "", ())
 
 
+def test_a_held_back_row_is_asked_with_its_tools_and_kept_with_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(workspace, end="done")
+    run.data.mkdir(exist_ok=True)
+    tools = ({"type": "function", "function": {"name": "clock"}},)
+    row = Conversation((Message("user", "Late?"), Message("assistant", "Yes.")), tools)
+    (run.data / "eval.jsonl").write_text(row.as_line() + "\n", encoding="utf-8")
+    asked: list[object] = []
+
+    def stream(*given: object) -> list[SimpleNamespace]:
+        asked.append(given[3])
+        return [SimpleNamespace(side="adapter", text="Aye.", num_tokens=1, tokens_per_s=1.0, first_token_s=0.1, stopped_by="end")]
+
+    monkeypatch.setattr(Service, "chat", SimpleNamespace(stream=stream))
+    monkeypatch.setattr(ChatDesk, "_work", lambda desk: None)
+    service = Service(workspace)
+    choose_run(service, run.id)
+    service.desk.ask_unseen_row()
+    service.desk._answer()
+    assert asked == [tools] and "may call clock" in _talk(service, {})["context"]
+    service.desk.keep(0, "adapter")
+    assert json.loads(kept_rows(workspace).read_text(encoding="utf-8"))["tools"] == list(tools)
+    service.desk.record.save()
+    again = Service(workspace).desk
+    assert again.record.history.tools == tools
+    again.undo()
+    assert again.record.history.tools == ()
+
+
 def test_a_question_that_was_taken_is_asked_once_and_outlives_the_app(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChatDesk, "_work", lambda desk: None)
     service, asked = Service(workspace), {"do": "say", "text": "Where am I?", "key": "1-0.5"}

@@ -79,3 +79,6 @@ def test_kept_rows_say_so_and_references_are_folded() -> None:
 def test_lines_under_the_conversation() -> None:
     assert state_line("loading", ("Loading the model", 0.4)) == "Loading the model 40 % …" and state_line("answering", ("", None)) == ""
     assert context_line((312, 8192)) == "312 of 8,192 tokens of context used" and context_line((0, 0)) == ""
+    tools = [{"type": "function", "function": {"name": name}} for name in "abcde"]
+    assert context_line((3, 10), tools) == "3 of 10 tokens of context used · may call a, b, c and 2 more"
+    assert context_line((0, 0), [{"type": "function", "function": None}]) == "may call a tool"

@@ -122,7 +122,7 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
             "state": state_line(desk.busy, desk.doing),
             "problems": problems_html(desk.problems) if desk.problems else "",
             "note": desk.note,
-            "context": context_line(desk.context),
+            "context": context_line(desk.context, desk.record.history.tools),
             "loaded": f"{format_bytes(loaded.num_bytes)} in memory, {loaded.device}" if loaded else "",
             "mode": desk.mode if who.run_id else "base",
             "canCompare": bool(who.run_id),

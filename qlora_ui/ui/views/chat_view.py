@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_ui.base.units import format_percent
@@ -142,7 +143,10 @@ def state_line(busy: str, doing: tuple[str, float | None]) -> str:
     return f"{what}{done} …"
 
 
-def context_line(context: tuple[int, int]) -> str:
-    """Tokens used of what the model reads."""
+def context_line(context: tuple[int, int], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Tokens used of what the model reads, and what it may call."""
     used, most = context
-    return f"{used:,} of {most:,} tokens of context used" if most else ""
+    names = [str((tool.get("function") or tool).get("name") or "a tool") for tool in tools]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    parts = [f"{used:,} of {most:,} tokens of context used" if most else "", f"may call {', '.join(names[:3])}{more}" if names else ""]
+    return " · ".join(filter(None, parts))
