@@ -112,7 +112,8 @@ class ChatDesk:
             self._turn_to(Who())
             # None, so that the words stay over the next proposal; they go when something is asked or chosen.
             self.who = None
-            self.note = "The run that was talked to here was deleted. What it said stays; the list above says who answers from now on."
+            gone = "run" if run_id else "model"
+            self.note = f"The {gone} that was talked to here was deleted. What it said stays; the list above says who answers from now on."
             # Asked, not waited for: what is being loaded is loaded to its end first.
             self._service.card.free("chat")
 

@@ -222,6 +222,7 @@ def test_a_model_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> N
     assert looked(service)[0] == f"model|{folder}|"
     _delete(service, str(folder))
     assert looked(service)[0].startswith("model|builtin:")
+    assert _talk(service, {})["note"].startswith("The model that was talked to here was deleted")
     run = write_run(workspace, end="done")
     choose_run(service, run.id)
     write_model(folder)
