@@ -23,6 +23,11 @@ class Message:
     is_learned: bool = True
     """False for an answer that its dataset gives the weight 0: the model reads it and does not learn it."""
 
+    def in_words(self) -> str:
+        """What the turn says, each call of a tool as its JSON."""
+        calls = [json.dumps(call.get("function"), ensure_ascii=False) for call in self.tool_calls]
+        return "\n".join(filter(None, [self.content, *calls]))
+
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it; absent parts have no key."""
         value: dict[str, Any] = {"role": self.role, "content": self.content}

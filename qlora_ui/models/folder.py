@@ -112,7 +112,7 @@ def _no_folder(text: str) -> ModelError:
     elif os.path.isfile(text):
         fix = "That is a file: choose the folder that it is in."
     else:
-        fix = "Choose a folder that holds a config.json; a model of the Hub is named OWNER/NAME."
+        fix = "Put it back if it was moved, or choose a folder that holds a config.json; a model of the Hub is named OWNER/NAME."
     return ModelError(f"There is no folder {text[:200]}.", fix=fix, where="model.id", code="model-missing")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.data.rows import Message
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
@@ -51,5 +52,4 @@ def _said(message: Mapping[str, Any]) -> str:
     """What a turn says; nothing where its dataset wants nobody to learn it."""
     if message.get("weight") == 0:
         return ""
-    calls = [json.dumps(call.get("function"), ensure_ascii=False) for call in message.get("tool_calls") or ()]
-    return "\n".join(filter(None, [str(message["content"]), *calls]))
+    return Message.from_dict(message).in_words()

@@ -147,7 +147,7 @@ def test_held_back_rows_bring_their_tools_and_no_answer_that_nobody_shall_learn(
     (run.data / "eval.jsonl").write_text(f"{calls.as_line()}\n{wrong.as_line()}\n", encoding="utf-8")
     first, second = held_back_rows(workspace, run.id)
     assert json.loads(first.answer) == call["function"] and first.tools == tools
-    assert second == ("Late?", "", "", ())
+    assert second == ("Late?", "", "", ()) and calls.messages[1].in_words() == first.answer
 
 
 def test_a_held_back_row_is_asked_with_its_tools_and_kept_with_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

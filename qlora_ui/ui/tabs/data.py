@@ -109,7 +109,7 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
         conversation = page.service.loaded(config.data).conversations[position]
     except QloraUiError as error:
         return problems_html(error.problems)
-    turns = [(message.role, message.content) for message in conversation.messages] or [("text", conversation.text or "")]
+    turns = [(message.role, message.in_words()) for message in conversation.messages] or [("text", conversation.text or "")]
     return said + tokens.plain_html(turns, _why_no_tokens(draft))
 
 
