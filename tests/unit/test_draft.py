@@ -19,7 +19,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.elsewhere import elsewhere_html
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.recipe import _layer_choices
+from qlora_ui.ui.tabs.recipe import PresetPicker, _layer_choices
 from qlora_ui.ui.views.ready import ready_html
 from tests.journals import write_run
 
@@ -189,3 +189,10 @@ def test_presses_reach_the_app_each_of_them_and_what_they_are_refused_for_the_pa
     assert all(fn.queue for fn in model)
     # Else it drops what is pressed before the answer to the press before: one of three boxes that are ticked quickly.
     assert all(fn.trigger_mode == "multiple" for fn in (*model, *hub, *runs))
+
+
+def test_a_page_that_asks_while_its_preset_is_deleted_is_answered() -> None:
+    picker = PresetPicker([("No preset", ""), ("Mine", "mine")], value="mine")
+    assert picker.get_block_name() == "dropdown" and picker.preprocess("mine") == "mine"
+    picker.choices = [("No preset", "")]  # as the deletion leaves it, while the page still sends what it shows
+    assert picker.preprocess("mine") == "" and picker.preprocess(None) == ""

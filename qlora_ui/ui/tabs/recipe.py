@@ -77,12 +77,22 @@ def _layer_choices(draft: Draft) -> list[Any]:
     return [gr.update(choices=choices[path]) for path in LAYERS]
 
 
+class PresetPicker(gr.Dropdown):  # type: ignore[misc]  # gradio has no types
+    """A preset that was deleted while a page asked for something is none: Gradio's own picker would fail whatever the page asked."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """The name, or an empty one for no preset."""
+        return payload if any(payload == name for _, name in self.choices) else ""
+
+
 def _head(page: Page) -> None:
     presets = page.service.presets()
     name, _ = page.service.kept_draft.last()
     with gr.Column(elem_classes="q-block q-recipe-head"):
         with gr.Row(elem_classes="q-recipe-start"):
-            page.preset = gr.Dropdown(
+            page.preset = PresetPicker(
                 views.preset_choices(presets),
                 value=name,
                 label="Start from a preset",
