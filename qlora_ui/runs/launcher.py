@@ -101,7 +101,7 @@ class Launcher:
             cannot, anew = f"Run {run.id} cannot be continued.", "Start a new run from its settings"
             if status is Status.DONE:
                 raise RunError(cannot, why="It is done", fix=anew, code="run-ended")
-            if status.is_live:
+            if status.is_live or (status is Status.QUEUED and run.owner_is_alive()):
                 raise run.refusal(cannot, why="Another process works on it", fix=anew)
             self._put_back(run)
         return run
@@ -177,6 +177,8 @@ class Launcher:
         """
         order = self._others
         left = find_left(self._workspace, order)
+        # The other processes of a first one that was killed wait for it, on a card for ever.
+        process.end_processes(left.crashed)
         for run in left.crashed:
             end_as_another_said(run)
         with self._changed:
@@ -361,7 +363,7 @@ class Launcher:
         left_with = ""
         config = config_or_none(run)
         if run.owner_is_alive():
-            process.wait_for_owner(run, until=lambda: self._is_closed)
+            process.wait_for_end(run, until=lambda: self._is_closed)
         elif config is not None and has_own_process(config):
             process.run_in_process(run, config, until=lambda: self._is_closed)
         else:
@@ -376,7 +378,7 @@ def ask(run: RunDir, request: Request) -> str:
     Raises RunError where no job works on the run.
     """
     view = read_run(run)
-    if not view.status.is_live:
+    if not view.status.is_live and not (view.status is Status.QUEUED and run.owner_is_alive()):
         raise RunError(
             f"Run {run.id} is not running any more; it is {view.status.value}.", fix="Look at the page again", code="run-not-live"
         )

@@ -54,12 +54,15 @@ def here() -> Place:
     return Place(_line("/proc/sys/kernel/random/boot_id"), pids, "" if is_container else _line("/etc/machine-id"))
 
 
-def describe_owner() -> dict[str, Any]:
-    """This process as the owner of a run, for its owner.json; `process_started` and `host` are for readers of an earlier version, too."""
-    pid, place = os.getpid(), here()
+def describe_owner(pid: int | None = None) -> dict[str, Any]:
+    """A process, this one unless `pid` names another, as the owner of a run, for its owner.json.
+
+    `process_started` and `host` are for readers of an earlier version, too.
+    """
+    pid, place = pid or os.getpid(), here()
     return {
         "pid": pid,
-        "process_started": _own_start(pid),
+        "process_started": _clock_start(pid),
         "host": socket.gethostname(),
         "start": start_of(pid),
         "boot": place.boot,
@@ -144,9 +147,11 @@ def _was_restarted(owner: dict[str, Any]) -> bool:
 
 
 @cache
-def _own_start(pid: int) -> float:
+def _clock_start(pid: int) -> float | None:
     """A forked process has a number, and an answer, of its own."""
-    return float(psutil.Process(pid).create_time())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return float(psutil.Process(pid).create_time())
+    return None
 
 
 def _line(path: str) -> str:

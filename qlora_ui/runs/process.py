@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+import psutil
+
 from qlora_ui.hardware.gpu import given_environment
+from qlora_ui.runs.events import Paused, Stopped
+from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.parts import clear_failures
-from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.read import read_run
+from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.settings.run_config import RunConfig
 
 POLL_S = 0.5
+REST_S = 40.0
+"""Processes that are left when the first one of a job is gone have so long to end by themselves; accelerate gives them 30 seconds."""
 JOB = "qlora_ui.engine.job"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +74,7 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
     environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     # Nothing is imported from the run's folder, which the job works in: it may come from somebody else.
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+    end_processes([run])
     clear_failures(run)
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
@@ -80,14 +89,64 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
-    while child.poll() is None and not until():
+    # Until the job itself claims the run: an app that is closed and opened meanwhile would start it a second time.
+    run.claim(child.pid)
+    wait_for_end(run, until=until)
+    child.poll()
+
+
+def wait_for_end(run: RunDir, *, until: Callable[[], bool]) -> None:
+    """Wait until nothing of a job is left, whoever started it, or until the app closes.
+
+    Not the launcher's end: killed, it leaves processes that go on. What is left after the first process has gone may wait for it for ever,
+    on a card, and is ended. A job that has not begun, as one that waits for other machines, hears nobody: for a stop it is ended, too.
+    """
+    alone_since: float | None = None
+    while not until():
+        if run.owner_is_alive():
+            alone_since = None
+            if _ends_unbegun(run):
+                return
+        elif not processes_of([run]):
+            return
+        elif alone_since is None:
+            alone_since = time.monotonic()
+        elif time.monotonic() - alone_since > REST_S:
+            end_processes([run])
         time.sleep(POLL_S)
 
 
-def wait_for_owner(run: RunDir, *, until: Callable[[], bool]) -> None:
-    """Wait for the end of a job that somebody else started."""
-    while run.owner_is_alive() and not until():
-        time.sleep(POLL_S)
+def _ends_unbegun(run: RunDir) -> bool:
+    """End a job that was asked to end before it has begun; returns whether that is so."""
+    asked = {*run.pending_requests()} - {Request.SAVE_NOW}
+    if not asked or read_run(run).status is not Status.QUEUED:
+        return False
+    end_processes([run])
+    for request in Request:
+        run.take_request(request)
+    JournalWriter(run.journal_path).write(Paused() if asked == {Request.PAUSE} else Stopped(), durable=True)
+    run.release()
+    return True
+
+
+def processes_of(runs: Collection[RunDir]) -> list[psutil.Process]:
+    """All processes of the runs' jobs that live on this machine, their launchers first."""
+    paths = {str(run.path) for run in runs}
+    found = []
+    for process in psutil.process_iter(["cmdline", "status", "create_time"]) if paths else ():
+        words = process.info["cmdline"] or []
+        if words[-2:-1] == [JOB] and words[-1] in paths and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return sorted(found, key=lambda process: process.info["create_time"])
+
+
+def end_processes(runs: Collection[RunDir]) -> None:
+    """Kill what is left of jobs that are over, or have not begun."""
+    left = processes_of(runs)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
 
 
 def last_words(run: RunDir) -> str:

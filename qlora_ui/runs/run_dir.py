@@ -4,7 +4,7 @@ config.yaml      whoever makes the run, once
 events.jsonl     job, append
 .events-short.jsonl  whoever reads a long journal: the same in short (`runs.digest`)
 run.log          job's process, append
-owner.json       job, while it lives
+owner.json       job, while it lives; before that whoever started a process for it
 .reserve         launcher, while it waits; job, while it lives: room for the last event on a disk that gets full
 control/*        requests of page and command line; the job answers on the journal and removes them
 data/            the normalised rows of this run, job, once
@@ -259,10 +259,10 @@ class RunDir:
             return False
         return True
 
-    def claim(self) -> None:
-        """Write this process down as the owner; the job does it first of all."""
+    def claim(self, pid: int | None = None) -> None:
+        """Write this process down as the owner; the job does it first of all. `pid` is another one that will start the job."""
         make_reserve(self.journal_path)
-        write_json(self._owner_path, owner.describe_owner())
+        write_json(self._owner_path, owner.describe_owner(pid))
 
     def release(self) -> None:
         """Forget the owner; the job does it last of all."""

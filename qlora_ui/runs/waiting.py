@@ -25,7 +25,7 @@ class Left:
     """What an earlier app left."""
 
     working: tuple[RunDir, ...]
-    """Jobs in processes of their own, on this machine, that still work."""
+    """Jobs in processes of their own, on this machine, that still work, or are about to begin."""
     waiting: tuple[RunDir, ...]
     """Runs that wait, next one first."""
     crashed: tuple[RunDir, ...]
@@ -53,11 +53,12 @@ def find_left(workspace: Workspace, order: list[str]) -> Left:
         if not (run.has_owner() or _may_wait(run)):
             continue
         status = read_run(run).status
-        if status is Status.QUEUED and not run.owner_is_alive() and run.config_path.is_file():
+        is_starting = status is Status.QUEUED and run.owner_is_alive()
+        if status is Status.QUEUED and not is_starting and run.config_path.is_file():
             waiting.append(run)
         elif status is Status.CRASHED:
             crashed.append(run)
-        elif status.is_live and run.is_ours():
+        elif (status.is_live or is_starting) and run.is_ours():
             working.append(run)
     place = {name: number for number, name in enumerate(order)}
     waiting.sort(key=lambda run: place.get(run.id, -1))

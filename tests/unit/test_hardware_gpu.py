@@ -106,7 +106,7 @@ def test_what_the_user_gave_is_there_for_others_after_a_run_has_left_the_app_one
     assert sorted(before) == ["GPU-0abc", "GPU-1abc"]
 
     environments: list[dict[str, str]] = []
-    child = SimpleNamespace(poll=lambda: 0)
+    child = SimpleNamespace(poll=lambda: 0, pid=2**22 + 1)  # above the largest pid
     monkeypatch.setattr(process.subprocess, "Popen", lambda words, **named: environments.append(named["env"]) or child)
     config = RunConfig().changed({"launch.where": "process", "launch.num_processes": 2})
     process.run_in_process(create_run(workspace, config), config, until=lambda: False)
