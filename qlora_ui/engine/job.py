@@ -22,6 +22,7 @@ import torch
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine import build, processes
 from qlora_ui.engine.adapter import base_identity, noted_weights, publish_adapter
+from qlora_ui.engine.alike import check_all_alike
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
@@ -38,7 +39,7 @@ from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
-from qlora_ui.engine.resume import check_all_begin_at, check_same, find_checkpoint, own_rows, take_up
+from qlora_ui.engine.resume import check_same, find_checkpoint, own_rows, take_up
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.models.weights_mark import replaced_words
@@ -224,7 +225,7 @@ class Job:
             initial.check_shapes(model)
         self.phases.raise_if_ending()
         agree = agreement(processes.num_processes(), ground.device)
-        check_all_begin_at(checkpoint.step if checkpoint else 0, agree)
+        check_all_alike(config, marks, checkpoint.step if checkpoint else 0, agree)
         sentinels = Sentinels()
         if checkpoint is not None:
             before = read_run(self.run)

@@ -77,18 +77,6 @@ def check_same(checkpoint: Checkpoint, marks: Mapping[str, Any], config: RunConf
     )
 
 
-def check_all_begin_at(step: int, agree: Callable[[int], int]) -> None:
-    """Raise RunError in every process where they do not continue from the same step; `agree` gives the highest of all numbers."""
-    first, last = -agree(-step), agree(step)
-    if first != last:
-        raise RunError(
-            f"The machines do not continue from the same step: one from {first}, another from {last}.",
-            why="A run's checkpoints are kept on its first machine alone",
-            fix="Copy the folder checkpoints of the run from the first machine into the run's folder on this one, then continue on all",
-            code="resume-machines",
-        )
-
-
 def take_up(checkpoint: Checkpoint, trainer: QloraTrainer, best: Best, store: CheckpointStore) -> None:
     """What the Trainer does not restore: the best check, one that was broken off, sums of the curve, halved micro-batches."""
     best.restore(checkpoint.notes)
