@@ -29,6 +29,7 @@ HELP = "train without the page"
 LOOK_S = 0.2
 SAVING_S = 30.0
 _PHASES = {
+    "launch": "Starting a process of its own",
     "download": "Getting the model ready",
     "data": "Reading the data",
     "load": "Loading the model in 4 bits",

@@ -43,6 +43,15 @@ def training_device(config: RunConfig) -> torch.device:
     if wanted == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        needed, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if needed > cards:
+            raise HardwareError(
+                f"The run wants {needed} graphics cards, and this machine has {cards}.",
+                why="Each process of a run drives a card of its own",
+                fix=f"Start a new run with “Cards” at {cards}",
+                where="launch.num_processes",
+                code="too-few-cards",
+            )
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if wanted == "cuda":
         raise HardwareError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 from qlora_ui.base.errors import QloraUiError
@@ -11,9 +12,10 @@ from qlora_ui.runs import process
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.parts import failure_left
-from qlora_ui.runs.read import read_run
+from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import LaunchSection
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ def end_unended(run: RunDir, why: str = "") -> None:
     view = read_run(run)
     was_killed = view.status is Status.CRASHED and view.started is not None and view.started.launcher == "process"
     if view.status.is_live or view.status is Status.QUEUED or (view.status is Status.CRASHED and not was_killed):
+        if view.status is Status.QUEUED and view.config is not None and waited_in_vain(view, view.config.launch):
+            _end(run, process.apart(view.config.launch))
+            return
         more = "" if why else "The file run.log in the run's folder may say more; "
         failed = Failed(
             step=view.step,
@@ -40,6 +45,12 @@ def end_unended(run: RunDir, why: str = "") -> None:
             fix=f"{more}Continue takes it up from the last checkpoint",
         )
         _end(run, failed)
+
+
+def waited_in_vain(view: RunView, launch: LaunchSection) -> bool:
+    """Whether the job never began since other machines did not come."""
+    waited_s = time.time() - view.phase.time if view.phase is not None else 0.0
+    return launch.num_machines > 1 and waited_s > process.MEETING_S / 2
 
 
 def end_as_another_said(run: RunDir) -> bool:

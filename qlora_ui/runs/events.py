@@ -42,7 +42,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseChanged(Event):
-    """The job went on to: download, load, data, check, train, evaluate, probe, save, finish."""
+    """The job went on to: download, load, data, check, train, evaluate, probe, save, finish; before those, a process is started: launch."""
 
     phase: str
     progress: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import subprocess
@@ -13,17 +14,23 @@ from pathlib import Path
 
 import psutil
 
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.units import format_duration
 from qlora_ui.hardware.gpu import given_environment
-from qlora_ui.runs.events import Paused, Stopped
+from qlora_ui.runs.events import Failed, Paused, PhaseChanged, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.parts import clear_failures
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import LaunchSection
 
 POLL_S = 0.5
 REST_S = 40.0
 """Processes that are left when the first one of a job is gone have so long to end by themselves; accelerate gives them 30 seconds."""
+MEETING_PORT = 29500
+MEETING_S = 900.0
+"""accelerate's patience with machines that do not come."""
 JOB = "qlora_ui.engine.job"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +39,7 @@ def launch_command(run: RunDir, config: RunConfig) -> list[str]:
     """The words that start the job; the same on every machine but for `launch.machine_rank`."""
     launch = config.launch
     processes = launch.num_processes * launch.num_machines
-    port = launch.main_port or (free_port() if launch.num_machines == 1 else 29500)
+    port = launch.main_port or (free_port() if launch.num_machines == 1 else MEETING_PORT)
     words = [sys.executable, "-m", "accelerate.commands.launch"]
     words += ["--num_processes", str(processes), "--num_machines", str(launch.num_machines), "--machine_rank", str(launch.machine_rank)]
     words += ["--main_process_ip", launch.main_host, "--main_process_port", str(port)]
@@ -69,13 +76,18 @@ def fsdp_words() -> list[str]:
 
 
 def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool]) -> None:
-    """Start the job and wait for its end, or until the app closes (the job goes on)."""
+    """Start the job and wait for its end, or until the app closes (the job goes on).
+
+    Raises RunError where the machines of the run cannot meet.
+    """
+    detail = _meet(config.launch) if config.launch.num_machines > 1 else ""
     # A run in a thread leaves the app one card; this one may need all that the user gave.
     environment = given_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     # Nothing is imported from the run's folder, which the job works in: it may come from somebody else.
     environment |= {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
     end_processes([run])
     clear_failures(run)
+    JournalWriter(run.journal_path).write(PhaseChanged(phase="launch", detail=detail))
     # Output goes to a file: a pipe that nobody reads would stop the job when the app is gone.
     with run.log_path.open("ab") as log:
         child = subprocess.Popen(
@@ -93,6 +105,35 @@ def run_in_process(run: RunDir, config: RunConfig, *, until: Callable[[], bool])
     run.claim(child.pid)
     wait_for_end(run, until=until)
     child.poll()
+
+
+def _meet(launch: LaunchSection) -> str:
+    """What this machine waits for, in a sentence; raises RunError where it would wait in vain."""
+    host, port = launch.main_host, launch.main_port or MEETING_PORT
+    try:
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, port)}
+    except OSError as error:
+        fix = "Start a new run with the address of the first machine as its main host"
+        raise RunError(f"No computer “{host}” is known here.", why=str(error), fix=fix, where="launch.main_host") from None
+    with socket.socket() as probe:
+        if launch.machine_rank == 0 and probe.connect_ex(("127.0.0.1", port)) == 0:
+            what, fix = f"Port {port} is used by another program.", "End that, or start new runs with another main port on all machines"
+            raise RunError(what, why="The machines of the run cannot meet there", fix=fix, where="launch.main_port")
+    is_here = all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+    only = ", an address that other computers cannot reach" if is_here else ""
+    others = "other machine" if launch.num_machines == 2 else f"{launch.num_machines - 1} other machines"
+    return f"Waits for the {others} at {host}:{port}{only}; it gives up after {format_duration(MEETING_S)}."
+
+
+def apart(launch: LaunchSection) -> Failed:
+    """The end of a run whose machines did not meet."""
+    return Failed(
+        code="machines-apart",
+        what="The machines of this run did not meet.",
+        why=f"This one waited for {format_duration(MEETING_S)} at {launch.main_host}:{launch.main_port or MEETING_PORT}",
+        fix="Start the run on all machines within that time, each with its own number, the same port, which no firewall may close, and the "
+        "first machine's address as the main host",
+    )
 
 
 def wait_for_end(run: RunDir, *, until: Callable[[], bool]) -> None:

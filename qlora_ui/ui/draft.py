@@ -154,6 +154,10 @@ def _machine_problems(service: Service, config: RunConfig) -> list[Problem]:
     if launch.device == "cuda" and has_no_card:
         fix = "Choose “Automatic” or “CPU”"
         problems.append(Problem("launch.device", "This computer has no NVIDIA card", "", fix, "no-card"))
+    elif launch.device != "cpu" and 0 < len(service.gpus()) < launch.num_processes:
+        cards = len(service.gpus())
+        what = f"The run wants {launch.num_processes} graphics cards, and this computer has {cards}"
+        problems.append(Problem("launch.num_processes", what, "Each process drives one", f"Set “Cards” to {cards}", "too-few-cards"))
     elif launch.sharding == "fsdp" and has_no_card:
         what, fix = "There are no graphics cards to split the base over", "Switch the splitting off, or start the run where they are"
         problems.append(Problem("launch.sharding", what, "", fix, "no-card"))

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -164,6 +164,9 @@ def test_what_is_not_on_this_computer_stops_start(workspace: Workspace, monkeypa
         monkeypatch.setattr("qlora_ui.ui.draft.has_card", lambda is_there=is_there: is_there)
         assert bool(told(launch__device="cuda")) != is_there and not told(launch__device="auto")
         assert bool(told(**split)) != is_there
+    service.gpus = lambda: cast(Any, [object()])  # type: ignore[method-assign]
+    two = {"launch.where": "process", "launch.num_processes": 2}
+    assert "wants 2 graphics cards, and this computer has 1" in str(told(**two)) and not told(**two, launch__device="cpu")
     assert "lora.start_from: " in str(told(lora__start_from="no such run"))
     for typed in ("/" + "a" * 300, "a" * 300, "\0", "~nobody-of-that-name/x"):
         assert len(told(lora__start_from=typed)) == 1

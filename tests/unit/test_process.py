@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,11 +16,13 @@ import pytest
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs import process
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import Launcher, ask
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.views.run import head_html
 
 CONFIG = RunConfig().changed({"launch.where": "process", "launch.num_processes": 2})
 PART = """
@@ -134,6 +138,36 @@ def test_a_job_about_to_begin_is_not_started_a_second_time(
     assert following.wait_until_idle(5)
     assert read_run(run).status is Status.STOPPED and not process.processes_of([run])
     following.shutdown(5)
+
+
+def of_machines(rank: int, **launch: Any) -> RunConfig:
+    values = {"where": "process", "num_machines": 2, "machine_rank": rank, **launch}
+    return RunConfig().changed({f"launch.{name}": value for name, value in values.items()})
+
+
+def test_what_a_machine_waits_for_is_said_and_so_is_that_it_was_in_vain(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with("waiting", monkeypatch)
+    run = launcher.start(of_machines(1, main_port=1))
+    until(lambda: process.processes_of([run]))
+    words = "Waits for the other machine at 127.0.0.1:1, an address that other computers cannot reach; it gives up after 15 min."
+    page = head_html(read_run(run))
+    assert words in page and ">Stop</button>" in page and "Waits for its turn" not in page
+    monkeypatch.setattr(process, "MEETING_S", 0.0)
+    process.end_processes([run])
+    assert launcher.wait_until_idle(5)
+    view = read_run(run)
+    assert isinstance(view.ended, Failed) and view.ended.code == "machines-apart" and "127.0.0.1:1" in view.ended.why
+    assert "did not meet" in head_html(view) and "q-phase" not in head_html(view)
+
+
+def test_a_host_that_is_not_known_and_a_port_that_is_taken_are_said_at_once(launcher: Launcher) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        configs = of_machines(1, main_host="no such host"), of_machines(0, main_port=other.getsockname()[1])
+        runs = [launcher.start(config) for config in configs]
+        assert launcher.wait_until_idle(10)
+    ended = [read_run(run).ended for run in runs]
+    assert all(isinstance(end, Failed) for end in ended)
+    assert "No computer “no such host” is known here" in str(ended[0]) and "is used by another program" in str(ended[1])
 
 
 def test_processes_of_other_runs_are_left_alone(tmp_path: Path) -> None:

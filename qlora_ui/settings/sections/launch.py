@@ -44,4 +44,6 @@ class LaunchSection(Section):
     num_machines: int = option(1, "Hosts that share the work.", label="Machines", ge=1, le=64)
     machine_rank: int = option(0, "Number of this host, from 0.", label="This machine's number", term="machine rank", ge=0, le=63)
     main_host: str = option("127.0.0.1", "Address of host 0.", label="Main host")
-    main_port: int = option(0, "Port on which the hosts meet; 0 picks a free one.", label="Main port", ge=0, le=65535)
+    main_port: int = option(
+        0, "Port on which the hosts meet; 0 picks a free one, for several hosts 29500.", label="Main port", ge=0, le=65535
+    )

@@ -89,7 +89,8 @@ def _title(view: RunView) -> str:
 
 def _phases(view: RunView) -> str:
     """Chips from download to save; done ones carry a tick, the present one its share."""
-    if not view.status.is_live and not isinstance(view.ended, Failed):
+    never_began = view.phase is not None and view.phase.phase == "launch"
+    if never_began or not (view.status.is_live or isinstance(view.ended, Failed)):
         return ""
     seen = [event.phase for event in view.timeline if isinstance(event, PhaseChanged) and view.started and event.time >= view.started.time]
     now = view.phase.phase if view.phase else "download"
@@ -162,6 +163,9 @@ def _ending(view: RunView, is_held: bool, blocked_by: Holder | None) -> str:
             '<div class="q-note q-note-warn" role="status"><strong>The app or the machine went down while this ran.</strong> '
             f"{escape(_kept(view))}</div>"
         )
+    if _is_launched(view):
+        words = (view.phase.detail if view.phase else "") or "Its own process is starting, which takes up to half a minute."
+        return f'<p class="q-note q-note-live" role="status">{escape(words)}</p>'
     if view.status is Status.QUEUED:
         then = "It starts by itself."
         if is_held:
@@ -170,6 +174,11 @@ def _ending(view: RunView, is_held: bool, blocked_by: Holder | None) -> str:
             then = f"It starts when {_END_WORDS.get(blocked_by.who, 'the memory is free')}."
         return f'<p class="q-note" role="status">Waits for its turn. {then}</p>'
     return ""
+
+
+def _is_launched(view: RunView) -> bool:
+    """Whether a process was started for it that has not begun, as where it waits for other machines."""
+    return view.status is Status.QUEUED and view.phase is not None and view.phase.phase == "launch"
 
 
 def _end(view: RunView, ended: Ended) -> str:
@@ -232,6 +241,8 @@ def _buttons(view: RunView) -> str:
     run, buttons = view.id, []
     if view.status.is_live:
         buttons = _live_buttons(view)
+    elif _is_launched(view):
+        buttons.append(act_button("Stop", "stop", run, echo="Stopping …"))
     elif view.status is Status.QUEUED:
         buttons.append(act_button("Take out of the queue", "stop", run, echo="Taking it out …"))
     elif view.can_resume:

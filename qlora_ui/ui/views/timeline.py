@@ -29,6 +29,7 @@ SHOWN = 10
 MOST = 400
 
 _PHASES = {
+    "launch": "Starting a process of its own",
     "download": "Getting the model",
     "load": "Loading the model in 4-bit",
     "data": "Preparing the rows",
