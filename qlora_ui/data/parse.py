@@ -139,6 +139,9 @@ def unpacked(path: Path, workspace: DataFolders) -> Iterator[Path]:
     job = {"path": str(path.resolve()), "name": path.name, "folder": str(folder), "cpu_s": _BASE_S + most / _UNPACKED_BYTES_PER_S}
     try:
         name = _Child({**job, "most_bytes": max(most, 1)}, silent, never).report()["name"]
+        if is_packed(folder / "unpacked"):
+            what, fix = "In the archive is another one.", "Unpack it, and upload the file in it."
+            raise DataError(what, where=path.name, fix=fix, code="DATA-PACKED")
         # A name is what an archive says, too.
         yield (folder / "unpacked").replace(folder / (safe_stem(name) or "rows"))
     finally:

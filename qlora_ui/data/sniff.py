@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.data.unpack import OFFICE, ZIP
+from qlora_ui.data.unpack import OFFICE, ZIP, office_refusal
 
 HEAD_BYTES = 1 << 16
 
@@ -102,8 +102,7 @@ def refuse_foreign(path: Path) -> None:
 
 def _refuse(head: bytes, name: str) -> None:
     if head.startswith(ZIP) and OFFICE in head[:256]:
-        what, fix = "This is a file of Excel, Word or the like.", "Save the table as CSV (in Excel: “CSV UTF-8”) and give that file."
-        raise DataError(what, where=name, fix=fix, code="DATA-TYPE")
+        raise office_refusal(name)
     if head[257:262] == b"ustar":
         raise DataError("This is a tar archive, not rows.", where=name, fix="Unpack it first and give the file inside.", code="DATA-TYPE")
     for magic, what, fix in _REFUSED:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import lzma
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.base.files import DISK_FULL
 from qlora_ui.base.units import format_bytes
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 OFFICE = b"[Content_Types].xml"
 """First in every workbook and document of newer Office programs, which are zip archives too."""
+OFFICE_PARTS = frozenset(("[Content_Types].xml", "mimetype"))
+"""Files that tell a workbook from a plain archive wherever they stand in it: some programs write them last, LibreOffice another one."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BLOCK = 1 << 20
 _SHOWN_NAMES = 3
@@ -37,16 +38,23 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
         if is_gzip:
             with gzip.open(path) as packed:
                 _write(packed, target, name, most)
-            return {"name": name.removesuffix(".gz").removesuffix(".gzip")}
+            inside = PurePosixPath(name)
+            return {"name": inside.stem if inside.suffix.lower() in (".gz", ".gzip") else name}
         with zipfile.ZipFile(path) as archive:
             entry = _data_file(archive, name)
             with archive.open(entry) as packed:
                 _write(packed, target, name, most)
             return {"name": PurePosixPath(entry.filename).name}
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, ValueError):
-        raise _refusal("The archive is damaged or was cut off.", name, "Download or pack it again.") from None
+    except (DataError, MemoryError):
+        raise
     except NotImplementedError:
         raise _refusal("The archive is packed in a way that is not known here.", name, "Unpack it, and upload the file in it.") from None
+    # Each way of packing has errors of its own for what is damaged (bzip2 an OSError, zstd one that only Python 3.14 knows), and zipfile
+    # lets them pass, with the IndexError of a name that is empty.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        raise _refusal("The archive is damaged or was cut off.", name, "Download or pack it again.") from None
 
 
 def _data_file(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
@@ -57,6 +65,8 @@ def _data_file(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         inside = PurePosixPath(entry.filename)
         if inside.suffix.lower() in SUFFIXES and not inside.name.startswith(".") and "__MACOSX" not in inside.parts:
             found.append(entry)
+    if not found and any(entry.filename in OFFICE_PARTS for entry in entries):
+        raise office_refusal(name)
     if not found:
         raise _refusal("There is no data file in the archive.", name, "Give a JSONL, JSON, CSV, TSV or Parquet file.")
     if len(found) > 1:
@@ -79,6 +89,12 @@ def _write(packed: IO[bytes] | gzip.GzipFile, target: Path, name: str, most: int
                 what = f"Unpacked it has more than {format_bytes(most)}."
                 raise _refusal(what, name, "Free some space on the disk, or unpack it and upload a part of it.")
             file.write(block)
+
+
+def office_refusal(name: str) -> DataError:
+    """The error for a workbook or a document of an Office program."""
+    fix = "Save the table as CSV (in Excel: “CSV UTF-8”) and give that file."
+    return DataError("This is a file of Excel, Word or the like.", where=name, fix=fix, code="DATA-TYPE")
 
 
 def _refusal(what: str, name: str, fix: str) -> DataError:

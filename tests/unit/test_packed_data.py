@@ -18,12 +18,20 @@ from qlora_ui.ui.new_data import keep_uploads
 ROWS = b'{"prompt": "Hello", "completion": "Ahoy"}\n'
 
 
-def zipped(**files: bytes) -> bytes:
+def zipped(how: int = zipfile.ZIP_DEFLATED, /, **files: bytes) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", how) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
+
+
+def changed(content: bytes, place: int, sign: int) -> bytes:
+    return content[:place] + bytes([sign]) + content[place + 1 :]
+
+
+BZIP2 = zipped(zipfile.ZIP_BZIP2, **{"a.csv": b"x,y\n" * 500})
+NAMELESS = zipped(**{"a.csv": b"x"})
 
 
 def uploaded(workspace: Workspace, name: str, content: bytes) -> str:
@@ -35,13 +43,13 @@ def uploaded(workspace: Workspace, name: str, content: bytes) -> str:
 def test_what_is_packed_is_kept_under_its_own_name(workspace: Workspace) -> None:
     mac = {"a/../../b/chats.jsonl": ROWS, "__MACOSX/a/._chats.jsonl": b"x", "a/.hidden.csv": b"x", "a/read me.md": b"x"}
     files = [
-        uploaded(workspace, "rows.csv.gz", gzip.compress(b"Question,Answer\nHi,Ahoy\n")),
+        uploaded(workspace, "rows.csv.GZ", gzip.compress(b"Question,Answer\nHi,Ahoy\n")),
         uploaded(workspace, "all.zip", zipped(**mac)),
     ]
     kept, problems = keep_uploads(files, workspace)
     assert not problems and [Path(path).name for path in kept] == ["rows.csv", "chats.jsonl"]
     assert Path(kept[1]).read_bytes() == ROWS and Path(kept[1]).parent.parent == workspace.datasets
-    assert {path.name for path in workspace.temp.iterdir()} == {"rows.csv.gz", "all.zip"}
+    assert {path.name for path in workspace.temp.iterdir()} == {"rows.csv.GZ", "all.zip"}
 
 
 def test_a_file_that_cannot_be_meant_is_named_and_the_others_are_kept(workspace: Workspace) -> None:
@@ -59,12 +67,16 @@ def test_a_file_that_cannot_be_meant_is_named_and_the_others_are_kept(workspace:
         ("none.zip", zipped(**{"a.exe": b"x"}), "no data file"),
         ("cut.jsonl.gz", gzip.compress(ROWS * 999)[:60], "damaged or was cut off"),
         ("cut.zip", zipped(**{"a.csv": b"x" * 999})[:60], "damaged or was cut off"),
+        ("broken bzip2.zip", changed(BZIP2, 60, BZIP2[60] ^ 255), "damaged or was cut off"),
+        ("nameless.zip", changed(NAMELESS, NAMELESS.rindex(b"a.csv"), 0), "damaged or was cut off"),
+        ("late.xlsx", zipped(**{"xl/sheet.xml": bytes(999), "[Content_Types].xml": b"x"}), "file of Excel"),
+        ("table.ods", zipped(**{"mimetype": b"application/vnd.oasis", "content.xml": b"x"}), "file of Excel"),
         ("locked.zip", zipped(**{"a.csv": b"x"}).replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"), "password"),
         ("bomb.gz", gzip.compress(bytes(2000)), "more than 1 KiB"),
         ("bomb.zip", zipped(**{"a.csv": bytes(2000)}), "more than 1 KiB"),
     ],
     # Archives hold the time, and pytest's workers must name a test alike.
-    ids=("two", "none", "cut gz", "cut zip", "locked", "bomb gz", "bomb zip"),
+    ids=("two", "none", "cut gz", "cut zip", "bzip2", "nameless", "xlsx", "ods", "locked", "bomb gz", "bomb zip"),
 )
 def test_what_cannot_be_unpacked_says_why(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -79,3 +91,8 @@ def test_the_confined_child_says_the_same_and_leaves_nothing(workspace: Workspac
     with pytest.raises(DataError, match=r"bomb\.jsonl\.gz: .*more than 1 KiB"):
         keep_uploads([bomb], workspace)
     assert [path.name for path in workspace.temp.iterdir()] == ["bomb.jsonl.gz"]
+
+
+def test_an_archive_in_an_archive_is_not_sent_back_to_be_uploaded_again(workspace: Workspace) -> None:
+    with pytest.raises(DataError, match=r"twice\.gz: In the archive is another one.*Unpack it"):
+        keep_uploads([uploaded(workspace, "twice.gz", gzip.compress(gzip.compress(ROWS)))], workspace)
