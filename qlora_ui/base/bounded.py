@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_ui.base.files import replace, size_of_tree
+from qlora_ui.base.files import remove_at_once, size_of_tree
 from qlora_ui.base.units import GIB
 
 MOST_BYTES = 10 * GIB
@@ -68,11 +66,9 @@ def keep_within(folders: Iterable[Path], most_bytes: int | None = None) -> int:
 
 
 def _remove(path: Path) -> bool:
-    """At once and whole, so that nobody finds half of it; on Windows what a program has open stays."""
-    gone = path.with_name(f".gone-{secrets.token_hex(6)}")
+    """Whether it is gone; on Windows what a program has open stays."""
     try:
-        replace(path, gone)
+        remove_at_once(path)
     except OSError:
         return False
-    shutil.rmtree(gone, ignore_errors=True)
     return True

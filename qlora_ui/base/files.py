@@ -22,6 +22,8 @@ DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
 MAX_STEM_BYTES = 120
 """File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
+GONE = ".qlora-ui-gone-"
+"""Begins the names of folders that are being removed."""
 BUSY_S = 2.0 if os.name == "nt" else 0.0
 """Windows refuses to replace or move what anybody has open, and each page reads files of a run each second."""
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
@@ -73,6 +75,19 @@ def move(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         shutil.move(source, target)
+
+
+def remove_at_once(path: Path) -> None:
+    """Remove a folder, or a link to one, at once and whole, so that nobody finds half of it.
+
+    Raises OSError, with all where it was, where a program holds it. What then resists lies beside it, named after GONE.
+    """
+    gone = path.with_name(f"{GONE}{secrets.token_hex(6)}")
+    replace(path, gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager

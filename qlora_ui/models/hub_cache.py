@@ -68,19 +68,24 @@ def cached_models() -> list[tuple[str, Path]]:
 
 
 def download_lock(model_id: str) -> Path:
-    """The lock under which the app downloads a model. It stays, and so tells what the app brought from what other programs did."""
+    """The lock under which the app downloads a model."""
     return cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
+
+
+def download_mark(model_id: str) -> Path:
+    """A file that tells what the app brought from what other programs did; the lock goes with its release on Windows."""
+    return download_lock(model_id).with_name("qlora-ui.brought")
 
 
 def brought_models() -> list[str]:
     """Ids of the models that the app downloaded, all of them or a part."""
-    names = sorted(lock.parent.name for lock in cache_folder().glob(".locks/models--*--*/qlora-ui.lock"))
+    names = sorted(mark.parent.name for mark in cache_folder().glob(".locks/models--*--*/qlora-ui.brought"))
     return [model_id for model_id in map(_id_of, names) if repository_folder(model_id).is_dir()]
 
 
 def is_brought(model_id: str) -> bool:
     """Whether the app downloaded it, all of it or a part."""
-    return download_lock(model_id).is_file() and repository_folder(model_id).is_dir()
+    return download_mark(model_id).is_file() and repository_folder(model_id).is_dir()
 
 
 def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:

@@ -25,7 +25,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.models.folder import read_folder
 from qlora_ui.models.hub import HubDetails, HubFile, describe, disk_full, endpoint, hub_errors
-from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, download_lock, repository_folder, stored_bytes
+from qlora_ui.models.hub_cache import cache_folder, cached_snapshot, download_lock, download_mark, repository_folder, stored_bytes
 
 ROOM_BYTES = 512 * MIB
 """Left free on the disk after a download."""
@@ -122,6 +122,7 @@ def _child(request: dict[str, Any]) -> int:
         with hub_errors(model_id, revision):
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
+                download_mark(model_id).touch()
                 for name, (sha256, num_bytes) in request["large"].items():
                     _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))
                 files, cache = request["files"], cache_folder()

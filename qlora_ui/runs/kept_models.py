@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import move, read_json, replace, size_of_tree, typed_path, write_json
+from qlora_ui.base.files import move, read_json, remove_at_once, size_of_tree, typed_path, write_json
 from qlora_ui.catalog.exports import EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
-from qlora_ui.models.hub_cache import brought_models, is_brought, repository_folder, stored_bytes
+from qlora_ui.models.hub_cache import brought_models, download_lock, download_mark, is_brought, repository_folder, stored_bytes
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
@@ -41,7 +42,7 @@ def kept_model(workspace: Workspace, model_id: str) -> KeptModel | None:
     if is_hub_id(model_id):
         return KeptModel(model_id, repository_folder(model_id), "hub", stored_bytes(model_id)) if is_brought(model_id) else None
     folder = typed_path(model_id)
-    if not os.path.isdir(folder) or folder.parent != workspace.models or folder == converted_folder(workspace):
+    if not os.path.isdir(folder) or folder.parent != workspace.models or folder.name == ".." or folder == converted_folder(workspace):
         return None
     return KeptModel(model_id, folder, "folder", size_of_tree(folder))
 
@@ -141,11 +142,19 @@ def _moved(model: KeptModel, workspace: Workspace) -> Path | None:
         target = workspace.trash / f"{model.folder.name}-{secrets.token_hex(2)}"
         move(model.folder, target)
         return target
-    # Away at once and whole: half a model would be taken for a damaged one.
-    gone = model.folder.with_name(f".gone-{secrets.token_hex(4)}")
-    replace(model.folder, gone)
-    if gone.is_symlink():
-        gone.unlink()
+    # At once: half a model would be taken for a damaged one.
+    if model.kind == "hub":
+        _delete_download(model)
     else:
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_at_once(model.folder)
     return None
+
+
+def _delete_download(model: KeptModel) -> None:
+    try:
+        with FileLock(download_lock(model.id), timeout=0):
+            remove_at_once(model.folder)
+            # What another program brings there later is not the app's to delete.
+            download_mark(model.id).unlink(missing_ok=True)
+    except Timeout:
+        raise ModelError(f"{model.id} is being downloaded.", fix="Stop the download first", code="download-busy") from None

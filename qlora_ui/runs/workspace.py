@@ -22,7 +22,8 @@ from platformdirs import user_data_path
 
 from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import DISK_FULL, read_json, write_json
+from qlora_ui.base.files import DISK_FULL, GONE, read_json, write_json
+from qlora_ui.models.hub_cache import cache_folder
 from qlora_ui.runs.moved import note_place
 
 LEFT_S = 24 * 3600.0
@@ -157,6 +158,8 @@ def _remove_left(workspace: Workspace) -> None:
     """
     aside = (
         (path for path in _inside(workspace.temp) if path != workspace.uploads),
+        (path for path in _inside(workspace.models) if path.name.startswith(GONE)),
+        (path for path in _inside(cache_folder()) if path.name.startswith(GONE)),
         (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith(MAKING)),
         (path for folder in workspace.rows_and_tokens for path in _inside(folder) if path.name.startswith(".")),
         (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),

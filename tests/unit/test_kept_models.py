@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from filelock import FileLock
 from model_files import write_model
 
 from qlora_ui.base.errors import ModelError, RunError
-from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.files import GONE, read_json, write_json
 from qlora_ui.cli import main
 from qlora_ui.models.builtin import converted_folder
 from qlora_ui.models.catalogue import list_models
-from qlora_ui.models.hub_cache import download_lock, repository_folder
+from qlora_ui.models.hub_cache import download_lock, download_mark, repository_folder
 from qlora_ui.runs.events import Finished
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.kept_models import delete_export, delete_model, kept_model, runs_on_exports
@@ -22,7 +24,7 @@ from qlora_ui.runs.listing import RunList
 from qlora_ui.runs.registry import create_run, delete_checkpoints, empty_trash
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.storage import free_remade, measure
-from qlora_ui.runs.workspace import Workspace
+from qlora_ui.runs.workspace import Ownership, Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.action import Action
@@ -55,8 +57,8 @@ def brought(model_id: str = HUB) -> Path:
     blobs = repository_folder(model_id) / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.qlora-ui.incomplete").write_bytes(bytes(5000))
-    download_lock(model_id).parent.mkdir(parents=True)
-    download_lock(model_id).touch()
+    download_mark(model_id).parent.mkdir(parents=True, exist_ok=True)
+    download_mark(model_id).touch()
     return repository_folder(model_id)
 
 
@@ -86,8 +88,25 @@ def test_what_comes_again_is_removed_at_once(workspace: Workspace) -> None:
     assert not converted_folder(workspace).exists() and not list(workspace.trash.iterdir())
     waiting.claim()
     folder = brought()
+    with FileLock(download_lock(HUB)), pytest.raises(ModelError, match=r"small-model is being downloaded\."):
+        delete_model(workspace, HUB, [])
     assert delete_model(workspace, HUB, RunList(workspace).rows()) is None
-    assert not folder.exists() and not list(folder.parent.glob(".gone-*"))
+    assert not folder.exists() and not list(folder.parent.glob(f"{GONE}*"))
+    (folder / "blobs").mkdir(parents=True)
+    assert kept_model(workspace, HUB) is None, "what another program brought after that is not the app's"
+
+
+def test_what_resisted_its_removal_goes_with_the_next_start(workspace: Workspace) -> None:
+    left = [workspace.models / f"{GONE}1", repository_folder(HUB).with_name(f"{GONE}2")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    with Ownership(workspace):
+        assert not any(map(Path.exists, left))
+
+
+def test_the_workspace_itself_is_no_model_of_it(workspace: Workspace) -> None:
+    assert kept_model(workspace, f"{workspace.models}/..") is None
 
 
 def test_a_download_that_was_stopped_early_is_listed_and_that_of_another_program_is_left_alone(workspace: Workspace) -> None:

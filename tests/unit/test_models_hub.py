@@ -21,7 +21,15 @@ from qlora_ui.base.progress import Cancelled
 from qlora_ui.models import hub_download
 from qlora_ui.models.catalogue import model_facts, needs_download
 from qlora_ui.models.hub import describe, in_words, search
-from qlora_ui.models.hub_cache import cache_folder, cached_models, cached_snapshot, repository_folder, stored_bytes
+from qlora_ui.models.hub_cache import (
+    cache_folder,
+    cached_models,
+    cached_snapshot,
+    download_lock,
+    is_brought,
+    repository_folder,
+    stored_bytes,
+)
 from qlora_ui.models.hub_download import download
 from qlora_ui.runs.workspace import Workspace
 
@@ -83,8 +91,11 @@ def test_download_brings_a_whole_checked_model_and_does_not_repeat(hub: HubStub)
     assert download(MODEL) == folder
 
 
-def test_a_version_in_the_cache_may_have_slashes_in_its_name(hub: HubStub) -> None:
+def test_a_download_is_the_apps_and_its_version_may_have_slashes_in_its_name(hub: HubStub) -> None:
     folder = download(MODEL)
+    # On Windows the lock goes by itself, and the model is the app's all the same.
+    download_lock(MODEL).unlink(missing_ok=True)
+    assert is_brought(MODEL)
     repository = repository_folder(MODEL)
     for name in ("refs/pr/1", "feature/x"):
         (repository / "refs" / name).parent.mkdir(parents=True, exist_ok=True)

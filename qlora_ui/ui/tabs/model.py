@@ -142,9 +142,6 @@ def _kept(service: Service, draft: Draft, entry: ModelEntry | None) -> str:
 
 
 def _delete(service: Service, model_id: str) -> None:
-    latest = service.downloads.latest()
-    if latest is not None and latest.state == "running" and latest.model_id == model_id:
-        raise ModelError(f"{model_id} is being downloaded.", fix="Stop the download first", code="download-busy")
     delete_model(service.workspace, model_id, service.run_lists.all_rows("model"))
     # Else the next question would fail, or bring all of it again.
     service.desk.leave(None, model_id)
