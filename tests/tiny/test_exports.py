@@ -30,7 +30,7 @@ from qlora_ui.engine.exports.prompts import check_prompts
 from qlora_ui.engine.exports.stops import name_turn_end, stop_ids
 from qlora_ui.engine.load import load_quantized
 from qlora_ui.models.weights_mark import weights_mark
-from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.registry import create_run, list_runs
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -526,6 +526,18 @@ def test_a_stopped_export_leaves_nothing(workspace: Workspace, tiny_model_dir: P
     with pytest.raises(Cancelled):
         export_run(run, "merged-original", workspace, tmp_path / "parent" / "out", num_prompts=0, is_cancelled=lambda: True)
     assert list((tmp_path / "parent").iterdir()) == []
+
+
+def test_the_folder_of_a_run_that_is_deleted_meanwhile_does_not_come_back(workspace: Workspace, tiny_model_dir: Path) -> None:
+    run = _run(workspace, tiny_model_dir)
+
+    def told(what: str, share: float | None) -> None:
+        if run.path.exists():
+            run.path.rename(workspace.trash / run.id)
+
+    with pytest.raises(Cancelled):
+        export_run(run, "merged-original", workspace, num_prompts=0, on_progress=told)
+    assert list_runs(workspace) == [] and not run.path.exists()
 
 
 def test_an_empty_folder_is_filled_and_not_replaced(workspace: Workspace, tiny_model_dir: Path, tmp_path: Path) -> None:

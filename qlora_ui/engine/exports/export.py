@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tree, write_json
-from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent
+from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.adapter import noted_weights
@@ -77,15 +77,21 @@ def export_run(
 
     Of its finished adapter, and where there is none of its newest checkpoint, also while it trains. It is made aside and moved into
     place whole. `num_prompts` is how many questions the check asks, 0 for none, where `why_unchecked` may say why. `on_cpu` does
-    without the card while others have it, for all but the check. Raises RunError or ModelError in words, and Cancelled.
+    without the card while others have it, for all but the check. Raises RunError or ModelError in words, and Cancelled, also where the
+    run was deleted.
     """
     if form not in {known.name for known in EXPORT_FORMS}:
         names = ", ".join(known.name for known in EXPORT_FORMS)
         raise QloraUiError(f"There is no export “{form[:40]}”.", fix=f"Choose one of {names}.", where="--format", code="export-form")
     checkpoint = checkpoint_or_fail(run)
-    config = run.config()
+    config, is_stopped = run.config(), is_cancelled
+
+    def is_over() -> bool:
+        # A run may be deleted meanwhile; its folder must not come back with nothing but this in it, as a run that says nothing.
+        return is_stopped() or not run.config_path.exists()
+
     target = _free_target(run, form, out)
-    base = _base(form, config, workspace, on_progress, is_cancelled, is_finished=checkpoint is None)
+    base = _base(form, config, workspace, on_progress, is_over, is_finished=checkpoint is None)
     _refuse_without_room(plan_export(run, base, form), target)
     staged = _aside(target, form)
     try:
@@ -97,7 +103,7 @@ def export_run(
         adapter_sha256 = (read_json(adapter / ADAPTER_SIDECAR) or {}).get("adapter_sha256", "")
         # The adapter's folder has its own tokenizer, which is all that its card asks of a base.
         source = base or adapter
-        maker = Maker(run, adapter, step, config, source, workspace, making, staged / "work", on_cpu, on_progress, is_cancelled)
+        maker = Maker(run, adapter, step, config, source, workspace, making, staged / "work", on_cpu, on_progress, is_over)
         remarks = maker.make(form)
         refuse_leaks(making, workspace, str(source), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
@@ -110,7 +116,7 @@ def export_run(
             num_prompts=num_prompts,
             why_unchecked=why_unchecked,
             on_progress=on_progress,
-            is_cancelled=is_cancelled,
+            is_cancelled=is_over,
         )
         if step is not None:
             note = f"Of the checkpoint of step {step:,}. {note}"
@@ -118,6 +124,7 @@ def export_run(
         replaced = replaced_words(noted, weights_mark(base), base) if base is not None else ""
         note = " ".join(filter(None, (replaced, note, *remarks)))
         on_progress("Putting it in place", None)
+        stop_if(is_over, "The export")
         if staged.parent == target:
             for path in making.iterdir():
                 path.rename(target / path.name)
