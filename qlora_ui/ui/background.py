@@ -20,7 +20,7 @@ class Progress:
     """Where the work is."""
 
     key: str = ""
-    """What it is for: a run's id, a form of export."""
+    """What it is for: a run's id, with what is made of it after a “|”."""
     is_running: bool = False
     what: str = ""
     share: float | None = None
@@ -28,6 +28,11 @@ class Progress:
     is_cancelling: bool = False
     problems: tuple[Problem, ...] = ()
     result: Any = None
+
+    @property
+    def run_id(self) -> str:
+        """The run that it is about."""
+        return self.key.partition("|")[0]
 
     def seconds_left(self, now: float) -> float | None:
         """From the pace so far; None before a tenth is done."""

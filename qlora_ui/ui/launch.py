@@ -260,7 +260,7 @@ def wait_for_the_end(served: Served) -> None:
     # A wait without limit would not be woken by Ctrl-C on Windows.
     while not asked.wait(0.5):
         pass
-    view, working = served.service.view(""), served.service.working
+    view, working = served.service.view(""), list(served.service.worked_on().values())
     is_live = view is not None and view.status.is_live
     if is_live or working:
         what = f"Stopping {view.name or view.id} and saving it" if view is not None and is_live else f"Ending the {working[0]}"

@@ -34,6 +34,14 @@ def pack(folder: Path, target: Path, *, on_progress: OnProgress = silent, is_can
             fix=f"Free some space, or take the folder itself: {folder}",
             code="disk-full",
         )
+    try:
+        _write(folder, target, size, on_progress, is_cancelled)
+    except FileNotFoundError:
+        raise RunError("It was deleted while it was packed.", fix="Make it again", code="export-missing") from None
+    return target
+
+
+def _write(folder: Path, target: Path, size: int, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
     done = 0
     # Aside, since a browser may be fetching an earlier one.
     with written_aside(target) as aside, zipfile.ZipFile(aside, "w") as archive:
@@ -47,7 +55,6 @@ def pack(folder: Path, target: Path, *, on_progress: OnProgress = silent, is_can
                     inside.write(block)
                     done += len(block)
                     on_progress(f"Packing {format_bytes(done)} of {format_bytes(size)}", min(done / max(size, 1), 1.0))
-    return target
 
 
 def _remove_old(packed: Path) -> None:

@@ -317,10 +317,9 @@ class Service:
         self._works.append(work)
         return work
 
-    @property
-    def working(self) -> list[str]:
-        """Names of the pieces of work in hand."""
-        return [work.name for work in self._works if work.progress().is_running]
+    def worked_on(self) -> dict[str, str]:
+        """Runs that are being exported, evaluated, … by their ids, with the name of that work."""
+        return {progress.run_id: work.name for work in self._works if (progress := work.progress()).is_running}
 
     def shutdown(self, timeout_s: float = 30) -> None:
         """Stop and save the running job, end other work, free the chat."""

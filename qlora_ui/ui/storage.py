@@ -12,7 +12,6 @@ from qlora_ui.runs.registry import trash_size
 from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
-from qlora_ui.ui.background import Background
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.storage import storage_html
@@ -20,7 +19,7 @@ from qlora_ui.ui.views.storage import storage_html
 
 def build_storage(page: Page) -> None:
     """Draw it and wire it."""
-    work, workspace = Background("measurement"), page.service.workspace
+    work, workspace = page.service.background("measurement"), page.service.workspace
     view = live_html("", "runs-storage")
 
     def draw(run_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import orjson
 import pytest
 from model_files import write_model
 
+from qlora_ui.base.errors import ModelError
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.runs.held_back import held_back_rows
@@ -228,6 +230,18 @@ def test_a_model_that_is_deleted_is_talked_to_no_more(workspace: Workspace) -> N
     write_model(folder)
     _delete(service, str(folder))
     assert looked(service)[0] == f"run|{run.id}|"
+
+
+def test_a_model_is_not_deleted_under_what_reads_it(workspace: Workspace) -> None:
+    service, folder, is_over = Service(workspace), write_model(workspace.models / "merged"), threading.Event()
+    run = write_run(workspace, values={"model.id": str(folder), "output.name": "Pirate"}, end="done")
+    working = service.background("export").start(f"{run.id}|merged-original", lambda on_progress, is_cancelled: is_over.wait(9))
+    with pytest.raises(ModelError, match=r"The model is in use\. It is the base of Pirate, and the export"):
+        _delete(service, str(folder))
+    is_over.set()
+    working.join()
+    _delete(service, str(folder))
+    assert not folder.exists()
 
 
 def test_a_run_whose_folder_is_gone_breaks_no_drawing_and_its_remedy_fits_the_page(workspace: Workspace) -> None:

@@ -88,8 +88,8 @@ def test_the_end_of_the_app_ends_an_evaluation_and_waits_for_it(workspace: Works
         ended.set()
 
     work.start("run", job)
-    assert service.working == ["evaluation"]
+    assert list(service.worked_on().values()) == ["evaluation"]
     service.shutdown(10)
-    assert ended.is_set() and service.working == []
+    assert ended.is_set() and service.worked_on() == {}
     with pytest.raises(QloraUiError, match="closing"):
         work.start("run", job)

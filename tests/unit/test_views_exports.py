@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -146,6 +147,13 @@ def test_an_export_is_packed_whole_and_not_onto_a_disk_without_room(workspace: W
     with pytest.raises(Cancelled):
         _pack(service, run, "adapter", silent, lambda: True)
     assert sorted(path.name for path in packed.parent.iterdir()) == ["a-run-adapter.zip"]
+
+    def delete(what: str, share: float | None) -> None:
+        shutil.rmtree(run.exports / "adapter" / "inner", ignore_errors=True)
+
+    with pytest.raises(RunError, match="deleted while it was packed"):
+        _pack(service, run, "adapter", delete)
+    (run.exports / "adapter" / "inner").mkdir()
     monkeypatch.setattr("qlora_ui.ui.packing.free_bytes", lambda path: 999)
     with pytest.raises(RunError, match="no room to pack") as caught:
         _pack(service, run, "adapter")

@@ -142,7 +142,12 @@ def _kept(service: Service, draft: Draft, entry: ModelEntry | None) -> str:
 
 
 def _delete(service: Service, model_id: str) -> None:
-    delete_model(service.workspace, model_id, service.run_lists.all_rows("model"))
+    rows, worked_on = service.run_lists.all_rows("model"), service.worked_on()
+    for row in runs_on(model_id, rows):
+        if row.id in worked_on:
+            why = f"It is the base of {row.name}, and the {worked_on[row.id]} that works on that reads it"
+            raise ModelError("The model is in use.", why=why, fix="Let it end, or cancel it, first", code="model-needed")
+    delete_model(service.workspace, model_id, rows)
     # Else the next question would fail, or bring all of it again.
     service.desk.leave(None, model_id)
     service.models_changed()
