@@ -44,6 +44,9 @@ def write_digest(journal: Path, end: int) -> None:
         lines = _lines(journal, end)
         head = {"version": _VERSION, "bytes": end, "mark": _mark(journal, end)}
         kept = b"\n".join(lines[place] for place in sorted(_kept(lines)))
+        # A second may have passed: it may be deleted, and writing makes folders, or be another.
+        if not head["mark"] or _mark(journal, end) != head["mark"]:
+            return
         write_text(digest_path(journal), f"{json.dumps(head)}\n{kept.decode()}\n")
     except (OSError, ValueError):
         return

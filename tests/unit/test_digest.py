@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from qlora_ui.runs import digest
 from qlora_ui.runs.digest import digest_path, read_digest, write_digest
 from qlora_ui.runs.events import Finished, MemoryMeasured, Queued, Started, StepLogged
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.read import RunReader, RunReaders, RunView
+from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from tests.journals import write_run
@@ -73,6 +75,27 @@ def test_what_is_added_later_comes_in_full(workspace: Workspace, run: RunDir) ->
     # Taken up again at an earlier step: the points behind it are gone from the short form, too.
     writer.write(Started(pid=1, process_started=1.0, host="h", launcher="thread", versions={}, device="CPU", resumed_from=600, time=2e9))
     assert RunReaders(workspace).view(run).steps[-1].step <= 600 == RunReader(run).view().steps[-1].step
+
+
+def test_a_run_that_is_deleted_while_its_journal_is_shortened_does_not_come_back(
+    workspace: Workspace, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = digest._kept
+
+    def delete(lines: list[bytes]) -> set[int]:
+        run.path.rename(workspace.trash / run.id)
+        return kept(lines)
+
+    monkeypatch.setattr(digest, "_kept", delete)
+    write_digest(run.journal_path, run.journal_size())
+    assert list_runs(workspace) == []
+
+
+def test_a_journal_that_got_shorter_meanwhile_is_not_taken_for_the_long_one(run: RunDir) -> None:
+    end = run.journal_size()
+    run.journal_path.write_bytes(run.journal_path.read_bytes()[: end // 2])
+    write_digest(run.journal_path, end)
+    assert read_digest(run.journal_path) is None
 
 
 def test_a_short_form_of_another_journal_or_half_of_one_is_not_taken(workspace: Workspace, run: RunDir) -> None:
