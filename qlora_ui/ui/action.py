@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import escape, whole_letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Action:
     def of(cls, event: gr.EventData) -> Action:
         """The action of an "act" event."""
         data = event._data if isinstance(event._data, dict) else {}
-        texts = {str(key): str(value) for key, value in data.items() if isinstance(value, str | int | float)}
+        texts = {str(key): whole_letters(str(value)) for key, value in data.items() if isinstance(value, str | int | float)}
         return cls(texts.get("act", ""), texts.get("id", ""), texts.get("text", ""), bool(data.get("on")), texts)
 
 

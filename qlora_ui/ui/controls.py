@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 import gradio as gr
 
 from qlora_ui.settings.option import Option
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import escape, whole_letters
 
 MAX_SEGMENTS = 3
 """A choice of so many values is a row of segments; a longer one is a list that opens."""
@@ -125,7 +125,7 @@ def from_component(option: Option, value: Any) -> Any:
         return None
     if isinstance(value, float) and option.inner_type is int and value.is_integer():
         return int(value)
-    return value
+    return whole_letters(value) if isinstance(value, str) else value
 
 
 def _bounds_hint(option: Option) -> str:

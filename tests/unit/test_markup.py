@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.ui.action import Action
+from qlora_ui.ui.controls import from_component
 from qlora_ui.ui.markup import end_cut, prose, sentence_case
 
 
@@ -27,3 +34,10 @@ def test_names_in_backticks_are_set_as_code_and_stay_text() -> None:
 
 def test_a_sentence_is_cut_at_its_end() -> None:
     assert end_cut("What can I do?", 8) == "What ca…" and end_cut("short", 8) == "short"
+
+
+def test_half_a_letter_from_a_page_reaches_no_file() -> None:
+    """As a browser sends what was cut within an emoji: nothing with it can be written, and drawing it failed as a fault of the app."""
+    half = json.loads('"Pirate \\ud83d"')
+    event: Any = SimpleNamespace(_data={"act": "rename", "id": "run", "text": half})
+    assert Action.of(event).text == from_component(option_by_path()["output.name"], half) == "Pirate \N{REPLACEMENT CHARACTER}"

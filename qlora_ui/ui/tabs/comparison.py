@@ -23,6 +23,7 @@ from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
+from qlora_ui.ui.markup import whole_letters
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
@@ -78,8 +79,9 @@ def _build_comparison(page: Page) -> None:
     def compare(given: dict[Any, Any]) -> None:
         chosen = _run(service, given[page.run_id])
         run = chosen.run
-        comparing.keep_typed(service, str(given[questions] or ""))
-        asked = comparing.questions_of(str(given[questions] or ""), held_back_rows(service.workspace, run.id))
+        typed = whole_letters(str(given[questions] or ""))
+        comparing.keep_typed(service, typed)
+        asked = comparing.questions_of(typed, held_back_rows(service.workspace, run.id))
         # Chosen beside another run, perhaps, and then the list does not show it.
         other = given[beside] if given[beside] in dict(comparing.others_of(service, chosen)[0]) else ""
         wish = comparing.Wish(asked, other, float(given[warmth] or 0), int(given[most] or 96), bool(given[blind]))
@@ -91,7 +93,7 @@ def _build_comparison(page: Page) -> None:
 
     @handler
     def keep(text: str) -> None:
-        comparing.keep_typed(service, text)
+        comparing.keep_typed(service, whole_letters(text))
 
     @handler
     def add_some(run_id: str, text: str) -> str:
@@ -161,6 +163,7 @@ def _build_likely(page: Page) -> None:
     @handler
     def measure(run_id: str, words: str) -> None:
         run = _run(service, run_id).run
+        words = whole_letters(words)
         if not words.strip():
             raise QloraUiError("There is no text.", fix="Type or paste some.", code="empty-text")
 
