@@ -10,8 +10,9 @@ from typing import Any
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.cli.config_flags import table
+from qlora_ui.runs.ending import config_or_none
 from qlora_ui.runs.events import Failed
-from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run
+from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.launcher import ask
 from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
 from qlora_ui.runs.read import RunView, read_run
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         target.write_about(tags=list(arguments.rest))
         _say({"run_id": target.id, "message": f"Tags: {', '.join(arguments.rest) or 'none'}."}, arguments.json)
     elif arguments.word == "delete":
-        refuse_while_needed("What was exported of this run", runs_on_run(workspace, target.id, RunList(workspace).rows()))
+        rows = RunList(workspace).rows()
+        refuse_while_run_is_needed(workspace, target.id, rows, lambda run_id: config_or_none(find_run(workspace, run_id)))
         trash = delete_run(workspace, target)
         _say({"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space."}, arguments.json)
     elif arguments.word == "delete-checkpoints":

@@ -78,6 +78,14 @@ def runs_to_start_from(run_id: str, rows: Iterable[RunRow], config_of: Callable[
     return [row for row in waiting if (config := config_of(row.id)) is not None and config.lora.start_from.strip() == run_id]
 
 
+def refuse_while_run_is_needed(
+    workspace: Workspace, run_id: str, rows: Sequence[RunRow], config_of: Callable[[str], RunConfig | None]
+) -> None:
+    """Raise ModelError where another run works with what a run has learned, or will; `rows` are all runs, for `config_of` see above."""
+    refuse_while_needed("What was exported of this run", runs_on_run(workspace, run_id, rows))
+    refuse_while_needed("This run", runs_to_start_from(run_id, rows, config_of))
+
+
 def refuse_while_needed(what: str, needing: Iterable[RunRow]) -> None:
     """Raise ModelError where one of the runs loads a model now, or has still to do so."""
     pressing = [row for row in needing if row.status.is_live or row.status is Status.QUEUED]

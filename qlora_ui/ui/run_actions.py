@@ -9,7 +9,7 @@ import gradio as gr
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.runs.events import Failed
-from qlora_ui.runs.kept_models import refuse_while_needed, runs_on_run, runs_to_start_from
+from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.listing import rename
 from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
@@ -166,12 +166,9 @@ def _tags(page: Page, action: Action) -> Outcome:
 
 def _delete(page: Page, action: Action) -> Outcome:
     run, workspace, lists = _run(page, action), page.service.workspace, page.service.run_lists
-    lists.forget()
-    rows = lists.rows()
-    refuse_while_needed("What was exported of this run", runs_on_run(workspace, run.id, rows))
-    refuse_while_needed("This run", runs_to_start_from(run.id, rows, lists.config))
+    refuse_while_run_is_needed(workspace, run.id, lists.all_rows("run"), lists.config)
     delete_run(workspace, run)
-    page.service.run_lists.forget()
+    lists.forget()
     page.service.desk.leave(run.id)
     return Outcome("")
 

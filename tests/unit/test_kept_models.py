@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from model_files import write_model
 
-from qlora_ui.base.errors import ModelError, RunError
+from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import GONE, read_json, write_json
 from qlora_ui.cli import main
 from qlora_ui.models.builtin import converted_folder
@@ -189,13 +189,20 @@ def test_the_checkpoints_of_a_run_go_without_its_adapter(workspace: Workspace) -
     assert by_word.has_adapter and not by_word.checkpoints.exists()
 
 
-def test_a_run_that_another_will_begin_with_is_not_deleted(workspace: Workspace) -> None:
+def test_a_run_that_another_will_begin_with_is_not_deleted(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write_run(workspace, end="done")
     waiting = create_run(workspace, RunConfig().changed({"lora.start_from": source.id, "output.name": "Next"}))
     service = Service(workspace)
     page = cast(Page, SimpleNamespace(service=service))
     with pytest.raises(ModelError, match=r"This run is needed by the run Next\."):
         perform(page, Action("delete", source.id, "", False, {}))
+    assert main(["runs", "delete", source.id, "--workspace", str(workspace.root)]) != 0
+    assert "This run is needed by the run Next" in capsys.readouterr().err
     JournalWriter(waiting.journal_path).write(Finished())
+    with monkeypatch.context() as patch, pytest.raises(QloraUiError, match="still being read"):
+        patch.setattr("qlora_ui.ui.run_lists.RunLists.num_unread", 1)
+        perform(page, Action("delete", source.id, "", False, {}))
     perform(page, Action("delete", source.id, "", False, {}))
     assert not source.path.exists()
