@@ -60,15 +60,18 @@ def keep_within(folders: Iterable[Path], most_bytes: int | None = None) -> int:
     for one in entries:
         if total - freed <= most_bytes:
             break
-        if not one.is_in_use(now) and _remove(one.path):
+        if not one.is_in_use(now) and _remove(one):
             freed += one.num_bytes
     return freed
 
 
-def _remove(path: Path) -> bool:
+def _remove(one: Remade) -> bool:
     """Whether it is gone; on Windows what a program has open stays."""
     try:
-        remove_at_once(path)
+        # Somebody may have begun to use it since all of them were counted; Windows, too, tells a folder's entries late.
+        if one.path.stat().st_mtime != one.used_at:
+            return False
+        remove_at_once(one.path)
     except OSError:
         return False
     return True

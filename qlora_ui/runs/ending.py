@@ -55,8 +55,9 @@ def waited_in_vain(view: RunView, launch: LaunchSection) -> bool:
 
 def end_as_another_said(run: RunDir) -> bool:
     """End a crashed run with what another of its processes left, where one left something; returns whether that is so."""
-    left, view = failure_left(run), read_run(run)
-    if left is None or view.status is not Status.CRASHED:
+    left = failure_left(run)
+    # Most left nothing, and their journals may be long.
+    if left is None or (view := read_run(run)).status is not Status.CRASHED:
         return False
     _end(run, replace(left, time=0.0, step=view.step))
     return True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from qlora_ui.base import bounded
 from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.data.load import load_anyway, load_conversations
@@ -45,6 +47,20 @@ def test_what_is_in_use_stays_whatever_the_bound_and_a_wrong_clock_keeps_nothing
     in_use, of_tomorrow = entry(data, "a", 400, days=0.01), entry(data, "b", 400, days=-1)
     assert keep_within((data,), 0) == 400
     assert in_use.exists() and not of_tomorrow.exists()
+
+
+def test_what_is_taken_up_while_all_are_counted_stays(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = workspace.rows_and_tokens
+    taken_up, other = entry(data, "a", 400, days=9), entry(data, "b", 400, days=2)
+    count = bounded.entries_of
+
+    def then_used(folders: Iterable[Path]) -> list[bounded.Remade]:
+        found = count(folders)
+        mark_used(taken_up)
+        return found
+
+    monkeypatch.setattr(bounded, "entries_of", then_used)
+    assert keep_within((data,), 0) == 400 and taken_up.exists() and not other.exists()
 
 
 def test_a_workspace_that_was_filled_by_an_earlier_version_is_brought_within_the_bound(
