@@ -51,6 +51,7 @@ class Background:
         self._is_closed = False
         self._cancelled = threading.Event()
         self._progress = Progress()
+        self._asked: Any = None
 
     def progress(self) -> Progress:
         """How it stands, or how the last one ended."""
@@ -64,7 +65,14 @@ class Background:
         progress = self.progress()
         return progress.result if progress.key == key else None
 
-    def start(self, key: str, job: Job) -> threading.Thread:
+    def press(self, key: str, job: Job, asked: Any = None) -> None:
+        """`start` it, unless this very work, by its key and what was `asked`, is under way: then a button was pressed twice."""
+        with self._lock:
+            is_same = self._progress.is_running and not self._progress.is_cancelling and (key, asked) == (self._progress.key, self._asked)
+        if not is_same:
+            self.start(key, job, asked)
+
+    def start(self, key: str, job: Job, asked: Any = None) -> threading.Thread:
         """Begin, in the thread that is returned; raises QloraUiError while another piece is being worked on."""
         with self._lock:
             if self._is_closed:
@@ -72,6 +80,7 @@ class Background:
             if self._progress.is_running:
                 raise QloraUiError(f"Another {self.name} is running.", fix="Wait for it, or cancel it.", code="busy")
             self._cancelled.clear()
+            self._asked = asked
             self._progress = Progress(key, True, "Getting ready", None, time.time())
             self._thread = threading.Thread(target=self._work, args=(job,), name=self.name, daemon=True)
             self._thread.start()

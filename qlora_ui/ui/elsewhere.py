@@ -37,7 +37,7 @@ def build(page: Page) -> None:
         if Action.of(event).name == "keep-mine":
             page.service.kept_draft.insist(str(request.session_hash))
 
-    page.refresh_after(bar.act(keep, None, None, show_progress="hidden", api_visibility="private"))
+    page.refresh_after(bar.act(keep, None, None, trigger_mode="multiple", show_progress="hidden", api_visibility="private"))
 
 
 def elsewhere_html(draft: Draft) -> str:

@@ -40,7 +40,8 @@ def build_kept_data(page: Page, adds: Adds, takes_off: TakesOff, chosen: Callabl
         return [gr.skip() for _ in page.form.outputs]
 
     def wire() -> None:
-        event = listed.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden")
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+        event = listed.act(act, page.form.inputs, page.form.outputs, **quiet)
         page.refresh_after(event)
 
     page.on_form(draw, [fold, listed])

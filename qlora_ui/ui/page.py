@@ -161,7 +161,8 @@ class Page:
             event.then(**now, **quiet)
         gr.on([needed.change for needed in fields], **now, **quiet)
         for event in self._refresh:
-            event.then(**form, **quiet)
+            # What is pressed before the drawing after the press before it is drawn, too, and by what the controls hold then.
+            event.then(**form, trigger_mode="always_last", **quiet)
         answers = [*self._answers, (self.pulse, "news", self.news)]
         blocks.answers = {(component._id, name): answer for component, name, answer in answers}
 

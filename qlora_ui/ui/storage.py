@@ -42,9 +42,9 @@ def build_storage(page: Page) -> None:
         if action.name == "free-remade":
             free_remade(workspace)
         if action.name in ("measure-disk", "free-remade"):
-            work.start("disk", lambda on_progress, is_cancelled: measure(workspace, on_progress, is_cancelled))
+            work.press("disk", lambda on_progress, is_cancelled: measure(workspace, on_progress, is_cancelled))
 
     page.live(draw, [view])
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     page.redraw_after(view.act(act, None, None, **quiet))
     run_actions.wire(page, view)

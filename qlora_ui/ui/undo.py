@@ -105,7 +105,9 @@ class Undo:
 
         outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, self._page.preset, *extra_outputs]
         inputs = form.inputs | self._page.pickers | {self.preset, self._old} | set(extra_inputs)
-        event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private")
+        # In turn, so that a second press of the same button is known for one.
+        in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
+        event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private", **in_turn)
         self._page.refresh_after(event)
 
     def _wire(self) -> None:

@@ -187,11 +187,12 @@ def test_presses_reach_the_app_each_of_them_and_what_they_are_refused_for_the_pa
 
     model, hub = presses("q-models", "q-model-facts", "q-hub-found"), presses("q-hub-data-found", "q-hub-data-look")
     runs = presses("runs-table", "runs-compare", "runs-details")
-    assert (len(model), len(hub), len(runs)) == (3, 2, 6)
+    data, done = presses("q-verdict-body", "q-kept-files", "q-sources"), presses("evaluate-view", "export-view", "runs-storage")
+    assert (len(model), len(hub), len(runs), len(data), len(done)) == (3, 2, 6, 4, 6)
     # Gradio shows no failure of an event that goes past its queue, as a second download's.
     assert all(fn.queue for fn in model)
     # Else it drops what is pressed before the answer to the press before: one of three boxes that are ticked quickly.
-    assert all(fn.trigger_mode == "multiple" for fn in (*model, *hub, *runs))
+    assert all(fn.trigger_mode == "multiple" for fn in (*model, *hub, *runs, *data, *done))
 
 
 def test_a_page_that_asks_while_its_preset_is_deleted_is_answered() -> None:

@@ -76,6 +76,29 @@ def test_rows_are_looked_at_without_reading_their_file_again(workspace: Workspac
     assert service.loaded(data).conversations[0].messages[1].content == "another" and len(read) == 2
 
 
+def test_a_button_that_is_pressed_twice_begins_its_work_once(workspace: Workspace) -> None:
+    # "Evaluate again" twice, before the page was drawn anew, said "Another evaluation is running".
+    work, may_end, begun = Service(workspace).background("comparison"), threading.Event(), []
+
+    def job(on_progress: object, is_cancelled: object) -> None:
+        begun.append(1)
+        may_end.wait(5)
+
+    work.press("run", job, "how are you?")
+    work.press("run", job, "how are you?")
+    for key, asked in (("another run", "how are you?"), ("run", "who are you?")):
+        with pytest.raises(QloraUiError, match="Another comparison is running"):
+            work.press(key, job, asked)
+    work.cancel()
+    with pytest.raises(QloraUiError, match="Another"):  # the one that is being cancelled will not give what is asked for
+        work.press("run", job, "how are you?")
+    may_end.set()
+    work.wait(5)
+    work.press("run", job, "how are you?")
+    work.wait(5)
+    assert len(begun) == 2
+
+
 def test_the_end_of_the_app_ends_an_evaluation_and_waits_for_it(workspace: Workspace) -> None:
     # The process was aborted ("terminate called without an active exception") where torch still computed at its end.
     service = Service(workspace)

@@ -89,7 +89,7 @@ def _build_comparison(page: Page) -> None:
         def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
             comparing.compare(service, kept, run, wish, on_progress=on_progress, is_cancelled=is_cancelled)
 
-        work.start(run.id, job)
+        work.press(run.id, job, wish)
 
     @handler
     def keep(text: str) -> None:
@@ -108,7 +108,7 @@ def _build_comparison(page: Page) -> None:
     page.on_load(lambda: comparing.typed(service), [questions])
     held.click(add_some, [page.run_id, questions], [questions], **QUIET)
     surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
-    page.redraw_after(others.act(handler(_chosen), None, [beside], **QUIET))
+    page.redraw_after(others.act(handler(_chosen), None, [beside], trigger_mode="multiple", **QUIET))
     _wire_results(page, view, opened, work, kept)
 
 
@@ -174,7 +174,7 @@ def _build_likely(page: Page) -> None:
             on_progress("Reading the text", None)
             return engine_object("comparison:score_text")(service.chat, words), service.chat.warning
 
-        work.start(run.id, job)
+        work.press(run.id, job, words)
 
     @handler
     def act(event: gr.EventData) -> None:
@@ -182,7 +182,7 @@ def _build_likely(page: Page) -> None:
             work.cancel()
 
     page.redraw_after(start.click(measure, [page.run_id, text], None, **QUIET))
-    page.redraw_after(view.act(act, None, None, **QUIET))
+    page.redraw_after(view.act(act, None, None, trigger_mode="multiple", **QUIET))
 
 
 def _text(label: str, elem_id: str, placeholder: str = "") -> gr.Textbox:

@@ -29,6 +29,12 @@ from qlora_ui.ui.views import data_report as views
 from qlora_ui.ui.views import tokens
 from qlora_ui.ui.views.recipe import block_head
 
+STEP_JS = """(row) => {
+  const rows = Number(document.querySelector('#q-row [data-rows]')?.dataset.rows) || 1;
+  return (Math.min(Math.max(Math.trunc(row) || 1, 1), rows) - 1 + rows + %d) %% rows + 1;
+}"""
+"""The number of the row before or after, round and round; `_row_html` says how many there are."""
+
 
 def build(page: Page) -> None:
     """Draw the tab."""
@@ -102,13 +108,14 @@ def _row_html(page: Page, draft: Draft, number: Any) -> str:
         return '<div class="q-empty"><h2>A row comes here</h2>once there is a dataset and every setting is right.</div>'
     position = row_in(number, report.num_rows) - 1
     is_other = number is not None and number != position + 1
-    said = f'<p class="q-small">There are {report.num_rows:,} rows; this is row {position + 1:,}.</p>' if is_other else ""
+    count = f'<i hidden data-rows="{report.num_rows}"></i>'
+    said = count + (f'<p class="q-small">There are {report.num_rows:,} rows; this is row {position + 1:,}.</p>' if is_other else "")
     try:
         if draft.look is not None and draft.look.is_done and draft.look.answer is not None:
             return said + tokens.row_html(page.service.lens.preview(config, position))
         conversation = page.service.loaded(config.data).conversations[position]
     except QloraUiError as error:
-        return problems_html(error.problems)
+        return count + problems_html(error.problems)
     turns = [(message.role, message.in_words()) for message in conversation.messages] or [("text", conversation.text or "")]
     return said + tokens.plain_html(turns, _why_no_tokens(draft))
 
@@ -224,7 +231,8 @@ def _wire_reading(page: Page, verdict: Any) -> None:
             case "read-again":
                 page.service.read_again()
 
-    event = verdict.act(act, None, None, api_visibility="private", show_progress="hidden", queue=False)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
+    event = verdict.act(act, None, None, **quiet)
     page.refresh_after(event)
 
 
@@ -240,12 +248,6 @@ def _position(page: Page, config: RunConfig, row: int, source: str) -> int:
 
 def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> None:
     @handler
-    def step(data: dict[Any, Any], by: int) -> int:
-        report = page.service.draft(page.form.values(data)).report
-        count = (report.num_rows if report is not None else 0) or 1
-        return (row_in(data[row], count) - 1 + by) % count + 1
-
-    @handler
     def worst(data: dict[Any, Any]) -> int:
         page.service.allow_engine()
         order = page.service.lens.worst(page.form.read(data))
@@ -259,8 +261,9 @@ def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> Non
     def wire() -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         inputs = page.form.inputs | {row}
-        page.refresh_after(picker["back"].click(lambda data: step(data, -1), inputs, [row], **quiet))
-        page.refresh_after(picker["next"].click(lambda data: step(data, 1), inputs, [row], **quiet))
+        # In the browser: a press counts from what the one before it has set, also while the app is busy.
+        page.refresh_after(picker["back"].click(None, [row], [row], js=STEP_JS % -1, **quiet))
+        page.refresh_after(picker["next"].click(None, [row], [row], js=STEP_JS % 1, **quiet))
         page.refresh_after(picker["worst"].click(worst, inputs, [row], **quiet))
 
     page.when_complete(wire)

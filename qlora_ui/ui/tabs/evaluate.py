@@ -42,9 +42,9 @@ def build(page: Page) -> None:
                 evaluate = engine_object("evaluate:evaluate_run")
                 return evaluate(run.id, page.service.workspace, page.service.card, on_progress=on_progress, is_cancelled=is_cancelled)
 
-            work.start(run.id, job)
+            work.press(run.id, job)
 
-    page.redraw_after(view.act(act, None, None, api_visibility="private", show_progress="hidden"))
+    page.redraw_after(view.act(act, None, None, trigger_mode="multiple", api_visibility="private", show_progress="hidden"))
     run_actions.wire(page, view)
     comparison.build(page)
 

@@ -66,7 +66,7 @@ def build(page: Page) -> None:
             work.cancel()
         if action.name in ("export-now", "export-again"):
             run = find_run(page.service.workspace, action.id)
-            work.start(work_key(run.id, form), lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
+            work.press(work_key(run.id, form), lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
             return [gr.DownloadButton(visible=False), ""]
         if action.name == "download":
             run = find_run(page.service.workspace, action.id)
@@ -83,7 +83,8 @@ def build(page: Page) -> None:
         return [gr.skip(), gr.skip()]
 
     # Several at once: who waits for a packing may want to cancel it.
-    done = view.act(act, None, [file, ready], api_visibility="private", show_progress="hidden", concurrency_limit=8)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+    done = view.act(act, None, [file, ready], concurrency_limit=8, **quiet)
     done.then(None, [ready], None, js=save_js("export-file"), api_visibility="private")
     page.redraw_after(done)
     run_actions.wire(page, view)

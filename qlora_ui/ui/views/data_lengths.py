@@ -87,7 +87,7 @@ def _proposal(draft: Draft, tokens: Mapping[str, Any], limit: int) -> str:
     )
     cut = f"cuts {cuts:,} {'row' if cuts == 1 else 'rows'}" if cuts else "cuts no row"
     label = option_by_path()[_MAX_LENGTH].meta.label
-    button = act_button(f"Set “{label}” to {proposed:,}", "set-length", str(proposed))
+    button = act_button(f"Set “{label}” to {proposed:,}", "set-length", str(proposed), echo="Changing …")
     words = f"{proposed:,} tokens would fit this data: it {cost} and {cut}."
     return f'<p class="q-small q-num">{words}</p><div class="q-finding-do">{button}</div>'
 

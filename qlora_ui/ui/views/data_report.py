@@ -249,7 +249,11 @@ def _finding(finding: Finding, *, is_one_of: bool, has_fix: bool = True) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
     can_show = bool(finding.rows) and finding.is_read
     show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
-    fix = act_button(fix_words(finding), "fix", finding.code, source=finding.source) if finding.fix_action and has_fix else ""
+    fix = (
+        act_button(fix_words(finding), "fix", finding.code, source=finding.source, echo="Changing …")
+        if finding.fix_action and has_fix
+        else ""
+    )
     rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
     of = f'<span class="q-finding-rest">{escape(middle_cut(finding.source, 40))}:</span> ' if is_one_of and finding.source else ""
     return (

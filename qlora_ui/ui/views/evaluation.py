@@ -72,7 +72,7 @@ def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "
         f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
         f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_notes(result, adapter_sha256, is_finished)}</div>'
-        f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet')}</section>"
+        f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet', echo='Starting …')}</section>"
         f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
 

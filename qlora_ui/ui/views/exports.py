@@ -174,7 +174,11 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
         copy = f'<button type="button" class="q-link" data-copy="{escape(card.path)}">Copy path</button>'
         note = f'<p class="q-small">{escape(f"{card.sign} {card.note}".strip())}</p>' if card.note else ""
         note = f'<p class="q-note q-note-warn q-small">{EARLIER}</p>{note}' if card.is_earlier else note
-        again = act_button("Make it again", "export-again", run_id, look="quiet", form=card.form) if not (is_busy or problem) else ""
+        again = (
+            act_button("Make it again", "export-again", run_id, look="quiet", form=card.form, echo="Starting …")
+            if not (is_busy or problem)
+            else ""
+        )
         delete = _delete_button(card, run_id) if not is_busy else ""
         save = act_button("Download", "download", run_id, form=card.form, look="primary", echo="Packing …") if not is_busy else ""
         foot = (
