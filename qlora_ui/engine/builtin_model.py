@@ -109,12 +109,15 @@ def _write(gguf: Path, staged: Path, on_progress: OnProgress, is_cancelled: IsCa
     """All files of the converted model, the manifest last."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
     from qlora_ui.engine.give_back import give_back_memory
 
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    # transformers' reader of GGUF has a bar of its own, which asks nobody.
+    with_bar, gguf_reader.tqdm = gguf_reader.tqdm, lambda tensors, **_: tensors
     try:
         on_progress("Unpacking the built-in model", 0.1)
         model = AutoModelForCausalLM.from_pretrained(
@@ -137,6 +140,7 @@ def _write(gguf: Path, staged: Path, on_progress: OnProgress, is_cancelled: IsCa
         del tokenizer
     finally:
         give_back_memory()
+        gguf_reader.tqdm = with_bar
         if had_bars:
             logging.enable_progress_bar()
     _drop_keys(staged / "config.json", "_model_name_or_path")
