@@ -11,14 +11,14 @@ from qlora_ui.data.unpack import OFFICE, ZIP, office_refusal
 HEAD_BYTES = 1 << 16
 
 _REFUSED: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "gzip-compressed", "Upload it on the Data tab, which unpacks it, or unpack it first."),
+    (b"\x1f\x8b", "gzip-compressed", "Add it on the Data tab, which unpacks it, or unpack it first."),
     (b"BZh", "bzip2-compressed", "Unpack it first and give the file inside."),
     (b"\xfd7zXZ\x00", "xz-compressed", "Unpack it first and give the file inside."),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "Unpack it first and give the file inside."),
     (b"\x04\x22\x4d\x18", "lz4-compressed", "Unpack it first and give the file inside."),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first and give the file inside."),
     (b"Rar!", "a rar archive", "Unpack it first and give the file inside."),
-    (b"PK\x03\x04", "a zip archive", "Upload it on the Data tab, which unpacks one with a single data file, or unpack it first."),
+    (b"PK\x03\x04", "a zip archive", "Add it on the Data tab, which unpacks one with a single data file, or unpack it first."),
     (b"PK\x05\x06", "an empty zip archive", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
     (b"\x89PNG", "a PNG image", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
     (b"\xff\xd8\xff", "a JPEG image", "Give a JSONL, JSON, CSV, TSV or Parquet file."),
@@ -33,6 +33,7 @@ _REFUSED: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "a NumPy array", "Save the rows as JSONL."),
 )
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+TEXTS = (".txt", ".md", ".text", ".log")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -61,10 +62,12 @@ def type_of_file(path: Path) -> str:
     if suffix in (".csv", ".tsv", ".tab"):
         return "csv" if suffix == ".csv" else "tsv"
     if head.startswith(_UTF16) or looks_like_utf16(head):
+        if suffix in TEXTS and _is_table(head):
+            return "tsv"
         raise DataError(
             "The text looks like UTF-16.",
             where=name,
-            why="JSON files are written in UTF-8.",
+            why="Only tables are read in it; text and JSON are read in UTF-8.",
             fix="Save it as UTF-8, or run “data convert --encoding utf-16” on it.",
             code="DATA-UTF8",
         )
@@ -126,6 +129,12 @@ def _refuse(head: bytes, name: str) -> None:
         )
 
 
+def _is_table(head: bytes) -> bool:
+    """Whether UTF-16 text has a tab in its first line and the next, as what Excel calls “Unicode Text”."""
+    encoding = "utf-16" if head.startswith(_UTF16) else "utf-16-le" if head[:1] != b"\0" else "utf-16-be"
+    return all("\t" in line for line in head.decode(encoding, "ignore").split("\n", 2)[:2])
+
+
 def looks_like_utf16(head: bytes) -> bool:
     """Whether every other byte is zero, as in Western text of UTF-16 without a mark."""
     sample = head[:2000]
@@ -135,7 +144,7 @@ def looks_like_utf16(head: bytes) -> bool:
 
 def _text_type(head: bytes, suffix: str) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n\0")
-    if suffix in (".txt", ".md", ".text", ".log"):
+    if suffix in TEXTS:
         return "jsonl" if start[:2] in (b'{"', b"{'") else "text"
     if suffix in (".jsonl", ".ndjson"):
         return "json" if _is_spread(start) else "jsonl"

@@ -90,7 +90,7 @@ def _wire(page: Page, adds: Adds, adders: dict[str, Any]) -> None:
 
     @handler
     def by_name(data: dict[Any, Any]) -> list[Any]:
-        return [*added(data, [named_source(str(data[adders["name"]]))]), ""]
+        return [*added(data, [named_source(str(data[adders["name"]]), workspace)]), ""]
 
     @handler
     def pasted(data: dict[Any, Any]) -> list[Any]:

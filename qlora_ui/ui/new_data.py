@@ -17,6 +17,7 @@ from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.parse import unpacked
 from qlora_ui.data.sniff import refuse_foreign
 from qlora_ui.data.sources import hub_id
+from qlora_ui.data.unpack import is_packed
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.markup import whole_letters
 
@@ -46,6 +47,10 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
     source = Path(temporary).resolve()
     if not source.is_relative_to(workspace.temp.resolve()):
         raise DataError("Only uploaded files can be added this way.", fix="Give the file's path instead", code="DATA-UPLOAD")
+    return _keep(source, workspace)
+
+
+def _keep(source: Path, workspace: Workspace) -> str:
     with unpacked(source, workspace) as path:
         refuse_foreign(path)
         with path.open("rb") as file:
@@ -78,10 +83,10 @@ def kept_source(workspace: Workspace) -> str:
     return str(path)
 
 
-def named_source(name: str) -> str:
+def named_source(name: str, workspace: Workspace) -> str:
     """The id of a dataset that was typed: a file's absolute path, `builtin:NAME`, or `hub:OWNER/NAME`.
 
-    Raises DataError where it is none of them.
+    What is packed in a file is kept as that of an upload is. Raises DataError where it is none of them.
     """
     text = name.strip().strip("\"'")
     if not text:
@@ -94,7 +99,7 @@ def named_source(name: str) -> str:
         if not is_there:
             what, why = f"There is no file {path.name} at that place.", f"Looked for {path}"
             raise DataError(what, why=why, fix="Check the path", code="DATA-MISSING")
-        return str(path.resolve())
+        return _keep(path.resolve(), workspace) if _is_archive(path) else str(path.resolve())
     repo = hub_id(text)
     if repo is None:
         raise DataError(
@@ -103,6 +108,13 @@ def named_source(name: str) -> str:
             code="DATA-MISSING",
         )
     return f"hub:{repo}"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return path.is_file() and is_packed(path)
+    except OSError:  # what cannot be opened is told of where it is read
+        return False
 
 
 def _place(workspace: Workspace, digest: str, stem: str, suffix: str) -> Path:

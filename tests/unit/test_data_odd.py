@@ -143,6 +143,7 @@ FILES: dict[str, tuple[str, bytes]] = {
     "semicolon and mark": ("t.csv", table(encoding="utf-8-sig", delimiter=";")),
     "UTF-16": ("t.csv", table(encoding="utf-16")),
     "UTF-16 with tabs": ("t.tsv", table(encoding="utf-16", delimiter="\t")),
+    "what Excel calls Unicode Text": ("t.txt", table(encoding="utf-16", delimiter="\t")),
     "UTF-16 without a mark": ("t.csv", table(encoding="utf-16-le")),
     "UTF-16 the other way round": ("t.csv", table(encoding="utf-16-be")),
     "Windows-1252": ("t.csv", table(encoding="cp1252", delimiter=";")),

@@ -109,7 +109,7 @@ def test_what_can_be_no_path_is_told_and_breaks_no_page(workspace: Workspace, ty
         assert [problem.where for problem in draft.problems] == [path] and not draft.is_ready
         assert len(draft.problems[0].what) < 300
     with pytest.raises(DataError, match=r"neither a file nor a name on the Hub"):
-        named_source(typed)
+        named_source(typed, workspace)
 
 
 def _read(service: Service, values: dict[str, Any]) -> Draft:

@@ -13,7 +13,7 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.data import parse
 from qlora_ui.data.unpack import unpack
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.new_data import keep_uploads
+from qlora_ui.ui.new_data import keep_uploads, named_source
 
 ROWS = b'{"prompt": "Hello", "completion": "Ahoy"}\n'
 
@@ -50,6 +50,14 @@ def test_what_is_packed_is_kept_under_its_own_name(workspace: Workspace) -> None
     assert not problems and [Path(path).name for path in kept] == ["rows.csv", "chats.jsonl"]
     assert Path(kept[1]).read_bytes() == ROWS and Path(kept[1]).parent.parent == workspace.datasets
     assert {path.name for path in workspace.temp.iterdir()} == {"rows.csv.GZ", "all.zip"}
+
+
+def test_an_archive_that_is_named_by_its_path_is_unpacked_as_an_upload_is(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(ROWS))
+    kept = Path(named_source(str(tmp_path / "rows.jsonl.gz"), workspace))
+    assert kept.name == "rows.jsonl" and kept.read_bytes() == ROWS and kept.parent.parent == workspace.datasets
+    (tmp_path / "rows.jsonl").write_bytes(ROWS)
+    assert named_source(str(tmp_path / "rows.jsonl"), workspace) == str((tmp_path / "rows.jsonl").resolve())
 
 
 def test_a_file_that_cannot_be_meant_is_named_and_the_others_are_kept(workspace: Workspace) -> None:
