@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="RUN", required=True, help="the run; “latest” is the newest")
     parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N (default: the finished adapter, else the newest)")
     parser.add_argument("--max-rows", type=int, default=MOST_ROWS, help=f"held-back rows looked at (default {MOST_ROWS})")
-    parser.add_argument("--answers", type=int, default=16, help="held-back questions answered by base and adapter (default 16)")
-    parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the row's own answer needs, 96 to 512)")
+    parser.add_argument("--answers", type=int, help="held-back questions answered by base and adapter (default 16; 64 of labels)")
+    parser.add_argument("--max-tokens", type=int, help="longest answer (default: what the row's own answer needs, up to 512)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the receipt."""
-    if arguments.max_rows < 1 or arguments.answers < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
+    if arguments.max_rows < 1 or (arguments.answers or 0) < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
         raise QloraUiError("Counts must be positive.", where="--max-rows, --answers, --max-tokens", code="usage")
     workspace = Workspace.at(arguments.workspace)
     found = find_run(workspace, arguments.run)

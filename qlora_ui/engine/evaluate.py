@@ -50,6 +50,10 @@ from qlora_ui.settings.sampling import Sampling
 
 SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
 """Tokens that an answer may have in any case, and at most."""
+NUM_ANSWERS, NUM_LABELS = 16, 64
+"""Questions that are answered, and how many where the answers are as short as labels: what they show is surer with more of them."""
+LABEL_TOKENS, LABEL_ANSWER = 16, SHORTEST_ANSWER * NUM_ANSWERS // NUM_LABELS
+"""Tokens of what counts as a label, and what an answer may have there in any case: all of them take no longer than others do."""
 LAYERS_SHARE = 0.9
 """Of the time for a variant that is read layer by layer; the rest is its output layer."""
 RESULT_BYTES = 2 * MIB
@@ -64,15 +68,20 @@ class EvaluateOptions:
 
     max_rows: int = MOST_ROWS
     """Held-back rows whose loss is computed, taken evenly from all: they stand in the order of the data, which may be sorted."""
-    num_answers: int = 16
-    """Held-back rows that base and adapter answer; 0 leaves the task metrics out."""
+    num_answers: int | None = None
+    """Held-back rows that base and adapter answer; 0 leaves the task metrics out, None is NUM_ANSWERS, or NUM_LABELS of labels."""
     max_tokens: int | None = None
     """Longest answer; None gives each what its reference needs and a quarter more, between SHORTEST_ANSWER and LONGEST_ANSWER."""
     variants: tuple[str, ...] = tuple(variant.name for variant in VARIANTS)
 
-    def longest_answer(self, num_needed: int) -> int:
+    def num_asked(self, *, are_labels: bool) -> int:
+        """Questions that are put at most."""
+        return self.num_answers if self.num_answers is not None else NUM_LABELS if are_labels else NUM_ANSWERS
+
+    def longest_answer(self, num_needed: int, *, is_among_labels: bool = False) -> int:
         """Tokens that the answer to a question may have whose reference has `num_needed`."""
-        return self.max_tokens or min(max(num_needed * 5 // 4, SHORTEST_ANSWER), LONGEST_ANSWER)
+        shortest = LABEL_ANSWER if is_among_labels else SHORTEST_ANSWER
+        return self.max_tokens or min(max(num_needed * 5 // 4, shortest), LONGEST_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +192,7 @@ class _Evaluation:
         self._pass_on = pass_on
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
-        self._num_steps = max(len(options.variants) + bool(options.num_answers), 1)
+        self._num_steps = max(len(options.variants) + (options.num_answers != 0), 1)
         self._answered = False
 
     def score_quantized(self, model: ChatModel) -> None:
@@ -227,7 +236,8 @@ class _Evaluation:
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
         """Greedy answers of base and adapter to held-back questions, both in one batch."""
         questions = [item for item in map(_question, conversations) if item]
-        asked = [questions[place] for place in _evenly(len(questions), self.options.num_answers)]
+        are_labels = self.options.num_answers != 0 and are_as_labels([len(model.answer_ids(one)) for one in questions])
+        asked = [questions[place] for place in _evenly(len(questions), self.options.num_asked(are_labels=are_labels))]
         cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
         forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda", tokens=model.tokens)
         answering = Answering(model, cache, forward, self._pass_on)
@@ -246,7 +256,7 @@ class _Evaluation:
                 said[delta.side] += delta.text
                 ends[delta.side] = delta.stopped_by
 
-            longest = self.options.longest_answer(len(wanted))
+            longest = self.options.longest_answer(len(wanted), is_among_labels=are_labels)
             with torch.inference_mode():
                 for group in sides:
                     greedy = Sampling(temperature=0, max_tokens=longest)
@@ -256,7 +266,7 @@ class _Evaluation:
             # As answers are read: without the tokens that only steer.
             reference = model.tokenizer.decode(wanted, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
             answers.append(Answered(_last_words(before), reference, said["base"], said["adapter"], cut, is_measured))
-        self._answered = bool(self.options.num_answers)
+        self._answered = self.options.num_answers != 0
         return answers
 
     def result(self, answers: Sequence[Answered], *, is_replaced: bool) -> dict[str, Any]:
@@ -335,6 +345,11 @@ def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversa
     lines = list(GrowingLines(run.data / "eval.jsonl").read())
     conversations = [Conversation.from_dict(json.loads(lines[place])) for place in places if place < len(lines)]
     return [row for row in rows if row.places], conversations, table.num_rows
+
+
+def are_as_labels(lengths: Sequence[int]) -> bool:
+    """Whether nearly all of these references, by their tokens, are as short as labels."""
+    return bool(lengths) and sorted(lengths)[len(lengths) * 9 // 10] <= LABEL_TOKENS
 
 
 def _evenly(count: int, most: int) -> list[int]:

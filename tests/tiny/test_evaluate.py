@@ -25,7 +25,7 @@ from qlora_ui.engine.chat import ChatService, ChatTarget
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import Answered, EvaluateOptions, _held_back, _last_words, _question, _tasks, evaluate_run
+from qlora_ui.engine.evaluate import Answered, EvaluateOptions, _held_back, _last_words, _question, _tasks, are_as_labels, evaluate_run
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.tokens import RowTokenizer
@@ -340,6 +340,11 @@ def test_an_answer_may_be_as_long_as_its_reference() -> None:
     # With 96 tokens for all, every answer of a longer JSON was cut: “Valid JSON 0 %” for base and adapter.
     assert [EvaluateOptions().longest_answer(needed) for needed in (3, 200, 4000)] == [96, 250, 512]
     assert EvaluateOptions(max_tokens=8).longest_answer(200) == 8
+    # Of labels more are asked, which takes no longer.
+    labels = EvaluateOptions()
+    assert labels.num_asked(are_labels=True) * labels.longest_answer(3, is_among_labels=True) == 16 * 96 == 64 * 24
+    assert labels.longest_answer(200, is_among_labels=True) == 250 and EvaluateOptions(num_answers=3).num_asked(are_labels=True) == 3
+    assert are_as_labels([2] * 19 + [300]) and not are_as_labels([2] * 16 + [17] * 4) and not are_as_labels([])
 
 
 def test_verdicts() -> None:

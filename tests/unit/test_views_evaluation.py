@@ -65,6 +65,13 @@ def test_an_answer_that_was_cut_is_marked_and_what_it_says_of_measures() -> None
     assert "1 held-back question; in small" in page and "1 more have answers too long" in page
 
 
+def test_the_weakest_examples_are_open_and_the_others_folded() -> None:
+    answers = [{"question": f"question {n}", "reference": "good", "base": "bad", "adapter": "good" if n else "bad"} for n in range(64)]
+    page = receipt_html(result_with(answers=answers), "1")
+    assert "48 more" in page and page.index("question 0<") < page.index("question 1<") and page.count("q-asked") == 64
+    assert "more-examples" not in receipt_html(result_with(answers=answers[:16]), "1")
+
+
 def test_numbers_of_another_adapter_are_named() -> None:
     was = result_with(adapter_sha256="a")
     assert "as it was" not in receipt_html(was, "1", "a") + receipt_html(was, "1") + receipt_html(result_with(), "1", "b")

@@ -20,6 +20,8 @@ _HEADLINES = {
     "same": "No different from the base on rows it has never seen",
     "unsure": "Not clear yet",
 }
+_SHOWN = 16
+"""Examples that are open to see."""
 NOTHING = (
     '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, paused or stopped, you see here '
     "whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
@@ -180,13 +182,15 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
     if not answers:
         return ""
     ordered = sorted(answers, key=lambda answer: _likeness(answer["adapter"], answer["reference"]))
-    cards = "".join(
+    cards = [
         f'<li><p class="q-h3 q-asked">{escape(answer["question"])}</p><div class="q-answers q-answers-three">'
         f"{_said('The row’s answer', answer['reference'], 'reference')}{_said('Base model', _text(answer, 'base'), 'base')}"
         f"{_said('With your adapter', _text(answer, 'adapter'), 'adapter')}</div></li>"
         for answer in ordered
-    )
-    return f'<section class="q-card"><h2 class="q-h2">Examples, the weakest first</h2><ol class="q-examples">{cards}</ol></section>'
+    ]
+    shown, others = (f'<ol class="q-examples">{"".join(part)}</ol>' for part in (cards[:_SHOWN], cards[_SHOWN:]))
+    rest = fold(f"{len(cards) - _SHOWN} more", others, "more-examples") if cards[_SHOWN:] else ""
+    return f'<section class="q-card"><h2 class="q-h2">Examples, the weakest first</h2>{shown}{rest}</section>'
 
 
 def _text(answer: Mapping[str, Any], side: str) -> str:
