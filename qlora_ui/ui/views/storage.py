@@ -36,9 +36,9 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         freed = act_button(words, "free-remade", look="quiet", echo="Freeing …")
     in_use = storage.remade_bytes - storage.free_now_bytes
     kept = "made again when they are needed; ten gigabytes at most are kept"
-    of_runs = f"of it checkpoints {format_bytes(storage.checkpoint_bytes)}, exports {format_bytes(storage.export_bytes)}"
+    of_runs = _parts(storage.checkpoint_bytes, storage.export_bytes)
     rows = [
-        (f"{len(storage.runs):,} run{'s' if len(storage.runs) != 1 else ''}", storage.run_bytes, of_runs, ""),
+        (f"{len(storage.runs):,} run{'s' if len(storage.runs) != 1 else ''}", storage.run_bytes, f"of it {of_runs}" if of_runs else "", ""),
         ("Kept data files", storage.data_bytes, "the Data tab deletes them, under “Kept files”", ""),
         ("Rows and tokens that were read", storage.remade_bytes, kept + ("; some are in use" if in_use else ""), freed),
         ("Working files", storage.working_bytes, "what browsers fetch and tools for exports; most go with the next start", ""),
@@ -61,9 +61,13 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
 
 
 def _run(run: RunSize, name: str) -> str:
-    parts = [("checkpoints", run.checkpoint_bytes), ("exports", run.export_bytes)]
-    about = ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size)
+    about = _parts(run.checkpoint_bytes, run.export_bytes)
     return (
         f'<tr><th scope="row">{act_button(name, "open", run.id, look="link")}<small>{escape(about)}</small></th>'
         f'<td class="q-num">{escape(format_bytes(run.num_bytes))}</td></tr>'
     )
+
+
+def _parts(checkpoint_bytes: int, export_bytes: int) -> str:
+    parts = (("checkpoints", checkpoint_bytes), ("exports", export_bytes))
+    return ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size)
