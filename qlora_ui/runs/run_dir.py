@@ -180,6 +180,11 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def evaluating_path(self) -> Path:
+        """There while the run is evaluated."""
+        return self.path / "evaluating.json"
+
+    @property
     def comparison_path(self) -> Path:
         return self.path / "comparison.json"
 

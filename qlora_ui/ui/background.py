@@ -98,6 +98,12 @@ class Background:
             self._is_closed = True
         self.cancel()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the app is ending."""
+        with self._lock:
+            return self._is_closed
+
     def wait(self, timeout_s: float) -> None:
         """Wait until it has ended, so long at most."""
         if self._thread is not None:

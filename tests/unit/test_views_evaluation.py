@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base.files import read_json, write_json
 from qlora_ui.catalog.metrics import METRICS, label_scores
+from qlora_ui.runs.evaluating import marked
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.service import Service
@@ -96,8 +98,27 @@ def test_a_paused_run_can_be_evaluated_and_says_which_step_is_judged(workspace: 
     pages = {run.id: _draw(service, run.id, Progress()) for run in (done, paused, live)}
     assert "evaluate-source" not in pages[done.id] and "evaluate-now" in pages[done.id]
     assert "learned at step 114, its last checkpoint" in pages[paused.id] and "evaluate-now" in pages[paused.id]
-    assert "The run is training" in pages[live.id] and "evaluate-now" not in pages[live.id]
+    assert "The run is training" in pages[live.id] and "evaluate-now" not in pages[live.id] and "evaluate-source" not in pages[live.id]
     assert all(f'value="{run.id}"' in pages[done.id] for run in (done, paused, live))
+
+
+def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspace: Workspace) -> None:
+    run = run_with_checkpoint(workspace, end="done")
+    service = Service(workspace)
+    with marked(run, lambda: False):
+        assert "evaluate-ended" not in _draw(service, run.id, Progress())
+    assert not run.evaluating_path.exists()
+    with marked(run, lambda: True):
+        pass
+    mark = read_json(run.evaluating_path)
+    assert isinstance(mark, dict)
+    # As the next app finds it: whoever wrote it is gone.
+    write_json(run.evaluating_path, {**mark, "owner": {**mark["owner"], "start": 1.0}})
+    page = _draw(service, run.id, Progress())
+    assert "ended with the app before it was done" in page and "evaluate-now" in page
+    assert "evaluate-ended" not in _draw(service, run.id, Progress(run.id, is_running=True))
+    write_json(run.evaluation_path, result_with())
+    assert "evaluate-ended" not in _draw(service, run.id, Progress())
 
 
 @pytest.mark.parametrize(("losses", "ticks"), [((2.031, 2.035), ["2.031", "2.033", "2.035"]), ((1.0, 12.0), ["1.00", "6.50", "12.00"])])

@@ -8,6 +8,7 @@ import gradio as gr
 
 from qlora_ui.base.files import read_json
 from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.evaluating import ended_early, marked
 from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
@@ -19,7 +20,7 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import comparison
 from qlora_ui.ui.views.background_view import progress_html, run_picker
-from qlora_ui.ui.views.evaluation import NOTHING, invitation_html, receipt_html, source_words
+from qlora_ui.ui.views.evaluation import NOTHING, ended_words, invitation_html, receipt_html, source_words
 from qlora_ui.ui.views.run import LOOKING
 
 
@@ -40,7 +41,8 @@ def build(page: Page) -> None:
             def job(on_progress: Any, is_cancelled: Any) -> Any:
                 on_progress("Starting the engine", None)
                 evaluate = engine_object("evaluate:evaluate_run")
-                return evaluate(run.id, page.service.workspace, page.service.card, on_progress=on_progress, is_cancelled=is_cancelled)
+                with marked(run, lambda: work.is_closed):
+                    return evaluate(run.id, page.service.workspace, page.service.card, on_progress=on_progress, is_cancelled=is_cancelled)
 
             work.press(run.id, job)
 
@@ -63,6 +65,13 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
         body = receipt_html(result, view.id, view.run.adapter_sha256, is_finished=view.has_adapter)
     elif not progress.is_running:
         body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None, is_training=view.status.is_live)
-    source = source_words(view)
+    # Of a run that trains nothing is judged now.
+    source = source_words(view) if isinstance(result, dict) or not view.status.is_live else ""
     told = f'<p class="q-note" id="evaluate-source">{escape(source)}</p>' if source else ""
+    begun = None if progress.is_running else ended_early(view.run)
+    told += (
+        f'<p class="q-note q-note-warn" id="evaluate-ended">{escape(ended_words(begun, has_earlier=isinstance(result, dict)))}</p>'
+        if begun is not None
+        else ""
+    )
     return f'<div class="q-results"><h1 class="q-h1">Is it better?</h1>{picker}{told}{running}{body}</div>'

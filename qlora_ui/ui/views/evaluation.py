@@ -40,6 +40,12 @@ def source_words(view: RunView) -> str:
     return f"The run has no finished adapter. What is judged is what it had learned at step {int(step or 0):,}, its last checkpoint."
 
 
+def ended_words(begun: float, *, has_earlier: bool) -> str:
+    """What became of an evaluation that was begun then and ended with the app; `has_earlier` where another one's result is shown."""
+    words = f"The evaluation that was begun {ago(begun)} ended with the app before it was done. The next one begins from the start."
+    return f"{words} What stands below is of an earlier one." if has_earlier else words
+
+
 def invitation_html(run_id: str, num_eval_rows: int | None, *, is_training: bool = False) -> str:
     """What an evaluation will do, and its button; in words why there is none where no rows were held back, or while it trains."""
     if num_eval_rows == 0:
