@@ -115,6 +115,7 @@ def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspa
     # As the next app finds it: whoever wrote it is gone.
     write_json(run.evaluating_path, {**mark, "owner": {**mark["owner"], "start": 1.0}})
     page = _draw(service, run.id, Progress())
+    assert "evaluate-now" in receipt_html(result_with(), run.id) and "evaluate-now" not in receipt_html(result_with(), run.id, is_busy=True)
     assert "ended with the app before it was done" in page and "evaluate-now" in page
     assert "evaluate-ended" not in _draw(service, run.id, Progress(run.id, is_running=True))
     write_json(run.evaluation_path, result_with())

@@ -62,7 +62,7 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     running = progress_html(progress, title) if shown else ""
     body = ""
     if isinstance(result, dict):
-        body = receipt_html(result, view.id, view.run.adapter_sha256, is_finished=view.has_adapter)
+        body = receipt_html(result, view.id, view.run.adapter_sha256, is_finished=view.has_adapter, is_busy=progress.is_running)
     elif not progress.is_running:
         body = invitation_html(view.id, view.planned.num_eval_rows if view.planned else None, is_training=view.status.is_live)
     # Of a run that trains nothing is judged now.

@@ -63,11 +63,14 @@ def invitation_html(run_id: str, num_eval_rows: int | None, *, is_training: bool
     return f'<section class="q-card q-run-top"><p class="q-sub">{escape(rows + ABOUT)}</p>{button}</section>'
 
 
-def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "", *, is_finished: bool = True) -> str:
+def receipt_html(
+    result: Mapping[str, Any], run_id: str, adapter_sha256: str = "", *, is_finished: bool = True, is_busy: bool = False
+) -> str:
     """All of a finished evaluation; `adapter_sha256` is of the run's adapter as it is now, empty where it is not known.
 
-    Where the run is not finished that is the adapter of its newest checkpoint.
+    Where the run is not finished that is the adapter of its newest checkpoint. While another evaluation `is_busy` none can be begun.
     """
+    again = "" if is_busy else act_button("Evaluate again", "evaluate-now", run_id, look="quiet", echo="Starting …")
     verdict = result.get("verdict") or {}
     kind = {"better": "good", "worse": "bad"}.get(str(verdict.get("kind")), "warn")
     sign = {"good": "✓", "bad": "✕", "warn": "?"}[kind]
@@ -80,7 +83,7 @@ def receipt_html(result: Mapping[str, Any], run_id: str, adapter_sha256: str = "
         f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
         f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_notes(result, adapter_sha256, is_finished)}</div>'
-        f"{act_button('Evaluate again', 'evaluate-now', run_id, look='quiet', echo='Starting …')}</section>"
+        f"{again}</section>"
         f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
 

@@ -130,7 +130,8 @@ def _head(draft: Draft) -> str:
         pill, kind = "Reading", "accent"
     summary = ""
     if draft.memory is not None:
-        summary = f"{'at most ' if draft.is_at_most else ''}{format_bytes(draft.memory.total_bytes)}"
+        # In the closed bar of a phone, where "at most" would take a second line.
+        summary = f"{'≤ ' if draft.is_at_most else ''}{format_bytes(draft.memory.total_bytes)}"
         if draft.duration is not None:
             summary += f" · {format_duration(draft.duration.total_s)}"
     return (
