@@ -121,7 +121,7 @@ def test_two_apps_at_once_get_different_ports(tmp_path: Path) -> None:
 def test_a_closed_terminal_ends_the_app_with_its_run_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     view = SimpleNamespace(status=Status.RUNNING, name="a run", id="1")
-    served: Any = SimpleNamespace(service=SimpleNamespace(view=lambda run_id: view, working=[]), close=lambda: closed.append(True))
+    served: Any = SimpleNamespace(service=SimpleNamespace(view=lambda run_id: view, worked_on=dict), close=lambda: closed.append(True))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     sys.stderr.close()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
