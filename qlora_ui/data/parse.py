@@ -21,6 +21,7 @@ from typing import IO, Any
 import psutil
 
 import qlora_ui
+from qlora_ui.base import children
 from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
 from qlora_ui.base.files import free_bytes, read_json, safe_stem, write_json
@@ -179,52 +180,39 @@ class _Child:
         self._job = job
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
-        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
         self._name: str = job["name"]
 
     def report(self) -> dict[str, Any]:
         """What the child says; raises DataError for its error, its death or a limit."""
-        process = self._start()
-        try:
+        with (Path(self._job["folder"]) / "complaints.txt").open("wb+") as self._complaints, self._started() as process:
+            self._tell(process)
             return self._listen(process)
-        finally:
-            process.kill()
-            process.wait()
-            self._complaints.close()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _started(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         root = str(Path(qlora_ui.__file__).resolve().parent.parent)
         # -I: nothing of the user's environment or folder is imported into the child.
         code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.child import main; main()"
         environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
-        self._complaints = (Path(self._job["folder"]) / "complaints.txt").open("wb+")
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-            cwd=self._job["folder"],
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._complaints}
+        return children.child([sys.executable, "-I", "-c", code], **streams, env=environment, cwd=self._job["folder"])
+
+    def _tell(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None
         threading.Thread(target=self._pump, args=(process.stdout,), name="data-child", daemon=True).start()
         try:
-            process.stdin.write(json.dumps(self._job) + "\n")
+            process.stdin.write(json.dumps(self._job).encode() + b"\n")
             process.stdin.close()
         except OSError:
             pass  # It died at once; `_listen` says so.
-        return process
 
-    def _pump(self, stream: IO[str]) -> None:
+    def _pump(self, stream: IO[bytes]) -> None:
         for line in stream:
             self._lines.put(line)
         self._lines.put(None)
 
-    def _listen(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+    def _listen(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         deadline = time.monotonic() + float(self._job["cpu_s"])
         watched = psutil.Process(process.pid)
         while True:

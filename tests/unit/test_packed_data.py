@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_ui.base import children
 from qlora_ui.base.errors import DataError
 from qlora_ui.data import parse
 from qlora_ui.data.unpack import unpack
@@ -95,10 +96,12 @@ def test_what_cannot_be_unpacked_says_why(tmp_path: Path, name: str, content: by
 
 def test_the_confined_child_says_the_same_and_leaves_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parse, "MOST_UNPACKED_BYTES", 1000)
+    ended_with_the_app, child = [], children.child
+    monkeypatch.setattr(children, "child", lambda *words, **named: ended_with_the_app.append(named["cwd"]) or child(*words, **named))
     bomb = uploaded(workspace, "bomb.jsonl.gz", gzip.compress(bytes(1_000_000)))
     with pytest.raises(DataError, match=r"bomb\.jsonl\.gz: .*more than 1 KiB"):
         keep_uploads([bomb], workspace)
-    assert [path.name for path in workspace.temp.iterdir()] == ["bomb.jsonl.gz"]
+    assert [path.name for path in workspace.temp.iterdir()] == ["bomb.jsonl.gz"] and len(ended_with_the_app) == 1
 
 
 def test_an_archive_in_an_archive_is_not_sent_back_to_be_uploaded_again(workspace: Workspace) -> None:
