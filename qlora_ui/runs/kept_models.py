@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -54,7 +55,14 @@ def brought_bytes() -> int:
 
 def runs_on(model_id: str, rows: Iterable[RunRow]) -> list[RunRow]:
     """Runs that cannot be talked to, measured, continued or merged without a model."""
-    return [row for row in rows if row.model == model_id]
+    wanted = _as_written_by_all(model_id)
+    return [row for row in rows if _as_written_by_all(row.model) == wanted]
+
+
+@lru_cache(maxsize=4096)
+def _as_written_by_all(model_id: str) -> str:
+    """The id of a model; of a folder the same whether it was typed with `~` and a slash at its end or not."""
+    return model_id if is_builtin(model_id) or is_hub_id(model_id) else os.path.normpath(typed_path(model_id))
 
 
 def runs_on_exports(workspace: Workspace, rows: Iterable[RunRow]) -> dict[tuple[str, str], list[RunRow]]:
@@ -62,7 +70,8 @@ def runs_on_exports(workspace: Workspace, rows: Iterable[RunRow]) -> dict[tuple[
     found: dict[tuple[str, str], list[RunRow]] = {}
     root = f"{workspace.runs}{os.sep}"
     for row in rows:
-        if row.model.startswith(root) and len(parts := Path(row.model[len(root) :]).parts) > 2 and parts[1] == "exports":
+        model = _as_written_by_all(row.model)
+        if model.startswith(root) and len(parts := Path(model[len(root) :]).parts) > 2 and parts[1] == "exports":
             found.setdefault((parts[0], parts[2]), []).append(row)
     return found
 

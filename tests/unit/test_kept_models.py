@@ -64,7 +64,7 @@ def brought(model_id: str = HUB) -> Path:
 
 def test_a_folder_of_the_workspace_goes_to_the_trash_when_no_run_loads_it(workspace: Workspace) -> None:
     folder = write_model(workspace.models / "merged")
-    waiting = run_on(workspace, folder, "next", is_over=False)
+    waiting = run_on(workspace, f"{folder}/", "next", is_over=False)
     run_on(workspace, folder, "Pirate")
     rows = RunList(workspace).rows()
     model = kept_model(workspace, str(folder))
