@@ -6,11 +6,14 @@ the Hub, so what they downloaded is found here too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+_MARK = ".qlora-ui"
 
 
 def is_hub_name(text: str) -> bool:
@@ -73,19 +76,18 @@ def download_lock(model_id: str) -> Path:
 
 
 def download_mark(model_id: str) -> Path:
-    """A file that tells what the app brought from what other programs did; the lock goes with its release on Windows."""
-    return download_lock(model_id).with_name("qlora-ui.brought")
+    """A file that tells what the app brought from what other programs did; it goes with the model, whoever deletes that."""
+    return repository_folder(model_id) / _MARK
 
 
 def brought_models() -> list[str]:
     """Ids of the models that the app downloaded, all of them or a part."""
-    names = sorted(mark.parent.name for mark in cache_folder().glob(".locks/models--*--*/qlora-ui.brought"))
-    return [model_id for model_id in map(_id_of, names) if repository_folder(model_id).is_dir()]
+    return sorted(_id_of(mark.parent.name) for mark in cache_folder().glob(f"models--*--*/{_MARK}"))
 
 
 def is_brought(model_id: str) -> bool:
     """Whether the app downloaded it, all of it or a part."""
-    return download_mark(model_id).is_file() and repository_folder(model_id).is_dir()
+    return download_mark(model_id).is_file()
 
 
 def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:
@@ -99,3 +101,14 @@ def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:
         except OSError:
             continue
     return total
+
+
+def held_bytes(model_id: str) -> int:
+    """Bytes that a model takes of the disk; without symbolic links, as on Windows, its files lie in the snapshots, linked hard or alone."""
+    held: dict[tuple[int, int], int] = {}
+    for path in repository_folder(model_id).rglob("*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                held[found.st_dev, found.st_ino] = found.st_size
+    return sum(held.values())

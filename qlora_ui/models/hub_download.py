@@ -122,6 +122,7 @@ def _child(request: dict[str, Any]) -> int:
         with hub_errors(model_id, revision):
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock):
+                download_mark(model_id).parent.mkdir(exist_ok=True)
                 download_mark(model_id).touch()
                 for name, (sha256, num_bytes) in request["large"].items():
                     _fetch(model_id, request["commit"], HubFile(name, num_bytes, sha256))

@@ -16,7 +16,7 @@ from qlora_ui.base.files import move, read_json, remove_at_once, size_of_tree, t
 from qlora_ui.catalog.exports import EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
-from qlora_ui.models.hub_cache import brought_models, download_lock, download_mark, is_brought, repository_folder, stored_bytes
+from qlora_ui.models.hub_cache import brought_models, download_lock, held_bytes, is_brought, repository_folder
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
@@ -41,7 +41,8 @@ def kept_model(workspace: Workspace, model_id: str) -> KeptModel | None:
         folder = converted_folder(workspace)
         return KeptModel(model_id, folder, "builtin", size_of_tree(folder)) if folder.is_dir() else None
     if is_hub_id(model_id):
-        return KeptModel(model_id, repository_folder(model_id), "hub", stored_bytes(model_id)) if is_brought(model_id) else None
+        num_bytes = held_bytes(model_id)
+        return KeptModel(model_id, repository_folder(model_id), "hub", num_bytes) if num_bytes and is_brought(model_id) else None
     folder = typed_path(model_id)
     if not os.path.isdir(folder) or folder.parent != workspace.models or folder.name == ".." or folder == converted_folder(workspace):
         return None
@@ -50,7 +51,7 @@ def kept_model(workspace: Workspace, model_id: str) -> KeptModel | None:
 
 def brought_bytes() -> int:
     """What the app's own downloads take of the Hub's cache."""
-    return sum(map(stored_bytes, brought_models()))
+    return sum(map(held_bytes, brought_models()))
 
 
 def runs_on(model_id: str, rows: Iterable[RunRow]) -> list[RunRow]:
@@ -171,7 +172,5 @@ def _delete_download(model: KeptModel) -> None:
     try:
         with FileLock(download_lock(model.id), timeout=0):
             remove_at_once(model.folder)
-            # What another program brings there later is not the app's to delete.
-            download_mark(model.id).unlink(missing_ok=True)
     except Timeout:
         raise ModelError(f"{model.id} is being downloaded.", fix="Stop the download first", code="download-busy") from None

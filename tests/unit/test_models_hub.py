@@ -26,6 +26,7 @@ from qlora_ui.models.hub_cache import (
     cached_models,
     cached_snapshot,
     download_lock,
+    held_bytes,
     is_brought,
     repository_folder,
     stored_bytes,
@@ -163,6 +164,8 @@ def test_weights_are_on_the_disk_once_and_read_through_once(hub: HubStub, monkey
     folder = download(MODEL)
     files = {path.stat().st_ino: path.stat().st_size for path in cache_folder().rglob("*") if path.is_file()}
     assert len(big) < sum(files.values()) < 1.1 * len(big)
+    # With what the library notes of the version beside its files.
+    assert 0 <= held_bytes(MODEL) - sum(path.stat().st_size for path in folder.iterdir()) < 5000
     begun: list[str] = []
     monkeypatch.setattr(hub_download.subprocess, "Popen", _noting(begun))
     assert download(MODEL) == folder

@@ -11,7 +11,7 @@ from qlora_ui.estimate.quantization import explain
 from qlora_ui.models.catalogue import ModelEntry, is_hub_id, needs_download
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.hub import search
-from qlora_ui.models.hub_cache import stored_bytes
+from qlora_ui.models.hub_cache import held_bytes
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.runs.kept_models import delete_model, kept_model, runs_on
 from qlora_ui.ui.action import Action, live_html
@@ -138,7 +138,7 @@ def _kept(service: Service, draft: Draft, entry: ModelEntry | None) -> str:
     kept = kept_model(service.workspace, model_id)
     if kept is not None:
         return kept_model_html(kept, runs_on(model_id, service.run_lists.rows()))
-    return of_others_html(model_id, stored_bytes(model_id)) if entry is not None and entry.kind == "hub" else ""
+    return of_others_html(model_id, held_bytes(model_id)) if entry is not None and entry.kind == "hub" else ""
 
 
 def _delete(service: Service, model_id: str) -> None:
