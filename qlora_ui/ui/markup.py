@@ -11,6 +11,8 @@ _TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`"
 
 _NAME = re.compile(r"&#96;(.{1,200}?)&#96;")
 """As `escape` leaves backticks."""
+_FILE_IN_FRONT = re.compile(r"[^:\n]*\.\w{2,8}: ")
+"""`my data.csv: `, with which a problem begins whose place is a file."""
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:(?:s|min|h|d|W|Wh|[KMGT]i?B)\b|%))")
 
 
@@ -32,7 +34,7 @@ def whole_letters(text: str) -> str:
 def sentence_case(text: str) -> str:
     """`text` with a capital in front, unless it begins with a name: of a file, a folder, an option."""
     first = text.split(" ", 1)[0]
-    is_name = first.endswith(":") or any(sign in first.rstrip(";,.") for sign in "./\\_-`0123456789")
+    is_name = first.endswith(":") or _FILE_IN_FRONT.match(text) or any(sign in first.rstrip(";,.") for sign in "./\\_-`0123456789")
     return text if is_name else text[:1].upper() + text[1:]
 
 

@@ -20,6 +20,7 @@ from qlora_ui.ui.markup import end_cut, prose, sentence_case
         ("the line ends too early", "The line ends too early"),
         ("rows.jsonl line 2 ends too early", "rows.jsonl line 2 ends too early"),
         ("myData: This is a folder", "myData: This is a folder"),
+        ("my data.csv: The first line", "my data.csv: The first line"),
         ("lora.rank is wrong", "lora.rank is wrong"),
     ],
 )
