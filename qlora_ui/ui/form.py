@@ -29,6 +29,8 @@ class Form:
         """`initial` are the values that the controls are drawn with; the defaults where there is none."""
         self._initial = initial or RunConfig()
         self.controls: dict[str, Control] = {}
+        self.presses = gr.State({})
+        """What presses on a page have made of its list of datasets, see ui/source_list.py."""
         self._reserved = frozenset(reserved)
 
     def place(self, path: str, *, maker: Maker | None = None, min_width: int = 240) -> Control:
@@ -51,8 +53,8 @@ class Form:
 
     @property
     def inputs(self) -> set[gr.components.Component]:
-        """Every input, as a set: handlers that take it get a mapping from component to value."""
-        return {control.input for control in self.controls.values()}
+        """Every input, and what is remembered of presses, as a set: handlers that take it get a mapping from component to value."""
+        return {self.presses, *(control.input for control in self.controls.values())}
 
     @property
     def outputs(self) -> list[gr.components.Component]:

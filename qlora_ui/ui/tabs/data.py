@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
-from pydantic import BaseModel
 
 from qlora_ui.base.errors import DataError, QloraUiError
 from qlora_ui.data.fixes import apply_fix
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.settings.sections import BUILTIN_DATA
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.controls import make_hidden
@@ -24,6 +21,7 @@ from qlora_ui.ui.handler import handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
 from qlora_ui.ui.kept_data import build_kept_data
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.source_list import changed, edited, parsed, sources_of, with_more
 from qlora_ui.ui.undo import Change
 from qlora_ui.ui.views import data_report as views
 from qlora_ui.ui.views import tokens
@@ -52,7 +50,7 @@ def build(page: Page) -> None:
                     page,
                     adds,
                     lambda data, gone: _without(page, data, gone),
-                    lambda draft: _sources(draft.values.get("data.sources")),
+                    lambda draft: sources_of(draft.values.get("data.sources")),
                 )
             with gr.Column(elem_classes="q-block", min_width=0):
                 gr.HTML(block_head("Verdict", "Read and checked on this computer; nothing is sent anywhere."), apply_default_css=False)
@@ -89,8 +87,8 @@ def _row_picker() -> tuple[dict[str, gr.Button], gr.Number]:
 
 def _wire_views(page: Page, sources: Any, verdict: Any, columns: Any) -> None:
     def draw(draft: Draft) -> tuple[str, str, str]:
-        chosen = _sources(draft.values.get("data.sources"))
-        mapping = _json(draft.values.get("data.mapping"), {})
+        chosen = sources_of(draft.values.get("data.sources"))
+        mapping = parsed(draft.values.get("data.mapping"), {})
         return views.sources_html(chosen, draft.report), views.verdict_html(draft), views.columns_html(draft, mapping)
 
     page.on_form(draw, [sources, verdict, columns])
@@ -140,29 +138,26 @@ def _added(page: Page, data: dict[Any, Any], sources: Sequence[DataSource], with
 
     The dataset of the id `without` is taken off.
     """
-    chosen = [source for source in _sources(page.form.values(data)["data.sources"]) if source["id"] != without]
-    # The built-in set is there for a first look: the user's own data takes its place.
-    if {str(source["id"]) for source in chosen} == {BUILTIN_DATA} and any(source.id != BUILTIN_DATA for source in sources):
-        chosen = []
-    known = {(source["id"], source.get("config"), source.get("split", "train")) for source in chosen}
-    chosen += [source.model_dump() for source in sources if (source.id, source.config, source.split) not in known]
-    return page.form.show_values({"data.sources": json.dumps(chosen, ensure_ascii=False)})
+    told = page.form.values(data)["data.sources"]
+    new = changed(data[page.form.presses], told, lambda now, shown: with_more(now, sources, without))
+    return page.form.show_values({"data.sources": new})
 
 
 def _without(page: Page, data: dict[Any, Any], source_id: str) -> list[Any]:
     """The form's updates that take a dataset off the chosen ones; none where it is not among them."""
     values = page.form.values(data)
-    chosen = _sources(values["data.sources"])
-    left = [source for source in chosen if source["id"] != source_id]
-    if len(left) == len(chosen):
+    if all(source["id"] != source_id for source in sources_of(values["data.sources"])):
         return [gr.skip() for _ in page.form.outputs]
-    return page.form.show_values(_chosen_now(page, values, json.dumps(left, ensure_ascii=False)))
+    left = changed(
+        data[page.form.presses], values["data.sources"], lambda now, shown: [source for source in now if source["id"] != source_id]
+    )
+    return page.form.show_values(_chosen_now(page, values, left))
 
 
 def _chosen_now(page: Page, values: dict[str, Any], sources: str) -> dict[str, Any]:
     """What changes with the chosen datasets, some of which may be gone."""
     mapped = page.service.draft(values).mapped
-    if mapped is None or mapped.id in {source["id"] for source in _sources(sources)}:
+    if mapped is None or mapped.id in {source["id"] for source in sources_of(sources)}:
         return {"data.sources": sources}
     # The mapping was made for the columns of this dataset and means nothing for the others.
     return {"data.sources": sources, "data.format": "auto", "data.mapping": {}}
@@ -177,8 +172,8 @@ def _wire_actions(page: Page, *components: Any) -> None:
         values = page.form.values(data)
         if action.name == "map":
             return page.form.show_values({"data.mapping": _mapping(action), "data.format": "columns"})
-        edited = _edited(values["data.sources"], action)
-        return page.form.show_values(_chosen_now(page, values, edited) if action.name == "remove" else {"data.sources": edited})
+        new = changed(data[page.form.presses], values["data.sources"], lambda now, shown: edited(now, shown, action))
+        return page.form.show_values(_chosen_now(page, values, new) if action.name == "remove" else {"data.sources": new})
 
     def wire() -> None:
         for component in components:
@@ -269,39 +264,9 @@ def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> Non
     page.when_complete(wire)
 
 
-def _sources(text: Any) -> list[dict[str, Any]]:
-    """The sources as the hidden control holds them."""
-    found = _json(text, [])
-    return [source if isinstance(source, dict) else DataSource(id=str(source)).model_dump() for source in found]
-
-
-def _json(text: Any, otherwise: Any) -> Any:
-    if isinstance(text, str):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return otherwise
-    if isinstance(text, tuple | list):
-        return [item.model_dump() if isinstance(item, BaseModel) else item for item in text]
-    return text if text is not None else otherwise
-
-
-def _edited(text: Any, action: Action) -> str:
-    """The sources after an edit in their list; a value that cannot be read is kept as typed and reported by the check."""
-    chosen = _sources(text)
-    place = int(action.id) if action.id.isdigit() else -1
-    if not 0 <= place < len(chosen):
-        return json.dumps(chosen)
-    if action.name == "remove":
-        del chosen[place]
-    elif action.name in ("weight", "rows"):
-        chosen[place][action.name] = action.text.strip()
-    return json.dumps(chosen, ensure_ascii=False)
-
-
 def _mapping(action: Action) -> str:
     """The mapping of roles to columns as the table shows it after a choice for one column; a role has one column."""
-    meanings = _json(action.data.get("all", ""), {})
+    meanings = parsed(action.data.get("all", ""), {})
     mapping = {str(role): str(column) for column, role in meanings.items() if role and column != action.id and role != action.text}
     if action.text:
         mapping[action.text] = action.id
