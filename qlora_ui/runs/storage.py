@@ -68,13 +68,14 @@ class Storage:
 
 def measure(workspace: Workspace, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Storage:
     """Look at every file of the workspace: a second for some thousand runs. Raises Cancelled."""
+    # First: what is deleted meanwhile is seen by it afterwards.
+    num_deleted, trash_bytes = trash_size(workspace)
     sizes, runs = [], list_runs(workspace)
     for number, run in enumerate(runs):
         stop_if(is_cancelled, "The measurement")
         on_progress(f"Run {number + 1:,} of {len(runs):,}", number / len(runs))
         sizes.append(_size_of(run))
     remade, now = entries_of(workspace.rows_and_tokens), time.time()
-    num_deleted, trash_bytes = trash_size(workspace)
     remade_bytes = sum(one.num_bytes for one in remade)
     return Storage(
         runs=tuple(sorted(sizes, key=lambda run: run.num_bytes, reverse=True)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -14,25 +13,14 @@ from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.storage import storage_html
 
 
 def build_storage(page: Page) -> None:
     """Draw it and wire it."""
-    work, workspace = page.service.background("measurement"), page.service.workspace
+    service, work = page.service, page.service.background("measurement")
     view = live_html("", "runs-storage")
-
-    def draw(run_id: str) -> str:
-        progress, lists = work.progress(), page.service.run_lists
-        storage: Storage | None = progress.result
-        if storage is None:
-            return storage_html(free_bytes(workspace.root), None, {}, progress)
-        names = {row.id: row.name for row in lists.rows()}
-        # What was deleted since is not counted where it was.
-        runs = tuple(run for run in storage.runs if run.id in names or lists.num_unread)
-        num_deleted, trash_bytes = trash_size(workspace)
-        storage = replace(storage, runs=runs, num_deleted=num_deleted, trash_bytes=trash_bytes)
-        return storage_html(free_bytes(workspace.root), storage, names, progress)
 
     @handler
     def act(event: gr.EventData) -> None:
@@ -40,11 +28,27 @@ def build_storage(page: Page) -> None:
         if action.name == "cancel":
             work.cancel()
         if action.name == "free-remade":
-            free_remade(workspace)
+            free_remade(service.workspace)
         if action.name in ("measure-disk", "free-remade"):
-            work.press("disk", lambda on_progress, is_cancelled: measure(workspace, on_progress, is_cancelled))
+            look(service, work)
 
-    page.live(draw, [view])
+    page.live(lambda run_id: drawn(service, work), [view])
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     page.redraw_after(view.act(act, None, None, **quiet))
     run_actions.wire(page, view)
+
+
+def look(service: Service, work: Background) -> None:
+    """Look at the files, unless that is being done."""
+    work.press("disk", lambda on_progress, is_cancelled: measure(service.workspace, on_progress, is_cancelled))
+
+
+def drawn(service: Service, work: Background) -> str:
+    """What was found; it is looked at anew where something was deleted since, here or elsewhere."""
+    workspace = service.workspace
+    storage: Storage | None = work.progress().result
+    if storage is not None and trash_size(workspace) != (storage.num_deleted, storage.trash_bytes):
+        look(service, work)
+        storage = None
+    names = {row.id: row.name for row in service.run_lists.rows()} if storage is not None else {}
+    return storage_html(free_bytes(workspace.root), storage, names, work.progress())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,9 +29,11 @@ from qlora_ui.runs.workspace import Ownership, Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.action import Action
+from qlora_ui.ui.background import Background
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.storage import drawn, look
 from qlora_ui.ui.views.exports import Card, _card
 from qlora_ui.ui.views.kept_model import kept_model_html
 from qlora_ui.ui.views.runs_table import _menu
@@ -167,6 +170,25 @@ def test_what_the_workspace_takes_is_counted_by_kind_and_rows_can_be_freed(
     main(["doctor", "--free", "--workspace", str(workspace.root)])
     assert "rows and tokens that were read 1 KiB" in (said := capsys.readouterr().out) and "4 KiB are free again" in said
     assert free_remade(workspace) == 0
+
+
+def test_what_was_deleted_since_the_look_is_not_counted_twice(workspace: Workspace) -> None:
+    # Its checkpoints were counted with the run and in the trash.
+    run = write_run(workspace, end="done")
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    (run.checkpoints / "checkpoint-3" / "optimizer.pt").write_bytes(bytes(3 << 20))
+    service, work = Service(workspace), Background("measurement")
+    assert "disk-use" not in drawn(service, work)
+    look(service, work)
+    work.wait(10)
+    before = drawn(service, work)
+    assert "of it checkpoints 3 MiB" in before and "of it checkpoints 3 MiB," not in before and "Trash" not in before
+    delete_checkpoints(workspace, run)
+    drawn(service, work)
+    work.wait(10)
+    after = drawn(service, work)
+    assert "of it checkpoints" not in after and "Trash" in after
+    assert re.findall("takes (.*?)<", after) == re.findall("takes (.*?)<", before)
 
 
 def test_the_checkpoints_of_a_run_go_without_its_adapter(workspace: Workspace) -> None:

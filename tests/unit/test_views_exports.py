@@ -82,6 +82,8 @@ def test_exports_are_made_beside_a_training_without_the_card_where_there_is_memo
     with service.card.hold("training", "Pirate"):
         # Said before anything is pressed.
         assert "A training run has a model in memory (Pirate). What is made meanwhile slows it" in _draw(service, run.id, Progress(), {})
+        # Not beside an export of our own, which nothing is made beside.
+        assert "in memory" not in _draw(service, run.id, Progress(f"{run.id}|adapter", is_running=True), {})
         for form in ("adapter", "merged-original"):
             assert _make(service, run, form, silent, never) == "made"
             assert asked[-1]["on_cpu"] and asked[-1]["num_prompts"] == 0

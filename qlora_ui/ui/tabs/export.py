@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,7 +100,8 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
     on_exports = runs_on_exports(service.workspace, rows).items()
     needed = {form: useless_without(needing) for (source, form), needing in on_exports if source == view.id}
     names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans, needed))
-    busy = _busy(service)
+    # Beside an export no other is begun, and what is said then of it would be untrue.
+    busy = _busy(service) if not progress.is_running else None
     source = " ".join(filter(None, (source_words(view), beside_words(busy.sentence(), has_card=bool(service.gpus())) if busy else "")))
     return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source)
 
@@ -215,7 +217,7 @@ def _pack(service: Service, run: RunDir, form: str, on_progress: OnProgress = si
     folder = run.exports / form
     if form not in {known.name for known in EXPORT_FORMS} | SCRIPTS.keys() or not folder.is_dir():
         raise RunError("This export is not there any more.", fix="Make it again", code="export-missing")
-    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in service.readers.view(run).name.lower())[:40]
+    stem = re.sub(r"[\W-]+", "-", service.readers.view(run).name.lower())[:40].strip("-") or "run"
     # Inside the folder that Gradio may serve.
     target = service.workspace.uploads / "exports" / run.id / f"{stem}-{form}.zip"
     return pack(folder, target, on_progress=on_progress, is_cancelled=is_cancelled)
