@@ -45,11 +45,13 @@ def reading_html(num_unread: int) -> str:
 
 
 def trash_html(number: int, size: int) -> str:
-    """What deleted runs, presets and data files still take of the disk, with a button that frees it; empty where there is none."""
+    """What of the disk is still taken by what was deleted, with a button that frees it; empty where there is none."""
     if not number:
         return ""
     items = f"{number:,} deleted item{'s' if number != 1 else ''}"
-    words = f"Remove {items} from the disk, be they runs, presets or data files? Nobody can get them back then."
+    words = (
+        f"Remove {items} from the disk, be they runs, checkpoints, models, exports, presets or data files? Nobody can get them back then."
+    )
     button = act_button("Empty the trash", "empty_trash", confirm=words, yes="Remove for good", no="Keep them", danger="1", look="quiet")
     return f'<div class="q-pages"><span class="q-small q-num">In the trash: {items}, {escape(format_bytes(size))}</span>{button}</div>'
 

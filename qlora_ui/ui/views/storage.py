@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import KIB, format_bytes
 from qlora_ui.runs.storage import RunSize, Storage
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.background import Progress
@@ -43,7 +43,7 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         ("Rows and tokens that were read", storage.remade_bytes, kept + ("; some are in use" if in_use else ""), freed),
         ("Working files", storage.working_bytes, "what browsers fetch and tools for exports; most go with the next start", ""),
         ("Models", storage.model_bytes, "the Model tab deletes them", ""),
-        ("Trash", storage.trash_bytes, "deleted runs, models, exports, presets and data files", ""),
+        ("Trash", storage.trash_bytes, "deleted runs, checkpoints, models, exports, presets and data files", ""),
         ("Models that were downloaded", storage.hub_bytes, HUB_WORDS, ""),
     ]
     body = "".join(
@@ -69,5 +69,6 @@ def _run(run: RunSize, name: str) -> str:
 
 
 def _parts(checkpoint_bytes: int, export_bytes: int) -> str:
+    # Notes of exports stay, of a few bytes.
     parts = (("checkpoints", checkpoint_bytes), ("exports", export_bytes))
-    return ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size)
+    return ", ".join(f"{words} {format_bytes(size)}" for words, size in parts if size >= KIB)
