@@ -122,8 +122,13 @@ class DataReport:
 
     @property
     def why(self) -> str:
-        """Why this format, in words."""
-        return " ".join(dict.fromkeys(source.why for source in self.sources))
+        """Why this format, in words; where sources differ, with their names."""
+        names: dict[str, list[str]] = {}
+        for source in self.sources:
+            names.setdefault(source.why, []).append(source.name)
+        if len(names) < 2:
+            return "".join(names)
+        return " ".join(f"{_listed(mine)}: {why}" for why, mine in names.items())
 
     @property
     def verdict(self) -> Verdict:
@@ -197,3 +202,9 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first, then warnings, then notes; the more rows the earlier."""
     rank = {"error": 0, "warning": 1, "note": 2}
     return tuple(sorted(findings, key=lambda finding: (rank[finding.severity], -finding.count)))
+
+
+def _listed(names: list[str]) -> str:
+    """Names of sources in a sentence; of many the first two."""
+    short = [name if len(name) <= 40 else f"{name[:20]}…{name[-18:]}" for name in dict.fromkeys(names)]
+    return ", ".join(short) if len(short) < 4 else f"{short[0]}, {short[1]} and {len(short) - 2} more"

@@ -103,8 +103,12 @@ def test_a_verdict_names_the_format_or_that_there_are_several(workspace: Workspa
     draft, report = drafted(workspace, tmp_path / "rows.jsonl")
     assert "100 rows in the format “Prompt and completion”." in verdict_html(replace(draft, look=done(report)))
     (source,) = report.sources
-    mixed = replace(report, sources=(source, replace(source, format="alpaca")))
-    assert "100 rows in several formats." in verdict_html(replace(draft, look=done(mixed)))
+    others = [replace(source, format="alpaca", name=f"{name}.json", why="Other columns.") for name in "abcd"]
+    html = verdict_html(replace(draft, look=done(replace(report, sources=(source, *others)))))
+    assert (
+        f"100 rows in several formats.</strong> rows.jsonl: {source.why[:9]}" in html
+        and "a.json, b.json and 2 more: Other columns." in html
+    )
 
 
 def test_findings_that_one_setting_mends_offer_it_once(workspace: Workspace, tmp_path: Path) -> None:
@@ -177,6 +181,8 @@ def test_two_files_of_one_name_are_told_apart_by_their_folders() -> None:
     html = sources_html([{"id": first}, {"id": second}, {"id": other}], None)
     assert html.count("in 2024") == html.count("in 2025") == 1
     assert "in 2025" not in sources_html([{"id": second}, {"id": other}], None)
+    html = sources_html([{"id": first}, {"id": "/ws/datasets/d93730d8/chats.jsonl"}], None)
+    assert "in 2024" in html and "kept copy" in html and "in d93730d8" not in html
 
 
 def test_a_row_that_could_not_be_read_is_not_offered_to_be_shown(workspace: Workspace, tmp_path: Path) -> None:

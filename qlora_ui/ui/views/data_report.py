@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ VERDICTS = {
 }
 SEVERITIES = {"error": ("■", "Stops training", "bad"), "warning": ("▲", "Worth a look", "warn"), "note": ("●", "Good to know", "note")}
 SHOWN_KEPT = 50
+_OF_CONTENT = re.compile("[0-9a-f]{8}")
+"""The folder of a file that the workspace keeps, named by its content."""
 ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"), ("thinking", "thinking"))
 
 
@@ -175,10 +178,16 @@ def _token_line(draft: Draft, report: DataReport) -> str:
     return ""
 
 
+def _folder_words(source_id: str) -> str:
+    """Where a file lies that has another one's name; what the workspace keeps lies in a folder that says nothing to its owner."""
+    folder = Path(source_id).parent.name
+    return "kept copy" if _OF_CONTENT.fullmatch(folder) else f"in {middle_cut(folder, 30)}"
+
+
 def _source(number: int, source: Mapping[str, Any], report: DataReport | None, several: bool, titles: Mapping[str, int]) -> str:
     source_id = str(source.get("id", ""))
     title = source_title(source_id)
-    folder = f"in {middle_cut(Path(source_id).parent.name, 30)}" if titles[title] > 1 and _is_path(source_id) else ""
+    folder = _folder_words(source_id) if titles[title] > 1 and _is_path(source_id) else ""
     about = " · ".join(filter(None, (folder, _part_of(source), _about(source_id, report))))
     weight = (
         f'<label>{LABELS["weight"]}<input type="number" min="0.01" max="1000" step="any" value="{escape(source.get("weight", 1))}" '
