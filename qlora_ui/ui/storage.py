@@ -11,6 +11,7 @@ from qlora_ui.runs.registry import trash_size
 from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.background import Background
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
