@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -27,6 +27,8 @@ from starlette.middleware import Middleware
 from qlora_ui.base.children import end_children
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.signals import end_signals, is_hangup
+from qlora_ui.runs.ending import has_own_process
+from qlora_ui.runs.read import RunView
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.app import build
 from qlora_ui.ui.blocks import Blocks
@@ -260,15 +262,21 @@ def wait_for_the_end(served: Served) -> None:
     # A wait without limit would not be woken by Ctrl-C on Windows.
     while not asked.wait(0.5):
         pass
-    view, working = served.service.view(""), list(served.service.worked_on().values())
-    is_live = view is not None and view.status.is_live
-    if is_live or working:
-        what = f"Stopping {view.name or view.id} and saving it" if view is not None and is_live else f"Ending the {working[0]}"
-        words = f"{what}, {SHUTDOWN_S} s at most; Ctrl-C again ends at once."
+    if words := closing_words(served.service.view(""), list(served.service.worked_on().values())):
         # Where the terminal is gone nobody reads it, and the saving matters.
         with contextlib.suppress(OSError, ValueError):
             print(words, file=sys.stderr, flush=True)
     served.close()
+
+
+def closing_words(view: RunView | None, working: Sequence[str]) -> str:
+    """What becomes of a run and of other work while the app closes; empty where there is none."""
+    live = view if view is not None and view.status.is_live else None
+    within = f"{SHUTDOWN_S} s at most; Ctrl-C again ends at once."
+    if live is not None and not has_own_process(live.config):
+        return f"Stopping {live.name or live.id} and saving it, {within}"
+    goes_on = f"{live.name or live.id} goes on in its own process; the app finds it again when it is started." if live is not None else ""
+    return " ".join(filter(None, (goes_on, f"Ending the {working[0]}, {within}" if working else "")))
 
 
 def warm_up_later(service: Service) -> threading.Thread:

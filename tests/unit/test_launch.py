@@ -23,8 +23,19 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui import launch
 from qlora_ui.ui.blocks import Blocks
-from qlora_ui.ui.launch import Address, Login, find_port, host_names, launch_arguments, prepare_environment, serve, wait_for_the_end
+from qlora_ui.ui.launch import (
+    Address,
+    Login,
+    closing_words,
+    find_port,
+    host_names,
+    launch_arguments,
+    prepare_environment,
+    serve,
+    wait_for_the_end,
+)
 from qlora_ui.ui.service import Service
+from tests.journals import write_run
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::"])
@@ -117,10 +128,18 @@ def test_two_apps_at_once_get_different_ports(tmp_path: Path) -> None:
             app.close(5)
 
 
+def test_what_becomes_of_a_run_is_said_when_the_app_closes(workspace: Workspace) -> None:
+    live = {where: read_run(write_run(workspace, values={"launch.where": where}, end="live")) for where in ("thread", "process")}
+    assert closing_words(None, []) == "" and "Ending the export" in closing_words(None, ["export"])
+    assert "saving it" in closing_words(live["thread"], ["export"])
+    own = closing_words(live["process"], ["export"])
+    assert "goes on in its own process" in own and "saving" not in own and "Ending the export" in own
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_closed_terminal_ends_the_app_with_its_run_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
-    view = SimpleNamespace(status=Status.RUNNING, name="a run", id="1")
+    view = SimpleNamespace(status=Status.RUNNING, name="a run", id="1", config=None)
     served: Any = SimpleNamespace(service=SimpleNamespace(view=lambda run_id: view, worked_on=dict), close=lambda: closed.append(True))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     sys.stderr.close()
