@@ -6,16 +6,31 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from qlora_ui.engine.failures import PROCESS_LOST, Failure, is_lost_process
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.engine.failures import PROCESS_LOST, Failure, StopRun, is_lost_process
 from qlora_ui.runs import parts
 from qlora_ui.runs.events import Ended, Event, Failed, Finished, Started
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.run_dir import RunDir
 
 T = TypeVar("T")
+LOOK_S = 0.2
+_DONE, _STOPPED, _FAILED = b"done", b"stopped", b"failed"
+_NUMBERS = count()
+"""The processes of a run go through the same phases."""
+
+
+class Store(Protocol):
+    """What is used of torch.distributed.Store."""
+
+    def set(self, key: str, value: bytes, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
 
 
 def num_processes() -> int:
@@ -39,13 +54,47 @@ def launcher_name() -> str:
 
 
 def first_process_first(work: Callable[[], T]) -> T:
-    """Let the first process make files, the others then find them."""
+    """Let the first process make files, the others then find them; they end with it where it is stopped, or fails.
+
+    They look into the store where the processes met: a collective call of theirs would end them after ten minutes on a card (NCCL's
+    patience), which a model's download may take, and would not tell them that the first one has ended.
+    """
     if num_processes() == 1:
         return work()
-    from accelerate import PartialState
+    return in_turn(work, _store(), f"first-process-{next(_NUMBERS)}", is_first=is_first_process())
 
-    with PartialState().main_process_first():
-        return work()
+
+def in_turn(work: Callable[[], T], store: Store, key: str, *, is_first: bool) -> T:
+    """`work` of this process; of the others once the first one has written that its own is done."""
+    if is_first:
+        end = _FAILED
+        try:
+            made = work()
+            end = _DONE
+        except (StopRun, Cancelled):
+            end = _STOPPED
+            raise
+        finally:
+            store.set(key, end)
+        return made
+    while not store.check([key]):
+        time.sleep(LOOK_S)
+    end = store.get(key)
+    if end == _STOPPED:
+        raise StopRun
+    if end == _FAILED:
+        fix = "Mend it there, then continue the run on all machines"
+        raise RunError("The first process of this run has ended.", why="Its own machine says why", fix=fix, code=PROCESS_LOST)
+    return work()
+
+
+def _store() -> Store:
+    from accelerate import PartialState
+    from torch.distributed.distributed_c10d import _get_default_store  # torch has no public name for it
+
+    PartialState()
+    store: Store = _get_default_store()
+    return store
 
 
 def leave_failure(run: RunDir, failure: Failure) -> Failed:

@@ -8,11 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import at_step, curve, launcher_of, tiny_config, train, when, write_rows
 
+from qlora_ui.base.errors import RunError
+from qlora_ui.base.progress import Cancelled
+from qlora_ui.engine import processes
+from qlora_ui.engine.failures import StopRun
 from qlora_ui.runs import process
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import Failed
@@ -61,6 +67,41 @@ def test_two_processes_equal_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     # The Trainer averages over batches, and two processes make other batches of the held-back rows.
     assert [event.loss for event in two.evals] == pytest.approx([event.loss for event in one.evals], rel=0.02)
     assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+class Told(dict[str, bytes]):
+    """The store of two processes that are threads here."""
+
+    set = dict.__setitem__
+
+    def check(self, keys: list[str]) -> bool:
+        return keys[0] in self
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "told"), [(None, "made there"), (Cancelled(), StopRun), (StopRun(), StopRun), (OSError("no space"), RunError)]
+)
+def test_the_others_wait_for_the_first_process_and_end_with_it(ends_with: Exception | None, told: str | type[Exception]) -> None:
+    store: Any = Told()
+    found: list[str] = []
+
+    def make() -> str:
+        time.sleep(0.3)
+        assert not found
+        if ends_with is not None:
+            raise ends_with
+        return "made here"
+
+    def find() -> str:
+        found.append("looked")
+        return "made there"
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(processes.in_turn, find, store, "key", is_first=False)
+        first = pool.submit(processes.in_turn, make, store, "key", is_first=True)
+        assert first.exception() is ends_with
+        assert second.result() == told if isinstance(told, str) else type(second.exception()) is told
+    assert bool(found) == (ends_with is None)
 
 
 def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:

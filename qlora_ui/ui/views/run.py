@@ -197,7 +197,8 @@ def _end(view: RunView, ended: Ended) -> str:
         links = " ".join(act_button(label, action, view.id, look="link") for label, action in ways) if view.has_checkpoint else ""
         return f'<div class="q-note" role="status">{paused} {links}</div>'
     if isinstance(ended, Stopped) and not ended.adapter:
-        what = "Taken out of the queue before it began." if not view.steps else f"Stopped after step {view.step:,}. {_kept(view)}"
+        unbegun = "Taken out of the queue before it began." if view.started is None else "Stopped before its first step."
+        what = unbegun if not view.steps else f"Stopped after step {view.step:,}. {_kept(view)}"
         return f'<div class="q-note" role="status">{escape(what)}</div>'
     title = "Done" if isinstance(ended, Finished) else f"Stopped after step {view.step:,}, what was learned is saved"
     reason = f" {ended.reason[:1].upper()}{ended.reason[1:]}." if isinstance(ended, Finished) and ended.reason != "all steps done" else ""
