@@ -216,8 +216,7 @@ class Launcher:
             current, dispatcher = self._current, self._dispatcher
             self._changed.notify_all()
         goes_on = current is not None and has_own_process(config_or_none(current))
-        # A folder that the user has deleted is not made anew for the request.
-        if current is not None and not goes_on and current.path.is_dir():
+        if current is not None and not goes_on:
             current.request(Request.STOP)
         if dispatcher is None or goes_on:
             return True

@@ -13,8 +13,9 @@ from qlora_ui.runs.run_dir import RunDir
 
 
 def leave_failure(run: RunDir, rank: int, failed: Failed) -> None:
-    """Say why process `rank`, counted from 0, cannot go on."""
-    write_text(run.path / f"failed-{rank}.json", to_line(failed) + "\n")
+    """Say why process `rank`, counted from 0, cannot go on; nothing where the user has deleted the run's folder."""
+    if run.path.is_dir():
+        write_text(run.path / f"failed-{rank}.json", to_line(failed) + "\n")
 
 
 def failure_left(run: RunDir) -> Failed | None:

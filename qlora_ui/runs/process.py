@@ -152,9 +152,14 @@ def wait_for_end(run: RunDir, *, until: Callable[[], bool]) -> None:
             return
         elif alone_since is None:
             alone_since = time.monotonic()
-        elif time.monotonic() - alone_since > REST_S:
+        elif time.monotonic() - alone_since > REST_S and _is_left_behind(run):
             end_processes([run])
         time.sleep(POLL_S)
+
+
+def _is_left_behind(run: RunDir) -> bool:
+    """Whether nothing can come of what is left: the first process was killed, the run has ended, or its folder was deleted."""
+    return run.has_owner() or read_run(run).ended is not None or not run.path.is_dir()
 
 
 def _ends_unbegun(run: RunDir) -> bool:

@@ -249,8 +249,9 @@ class RunDir:
         write_json(self.path / "about.json", {**self.about(), **changes})
 
     def request(self, request: Request) -> None:
-        """Ask the job for something; it answers with a RequestSeen on the journal."""
-        write_text(self.path / "control" / request.value, "")
+        """Ask the job for something; it answers with a RequestSeen on the journal. A folder that was deleted is not made anew."""
+        if self.path.is_dir():
+            write_text(self.path / "control" / request.value, "")
 
     def pending_requests(self) -> list[Request]:
         """What was asked and not yet taken."""

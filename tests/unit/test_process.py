@@ -18,6 +18,7 @@ from qlora_ui.runs import process
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.launcher import Launcher, ask
+from qlora_ui.runs.parts import leave_failure
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
@@ -82,11 +83,12 @@ def begun(launcher: Launcher) -> tuple[RunDir, list[psutil.Process]]:
 def test_a_job_whose_launcher_is_killed_goes_on_and_keeps_the_card(launcher: Launcher) -> None:
     run, (accelerate, *_) = begun(launcher)
     accelerate.kill()
+    (run.path / "owner.json").unlink()  # as somebody who tidies up
     waiting = launcher.start(CONFIG.changed({"output.name": "next"}))
-    time.sleep(0.2)
-    assert read_run(run).status is Status.STARTING and launcher.current() == run and launcher.queue() == [waiting]
+    time.sleep(0.5)
+    assert len(process.processes_of([run])) == 2 and launcher.current() == run and launcher.queue() == [waiting]
     launcher.cancel(waiting)
-    launcher.request(run, Request.STOP)
+    run.request(Request.STOP)
     assert launcher.wait_until_idle(20)
     # The second one, which nobody else ends now, is not left.
     assert read_run(run).status is Status.DONE and not process.processes_of([run])
@@ -168,6 +170,13 @@ def test_a_host_that_is_not_known_and_a_port_that_is_taken_are_said_at_once(laun
     ended = [read_run(run).ended for run in runs]
     assert all(isinstance(end, Failed) for end in ended)
     assert "No computer “no such host” is known here" in str(ended[0]) and "is used by another program" in str(ended[1])
+
+
+def test_a_deleted_folder_is_not_made_anew(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "gone")
+    run.request(Request.STOP)
+    leave_failure(run, 1, Failed(what="Nowhere to write."))
+    assert not run.path.exists()
 
 
 def test_processes_of_other_runs_are_left_alone(tmp_path: Path) -> None:

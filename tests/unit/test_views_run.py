@@ -117,7 +117,11 @@ def test_the_probe_strip_begins_before_training(workspace: Workspace) -> None:
 
 
 def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
-    html = tiles_html(view_of(workspace))
+    view = view_of(workspace)
+    assert view.planned is not None
+    assert "in one of 2 processes" in tiles_html(replace(view, planned=replace(view.planned, num_processes=2)))
+    html = tiles_html(view)
+    assert "processes" not in html
     assert re.search(r"predicted 5\.3, measured 5\.\d\xa0GiB \(\+\d\xa0%\)", html)  # a narrow tile keeps a number and its unit together
     assert "tokens/s".lower() in html.lower()
 

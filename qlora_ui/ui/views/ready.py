@@ -150,7 +150,7 @@ def _summary(draft: Draft) -> str:
     rows = [("Model", _model_words(draft, config)), ("Learns from", _data_words(draft, config))]
     train = config.train
     num_cards = config.launch.num_processes * config.launch.num_machines
-    cards = f" × {num_cards} cards" if num_cards > 1 else ""
+    cards = f" × {num_cards} {'processes' if draft.device.is_cpu else 'cards'}" if num_cards > 1 else ""
     batch = f"{train.batch_size} × {train.accumulation}{cards} = {config.effective_batch}"
     rows.append(("Effective batch", escape(batch)))
     if draft.duration is not None:

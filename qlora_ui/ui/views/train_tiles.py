@@ -68,7 +68,9 @@ def _memory(view: RunView) -> str:
     measured = view.peak_measured_bytes
     if not measured:
         return _tile("Memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
-    return _tile("Memory", format_bytes(measured), predicted_and_measured(predicted, measured), "q-tile-wide")
+    # Each process measures itself, and one writes it down.
+    shared = f", in one of {view.planned.num_processes} processes" if view.planned and view.planned.num_processes > 1 else ""
+    return _tile("Memory", format_bytes(measured), f"{predicted_and_measured(predicted, measured)}{shared}", "q-tile-wide")
 
 
 def _power(view: RunView, gpus: Sequence[GpuState]) -> str:
