@@ -34,7 +34,15 @@ class ScriptFacts:
 
 def render_script(config: RunConfig, facts: ScriptFacts) -> str:
     """The text of `train.py`: about 60 lines that train on `data/*.tokens.parquet` beside it."""
-    return _opening(config, facts) + _model(config) + _training(config, facts)
+    alone = on_one_card(config)
+    return _opening(config, facts) + _model(alone) + _training(alone, facts)
+
+
+def on_one_card(config: RunConfig) -> RunConfig:
+    """The same learning by one process, as the exported files have it: what several cards shared of a batch is added up."""
+    cards = config.launch.num_processes * config.launch.num_machines
+    one = {"launch.num_processes": 1, "launch.num_machines": 1, "launch.machine_rank": 0, "launch.sharding": "none"}
+    return config if cards == 1 else config.changed({**one, "train.accumulation": config.train.accumulation * cards})
 
 
 def _opening(config: RunConfig, facts: ScriptFacts) -> str:
@@ -42,6 +50,9 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
     files = '{"train": str(HERE / "data/train.tokens.parquet")' + (
         ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
     )
+    cards = config.launch.num_processes * config.launch.num_machines
+    words = f"The run shared each batch among {cards} processes; this program is one, and adds up {cards} times as many rounds."
+    shared = f"\n{words}\n" if cards > 1 else ""
     stopper = "EarlyStoppingCallback, " if _stops(config, facts) else ""
     on_masters = config.train.optimizer == "adamw_fp32"
     # A folder may have quotes in its name, which would end the text here and begin the program.
@@ -53,7 +64,7 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
 
 Writes the adapter to adapter/ and every logged number to history.json. data/*.jsonl are the conversations, data/*.tokens.parquet
 the same as tokens: columns input_ids and labels, where -100 marks what is not learned (questions, and what the template adds).
-"""
+{shared}"""
 
 import json
 import os

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ui.script.render import ScriptFacts, run_arguments
+from qlora_ui.script.render import ScriptFacts, on_one_card, run_arguments
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
@@ -17,6 +17,7 @@ def render_trl_yaml(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, comp
     TRL has no key for the adapter's number format (it is bf16 always) and none for packing across plain attention, so on a
     CPU its curve is close to the app's and not equal to the digit.
     """
+    config = on_one_card(config)
     document: dict[str, Any] = {
         "model_name_or_path": facts.model,
         "dtype": compute_dtype,

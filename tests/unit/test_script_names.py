@@ -1,4 +1,4 @@
-"""The name of the base in what is written for others: a folder may be called anything."""
+"""What is written for others: the name of the base, for a folder may be called anything, and the batch of several cards."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def test_the_name_of_a_base_is_a_text_and_nothing_else(model_id: str, name: str)
     assert isinstance(model, ast.IfExp) and ast.literal_eval(model.orelse) == name
     settings = yaml.safe_load(render_trl_yaml(config, facts, on_gpu=False, compute_dtype="float32"))
     assert settings["model_name_or_path"] == name
+
+
+def test_what_several_cards_shared_of_a_batch_is_added_up_by_one_process() -> None:
+    launch = {"where": "process", "num_processes": 2, "num_machines": 3, "machine_rank": 1, "sharding": "fsdp"}
+    changes = {f"launch.{name}": value for name, value in launch.items()}
+    config = RunConfig().changed({**changes, "train.accumulation": 2, "quant.storage": "bfloat16"})
+    facts = ScriptFacts("owner/name", intervals(config, 1000, 0), has_eval=False)
+    program = render_script(config, facts)
+    settings = yaml.safe_load(render_trl_yaml(config, facts, on_gpu=True, compute_dtype="bfloat16"))
+    assert "gradient_accumulation_steps=12" in program and settings["gradient_accumulation_steps"] == 12
+    assert "among 6 processes" in (ast.get_docstring(ast.parse(program)) or "") and "processes" not in USUAL
