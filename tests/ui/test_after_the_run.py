@@ -185,6 +185,7 @@ def _evaluate(page: Page) -> None:
 def _ask_both(page: Page) -> None:
     """Own questions, blindly: no name before the last vote; then the names, the tally, a file. And a text, token by token."""
     page.get_by_role("button", name="Ask both the same questions").click()
+    page.wait_for_timeout(500)  # nobody types as fast as the fold draws its fields
     page.get_by_label("Questions, one a line").fill("hello world")
     page.get_by_role("button", name="Add a random one").click()
     expect(page.get_by_label("Questions, one a line")).to_have_value(re.compile("hello world\n.+"))

@@ -105,7 +105,8 @@ def _build_comparison(page: Page) -> None:
 
     page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
     questions.blur(keep, [questions], None, **QUIET)
-    page.on_load(lambda: comparing.typed(service), [questions])
+    # A fold draws its fields when it is opened, and only then what the page's load gave them: nothing must not take the place of a word.
+    page.on_load(lambda: comparing.typed(service) or gr.skip(), [questions])
     held.click(add_some, [page.run_id, questions], [questions], **QUIET)
     surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
     page.redraw_after(others.act(handler(_chosen), None, [beside], trigger_mode="multiple", **QUIET))
