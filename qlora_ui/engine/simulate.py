@@ -255,6 +255,7 @@ def fast_step(model: Any, request: dict[str, Any], trace: Trace) -> Callable[[],
         torch.zeros(tokens, dtype=torch.int64),
         torch.zeros(request["rows"] + 1, dtype=torch.int32),
         request["row_tokens"],
+        torch.zeros(tokens - request["rows"], dtype=torch.int64),
     )
     return lambda: micro._compute(batch)
 

@@ -195,6 +195,7 @@ def card_kernels(*, is_cpu: bool, has_flash: bool = True) -> Iterator[None]:
             (head, "_forward_tile", no_tile),
             (head, "_backward_tile", no_tile),
             (head, "_addmm_fp32", lambda acc, a, b: None),
+            (fast_loss, "_add_product", lambda sums, a, b: None),
             *((module, "uses_triton", lambda x: True) for module in fast),
             *((module, name, _NoKernels()) for module in fast for name in ("triton_layers", "triton_lora", "triton_loss")),
             (weights, "dequantize_into", no_tile),

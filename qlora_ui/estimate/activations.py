@@ -20,6 +20,13 @@ FAST_HELD_BYTES = 72 * MIB
 TILE_NUMBERS, MIN_TILE_ROWS = 2**22, 512
 """Numbers in the input of a tile of the fast path's MLP: 1,024 tokens of a model that is 4,096 wide, whose products still fill a card."""
 
+LOSS_TOKENS = 2048
+"""Tokens of a tile of the fast path's loss; TRL's are 4,096, which would need twice the memory."""
+LOSS_WORDS = 32768
+"""Words that TRL's fused head multiplies at a time."""
+LOGIT_BYTES = 160 * 2**20
+"""Logits that take no more are kept for their gradient; larger ones are multiplied again, as TRL does, or come in fewer rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
@@ -70,6 +77,19 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
         working=working,
         forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * stream * 4 * hidden),
     )
+
+
+def logit_tile(num_rows: int, vocab_size: int, element_bytes: int, *, exact: bool) -> tuple[int, int]:
+    """Rows and columns of a tile of logits in the fast path's loss.
+
+    `exact`: as many rows as there are, so that the gradient's product is TRL's, and a part of the vocabulary at a time where all of it
+    would be too large; else no more rows than fit with all of the vocabulary, so that nothing is multiplied twice.
+    """
+    every = -(-vocab_size // 64) * 64
+    if exact:
+        rows = min(num_rows, LOSS_TOKENS)
+        return rows, every if rows * every * element_bytes <= LOGIT_BYTES else min(every, LOSS_WORDS)
+    return min(num_rows, max(LOGIT_BYTES // (every * element_bytes) // 64 * 64, 64)), every
 
 
 def tile_rows(num_rows: int, num_hidden: int) -> int:

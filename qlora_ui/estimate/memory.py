@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_ui.base.units import MIB
-from qlora_ui.estimate.activations import LayerBytes, layer_bytes, tile_rows
+from qlora_ui.estimate.activations import LayerBytes, layer_bytes, logit_tile, tile_rows
 from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
@@ -43,7 +43,6 @@ PART_WORDS: Mapping[str, str] = {
 }
 CHECKPOINT_MARGIN_BYTES = 64 * MIB
 """Of the disk: no checkpoint is written that would leave less."""
-FAST_TILE_BYTES = 160 * MIB
 PLAIN_TILE_TOKENS, PLAIN_TILE_WORDS = 4096, 32768
 WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8 * MIB + 128 * 1024, 32 * MIB
 """cuBLAS' own buffer, one for each thread and stream that multiplies: forward, backward and, where it is another, the captured step's."""
@@ -187,7 +186,7 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
     kept, recomputed = work.kept_layers, facts.num_layers - work.kept_layers
     stored = kept * layer.saved + recomputed * layer.checkpoint
     mask = _mask_bytes(work, work.num_rows, work.row_tokens)
-    moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens), kept_gradients)}
+    moments = {"loss": (stored + mask, _loss_bytes(facts, adapter, work, work.tokens, exact=not config.lora.dropout), kept_gradients)}
     if recomputed:
         # Kept layers are the last ones: they are gone when the first recomputation begins.
         at_start = recomputed * layer.checkpoint + layer.again + layer.working
@@ -218,12 +217,12 @@ def _evaluation(facts: ModelFacts, adapter: Adapter, work: Workload, layer: Laye
     return max(in_layer, at_loss, key=sum)
 
 
-def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:
+def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int, *, exact: bool) -> int:
     if not work.is_fast:
         return _plain_loss_bytes(facts, adapter, work, tokens)
-    rows = max(64, min(FAST_TILE_BYTES // (facts.vocab_size * 2) // 64 * 64, tokens))
-    # The gradient of the hidden states, statistics, the final norm's input and output, one tile of logits.
-    return min(rows, tokens) * facts.vocab_size * 2 + tokens * (3 * 2 * facts.hidden_size + 16)
+    rows, columns = logit_tile(tokens, facts.vocab_size, 2, exact=exact)
+    # A tile of logits with its hidden states and their gradient, in fp32 and in 16 bits; everybody's gradient, the final norm's two sides.
+    return rows * (2 * columns + 8 * facts.hidden_size) + tokens * 3 * 2 * facts.hidden_size
 
 
 def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:

@@ -1,7 +1,7 @@
 """Fast against plain on the same real text: losses and gradient norms of every step, and the trained adapters' evaluation losses.
 
 usage: python tests/bench/speed_numerics.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50] [--shape 4 256 2] [--mean-len 80] [--warmup 0.03]
-       [--optimizer adamw_fp32] [--chat] [--bfloat16 | --float32]
+       [--optimizer adamw_fp32] [--chat] [--deterministic] [--bfloat16 | --float32 | --runs NAME...]
 Whole rows and packed ones, dropout 0, one seed. `eager` is the plain stack again with another attention: how far rounding alone goes.
 Two runs that differ by a rounding drift apart; where one follows another, it takes that one's adapter before every step, so that each step
 is compared by itself.
@@ -26,6 +26,7 @@ RUNS: dict[str, list[str]] = {
     "fast": ["fast"],
     "eager": ["plain", "--attention", "eager"],
     "packed plain": ["plain", *PACKED, "--keep", "@packed"],
+    "packed plain again": ["plain", *PACKED],
     "packed fast": ["fast", "--mean-len", "@"],
     "packed eager": ["plain", *PACKED, "--attention", "eager"],
     "plain float32": ["plain", *EXACT],
@@ -59,6 +60,7 @@ PAIRS = (
     ("packed plain float32", "packed torch float32"),
     ("plain", "fast"),
     ("packed plain", "packed fast"),
+    ("packed plain", "packed plain again"),
     ("plain", "eager"),
     ("packed plain", "packed eager"),
     ("plain float32", "plain"),
@@ -124,6 +126,8 @@ def main() -> None:
     )
     parser.add_argument("--bfloat16", action="store_true", help="only what is computed in bfloat16")
     parser.add_argument("--float32", action="store_true", help="only what is computed in float32")
+    parser.add_argument("--runs", nargs="+", help="only these, and none that follows another")
+    parser.add_argument("--deterministic", action="store_true", help="torch's deterministic algorithms in every run")
     parser.add_argument("--at-once", type=int, default=len(RUNS), help="with --float32: runs at a time")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -131,8 +135,11 @@ def main() -> None:
     common = [given.model, "--text", given.text, "--dropout", "0", "--steps", str(given.steps), "--eval-rows", "24"]
     common += ["--seq", tokens, "--bs", rows_at_once, "--ga", accumulation, "--warmup", given.warmup, "--optimizer", given.optimizer]
     common += ["--chat"] if given.chat else []
+    common += ["--deterministic"] if given.deterministic else []
     rows: dict[str, dict[str, Any]] = {}
-    if given.float32:
+    if given.runs:
+        rows |= run_all(common, {name: RUNS[name] for name in given.runs}, folder, given.mean_len)
+    elif given.float32:
         exact = [name for name in RUNS if "float32" in name]
         for some in (exact[start : start + given.at_once] for start in range(0, len(exact), given.at_once)):
             rows |= run_all(common, {name: RUNS[name] for name in some}, folder, given.mean_len)

@@ -62,6 +62,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--warmup", type=float, default=0, help="share of the steps, or their number; the recipe's own is 0.03")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter and of the texts")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="torch's deterministic algorithms: flash attention's backward pass too"
+    )
     parser.add_argument("--whole-mlp", action="store_true", help="fast: no tiles, as before there were any")
     parser.add_argument("--tag", default="")
     return parser.parse_args()
@@ -98,6 +101,11 @@ def main() -> None:
     from transformers import set_seed
 
     set_seed(0)
+    if a.deterministic:
+        import torch
+
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
     model, tokenizer, peft_config = load_unsloth(a) if a.stack == "unsloth" else load(a)
     data, collator, tokens_per_step = batches(a, tokenizer)
     clock = make_clock(a)
@@ -305,6 +313,9 @@ def stock_trainer(a: argparse.Namespace, named: dict[str, Any]) -> Any:
     import torch
     from trl import SFTTrainer
 
+    if a.packed:
+        packed = named["data_collator"]
+        named = {**named, "data_collator": lambda rows: {key: value for key, value in packed(rows).items() if key != "counted_positions"}}
     trainer = SFTTrainer(args=(args := sft_config(a)), **named, **optimizer(a, args))
     if a.stack == "plain":
         in_dtype(trainer.model, getattr(torch, a.dtype))

@@ -143,18 +143,28 @@ def test_capture_while_another_thread_samples(tmp_path: Path) -> None:
     assert max(losses) - min(losses) < 1e-4
 
 
-def test_a_failed_capture_falls_back_and_leaves_random_numbers_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_failed_capture_falls_back_and_leaves_random_numbers_usable(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = bf16("llama", tmp_path)
     fuse(model, dropout=0.0, num_kept_layers=0)
     notes: list[str] = []
     micro = MicroStep(model, fast_state(model), run_seed=0, capture=True, capture_lock=threading.Lock(), on_note=notes.append)
-    compute = micro._compute
+    forward = micro._forward
 
-    def waits_for_the_host(batch: Any) -> None:
-        compute(batch)
-        micro.metrics[0].item()
+    def look(numbers: Any) -> None:
+        numbers.sum().item()
 
-    monkeypatch.setattr(micro, "_compute", waits_for_the_host)
+    def waits_for_the_host(batch: Any) -> Any:
+        hidden = forward(batch)
+        if failing == "forward":
+            look(hidden)
+        else:
+            hidden.register_hook(look)
+        return hidden
+
+    monkeypatch.setattr(micro, "_forward", waits_for_the_host)
     stream = torch.cuda.current_stream()
     losses = [float(micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)) for _ in range(4)]
     assert micro.num_graphs == 0 and len(notes) == 1 and "uncaptured" in notes[0]

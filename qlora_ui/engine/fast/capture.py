@@ -30,6 +30,16 @@ def capturing(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
         raise
 
 
+class _Address:
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {"data": (memory.data_ptr(), False), "shape": tuple(memory.shape), "typestr": "|u1", "version": 3}
+
+
+def borrowed(memory: torch.Tensor) -> torch.Tensor:
+    """Return the same bytes (uint8, on a card) as a tensor that does not keep them: their pool may give them out again."""
+    return torch.as_tensor(_Address(memory), device=memory.device)
+
+
 def _end_allocation(device_index: int, pool: Any) -> None:
     try:
         torch._C._cuda_endAllocateToPool(device_index, pool)

@@ -10,7 +10,7 @@ from .apply import FastReport, fast_state, remove_fast_path
 from .buckets import batch_buckets
 from .micro_step import MicroStep, read_batch
 from .ops import KERNEL_ERRORS
-from .packing import PackedCollator
+from .packing import COUNTED, PackedCollator
 
 
 class FastStepMixin:
@@ -106,6 +106,11 @@ class FastStepMixin:
         plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         return plain
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Take out what only the fast step reads: it finds its tokens that count before they are on the device."""
+        inputs.pop(COUNTED, None)
+        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Return 6 operations per parameter and token; the parameters are counted once, not in every micro-step."""
         if self._micro is None:
@@ -123,7 +128,7 @@ class FastStepMixin:
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         if self._micro is None or grad_norm is not None:
             return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        return torch.linalg.vector_norm(self._micro.gradients.flat, dtype=torch.float32)
+        return self._micro.gradients.norm()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as SFTTrainer does; the training metrics, summed on the device since the last log, are read here and only here."""

@@ -1,4 +1,4 @@
-"""All adapter gradients in one buffer: accumulated in place, zeroed with one call, clipped with three."""
+"""All adapter gradients in one buffer: accumulated in place, zeroed and scaled with one call each."""
 
 from collections.abc import Sequence
 
@@ -36,8 +36,15 @@ class GradientBuffer:
         """Set all gradients to zero in place."""
         self.flat.zero_()
 
+    def norm(self) -> torch.Tensor:
+        """Return the joint 2-norm as torch's own clipping finds it: 0-dim in the gradients' dtype, to which each one's norm is rounded."""
+        return torch.nn.utils.get_total_norm(self.views)
+
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Scale the gradients so that their joint 2-norm is at most `max_norm`; return the norm before, a 0-dim fp32 tensor."""
-        norm = torch.linalg.vector_norm(self.flat, dtype=torch.float32)
-        self.flat.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0).to(self.flat.dtype))
+        """Scale the gradients so that their joint 2-norm is at most `max_norm`; return the norm before.
+
+        To the last bit what `torch.nn.utils.clip_grad_norm_` does: a factor rounded otherwise would part a run from the plain one.
+        """
+        norm = self.norm()
+        self.flat.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm

@@ -5,12 +5,13 @@ Shapes: N tokens, H model width, F MLP width, J adapted projections that share a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .dropout import Dropout, half_width
-from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, next_power_of_2, padded_rank, uses_triton
+from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, padded_rank, uses_triton
 
 if HAS_TRITON:
     from . import triton_layers
@@ -18,6 +19,8 @@ if HAS_TRITON:
 
 GATED_BACKWARD = (16, 4)
 """Rows and warps of a program."""
+NORM_ROWS = 4
+"""Rows of a program, a warp each."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ def _with_lora(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[
     return gu if inner is None else add_up_(gu.clone(), inner, adapters)
 
 
-def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter], *, gelu: bool) -> torch.Tensor:
-    """Return act(gate) * up (N, F) of gu (N, 2F), the frozen product alone; LoRA's parts are added on the way and gu stays as it is."""
+def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapter], *, gelu: bool, exact: bool = False) -> torch.Tensor:
+    """Return act(gate) * up (N, F) of gu (N, 2F), the frozen product alone; LoRA's parts are added on the way and gu stays as it is.
+
+    `exact`: the activation is torch's to the last bit, which takes longer.
+    """
     width = gu.shape[1] // 2
     if not uses_triton(gu):
         whole = _with_lora(gu, inner, adapters)
@@ -82,6 +88,7 @@ def gated(gu: torch.Tensor, inner: torch.Tensor | None, adapters: Sequence[Adapt
         HAS_GATE=told.has_gate,
         HAS_UP=told.has_up,
         GELU=gelu,
+        EXACT=exact,
         BM=rows,
         BN=columns,
         num_warps=4,
@@ -99,15 +106,16 @@ def gated_backward_(  # noqa: PLR0917
     dropout: Dropout | None,
     *,
     gelu: bool,
+    exact: bool = False,
 ) -> None:
     """In place: gu (N, 2F) becomes its gradient, dh (N, F) the recomputed act(gate) * up; the down projection's LoRA joins dh first.
 
-    `gu`, `inner` and `adapters` are what `gated` was given.
+    `gu`, `inner`, `adapters` and the options are what `gated` was given.
     """
     width = dh.shape[1]
     if not uses_triton(gu):
         if down is not None and down_grad is not None:
-            add_input_gradient_(dh, down_grad, [down], dropout)
+            add_input_gradient_(dh, down_grad, down, dropout)
         _gated_backward_plain_(gu, _with_lora(gu, inner, adapters), dh, gelu=gelu)
         return
     told = _gate_up(gu, adapters)
@@ -142,6 +150,7 @@ def gated_backward_(  # noqa: PLR0917
         HAS_DOWN=down is not None,
         DROP=dropout is not None and down is not None,
         GELU=gelu,
+        EXACT=exact,
         BM=rows,
         num_warps=warps,
     )
@@ -150,15 +159,15 @@ def gated_backward_(  # noqa: PLR0917
 def _gated_backward_plain_(gu: torch.Tensor, whole: torch.Tensor, dh: torch.Tensor, *, gelu: bool) -> None:
     """What the kernel does, by autograd: `whole` (N, 2F) is `gu` with the adapters' part."""
     width = dh.shape[1]
+    up = whole[:, width:].clone()  # without adapters `whole` is `gu`, which is overwritten
     with torch.enable_grad():
-        g = whole[:, :width].to(torch.float32, copy=True).requires_grad_()
+        g = whole[:, :width].clone().requires_grad_()
         activated = _activation(g, gelu)
-        (slope,) = torch.autograd.grad(activated.sum(), g)
-    up, d = whole[:, width:].to(torch.float32, copy=True), dh.to(torch.float32, copy=True)
-    activated = activated.detach().to(dh.dtype).float()
+        (slope,) = torch.autograd.grad(activated, g, dh * up)
+    activated = activated.detach()
+    gu[:, :width] = slope
+    gu[:, width:] = dh * activated
     dh.copy_(activated * up)
-    gu[:, :width] = (d * up).to(dh.dtype).float() * slope
-    gu[:, width:] = d * activated
 
 
 def weighted_norm(x: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, offset: float, dtype: torch.dtype) -> torch.Tensor:
@@ -170,6 +179,17 @@ def weighted_norm(x: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, off
 def weighted_gradient(dy: torch.Tensor, weight: torch.Tensor, offset: float) -> torch.Tensor:
     """Return the gradient that reaches the normalised x, in fp32; rounded where `weighted_norm` rounds."""
     return dy.float() * (weight.float() + offset) if offset else (dy * weight.to(dy.dtype)).float()
+
+
+def norm_gradient(wdy: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of x / rms in x from its output's, `wdy`, all in fp32: autograd's steps through transformers' norm."""
+    slope = -0.5 * (wdy * x).sum(-1, keepdim=True) * rstd.pow(3) / x.shape[-1]
+    return wdy * rstd + slope * (2 * x)
+
+
+def _norm_launch(width: int, offset: float) -> dict[str, Any]:
+    # a multiply and an add fused into one rounding would give other numbers than torch's operations, one after the other
+    return {"OFFSET": offset, "WIDTH": width, "BM": NORM_ROWS, "num_warps": NORM_ROWS, "enable_fp_fusion": False}
 
 
 def norm(
@@ -184,20 +204,18 @@ def norm(
     y = torch.empty_like(x)
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
-    block = next_power_of_2(x.shape[1])
-    triton_layers.norm_forward[(x.shape[0],)](
+    triton_layers.norm_forward[(cdiv(x.shape[0], NORM_ROWS),)](
         x,
         x if delta is None else delta,
         weight,
         total,
         y,
         rstd,
-        x.shape[1],
+        x.shape[0],
+        1 / x.shape[1],
         eps,
         ADD=delta is not None,
-        OFFSET=offset,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
+        **_norm_launch(x.shape[1], offset),
     )
     return total, y, rstd
 
@@ -207,23 +225,19 @@ def norm_backward(  # noqa: PLR0917
 ) -> torch.Tensor:
     """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
     if not uses_triton(x):
-        normed = x.float() * rstd[:, None]
-        wdy = weighted_gradient(dy, weight, offset)
-        dx = ((wdy - normed * (wdy * normed).mean(-1, keepdim=True)) * rstd[:, None]).to(x.dtype)
+        dx = norm_gradient(weighted_gradient(dy, weight, offset), x.float(), rstd[:, None]).to(x.dtype)
         return dx if dtotal is None else dx + dtotal
     dx = torch.empty_like(x)
-    block = next_power_of_2(x.shape[1])
-    triton_layers.norm_backward[(x.shape[0],)](
+    triton_layers.norm_backward[(cdiv(x.shape[0], NORM_ROWS),)](
         dy,
         x,
         weight,
         rstd,
         dx if dtotal is None else dtotal,
         dx,
-        x.shape[1],
+        x.shape[0],
+        1 / x.shape[1],
         ADD=dtotal is not None,
-        OFFSET=offset,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
+        **_norm_launch(x.shape[1], offset),
     )
     return dx

@@ -167,7 +167,7 @@ class FusedAttention:
         self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], packing: Packing, tape: Tape | None = None
     ) -> torch.Tensor:
         """Return the layer's attention output (N, H) for normed x (N, H); rotary is (cos, sin), each (1, N, dims)."""
-        plan = VarlenPlan(packing.cumulative, packing.max_length, self.scale, self.window, self.softcap)
+        plan = VarlenPlan(packing.cumulative, packing.max_length, self.scale, self.window, self.softcap, is_exact=self.qkv.is_exact)
         angles = (rotary[0].reshape(x.shape[0], -1), rotary[1].reshape(x.shape[0], -1)) if self.rotates else None
         mixed = nodes.attend(nodes.project(x, self.qkv, tape=tape), self.heads, angles, self.head_norm, plan)
         return nodes.project(mixed, self.out, tape=tape)

@@ -1,13 +1,14 @@
 """One micro-step (forward, loss, backward) on static buffers: run eagerly at first, then captured per shape and replayed.
 
-Legend: T tokens of the micro-batch in one row, M documents.
+Forward and backward are a graph each. The loss between them is launched as ever: how many tokens it multiplies changes from micro-batch to
+micro-batch, as on the plain path, and with it which kernels cuBLAS takes. Legend: T tokens of the micro-batch in one row, M documents.
 """
 
 import functools
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,23 +16,28 @@ import torch
 from .apply import FastState
 from .attention import register
 from .buckets import bucket_for
-from .capture import capturing
+from .capture import borrowed, capturing
 from .dropout import step_seed
 from .gradients import GradientBuffer
-from .loss import tiled_loss
+from .loss import Workspace, tiled_loss, workspace, workspace_memory
+from .packing import COUNTED
 
 MAX_SHAPES = 12  # graphs kept; further shapes run uncaptured
 
 
 @dataclass
 class Batch:
-    """The static inputs of one shape: ids_T, labels_T and positions_T int64, cumulative (M + 1) int32, the longest document possible."""
+    """A micro-batch: ids_T, labels_T and positions_T int64, cumulative (M + 1) int32, the longest document possible.
+
+    `counted` int64 are the positions that predict a token that counts.
+    """
 
     ids: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
     cumulative: torch.Tensor
     max_length: int
+    counted: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,9 +45,24 @@ class Batch:
         return self.ids.shape[0], self.cumulative.shape[0], self.max_length
 
     def copy_(self, other: "Batch") -> None:
-        """Take another batch's values; shapes must agree."""
-        for name in ("ids", "labels", "positions", "cumulative"):
+        """Take another batch's inputs; shapes must agree. What the loss reads stays: it is not captured."""
+        for name in ("ids", "positions", "cumulative"):
             getattr(self, name).copy_(getattr(other, name))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The two graphs of a shape and what lies between them: its static inputs, the hidden states and their gradient.
+
+    `space` is in memory that the backward graph overwrites, which is why nothing may own it.
+    """
+
+    forward: Any
+    backward: Any
+    batch: Batch
+    hidden: torch.Tensor
+    gradient: torch.Tensor
+    space: Workspace
 
 
 @functools.cache
@@ -69,10 +90,10 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device, buckets: Sequenc
     ids, labels = inputs["input_ids"].to(device), inputs["labels"].to(device)
     cumulative = inputs.get("cu_seq_lens_q")
     if cumulative is not None:
-        positions = inputs["position_ids"].to(device)
-        return Batch(
-            ids.reshape(-1), labels.reshape(-1), positions.reshape(-1), cumulative.to(device, torch.int32), int(inputs["max_length_q"])
-        )
+        labels, positions = labels.reshape(-1), inputs["position_ids"].to(device).reshape(-1)
+        counted = inputs.get(COUNTED)
+        counted = _counted(labels, positions) if counted is None else counted.to(device)
+        return Batch(ids.reshape(-1), labels, positions, cumulative.to(device, torch.int32), int(inputs["max_length_q"]), counted)
     rows, length = ids.shape
     padded = bucket_for(length, buckets) if buckets and length <= buckets[-1] else round_up_length(length)
     if padded > length:
@@ -80,7 +101,16 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device, buckets: Sequenc
         labels = torch.nn.functional.pad(labels, (0, padded - length), value=-100)
     positions = torch.arange(padded, device=device).repeat(rows)
     starts = torch.arange(0, rows * padded + 1, padded, dtype=torch.int32, device=device)
-    return Batch(ids.reshape(-1), labels.reshape(-1), positions, starts, padded)
+    labels = labels.reshape(-1)
+    return Batch(ids.reshape(-1), labels, positions, starts, padded, _counted(labels, positions))
+
+
+def _counted(labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The positions that predict a token that counts: all but those before a label of -100 or before the beginning of a document.
+
+    How many there are is asked of the device, which waits for it.
+    """
+    return ((labels[1:] != -100) & (positions[1:] > 0)).nonzero()[:, 0]
 
 
 class MicroStep:
@@ -95,11 +125,13 @@ class MicroStep:
         self.gradients = GradientBuffer([p for p in model.parameters() if p.requires_grad])
         device = self.gradients.flat.device
         self._device = device
+        # with dropout there is no plain step to be equal to: its masks are others
+        self._is_exact = not state.dropout.active
         self._inverse_count = torch.ones(1, dtype=torch.float32, device=device)
         self._loss = torch.zeros((), dtype=torch.float32, device=device)
         # entropy and top-1 rate, summed over micro-steps, and their number: read and reset at a log
         self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
-        self._graphs: dict[tuple[int, int, int], tuple[Any, Batch]] = {}
+        self._graphs: dict[tuple[int, int, int], Captured] = {}
         self._seen: set[tuple[int, int, int]] = set()
         self._stream = side_stream(device) if device.type == "cuda" else None
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -120,63 +152,85 @@ class MicroStep:
         words = step_seed(self._run_seed, global_step, micro_step)
         self._state.dropout.seed.copy_(torch.tensor(words, dtype=torch.int32))
         if num_items is None:
-            num_items = (_targets(batch) >= 0).sum() * accumulation
+            num_items = batch.counted.shape[0] * accumulation
         count = torch.as_tensor(num_items, device=self._device).to(torch.float32).reshape(1)
         torch.reciprocal(count.clamp(min=1), out=self._inverse_count)
-        shape = batch.shape
-        if shape in self._graphs:
-            graph, static = self._graphs[shape]
-            static.copy_(batch)
-            graph.replay()
-        elif self._capture and shape in self._seen and len(self._graphs) < MAX_SHAPES:
-            self._capture_shape(batch)
+        if self._stream is None:
+            self._step(batch)
         else:
-            # the first of a shape is an ordinary step: it compiles kernels and sizes buffers, which capture forbids
-            self._seen.add(shape)
-            self._eager(batch)
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                self._step(batch)
+            current.wait_stream(self._stream)
         self.num_runs += 1
         return self._loss.clone()
 
-    def _eager(self, batch: Batch) -> None:
-        if self._stream is None:
+    def _step(self, batch: Batch) -> None:
+        captured = self._graphs.get(batch.shape)
+        if captured is None and self._capture and batch.shape in self._seen and len(self._graphs) < MAX_SHAPES:
+            captured = self._capture_shape(batch)
+        if captured is None:
+            # the first of a shape is an ordinary step: it compiles kernels and sizes buffers, which capture forbids
+            self._seen.add(batch.shape)
             self._compute(batch)
             return
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            self._compute(batch)
-        current.wait_stream(self._stream)
+        captured.batch.copy_(batch)
+        captured.forward.replay()
+        self._loss_into(captured.gradient, captured.hidden, batch, captured.space)
+        captured.backward.replay()
 
-    def _capture_shape(self, batch: Batch) -> None:
-        static = Batch(batch.ids.clone(), batch.labels.clone(), batch.positions.clone(), batch.cumulative.clone(), batch.max_length)
-        graph = torch.cuda.CUDAGraph()
+    def _capture_shape(self, batch: Batch) -> Captured | None:
+        """Capture both passes for batches of this shape, or note why they cannot be and capture nothing more."""
         try:
             # while a graph is captured the default random generator belongs to it, and other threads must not allocate through it
-            with self._lock, capturing(graph, self._pool, self._stream):
-                self._compute(static)
+            with self._lock:
+                captured = self._captured(batch)
         except RuntimeError as failure:
             reason = _capture_obstacle(failure)
             # Its frames hold the activations of the pass that was broken off.
             traceback.clear_frames(failure.__traceback__)
         else:
-            self._graphs[static.shape] = graph, static
-            graph.replay()
-            return
+            self._graphs[batch.shape] = captured
+            return captured
         self._capture = False
-        del graph, static
         torch.cuda.empty_cache()
-        # Where memory does not suffice for that either, this raises, and the micro-batch is to blame and not the capture.
-        self._eager(batch)
         self.note(reason)
+        return None
+
+    def _captured(self, batch: Batch) -> Captured:
+        static = replace(batch, ids=batch.ids.clone(), positions=batch.positions.clone(), cumulative=batch.cumulative.clone())
+        head, exact = self._state.head, self._is_exact
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with capturing(forward, self._pool, self._stream):
+            hidden = self._forward(static)
+            gradient = torch.empty_like(hidden)
+            memory = workspace_memory(hidden, head, exact=exact)
+        # free for the backward pass, whose graph is replayed when the loss is done with it
+        memory = borrowed(memory)
+        with capturing(backward, self._pool, self._stream):
+            hidden.backward(gradient)
+        hidden = hidden.detach()
+        return Captured(forward, backward, static, hidden, gradient, workspace(memory, hidden, head, exact=exact))
 
     def _compute(self, batch: Batch) -> None:
         """Forward, loss and backward; gradients, loss and metrics are added in place."""
-        decoder, head = self._state.decoder, self._state.head
+        hidden = self._forward(batch)
+        gradient = torch.empty_like(hidden)
+        memory = workspace_memory(hidden, self._state.head, exact=self._is_exact)
+        space = workspace(memory, hidden, self._state.head, exact=self._is_exact)
+        self._loss_into(gradient, hidden.detach(), batch, space)
+        del memory, space
+        hidden.backward(gradient)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        """The decoder's hidden states (T, H)."""
+        decoder = self._state.decoder
         config = decoder.config
         before = config._attn_implementation
         config._attn_implementation = self._attention
         try:
-            hidden = decoder(
+            hidden: torch.Tensor = decoder(
                 input_ids=batch.ids[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
@@ -187,14 +241,15 @@ class MicroStep:
             ).last_hidden_state[0]
         finally:
             config._attn_implementation = before
+        return hidden
+
+    def _loss_into(self, gradient: torch.Tensor, hidden: torch.Tensor, batch: Batch, space: Workspace) -> None:
+        """Fill the gradient of the hidden states, set the loss and add to the metrics."""
         with torch.no_grad():
-            gradient, stats = tiled_loss(hidden.detach(), head, _targets(batch), self._inverse_count)
-            sums = stats.sum(0)
+            sums = tiled_loss(hidden, self._state.head, batch.labels, batch.counted, self._inverse_count, space, gradient)
             self._loss.copy_(sums[0] * self._inverse_count[0])
-            means = sums[1:3] / sums[3].clamp(min=1)
-            self.metrics[:2] += means
+            self.metrics[:2] += sums[1:] / max(batch.counted.shape[0], 1)
             self.metrics[2] += 1
-        hidden.backward(gradient)
 
     def close(self) -> None:
         """Drop the graphs, their memory pool and the gradients."""
@@ -203,13 +258,6 @@ class MicroStep:
         self._pool = None
         self._capture = False
         self.gradients.detach()
-
-
-def _targets(batch: Batch) -> torch.Tensor:
-    """Return the token that each position is to predict, -100 where the next one begins a document or does not count."""
-    targets = torch.full_like(batch.labels, -100)
-    targets[:-1] = batch.labels[1:].masked_fill(batch.positions[1:] == 0, -100)
-    return targets
 
 
 def _capture_obstacle(failure: RuntimeError) -> str:

@@ -5,6 +5,8 @@ that exists (so that a captured micro-step accumulates in place); where it does 
 overwrite what they saved: one backward per forward, no double differentiation. Shapes as in `ops.py`.
 """
 
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,11 @@ class Projection:
     frozen: FrozenMatrix
     adapters: tuple[Adapter, ...]
     dropout: Dropout | None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it computes what PEFT's layers do to the last bit, for a few percent of the pace: dropout's masks are its own anyway."""
+        return self.dropout is None
 
     def parameters(self) -> list[torch.Tensor]:
         """The trainable matrices in the order in which nodes take them: every a, then every b."""
@@ -66,14 +73,22 @@ class Projection:
 
     def input_gradient(self, grad: torch.Tensor, inner_grad: torch.Tensor | None, dense: torch.Tensor | None) -> torch.Tensor:
         """Return the gradient of the input: through the frozen matrix and through the adapters."""
-        dx = self.frozen.apply_transposed(grad, dense)
-        return dx if inner_grad is None else ops.add_input_gradient_(dx, inner_grad, self.adapters, self.dropout)
+        products = self.frozen.input_products(grad, dense, apart=self.is_exact)
+        return self.add_input_gradients(products, inner_grad, self.dropout)
+
+    def add_input_gradients(
+        self, products: list[torch.Tensor | None], inner_grad: torch.Tensor | None, dropout: Dropout | None
+    ) -> torch.Tensor:
+        """Return the sum of the layers' products and their adapters' parts, in place of the first product."""
+        ends = list(itertools.accumulate(self.frozen.sizes))
+        owner = {bisect.bisect_right(ends, ad.column): place for place, ad in enumerate(self.adapters)}
+        return ops.add_input_gradients_(products, [owner.get(layer, -1) for layer in range(len(ends))], inner_grad, self.adapters, dropout)
 
 
 class GradientSink:
     """Where a node's parameter gradients go: into `.grad` in place where it exists, else into fresh tensors that the node returns.
 
-    `wide` is for nodes that add several times: they add up in fp32, and `.grad` is rounded once.
+    `wide` is for nodes that add several times: they add up in fp32, and the sum is rounded before it is added.
     """
 
     def __init__(self, *, wide: bool = False) -> None:
@@ -103,7 +118,7 @@ class GradientSink:
         if self._wide:
             for parameter in parameters:
                 if parameter.grad is not None and id(parameter) in self._fresh:
-                    parameter.grad.add_(self._fresh[id(parameter)])
+                    parameter.grad.add_(self._fresh[id(parameter)].to(parameter.grad.dtype))
         return [None] * inputs
 
 
@@ -172,7 +187,7 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
             # backward makes the activation again from gate | up
             y, inner_down = unread(x, down.frozen.num_out), tape.replay()
         else:
-            h = layer_ops.gated(gu, inner, gate_up.adapters, gelu=gelu)
+            h = layer_ops.gated(gu, inner, gate_up.adapters, gelu=gelu, exact=gate_up.is_exact)
             y, inner_down, _ = down.forward(h, residual, tape)
         ctx.save_for_backward(x, gu, inner, inner_down)
         ctx.projections = gate_up, down, gelu
@@ -187,7 +202,7 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
         down_grad = down.inner_gradient(grad, inner_down, sink)
         h = down.frozen.apply_transposed(grad)
         down_adapter = down.adapters[0] if down.adapters else None
-        layer_ops.gated_backward_(gu, inner, gate_up.adapters, h, down_grad, down_adapter, down.dropout, gelu=gelu)
+        layer_ops.gated_backward_(gu, inner, gate_up.adapters, h, down_grad, down_adapter, down.dropout, gelu=gelu, exact=gate_up.is_exact)
         if down_grad is not None:
             ops.accumulate_a(down_grad, h, down.adapters, sink.for_a(down), down.dropout)
         del h

@@ -215,34 +215,62 @@ def add_up_(y: torch.Tensor, inner: torch.Tensor, adapters: Sequence[Adapter], r
     return y
 
 
-def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapters: Sequence[Adapter], dropout: Dropout | None) -> torch.Tensor:
-    """Add sum_j mask_j * (inner_grad[:, j] @ a_j) to dx (N, in), in place."""
-    rank = adapters[0].a.shape[0]
+def add_input_gradients_(
+    products: Sequence[torch.Tensor | None],
+    places: Sequence[int],
+    inner_grad: torch.Tensor | None,
+    adapters: Sequence[Adapter],
+    dropout: Dropout | None,
+) -> torch.Tensor:
+    """Return the gradient of an input (N, in) that some layers share, in place of `products[0]`.
+
+    From the last layer to the first, mask * (inner_grad[:, place] @ a) of its adapter `places[l]` (-1: it has none) and then `products[l]`
+    (None: another one has it) are added, and rounded each time: the order in which autograd adds them up.
+    """
+    dx = products[0]
+    if dx is None:
+        raise ValueError("The first layer's product is what the sum is written to.")
+    if inner_grad is None and not any(product is not None for product in products[1:]):
+        return dx
+    rank = adapters[0].a.shape[0] if adapters else 16
     gain = dropout.inverse_keep if dropout else 1.0
     if not uses_triton(dx):
-        for j, ad in enumerate(adapters):
-            dx += _masked(inner_grad[:, j, :rank] @ ad.a * gain, ad, dropout)
-        return dx
+        parts = []
+        for product, place in zip(reversed(products), reversed(places), strict=True):
+            if place >= 0 and inner_grad is not None:
+                adapter = adapters[place]
+                parts.append(_masked(inner_grad[:, place, :rank] @ adapter.a * gain, adapter, dropout))
+            parts += [] if product is None else [product]
+        return dx.copy_(functools.reduce(torch.add, parts))
+    owners = [adapters[place] if place >= 0 else None for place in places]
     triton_lora.lora_dx[(cdiv(dx.shape[0], 32), cdiv(dx.shape[1], 128))](
-        dx,
-        inner_grad,
+        *_three([dx if product is None else product for product in products]),
+        dx if inner_grad is None else inner_grad,
         dropout.seed if dropout else dx,
-        *_three([ad.a for ad in adapters]),
-        *_three([ad.salt for ad in adapters]),
+        *_three([dx if owner is None else owner.a for owner in owners]),
+        *_three([0 if owner is None else owner.salt for owner in owners]),
         dx.shape[0],
         dx.shape[1],
         half_width(dx.shape[1]),
         dropout.first_row if dropout else 0,
         dropout.threshold if dropout else 0,
         gain,
+        **dict(zip(("PLACE0", "PLACE1", "PLACE2"), _three(places), strict=True)),
+        APART=len(products) > 1 and products[1] is not None,
         RANK=rank,
-        R=inner_grad.shape[2],
+        R=16 if inner_grad is None else inner_grad.shape[2],
         J=len(adapters),
+        LAYERS=len(products),
         DROP=dropout is not None,
         BM=32,
         num_warps=4,
     )
     return dx
+
+
+def add_input_gradient_(dx: torch.Tensor, inner_grad: torch.Tensor, adapter: Adapter, dropout: Dropout | None) -> torch.Tensor:
+    """Add mask * (inner_grad[:, 0] @ a) to dx (N, in), in place."""
+    return add_input_gradients_([dx], [0], inner_grad, [adapter], dropout)
 
 
 def accumulate_a(

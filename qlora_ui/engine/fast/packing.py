@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 IGNORED = -100
+COUNTED = "counted_positions"
+"""Of a batch: the positions that predict a label that counts, for the fast step alone."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ class PackedCollator:
     """Collate packed rows into one row of `batch_rows * row_length` tokens whose shapes never change.
 
     Returns input_ids, labels and position_ids (1, T) int64, cu_seq_lens_q/k int32 of fixed length (padded by repeating T), max_length_q/k =
-    row_length. Positions restart with each sample; a row's padded tail is a document of its own with labels -100; the first label of each
-    document is -100, since nothing before it may predict it. Where no row holds more than one document (`max_documents` 1), rows are
-    documents and padding belongs to them, which lets attention run on whole rows. A last batch of fewer rows is filled up with padding
-    rows.
+    row_length; and `COUNTED`, int64, the positions that predict a label that counts. Positions restart with each sample; a row's padded
+    tail is a document of its own with labels -100; the first label of each document is -100, since nothing before it may predict it. Where
+    no row holds more than one document (`max_documents` 1), rows are documents and padding belongs to them, which lets attention run on
+    whole rows. A last batch of fewer rows is filled up with padding rows.
     """
 
     pad_token_id: int
@@ -140,4 +142,5 @@ class PackedCollator:
             "cu_seq_lens_k": cumulative,
             "max_length_q": self.row_length,
             "max_length_k": self.row_length,
+            COUNTED: (labels[1:] != IGNORED).nonzero()[:, 0],
         }

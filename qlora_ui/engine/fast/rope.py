@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .layer_ops import weighted_gradient, weighted_norm
+from .layer_ops import norm_gradient, weighted_gradient, weighted_norm
 from .ops import HAS_TRITON, next_power_of_2, uses_triton
 
 if HAS_TRITON:
@@ -101,8 +101,7 @@ def rotate_backward_(  # noqa: PLR0917
         if norm is not None:
             x = qkv[:, : heads.num_rotated].reshape(rows, -1, heads.dim).float()
             rstd = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
-            g, x = weighted_gradient(g, _per_head_weight(heads, norm), norm.offset), x * rstd
-            g = (g - x * (g * x).mean(-1, keepdim=True)) * rstd
+            g = norm_gradient(weighted_gradient(g, _per_head_weight(heads, norm), norm.offset), x, rstd)
         grad[:, : heads.num_rotated] = g.reshape(rows, -1).to(grad.dtype)
         return grad
     rotary = cos.shape[-1]

@@ -56,7 +56,7 @@ class _TiledMlp(torch.autograd.Function):  # type: ignore[misc]
             down_grad = down.inner_gradient(grad[at], down_part, sink)
             h = grad[at] @ dense_down
             adapter = down.adapters[0] if down.adapters else None
-            layer_ops.gated_backward_(gu, part, gate_up.adapters, h, down_grad, adapter, dropout, gelu=gelu)
+            layer_ops.gated_backward_(gu, part, gate_up.adapters, h, down_grad, adapter, dropout, gelu=gelu, exact=gate_up.is_exact)
             if down_grad is not None:
                 ops.accumulate_a(down_grad, h, down.adapters, sink.for_a(down), dropout)
             del h
@@ -65,9 +65,8 @@ class _TiledMlp(torch.autograd.Function):  # type: ignore[misc]
             if inner_grad is not None:
                 ops.accumulate_a(inner_grad, x[at], gate_up.adapters, sink.for_a(gate_up), dropout)
             # from here on these rows of x are their gradient
-            torch.mm(gu, dense_up, out=x[at])
-            if inner_grad is not None:
-                ops.add_input_gradient_(x[at], inner_grad, gate_up.adapters, dropout)
+            products = gate_up.frozen.input_products(gu, dense_up, apart=gate_up.is_exact)
+            x[at] = gate_up.add_input_gradients(products, inner_grad, dropout)
             del gu
         return (
             x if ctx.needs_input_grad[0] else None,
@@ -100,7 +99,7 @@ def _forward_tiles(  # noqa: PLR0917
     # Twice backward's tile: less is in memory by now, and LoRA's kernels have work for a whole card.
     for at in _tiles(x.shape[0], 2 * rows):
         gu = gate_up.frozen.apply(x[at], dense_up)
-        h = layer_ops.gated(gu, _rows(inner, at), gate_up.adapters, gelu=gelu)
+        h = layer_ops.gated(gu, _rows(inner, at), gate_up.adapters, gelu=gelu, exact=gate_up.is_exact)
         del gu
         part, own = down.frozen.apply(h, dense_down), _rows(residual, at)
         if down.adapters:

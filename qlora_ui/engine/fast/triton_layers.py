@@ -10,25 +10,32 @@ import triton
 import triton.language as tl
 
 from .triton_hash import dropped_key0, dropped_key1, pair_hash
-from .triton_math import rounded, tanh
+from .triton_math import exact_exp, exact_tanh, rounded, tanh
 
 
 @triton.jit
-def _activate(g, GELU: tl.constexpr):
+def _activate(g, GELU: tl.constexpr, EXACT: tl.constexpr):
+    """SiLU, or GELU's approximation; where EXACT with torch's functions and order of operations, to the last bit."""
     if GELU:
-        return 0.5 * g * (1.0 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g)))
+        inner = 0.7978845608028654 * (g + 0.044715 * (g * g * g))
+        return 0.5 * g * (1.0 + (exact_tanh(inner) if EXACT else tanh(inner)))
+    elif EXACT:
+        return tl.div_rn(g, 1.0 + exact_exp(-g))
     else:
         return g * tl.sigmoid(g)
 
 
 @triton.jit
-def _activate_slope(g, GELU: tl.constexpr):
+def _activate_backward(gradient, g, GELU: tl.constexpr, EXACT: tl.constexpr):
+    """The gradient before the activation from the one after it, likewise."""
     if GELU:
-        t = tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))
-        return 0.5 * (1.0 + t) + 0.5 * g * (1.0 - t * t) * 0.7978845608028654 * (1.0 + 0.134145 * g * g)
+        inner = 0.7978845608028654 * (g + 0.044715 * (g * g * g))
+        t = exact_tanh(inner) if EXACT else tanh(inner)
+        left = 0.5 * g * (1.0 - t * t) * (0.7978845608028654 * (1.0 + 3.0 * 0.044715 * (g * g)))
+        return gradient * (0.5 * (1.0 + t) + left)
     else:
-        s = tl.sigmoid(g)
-        return s * (1.0 + g * (1.0 - s))
+        s = tl.div_rn(1.0, 1.0 + exact_exp(-g)) if EXACT else tl.sigmoid(g)
+        return gradient * s * (1.0 + g * (1.0 - s))
 
 
 @triton.jit
@@ -61,6 +68,7 @@ def gated_forward(
     HAS_GATE: tl.constexpr,
     HAS_UP: tl.constexpr,
     GELU: tl.constexpr,
+    EXACT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -76,7 +84,7 @@ def gated_forward(
     up_left = tl.load(xa_row + j_up * R, mask=row_ok, other=0.0)
     g = _corrected(place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
     u = _corrected(place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
-    value = rounded(_activate(g, GELU), out) * u
+    value = rounded(_activate(g, GELU, EXACT), out) * u
     tl.store(out + rows[:, None].to(tl.int64) * width + cols[None, :], value.to(out.dtype.element_ty), mask=ok)
 
 
@@ -110,6 +118,7 @@ def gated_backward(
     HAS_DOWN: tl.constexpr,
     DROP: tl.constexpr,
     GELU: tl.constexpr,
+    EXACT: tl.constexpr,
     BM: tl.constexpr,
 ):
     """In place: gu (N, 2F) becomes its gradient, dh (N, F) becomes the recomputed act(gate) * up; every LoRA part is added on the way.
@@ -150,9 +159,9 @@ def gated_backward(
             d = rounded(d + rounded(part, dh), dh)
         g = _corrected(gu_place, ok, gate_left, b_gate, cols, width, rank, scale_gate, RANK, HAS_GATE)
         u = _corrected(gu_place + width, ok, up_left, b_up, cols, width, rank, scale_up, RANK, HAS_UP)
-        activated = rounded(_activate(g, GELU), dh)
+        activated = rounded(_activate(g, GELU, EXACT), dh)
         tl.store(dh_place, (activated * u).to(dh.dtype.element_ty), mask=ok)
-        tl.store(gu_place, (rounded(d * u, gu) * _activate_slope(g, GELU)).to(gu.dtype.element_ty), mask=ok)
+        tl.store(gu_place, _activate_backward(rounded(d * u, gu), g, GELU, EXACT).to(gu.dtype.element_ty), mask=ok)
         tl.store(gu_place + width, (d * activated).to(gu.dtype.element_ty), mask=ok)
 
 
@@ -175,37 +184,113 @@ def _weighted(gradient, w, like, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def norm_forward(x, delta, weight, total, y, rstd, width, eps, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
-    """y = RMSNorm(x [+ delta]) * (weight [+ 1]); where ADD, total = x + delta. One row per program."""
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
-    ok = cols < width
-    value = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32)
-    if ADD:
-        value += tl.load(delta + row * width + cols, mask=ok, other=0.0).to(tl.float32)
-        value = value.to(total.dtype.element_ty)
-        tl.store(total + row * width + cols, value, mask=ok)
-        value = value.to(tl.float32)
-    r = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
-    tl.store(rstd + row, r)
-    w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
-    tl.store(y + row * width + cols, (_normed(value, r, y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
+def row_sums(lanes, BM: tl.constexpr):
+    """The sums (BM,) of 128 lanes each in the order of torch's own reduction of a row, so that they are its sums to the last bit.
+
+    There each of a warp's 32 threads adds up every 128th number, four of them side by side; then the four; then the upper half of the
+    threads joins the lower one, five times.
+    """
+    even, odd = tl.split(tl.reshape(lanes, (BM, 32, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    threads = tl.sum(tl.reshape(first + second + third + fourth, (BM, 2, 16)), axis=1)
+    threads = tl.sum(tl.reshape(threads, (BM, 2, 8)), axis=1)
+    threads = tl.sum(tl.reshape(threads, (BM, 2, 4)), axis=1)
+    threads = tl.sum(tl.reshape(threads, (BM, 2, 2)), axis=1)
+    return tl.sum(threads, axis=1)
 
 
 @triton.jit
-def norm_backward(dy, x, weight, rstd, dtotal, dx, width, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
-    """dx = gradient through the norm [+ dtotal, the gradient that reached the residual stream beside it]."""
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
-    ok = cols < width
-    r = tl.load(rstd + row)
-    normed = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32) * r
-    w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
-    wdy = _weighted(tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
-    out = (wdy - normed * (tl.sum(wdy * normed, 0) / width)) * r
-    if ADD:
-        out = rounded(out, dx) + tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
-    tl.store(dx + row * width + cols, out.to(dx.dtype.element_ty), mask=ok)
+def head_sums(first, second, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """The sums (HEADS,) of a head's two halves of columns, (HEADS, HALF) each; torch's to the last bit where a head has 128 or 256."""
+    if HALF == 128:
+        return row_sums(first + second, HEADS)
+    elif HALF == 64:
+        return row_sums(tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (HEADS, 128)), HEADS)
+    else:
+        return tl.sum(first, 1) + tl.sum(second, 1)
+
+
+@triton.jit
+def norm_forward(
+    x,
+    delta,
+    weight,
+    total,
+    y,
+    rstd,
+    n_rows,
+    inverse_width,
+    eps,
+    ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """y = RMSNorm(x [+ delta]) * (weight [+ 1]); where ADD, total = x + delta. To be compiled without fused multiply-adds."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    row_ok = rows[:, None] < n_rows
+    place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
+    lanes = tl.zeros((BM, 128), dtype=tl.float32)
+    for start in tl.static_range(0, WIDTH, 128):
+        ok = row_ok & (start + tl.arange(0, 128)[None, :] < WIDTH)
+        value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+        if ADD:
+            value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
+        lanes += value * value
+    r = tl.rsqrt(row_sums(lanes, BM) * inverse_width + eps)
+    tl.store(rstd + rows, r, mask=rows < n_rows)
+    for start in tl.static_range(0, WIDTH, 128):
+        cols = start + tl.arange(0, 128)[None, :]
+        ok = row_ok & (cols < WIDTH)
+        value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+        if ADD:
+            value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
+            tl.store(total + place + start, value.to(total.dtype.element_ty), mask=ok)
+        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+        tl.store(y + place + start, (_normed(value, r[:, None], y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def norm_backward(
+    dy,
+    x,
+    weight,
+    rstd,
+    dtotal,
+    dx,
+    n_rows,
+    inverse_width,
+    ADD: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """dx = gradient through the norm [+ dtotal, the gradient that reached the residual stream beside it].
+
+    The steps of autograd through transformers' norm, in their order, without fused multiply-adds.
+    """
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    row_ok = rows[:, None] < n_rows
+    place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
+    lanes = tl.zeros((BM, 128), dtype=tl.float32)
+    for start in tl.static_range(0, WIDTH, 128):
+        cols = start + tl.arange(0, 128)[None, :]
+        ok = row_ok & (cols < WIDTH)
+        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+        wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
+        lanes += wdy * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+    r = tl.load(rstd + rows, mask=rows < n_rows, other=0.0)
+    slope = (((-0.5 * row_sums(lanes, BM)) * (r * r * r)) * inverse_width)[:, None]
+    for start in tl.static_range(0, WIDTH, 128):
+        cols = start + tl.arange(0, 128)[None, :]
+        ok = row_ok & (cols < WIDTH)
+        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+        wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
+        out = wdy * r[:, None] + slope * (2.0 * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32))
+        if ADD:
+            out = rounded(out, dx) + tl.load(dtotal + place + start, mask=ok, other=0.0).to(tl.float32)
+        tl.store(dx + place + start, out.to(dx.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -254,7 +339,13 @@ def rope_forward(
     if NORM:
         every = tl.arange(0, HEAD_BLOCK)[None, :]
         whole = tl.load(source + every, mask=real & (every < HEAD), other=0.0).to(tl.float32)
-        r = tl.rsqrt(tl.sum(whole * whole, 1) / HEAD + eps)[:, None]
+        if ROTARY == HEAD:
+            x1 = tl.load(source + lane, mask=ok, other=0.0).to(tl.float32)
+            x2 = tl.load(source + half + lane, mask=ok, other=0.0).to(tl.float32)
+            square = head_sums(x1 * x1, x2 * x2, HEADS, HALF)
+        else:
+            square = tl.sum(whole * whole, 1)
+        r = tl.rsqrt(square * (1.0 / HEAD) + eps)[:, None]
         if ROTARY < HEAD:
             w = tl.where(
                 is_q,
@@ -337,7 +428,7 @@ def rope_backward(
         is_q = heads < q_heads
         x1 = tl.load(source, mask=ok, other=0.0).to(tl.float32)
         x2 = tl.load(source + half, mask=ok, other=0.0).to(tl.float32)
-        r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / HEAD + eps)[:, None]
+        r = tl.rsqrt(head_sums(x1 * x1, x2 * x2, HEADS, HALF) * (1.0 / HEAD) + eps)[:, None]
         w1 = (
             tl.where(
                 is_q,
@@ -356,11 +447,9 @@ def rope_backward(
         )
         a = _weighted(rounded(a, grad), w1, grad, OFFSET)
         b = _weighted(rounded(b, grad), w2, grad, OFFSET)
-        x1 = x1 * r
-        x2 = x2 * r
-        mean = ((tl.sum(a * x1, 1) + tl.sum(b * x2, 1)) / HEAD)[:, None]
-        a = (a - x1 * mean) * r
-        b = (b - x2 * mean) * r
+        slope = ((-0.5 * head_sums(a * x1, b * x2, HEADS, HALF))[:, None] * (r * r * r)) * (1.0 / HEAD)
+        a = a * r + slope * (2.0 * x1)
+        b = b * r + slope * (2.0 * x2)
     tl.store(place, a.to(grad.dtype.element_ty), mask=ok)
     tl.store(place + half, b.to(grad.dtype.element_ty), mask=ok)
 

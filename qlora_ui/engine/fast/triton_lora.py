@@ -119,8 +119,9 @@ def lora_down(
 
 @triton.jit
 def _add_to(target, acc, ok):
+    """target += acc, rounded to the target's dtype first: autograd adds a micro-batch's finished gradient to those before it."""
     old = tl.load(target, mask=ok, other=0.0).to(tl.float32)
-    tl.store(target, (old + acc).to(target.dtype.element_ty), mask=ok)
+    tl.store(target, (old + rounded(acc, target)).to(target.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
@@ -297,9 +298,58 @@ def lora_up(
     tl.store(y + place, total.to(y.dtype.element_ty), mask=ok)
 
 
+@triton.jit
+def _add_layer(
+    sum_a,
+    sum_b,
+    product,
+    gb,
+    a,
+    salt,
+    seed,
+    hashed_rows,
+    half_cols,
+    first,
+    width,
+    half_width,
+    threshold,
+    inverse_keep,
+    row_ok,
+    OWN: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    RANK: tl.constexpr,
+    R: tl.constexpr,
+    DROP: tl.constexpr,
+):
+    """Two tiles of 64 columns plus a layer's adapter's part (where OWN) and its frozen product (where PRODUCT), rounded after each."""
+    second = first + 64
+    ok_a = row_ok & (first[None, :] < width)
+    ok_b = row_ok & (second[None, :] < width)
+    if OWN:
+        rank = tl.arange(0, R)
+        left = tl.load(gb + rank[None, :], mask=row_ok, other=0.0)
+        rank_ok = rank[:, None] < RANK
+        right_a = tl.load(a + rank[:, None] * width + first[None, :], mask=rank_ok & (first[None, :] < width), other=0.0)
+        right_b = tl.load(a + rank[:, None] * width + second[None, :], mask=rank_ok & (second[None, :] < width), other=0.0)
+        part_a = tl.dot(left, right_a, input_precision="ieee")
+        part_b = tl.dot(left, right_b, input_precision="ieee")
+        if DROP:
+            h = pair_hash(hashed_rows, half_cols, half_width, dropped_key0(seed, salt), dropped_key1(seed, salt))
+            part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
+            part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
+        sum_a = rounded(sum_a + rounded(part_a, product), product)
+        sum_b = rounded(sum_b + rounded(part_b, product), product)
+    if PRODUCT:
+        sum_a = rounded(sum_a + tl.load(product + first[None, :], mask=ok_a, other=0.0).to(tl.float32), product)
+        sum_b = rounded(sum_b + tl.load(product + second[None, :], mask=ok_b, other=0.0).to(tl.float32), product)
+    return sum_a, sum_b
+
+
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
 def lora_dx(
-    dx,
+    p0,
+    p1,
+    p2,
     gb,
     seed,
     a0,
@@ -314,47 +364,93 @@ def lora_dx(
     first_row,
     threshold,
     inverse_keep,
+    PLACE0: tl.constexpr,
+    PLACE1: tl.constexpr,
+    PLACE2: tl.constexpr,
+    APART: tl.constexpr,
     RANK: tl.constexpr,
     R: tl.constexpr,
     J: tl.constexpr,
+    LAYERS: tl.constexpr,
     DROP: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """dx += sum_j dropout_mask_j * (gb[:, j] @ a_j), in place; a_j is (RANK, width), `first_row` as in `lora_down`."""
+    """p_0 = the sum over the layers, the last one first, of mask_l * (gb[:, place_l] @ a_l) and then p_l; a_l is (RANK, width).
+
+    A place below 0 is a layer without an adapter; where not APART, p_0 is the product of all; `first_row` as in `lora_down`.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     lane = tl.arange(0, 64)
     first = tl.program_id(1) * 128 + lane
-    second = first + 64
-    rank = tl.arange(0, R)
     row_ok = rows[:, None] < n_rows
-    place = dx + rows[:, None].to(tl.int64) * width
-    ok_a = row_ok & (first[None, :] < width)
-    ok_b = row_ok & (second[None, :] < width)
-    sum_a = tl.load(place + first[None, :], mask=ok_a, other=0.0).to(tl.float32)
-    sum_b = tl.load(place + second[None, :], mask=ok_b, other=0.0).to(tl.float32)
-    for j in tl.static_range(J):
-        if j == 0:
-            a, salt = a0, salt0
-        elif j == 1:
-            a, salt = a1, salt1
-        else:
-            a, salt = a2, salt2
-        left = tl.load(gb + rows[:, None].to(tl.int64) * (J * R) + j * R + rank[None, :], mask=row_ok, other=0.0)
-        right_a = tl.load(a + rank[:, None] * width + first[None, :], mask=(rank[:, None] < RANK) & (first[None, :] < width), other=0.0)
-        right_b = tl.load(a + rank[:, None] * width + second[None, :], mask=(rank[:, None] < RANK) & (second[None, :] < width), other=0.0)
-        part_a = tl.dot(left, right_a, input_precision="ieee")
-        part_b = tl.dot(left, right_b, input_precision="ieee")
-        if DROP:
-            h = pair_hash(
-                first_row + rows[:, None],
-                (tl.program_id(1) * 64 + lane)[None, :],
-                half_width,
-                dropped_key0(seed, salt),
-                dropped_key1(seed, salt),
-            )
-            part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
-            part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
-        sum_a = rounded(sum_a + rounded(part_a, dx), dx)
-        sum_b = rounded(sum_b + rounded(part_b, dx), dx)
-    tl.store(place + first[None, :], sum_a.to(dx.dtype.element_ty), mask=ok_a)
-    tl.store(place + second[None, :], sum_b.to(dx.dtype.element_ty), mask=ok_b)
+    row_start = rows[:, None].to(tl.int64)
+    sum_a = tl.zeros((BM, 64), dtype=tl.float32)
+    sum_b = tl.zeros((BM, 64), dtype=tl.float32)
+    if LAYERS > 2:
+        sum_a, sum_b = _add_layer(
+            sum_a,
+            sum_b,
+            p2 + row_start * width,
+            gb + row_start * (J * R) + PLACE2 * R,
+            a2,
+            salt2,
+            seed,
+            first_row + rows[:, None],
+            (tl.program_id(1) * 64 + lane)[None, :],
+            first,
+            width,
+            half_width,
+            threshold,
+            inverse_keep,
+            row_ok,
+            PLACE2 >= 0,
+            RANK,
+            R,
+            DROP,
+        )
+    if LAYERS > 1:
+        sum_a, sum_b = _add_layer(
+            sum_a,
+            sum_b,
+            p1 + row_start * width,
+            gb + row_start * (J * R) + PLACE1 * R,
+            a1,
+            salt1,
+            seed,
+            first_row + rows[:, None],
+            (tl.program_id(1) * 64 + lane)[None, :],
+            first,
+            width,
+            half_width,
+            threshold,
+            inverse_keep,
+            row_ok,
+            PLACE1 >= 0,
+            RANK,
+            R,
+            DROP,
+        )
+    sum_a, sum_b = _add_layer(
+        sum_a,
+        sum_b,
+        p0 + row_start * width,
+        gb + row_start * (J * R) + PLACE0 * R,
+        a0,
+        salt0,
+        seed,
+        first_row + rows[:, None],
+        (tl.program_id(1) * 64 + lane)[None, :],
+        first,
+        width,
+        half_width,
+        threshold,
+        inverse_keep,
+        row_ok,
+        PLACE0 >= 0,
+        RANK,
+        R,
+        DROP,
+    )
+    place = p0 + row_start * width
+    tl.store(place + first[None, :], sum_a.to(p0.dtype.element_ty), mask=row_ok & (first[None, :] < width))
+    tl.store(place + first[None, :] + 64, sum_b.to(p0.dtype.element_ty), mask=row_ok & (first[None, :] + 64 < width))

@@ -3,11 +3,19 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+# CUDA's own functions, which torch's kernels call; Triton's are faster and less exact. Its interpreter, on a processor, has only those.
+exact_exp = tl.exp if triton.knobs.runtime.interpret else libdevice.exp
+exact_log = tl.log if triton.knobs.runtime.interpret else libdevice.log
 
 
 @triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+exact_tanh = tanh if triton.knobs.runtime.interpret else libdevice.tanh
 
 
 @triton.jit

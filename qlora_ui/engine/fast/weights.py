@@ -128,6 +128,23 @@ class FrozenMatrix:
             return dx
         return self._by_columns(grad)
 
+    def input_products(self, grad: torch.Tensor, dense: torch.Tensor | None = None, *, apart: bool) -> list[torch.Tensor | None]:
+        """Return what each layer adds to the gradient of `apply`'s input, (N, in) each, `apart`, as autograd rounds them; else all in one.
+
+        `dense` is the matrix where the caller holds it.
+        """
+        if not apart or len(self.layers) == 1:
+            return [self.apply_transposed(grad, dense), *[None] * (len(self.layers) - 1)]
+        if dense is None and self._fits(grad.dtype):
+            dense = self.dense(grad.dtype)
+        products: list[torch.Tensor | None] = []
+        start = 0
+        for index, size in enumerate(self.sizes):
+            own = grad[:, start : start + size]
+            products.append(own @ (self._one(index, grad.dtype) if dense is None else dense[start : start + size]))
+            start += size
+        return products
+
     def _by_columns(self, grad: torch.Tensor) -> torch.Tensor:
         """Like `apply_transposed`, with the matrix's columns dequantized in two halves."""
         layer, middle = self.layers[0], self.num_in // 2 // 64 * 64
