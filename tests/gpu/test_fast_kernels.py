@@ -269,4 +269,4 @@ def test_norms_of_a_chat(family: str, tmp_path: Path) -> None:
         again = model(input_ids=ids, use_cache=False).logits
     assert torch.equal(plain, again)
     # gemma norms what its layers give back, which is small in a random model and makes rounding larger
-    assert float((fused - plain).float().norm() / plain.float().norm()) < (0.02 if torch.bfloat16 == DTYPE else 1e-3)
+    assert float((fused - plain).float().norm() / plain.float().norm()) < (0.02 if torch.bfloat16 == DTYPE else 5e-3)

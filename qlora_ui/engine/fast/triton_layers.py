@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_hash import dropped_key0, dropped_key1, pair_hash
-from .triton_math import exact_exp, exact_tanh, rounded, tanh
+from .triton_math import exact_exp, exact_ratio, exact_tanh, rounded, tanh
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def _activate(g, GELU: tl.constexpr, EXACT: tl.constexpr):
         inner = 0.7978845608028654 * (g + 0.044715 * (g * g * g))
         return 0.5 * g * (1.0 + (exact_tanh(inner) if EXACT else tanh(inner)))
     elif EXACT:
-        return tl.div_rn(g, 1.0 + exact_exp(-g))
+        return exact_ratio(g, 1.0 + exact_exp(-g))
     else:
         return g * tl.sigmoid(g)
 
@@ -34,7 +34,7 @@ def _activate_backward(gradient, g, GELU: tl.constexpr, EXACT: tl.constexpr):
         left = 0.5 * g * (1.0 - t * t) * (0.7978845608028654 * (1.0 + 3.0 * 0.044715 * (g * g)))
         return gradient * (0.5 * (1.0 + t) + left)
     else:
-        s = tl.div_rn(1.0, 1.0 + exact_exp(-g)) if EXACT else tl.sigmoid(g)
+        s = exact_ratio(1.0, 1.0 + exact_exp(-g)) if EXACT else tl.sigmoid(g)
         return gradient * s * (1.0 + g * (1.0 - s))
 
 

@@ -5,17 +5,33 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-# CUDA's own functions, which torch's kernels call; Triton's are faster and less exact. Its interpreter, on a processor, has only those.
-exact_exp = tl.exp if triton.knobs.runtime.interpret else libdevice.exp
-exact_log = tl.log if triton.knobs.runtime.interpret else libdevice.log
-
 
 @triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
 
-exact_tanh = tanh if triton.knobs.runtime.interpret else libdevice.tanh
+@triton.jit
+def _exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def _log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def _ratio(a, b):
+    return a / b
+
+
+# CUDA's own functions, which torch's kernels call; Triton's are faster and less exact. Its interpreter, on a processor, has only those.
+INTERPRETED = triton.knobs.runtime.interpret
+exact_exp = _exp if INTERPRETED else libdevice.exp
+exact_log = _log if INTERPRETED else libdevice.log
+exact_tanh = tanh if INTERPRETED else libdevice.tanh
+exact_ratio = _ratio if INTERPRETED else tl.div_rn
 
 
 @triton.jit
