@@ -108,6 +108,7 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "eval_losses": [one["eval_loss"], other["eval_loss"]],
         "first_and_last_loss": [one["losses"][0], one["losses"][-1]],
         "steps": len(losses),
+        "same_adapter": one["adapter_sha256"] == other["adapter_sha256"],
     }
 
 
@@ -152,7 +153,7 @@ def main() -> None:
         print(
             f"{name:28s} loss {found['loss_max']:.3%} ({found['loss_steps_within_1_pct']} of {found['steps']} within 1 %)  "
             f"norm {found['norm_max']:.2%}, median {found['norm_median']:.2%} ({found['norm_steps_within_3_pct']} within 3 %)  "
-            f"evaluation {found['eval']:+.3%}  loss {found['first_and_last_loss']}",
+            f"evaluation {found['eval']:+.3%}  {'every bit of the adapter the same' if found['same_adapter'] else ''}",
             flush=True,
         )
     given.out.write_text(json.dumps({"pairs": pairs, "rows": rows}, indent=1), encoding="utf-8")

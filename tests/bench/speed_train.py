@@ -8,6 +8,7 @@ PYTHONPATH.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -101,11 +102,7 @@ def main() -> None:
     from transformers import set_seed
 
     set_seed(0)
-    if a.deterministic:
-        import torch
-
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    be_deterministic(a)
     model, tokenizer, peft_config = load_unsloth(a) if a.stack == "unsloth" else load(a)
     data, collator, tokens_per_step = batches(a, tokenizer)
     clock = make_clock(a)
@@ -121,6 +118,15 @@ def main() -> None:
     print("ROW " + json.dumps(row), flush=True)
     if a.profile:
         profile(trainer, data, collator, a)
+
+
+def be_deterministic(a: argparse.Namespace) -> None:
+    """Before anything is multiplied: torch's deterministic algorithms where they are asked for."""
+    if a.deterministic:
+        import torch
+
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def load_unsloth(a: argparse.Namespace) -> tuple[Any, Any, None]:
@@ -283,7 +289,8 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     from qlora_ui.engine.fast.captured_step import FastStepMixin
 
     dtype = getattr(torch, a.dtype)
-    if dtype != torch.bfloat16:  # the product keeps to bfloat16; in float32 its kernels show what is left without rounding
+    # the product keeps to bfloat16 on a card; in float32 its kernels show what is left without rounding
+    if dtype != torch.bfloat16 or not torch.cuda.is_available():
         apply._obstacles = lambda model: ()
     if a.torch_operations:
         ops.triton_failure = lambda device: "switched off"
@@ -351,7 +358,16 @@ def train(a: argparse.Namespace, trainer: Any, clock: Any, tokens_per_step: floa
         "nvml_bytes": card_bytes() if on_card else 0,
         "losses": clock.losses,
         "grad_norms": clock.norms,
+        "adapter_sha256": fingerprint(trainer.model),
     }
+
+
+def fingerprint(model: Any) -> str:
+    """Of every bit of the adapter."""
+    import torch
+
+    trained = [p.detach().flatten().view(torch.uint8).cpu() for p in model.parameters() if p.requires_grad]
+    return hashlib.sha256(torch.cat(trained).numpy().tobytes()).hexdigest()
 
 
 def about(a: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
