@@ -1,4 +1,4 @@
-"""Where the fast step's numbers first part from the plain SFTTrainer's: every step's gradients and adapter compared bit by bit, in one process.
+"""Where the fast step parts from the plain SFTTrainer: the gradients and adapter of every step compared bit by bit, in one process.
 
 usage: python tests/bench/exact_step.py MODEL_FOLDER TEXT_FILE OUT_FILE [--steps 50] [--shape 4 256 2] [--mean-len 80] [--warmup 0.03]
        [--whole] [--chat] [--uncaptured] [--deterministic] [--on-torch NAME...]
