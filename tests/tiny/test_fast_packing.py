@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qlora_ui.engine.fast.buckets import batch_buckets, bucket_for, choose_buckets
 from qlora_ui.engine.fast.micro_step import read_batch
-from qlora_ui.engine.fast.packing import PackedCollator, best_fit, estimated_rows, pack_examples
+from qlora_ui.engine.fast.packing import CountingCollator, PackedCollator, best_fit, estimated_rows, pack_examples
 
 LENGTHS = st.lists(st.integers(0, 90), max_size=60)
 
@@ -89,7 +89,11 @@ def test_padded_batches_come_in_few_shapes() -> None:
     for start in range(0, 400, 4):
         length = max(lengths[start : start + 4])
         ids = torch.zeros(4, length, dtype=torch.int64)
-        batch = read_batch({"input_ids": ids, "labels": ids}, torch.device("cpu"), buckets)
+        labels = torch.randint(-1, 2, (4, length), generator=torch.Generator().manual_seed(start)) * 100
+        told = CountingCollator(lambda rows, ids=ids, labels=labels: {"input_ids": ids, "labels": labels})([])
+        batch = read_batch(told, torch.device("cpu"), buckets)
+        asked = read_batch({"input_ids": ids, "labels": labels}, torch.device("cpu"), buckets)
+        assert torch.equal(batch.counted, asked.counted)
         assert batch.max_length >= length and batch.ids.shape[0] == 4 * batch.max_length
         assert batch.labels.view(4, -1)[:, length:].eq(-100).all()
         shapes.add(batch.shape)

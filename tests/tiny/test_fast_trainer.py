@@ -13,12 +13,13 @@ from datasets import Dataset
 from fast_models import build
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from qlora_ui.engine.fast.apply import apply_fast_path, fuse, remove_fast_path
 from qlora_ui.engine.fast.attention import register
 from qlora_ui.engine.fast.captured_step import FastStepMixin
 from qlora_ui.engine.fast.micro_step import MicroStep
-from qlora_ui.engine.fast.packing import PackedCollator, pack_examples
+from qlora_ui.engine.fast.packing import COUNTED, PackedCollator, pack_examples
 
 
 class FastTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
@@ -209,6 +210,17 @@ def test_a_trial_step_leaves_no_trace(tmp_path: Path) -> None:
     trainer.forget_micro_steps()
     assert float(trainer.training_step(trainer.model, dict(batch), 100)) == float(before)
     assert int(trainer._token_count) == 128 and float(trainer._micro.metrics[2]) == 1
+
+
+def test_padded_rows_are_counted_before_they_are_on_the_card(tmp_path: Path) -> None:
+    trainer = make(build("llama", tmp_path / "m"), tmp_path / "a")
+    trainer.data_collator = padding = DataCollatorForLanguageModeling(pad_token_id=0)
+    assert COUNTED not in next(iter(trainer.get_train_dataloader()))
+    force_fast(trainer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch[COUNTED].shape == (int((batch["labels"][:, 1:] != -100).sum()),)
+    assert trainer.data_collator is padding
+    assert COUNTED not in trainer._prepare_inputs(batch)
 
 
 def test_arguments_that_rule_it_out_are_named(tmp_path: Path) -> None:

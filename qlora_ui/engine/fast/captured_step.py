@@ -10,7 +10,7 @@ from .apply import FastReport, fast_state, remove_fast_path
 from .buckets import batch_buckets
 from .micro_step import MicroStep, read_batch
 from .ops import KERNEL_ERRORS
-from .packing import COUNTED, PackedCollator
+from .packing import COUNTED, CountingCollator, PackedCollator
 
 
 class FastStepMixin:
@@ -26,6 +26,7 @@ class FastStepMixin:
     _token_count: torch.Tensor | None = None
     _num_parameters: int | None = None
     _buckets: tuple[int, ...] = ()
+    data_collator: Any
 
     def enable_fast_step(self, report: FastReport, *, run_seed: int, capture_lock: threading.Lock, on_note: Callable[[str], None]) -> bool:
         """Switch the fast step on if `apply_fast_path` fused the model and nothing in the arguments forbids it; return whether it is on.
@@ -58,7 +59,7 @@ class FastStepMixin:
     def _padded_lengths(self) -> tuple[int, ...]:
         """The few lengths to which padded batches are brought; none where rows are packed and have one length anyway."""
         data: Any = self.train_dataset  # type: ignore[attr-defined]
-        if isinstance(self.data_collator, PackedCollator) or "input_ids" not in (getattr(data, "column_names", None) or ()):  # type: ignore[attr-defined]
+        if isinstance(self.data_collator, PackedCollator) or "input_ids" not in (getattr(data, "column_names", None) or ()):
             return ()
         return batch_buckets([len(ids) for ids in data["input_ids"]], int(self.args.per_device_train_batch_size))  # type: ignore[attr-defined]
 
@@ -105,6 +106,16 @@ class FastStepMixin:
         self.close()
         plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         return plain
+
+    def get_train_dataloader(self) -> Any:
+        """The trainer's loader; for the fast step its batches say which tokens count, as packed ones do by themselves."""
+        collator = self.data_collator
+        if self._micro is not None and not isinstance(collator, PackedCollator):
+            self.data_collator = CountingCollator(collator)
+        try:
+            return super().get_train_dataloader()  # type: ignore[misc]
+        finally:
+            self.data_collator = collator
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Take out what only the fast step reads: it finds its tokens that count before they are on the device."""

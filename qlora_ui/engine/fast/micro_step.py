@@ -101,8 +101,13 @@ def read_batch(inputs: Mapping[str, Any], device: torch.device, buckets: Sequenc
         labels = torch.nn.functional.pad(labels, (0, padded - length), value=-100)
     positions = torch.arange(padded, device=device).repeat(rows)
     starts = torch.arange(0, rows * padded + 1, padded, dtype=torch.int32, device=device)
-    labels = labels.reshape(-1)
-    return Batch(ids.reshape(-1), labels, positions, starts, padded, _counted(labels, positions))
+    labels, counted = labels.reshape(-1), inputs.get(COUNTED)
+    if counted is None:
+        counted = _counted(labels, positions)
+    else:
+        counted = counted.to(device)
+        counted = counted // length * padded + counted % length
+    return Batch(ids.reshape(-1), labels, positions, starts, padded, counted)
 
 
 def _counted(labels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

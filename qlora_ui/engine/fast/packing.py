@@ -3,7 +3,7 @@
 Plain Python and torch tensors at the end; no model is involved. A row's tail that no sample fills is padding with labels of -100.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,3 +144,17 @@ class PackedCollator:
             "max_length_k": self.row_length,
             COUNTED: (labels[1:] != IGNORED).nonzero()[:, 0],
         }
+
+
+@dataclass(frozen=True)
+class CountingCollator:
+    """A collator of padded rows whose batches say which positions predict a label that counts (`COUNTED`): no card has to be asked."""
+
+    inner: Callable[[list[Any]], dict[str, Any]]
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        """Collate, and number the positions row after row."""
+        batch = self.inner(examples)
+        labels = batch["labels"]
+        rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return {**batch, COUNTED: rows * labels.shape[1] + places}
