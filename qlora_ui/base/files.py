@@ -26,6 +26,7 @@ GONE = ".qlora-ui-gone-"
 """Begins the names of folders that are being removed."""
 BUSY_S = 2.0 if os.name == "nt" else 0.0
 """Windows refuses to replace or move what anybody has open, and each page reads files of a run each second."""
+_OLD = ".old-"
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
 
 
@@ -171,9 +172,10 @@ def put_in_place(staged: Path, final: Path) -> None:
 
     Raises OSError, with the old one as it was, where a program holds it (on Windows an open file is enough).
     """
-    old = final.with_name(f".old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
+    old = final.with_name(f"{_OLD}{final.name}")
     if final.exists():
+        if old.exists():
+            remove_at_once(old)
         replace(final, old)
     try:
         replace(staged, final)
@@ -181,7 +183,18 @@ def put_in_place(staged: Path, final: Path) -> None:
         if old.exists():
             replace(old, final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        # At once: what bears this name is whole, so that it can be taken for the one that was there (`take_back`).
+        with suppress(OSError):
+            remove_at_once(old)
+
+
+def take_back(folder: Path) -> None:
+    """Put back in a folder what `put_in_place` had moved aside when its process was killed; what has its successor is removed."""
+    for old in folder.glob(f"{_OLD}*"):
+        final = old.with_name(old.name.removeprefix(_OLD))
+        with suppress(OSError):
+            remove_at_once(old) if final.exists() else replace(old, final)
 
 
 def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:

@@ -46,3 +46,9 @@ EXPORT_FORMS: tuple[ExportForm, ...] = (
     ExportForm("gguf-lora", "Adapter as GGUF", "The adapter for llama.cpp, beside a GGUF of its base.", "llama.cpp --lora"),
     ExportForm("ollama", "Ollama", "A folder with the model and a Modelfile whose template and stop words are right.", "ollama create"),
 )
+
+SCRIPTS = {
+    "script": ("A program", "train.py on plain transformers, peft and trl, with its rows: trains the same run without this app."),
+    "trl-yaml": ("A TRL configuration", "The same for people who use “trl sft”."),
+}
+"""Title and purpose of the forms that train the run again."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+from qlora_ui.base.progress import never
 from qlora_ui.base.units import format_bytes
-from qlora_ui.catalog.exports import EXPORT_FORMS
+from qlora_ui.catalog.exports import EXPORT_FORMS, SCRIPTS
 from qlora_ui.cli import script
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.under_way import export_mark, marked
 from qlora_ui.runs.workspace import Workspace
 
-SCRIPTS = ("script", "trl-yaml")
-"""The run as a program or for “trl sft”: what the word `script` writes."""
 HELP = "take a run away: adapter, merged model, GGUF, Ollama folder"
 
 
@@ -66,7 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         said = what
 
     out = Path(arguments.out) if arguments.out else None
-    result = export_run(chosen, arguments.format, workspace, out, num_prompts=arguments.check, on_progress=tell)
+    # One that is made elsewhere is none of the run's.
+    with nullcontext() if out else marked(export_mark(chosen, arguments.format), never):
+        result = export_run(chosen, arguments.format, workspace, out, num_prompts=arguments.check, on_progress=tell)
     if arguments.json:
         print(json.dumps(result.as_dict(), ensure_ascii=False), flush=True)
     else:

@@ -19,6 +19,7 @@ from qlora_ui.models.catalogue import is_hub_id
 from qlora_ui.models.hub_cache import brought_models, download_lock, held_bytes, is_brought, repository_folder
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
+from qlora_ui.runs.under_way import export_mark
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
@@ -124,6 +125,7 @@ def delete_export(workspace: Workspace, run: RunDir, form: str, rows: Iterable[R
         move(folder, target)
     except OSError as error:
         raise _in_use(folder, error) from None
+    export_mark(run, form).unlink(missing_ok=True)
     notes = read_json(run.exports / EXPORT_NOTES)
     if isinstance(notes, dict) and notes.pop(form, None) is not None:
         write_json(run.exports / EXPORT_NOTES, notes)

@@ -22,15 +22,18 @@ from platformdirs import user_data_path
 
 from qlora_ui.base.bounded import keep_within
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import DISK_FULL, GONE, read_json, write_json
+from qlora_ui.base.files import DISK_FULL, GONE, read_json, take_back, write_json
 from qlora_ui.models.hub_cache import cache_folder
 from qlora_ui.runs.moved import note_place
+from qlora_ui.runs.owner import is_alive
 
 LEFT_S = 24 * 3600.0
 """What a command writes aside is done within this time; commands that need no ownership may be at it beside the app."""
 
 MAKING = ".making-"
 """Begins the names of folders in which exports are made, beside those of a run that are whole."""
+MAKER = "owner.json"
+"""In such a folder: the process that makes it."""
 
 
 def _users_own() -> Path:
@@ -160,14 +163,17 @@ def _remove_left(workspace: Workspace) -> None:
         (path for path in _inside(workspace.temp) if path != workspace.uploads),
         (path for path in _inside(workspace.models) if path.name.startswith(GONE)),
         (path for path in _inside(cache_folder()) if path.name.startswith(GONE)),
-        (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith(MAKING)),
+        (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith((MAKING, GONE))),
         (path for folder in workspace.rows_and_tokens for path in _inside(folder) if path.name.startswith(".")),
         (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),
     )
     before = time.time() - LEFT_S
-    for path in (*_inside(workspace.uploads), *(path for path in itertools.chain(*aside) if _changed_at(path) < before)):
+    left = (path for path in itertools.chain(*aside) if _changed_at(path) < before or _is_orphan(path))
+    for path in (*_inside(workspace.uploads), *left):
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for run in _inside(workspace.runs):
+        take_back(run / "exports")
     keep_within(workspace.rows_and_tokens)
 
 
@@ -181,6 +187,12 @@ def _inside(folder: Path) -> Iterable[Path]:
 def _is_aside(path: Path) -> bool:
     """Whether `base.files.written_aside` made it."""
     return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _is_orphan(path: Path) -> bool:
+    """Whether it is an export that nobody makes any more; the processes of other machines cannot be seen and count as at it."""
+    maker = read_json(path / MAKER) if path.name.startswith(MAKING) else None
+    return isinstance(maker, dict) and not is_alive(maker, time.time)
 
 
 def _changed_at(path: Path) -> float:

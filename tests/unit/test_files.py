@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlora_ui.base import files
-from qlora_ui.base.files import move, put_in_place, room_for, write_text
+from qlora_ui.base.files import move, put_in_place, room_for, take_back, write_text
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -75,3 +75,12 @@ def test_room_is_kept_until_something_is_written(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space"), room_for(tmp_path / "result.json", 4096):
         pytest.fail("there is no room")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_moved_aside_by_a_process_that_was_killed_is_back_and_a_replaced_one_is_not(tmp_path: Path) -> None:
+    for name in (".old-lost", ".old-replaced", "replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    take_back(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lost", "replaced"]
+    assert [(tmp_path / name / "file").read_text() for name in ("lost", "replaced")] == [".old-lost", "replaced"]

@@ -26,6 +26,7 @@ from qlora_ui.runs.ending import end_as_another_said, end_unended
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.launcher import Launcher, ask
+from qlora_ui.runs.owner import describe_owner
 from qlora_ui.runs.parts import clear_failures, leave_failure
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import create_run, find_run, list_runs
@@ -584,8 +585,14 @@ def test_what_a_killed_app_has_left_is_removed_by_the_next_one(workspace: Worksp
         path = workspace.root / name
         for one in (path, path.parent):
             os.utime(one, (0, 0))
+    making = {name: workspace.runs / "one" / "exports" / f".making-ollama-{name}" for name in ("gone", "at-it")}
+    for name, folder in making.items():
+        write_json(folder / "owner.json", describe_owner() | ({"start": 1.0} if name == "gone" else {}))
     with Ownership(workspace):
         pass
+    # A model's size is not kept for a day where whoever made it is known to be gone.
+    assert making["at-it"].is_dir() and not making["gone"].exists()
+    shutil.rmtree(making["at-it"])
     files = [path for path in workspace.root.rglob("*") if path.is_file() and path.parent != workspace.root]
     assert sorted(str(path.relative_to(workspace.root)) for path in files) == sorted(stays)
     assert outside.is_file() and not list(workspace.uploads.iterdir())

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.files import read_json, write_json
+from qlora_ui.base.progress import Cancelled
 from qlora_ui.catalog.metrics import METRICS, label_scores
-from qlora_ui.runs.evaluating import marked
+from qlora_ui.runs.under_way import marked
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.service import Service
@@ -105,11 +106,11 @@ def test_a_paused_run_can_be_evaluated_and_says_which_step_is_judged(workspace: 
 def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspace: Workspace) -> None:
     run = run_with_checkpoint(workspace, end="done")
     service = Service(workspace)
-    with marked(run, lambda: False):
+    with marked(run.evaluating_path, lambda: False):
         assert "evaluate-ended" not in _draw(service, run.id, Progress())
     assert not run.evaluating_path.exists()
-    with marked(run, lambda: True):
-        pass
+    with pytest.raises(Cancelled), marked(run.evaluating_path, lambda: True):
+        raise Cancelled
     mark = read_json(run.evaluating_path)
     assert isinstance(mark, dict)
     # As the next app finds it: whoever wrote it is gone.

@@ -15,18 +15,21 @@ import pytest
 from model_files import write_model
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import write_json
+from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import Cancelled, never, silent, stop_if
-from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES, SCRIPTS
+from qlora_ui.runs.kept_models import delete_export
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
+from qlora_ui.runs.under_way import export_mark, marked
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.background import Background, Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import export as tab
-from qlora_ui.ui.tabs.export import SCRIPTS, _cards, _draw, _make, _pack
+from qlora_ui.ui.tabs.export import _cards, _draw, _make, _pack
+from qlora_ui.ui.tabs.train import _head
 from qlora_ui.ui.views.exports import EARLIER, Card, exports_html, packing_key, source_words
 from tests.journals import run_with_checkpoint, write_run
 
@@ -108,6 +111,37 @@ def test_an_export_of_an_earlier_adapter_says_so(workspace: Workspace) -> None:
         assert {card.form for card in cards if card.is_earlier} == ({"adapter"} if is_earlier else set())
         page = exports_html(cards, run.id, Progress(), "", names={}, workspace="")
         assert (EARLIER in page) == is_earlier and "✓ 20 of 20." in page
+
+
+def test_exports_that_ended_with_the_app_are_told_of_until_they_are_made(workspace: Workspace) -> None:
+    service, run = Service(workspace), write_run(workspace, end="done")
+    (run.exports / "gguf-f16").mkdir(parents=True)
+    os.utime(run.exports / "gguf-f16", (1.0, 1.0))
+
+    def pages() -> tuple[str, str]:
+        return _draw(service, run.id, Progress(), {}), _head(service, service.view(run.id))
+
+    for form, is_app_ending in (("adapter", False), ("gguf-f16", True), ("ollama", True)):
+        # What fails or is cancelled says so itself.
+        with pytest.raises(Cancelled), marked(export_mark(run, form), lambda: is_app_ending):  # noqa: B023
+            assert not any("ended with the app" in page for page in pages())
+            raise Cancelled
+    with marked(export_mark(run, "script"), lambda: True):
+        pass  # done before the app ended
+    marks = list(run.exports.glob(".begun-*"))
+    assert len(marks) == 2
+    for mark in marks:
+        found = read_json(mark)
+        # As the next app finds it: whoever wrote it is gone.
+        write_json(mark, {**found, "owner": {**found["owner"], "start": 1.0}})
+    export, train = pages()
+    for words in ("“Ollama” that was begun just now ended with the app before it was done. Nothing of it is kept", "make it again"):
+        assert words in export and words in train
+    assert "“GGUF, 16 bits” that was begun just now ended with the app before it was done. What lies there is the one from before" in export
+    assert "ended with the app" not in _draw(service, run.id, Progress(f"{run.id}|ollama", is_running=True), {})
+    delete_export(workspace, run, "gguf-f16", [])
+    (run.exports / "ollama").mkdir()
+    assert not any("ended with the app" in page for page in pages())
 
 
 def test_a_command_names_the_file_that_is_in_the_folder(workspace: Workspace, tmp_path: Path) -> None:

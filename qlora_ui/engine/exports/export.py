@@ -6,6 +6,7 @@ import logging
 import secrets
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +29,9 @@ from qlora_ui.models.builtin import is_builtin
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.models.folder import read_folder
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
+from qlora_ui.runs.owner import describe_owner
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
-from qlora_ui.runs.workspace import MAKING, Workspace
+from qlora_ui.runs.workspace import MAKER, MAKING, Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 logger = logging.getLogger("qlora_ui.engine")
@@ -187,10 +189,14 @@ def _aside(target: Path, form: str) -> Path:
     beside = target if target.is_dir() and not any(target.iterdir()) else target.parent
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{MAKING}{form}-", dir=beside))
+        aside = Path(tempfile.mkdtemp(prefix=f"{MAKING}{form}-", dir=beside))
     except OSError as error:
         why = error.strerror or str(error)
         raise QloraUiError(f"{target} cannot be written.", why=why, fix="Give another place.", where="--out", code="out") from None
+    # Without it, as on a full disk, what is left of an app that is gone stays for a day.
+    with suppress(OSError):
+        write_json(aside / MAKER, describe_owner())
+    return aside
 
 
 def _note(run: RunDir, form: str, check: CheckResult | None, note: str, adapter_sha256: str) -> None:

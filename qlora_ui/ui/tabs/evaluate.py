@@ -8,8 +8,8 @@ import gradio as gr
 
 from qlora_ui.base.files import read_json
 from qlora_ui.runs.engine import engine_object
-from qlora_ui.runs.evaluating import ended_early, marked
 from qlora_ui.runs.registry import find_run
+from qlora_ui.runs.under_way import ended_early, marked
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Progress
@@ -41,7 +41,7 @@ def build(page: Page) -> None:
             def job(on_progress: Any, is_cancelled: Any) -> Any:
                 on_progress("Starting the engine", None)
                 evaluate = engine_object("evaluate:evaluate_run")
-                with marked(run, lambda: work.is_closed):
+                with marked(run.evaluating_path, lambda: work.is_closed):
                     return evaluate(run.id, page.service.workspace, page.service.card, on_progress=on_progress, is_cancelled=is_cancelled)
 
             work.press(run.id, job)
@@ -68,7 +68,7 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     # Of a run that trains nothing is judged now.
     source = source_words(view) if isinstance(result, dict) or not view.status.is_live else ""
     told = f'<p class="q-note" id="evaluate-source">{escape(source)}</p>' if source else ""
-    begun = None if progress.is_running else ended_early(view.run)
+    begun = None if progress.is_running else ended_early(view.run.evaluating_path, view.run.evaluation_path)
     told += (
         f'<p class="q-note q-note-warn" id="evaluate-ended">{escape(ended_words(begun, has_earlier=isinstance(result, dict)))}</p>'
         if begun is not None

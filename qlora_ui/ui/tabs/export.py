@@ -16,7 +16,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import put_in_place, read_json, size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import format_bytes
-from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES, SCRIPTS
 from qlora_ui.hardware.system import read_system
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
 from qlora_ui.runs.card import Hold, Holder
@@ -25,6 +25,7 @@ from qlora_ui.runs.kept_models import delete_export, runs_on_exports
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
+from qlora_ui.runs.under_way import export_mark, exports_ended_early, marked
 from qlora_ui.runs.workspace import MAKING
 from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
@@ -37,16 +38,22 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.background_view import run_picker
-from qlora_ui.ui.views.exports import NOTHING, Card, beside_words, command_for, exports_html, packing_key, source_words, work_key
+from qlora_ui.ui.views.exports import (
+    NOTHING,
+    Card,
+    beside_words,
+    command_for,
+    ended_words,
+    exports_html,
+    packing_key,
+    source_words,
+    work_key,
+)
 from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.run import LOOKING
 
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go of the card."""
-SCRIPTS = {
-    "script": ("A program", "train.py on plain transformers, peft and trl, with its rows: trains the same run without this app."),
-    "trl-yaml": ("A TRL configuration", "The same for people who use “trl sft”."),
-}
 
 
 def build(page: Page) -> None:
@@ -67,7 +74,12 @@ def build(page: Page) -> None:
             work.cancel()
         if action.name in ("export-now", "export-again"):
             run = find_run(page.service.workspace, action.id)
-            work.press(work_key(run.id, form), lambda on_progress, is_cancelled: _make(page.service, run, form, on_progress, is_cancelled))
+
+            def job(on_progress: OnProgress, is_cancelled: IsCancelled) -> str:
+                with marked(export_mark(run, form), lambda: work.is_closed):
+                    return _make(page.service, run, form, on_progress, is_cancelled)
+
+            work.press(work_key(run.id, form), job)
             return [gr.DownloadButton(visible=False), ""]
         if action.name == "download":
             run = find_run(page.service.workspace, action.id)
@@ -103,7 +115,8 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
     # Beside an export no other is begun, and what is said then of it would be untrue.
     busy = _busy(service) if not progress.is_running else None
     source = " ".join(filter(None, (source_words(view), beside_words(busy.sentence(), has_card=bool(service.gpus())) if busy else "")))
-    return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source)
+    ended = ended_words(exports_ended_early(view.run), made={card.form for card in cards if card.path}) if not progress.is_running else ""
+    return exports_html(cards, view.id, progress, picker, names=names, workspace=service.workspace.flag, source=source, ended=ended)
 
 
 def _cards(

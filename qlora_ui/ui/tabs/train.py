@@ -7,12 +7,14 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.runs.read import RunView
+from qlora_ui.runs.under_way import exports_ended_early
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.chart import GRADIENT, LEARNING_RATE, LOSS, MEMORY, SPEED, chart_value, charts
 from qlora_ui.ui.curves import Curves
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
+from qlora_ui.ui.views.exports import ended_words
 from qlora_ui.ui.views.probes import probes_html
 from qlora_ui.ui.views.run import LOOKING, head_html
 from qlora_ui.ui.views.timeline import timeline_html
@@ -61,4 +63,5 @@ def _head(service: Service, view: RunView | None) -> str:
     current = launcher.current()
     elsewhere = service.readers.view(current) if current is not None and view is not None and current.id != view.id else None
     holder = launcher.waiting_for() if waiting else None
-    return head_html(view, waiting, is_held=launcher.is_held, blocked_by=holder, elsewhere=elsewhere)
+    cut_short = ended_words(exports_ended_early(view.run)) if view is not None else ""
+    return head_html(view, waiting, is_held=launcher.is_held, blocked_by=holder, elsewhere=elsewhere, cut_short=cut_short)

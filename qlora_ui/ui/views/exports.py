@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from qlora_ui.base.units import format_bytes
+from qlora_ui.catalog.exports import EXPORT_FORMS, SCRIPTS
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.background_view import progress_html
+from qlora_ui.ui.views.words import ago
 
 NOTHING = (
     '<div class="q-empty"><h2>Nothing to take away yet</h2><p>When a run has saved something, you can take it as an adapter, '
@@ -70,6 +72,7 @@ ABSENT = (
     "small model, take the 8-bit GGUF; for vLLM, take the whole model and let vLLM quantize it when it loads (--quantization "
     "fp8_per_tensor, or bitsandbytes for 4 bits)."
 )
+_TITLES = {**{form.name: form.title for form in EXPORT_FORMS}, **{name: title for name, (title, _) in SCRIPTS.items()}}
 EARLIER = "The run has learned on since: this is its adapter as it was."
 SHARE = "python app.py push --run {run} --to YOU/NAME {workspace}"
 
@@ -86,6 +89,15 @@ def source_words(view: RunView) -> str:
     if view.status in (Status.PAUSED, Status.CRASHED, Status.QUEUED):
         return "The run went on after it had ended once. What is made here holds its adapter as it was then."
     return ""
+
+
+def ended_words(begun: Mapping[str, float], *, made: Collection[str] = ()) -> str:
+    """What became of exports that were begun then, by form, and ended with the app; `made` are the forms that lie there from earlier."""
+    told = []
+    for form, at in begun.items():
+        title, left = _TITLES.get(form, form), "What lies there is the one from before" if form in made else "Nothing of it is kept"
+        told.append(f"The export “{title}” that was begun {ago(at)} ended with the app before it was done. {left}; make it again.")
+    return " ".join(told)
 
 
 def beside_words(busy: str, *, has_card: bool) -> str:
@@ -110,11 +122,20 @@ def packing_key(run_id: str, form: str) -> str:
 
 
 def exports_html(
-    cards: Sequence[Card], run_id: str, progress: Progress, picker: str, *, names: Mapping[str, str], workspace: str, source: str = ""
+    cards: Sequence[Card],
+    run_id: str,
+    progress: Progress,
+    picker: str,
+    *,
+    names: Mapping[str, str],
+    workspace: str,
+    source: str = "",
+    ended: str = "",
 ) -> str:
     """All cards in their groups; work in hand stands in its card, that of another run on top.
 
-    `names` are the runs' names by id, `workspace` is the flag that commands need to find them, `source` says what of the run is taken.
+    `names` are the runs' names by id, `workspace` is the flag that commands need to find them, `source` says what of the run is taken,
+    `ended` which exports ended with the app.
     """
     by_form = {card.form: card for card in cards}
     of_run, working, _ = _parts(progress)
@@ -138,6 +159,7 @@ def exports_html(
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent
     told = f'<p class="q-note" id="export-source">{escape(source)}</p>' if source else ""
+    told += f'<p class="q-note q-note-warn" id="export-ended">{escape(ended)}</p>' if ended else ""
     top = work if of_run != run_id else ""
     return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{told}{top}{body}</div>'
 

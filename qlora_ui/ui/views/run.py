@@ -44,11 +44,12 @@ def head_html(
     is_held: bool = False,
     blocked_by: Holder | None = None,
     elsewhere: RunView | None = None,
+    cut_short: str = "",
 ) -> str:
     """Name, state, phases, progress, buttons, and what ended it.
 
     `waiting` are the runs in the queue, next one first; `blocked_by` holds the card that the next one waits for;
-    `elsewhere` is a run that trains while the page looks at another.
+    `elsewhere` is a run that trains while the page looks at another; `cut_short` says which of its exports ended with the app.
     """
     if view is None:
         return NO_RUN
@@ -58,6 +59,7 @@ def head_html(
         _progress(view),
         _echo(view),
         _ending(view, is_held, blocked_by),
+        _cut_short(view, cut_short),
         _queue(waiting, is_held, blocked_by),
     )
     return f'<section class="q-run" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
@@ -67,6 +69,12 @@ def _elsewhere(view: RunView | None) -> str:
     if view is None:
         return ""
     return f'<p class="q-note q-note-live">{escape(view.name)} is training now. {act_button("Show it", "open", view.id, look="link")}</p>'
+
+
+def _cut_short(view: RunView, words: str) -> str:
+    if not words:
+        return ""
+    return f'<p class="q-note q-note-warn">{escape(words)} {act_button("Show it", "export", view.id, look="link")}</p>'
 
 
 def _title(view: RunView) -> str:
