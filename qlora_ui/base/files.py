@@ -11,10 +11,12 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from qlora_ui.base.errors import QloraUiError
 
@@ -26,6 +28,8 @@ GONE = ".qlora-ui-gone-"
 """Begins the names of folders that are being removed."""
 BUSY_S = 2.0 if os.name == "nt" else 0.0
 """Windows refuses to replace or move what anybody has open, and each page reads files of a run each second."""
+CHANGE_S = 10.0
+"""Longest wait for another that changes the same small file."""
 _OLD = ".old-"
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "lpt") for digit in range(1, 10))})
 
@@ -141,6 +145,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let `change` change the JSON object in `path`, {} where there is none, while no other thread or process does so."""
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=CHANGE_S):
+        found = read_json(path)
+        value = found if isinstance(found, dict) else {}
+        change(value)
+        write_json(path, value)
 
 
 def put_aside(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import move, read_json, remove_at_once, size_of_tree, typed_path, write_json
+from qlora_ui.base.files import change_json, move, remove_at_once, size_of_tree, typed_path
 from qlora_ui.catalog.exports import EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
@@ -126,9 +126,8 @@ def delete_export(workspace: Workspace, run: RunDir, form: str, rows: Iterable[R
     except OSError as error:
         raise _in_use(folder, error) from None
     export_mark(run, form).unlink(missing_ok=True)
-    notes = read_json(run.exports / EXPORT_NOTES)
-    if isinstance(notes, dict) and notes.pop(form, None) is not None:
-        write_json(run.exports / EXPORT_NOTES, notes)
+    if (path := run.exports / EXPORT_NOTES).is_file():
+        change_json(path, lambda notes: notes.pop(form, None))
     return target
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import RunError, SettingsError
-from qlora_ui.base.files import read_json, write_json, write_text
+from qlora_ui.base.files import change_json, read_json, write_json, write_text
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import owner
 from qlora_ui.runs.events import (
@@ -246,7 +246,7 @@ class RunDir:
 
     def write_about(self, **changes: Any) -> None:
         """Change name, notes or tags."""
-        write_json(self.path / "about.json", {**self.about(), **changes})
+        change_json(self.path / "about.json", lambda about: about.update(changes))
 
     def request(self, request: Request) -> None:
         """Ask the job for something; it answers with a RequestSeen on the journal. A folder that was deleted is not made anew."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base import files
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.cli import main
 from qlora_ui.cli.train import ended_values
@@ -665,3 +666,16 @@ def test_a_list_that_another_program_has_written_is_read_again(workspace: Worksp
     run = write_run(workspace, end="done")
     (workspace.cache / "run-rows.json").write_text(kept, encoding="utf-8")
     assert [row.id for row in RunList(workspace).rows()] == [run.id]
+
+
+def test_a_name_and_tags_that_are_given_at_the_same_moment_are_both_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(workspace, RunConfig())
+    read = files.read_json
+    monkeypatch.setattr(files, "read_json", lambda path: (read(path), time.sleep(0.05))[0])
+    changes: list[dict[str, Any]] = [{"name": "Pirate"}, {"notes": "remember"}, {"tags": ["best"]}]
+    writers = [threading.Thread(target=run.write_about, kwargs=change) for change in changes]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert run.about() == {"name": "Pirate", "notes": "remember", "tags": ["best"]}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import free_bytes, put_in_place, read_json, size_of_tree, write_json
+from qlora_ui.base.files import change_json, free_bytes, put_in_place, read_json, size_of_tree, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
@@ -203,7 +203,8 @@ def _note(run: RunDir, form: str, check: CheckResult | None, note: str, adapter_
     """Write down beside the run's exports what the page says of this one."""
     path = run.exports / EXPORT_NOTES
     sign = "" if check is None else "✓" if check.is_equal else "≈"
-    write_json(path, {**(read_json(path) or {}), form: {"sign": sign, "note": note, "adapter_sha256": adapter_sha256}})
+    noted = {"sign": sign, "note": note, "adapter_sha256": adapter_sha256}
+    change_json(path, lambda notes: notes.update({form: noted}))
 
 
 def _refuse_without_room(needed: ExportPlan, target: Path) -> None:
