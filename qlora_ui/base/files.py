@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.units import format_bytes
 
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
@@ -73,13 +74,53 @@ def replace(source: Path, target: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file or a folder, to another disk too; raises OSError, with all where it was, where a program holds it."""
+    """Move a file or a folder to the trash, on another disk too.
+
+    Raises OSError where a program holds it, and QloraUiError where that disk is full, both with all where it was.
+    """
     try:
         replace(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.move(source, target)
+        _move_to_other_disk(source, target)
+
+
+def _move_to_other_disk(source: Path, target: Path) -> None:
+    needed = size_of_tree(source)
+    full = QloraUiError(
+        f"There is no room in the trash for {source.name}.",
+        why=f"The trash is on another disk, and {format_bytes(needed)} do not fit there",
+        fix=f"Empty the trash, at the end of the Runs tab, then do it again; or remove {source} by hand",
+        code="trash-full",
+    )
+    if needed > free_bytes(target.parent):
+        raise full
+    aside = target.with_name(f"{GONE}{secrets.token_hex(6)}")
+    gone = source.with_name(f"{GONE}{secrets.token_hex(6)}")
+    try:
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, aside, symlinks=True, copy_function=shutil.copy2)
+        else:
+            shutil.copy2(source, aside, follow_symlinks=False)
+        # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either.
+        replace(source, gone)
+    except OSError as error:
+        _remove(aside)
+        # `copytree` gathers what went wrong as words.
+        if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in str(error):
+            raise full from None
+        raise
+    replace(aside, target)
+    _remove(gone)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def remove_at_once(path: Path) -> None:
@@ -89,10 +130,7 @@ def remove_at_once(path: Path) -> None:
     """
     gone = path.with_name(f"{GONE}{secrets.token_hex(6)}")
     replace(path, gone)
-    if gone.is_symlink():
-        gone.unlink()
-    else:
-        shutil.rmtree(gone, ignore_errors=True)
+    _remove(gone)
 
 
 @contextmanager
@@ -221,6 +259,9 @@ def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
     target.mkdir(parents=True)
     try:
         move(path, target / path.name)
+    except QloraUiError:
+        target.rmdir()
+        raise
     except OSError as error:
         target.rmdir()
         fix = "Close what has it open, then do it again"

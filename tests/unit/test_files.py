@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from qlora_ui.base import files
+from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import move, put_in_place, room_for, take_back, write_text
 
 
@@ -84,3 +86,42 @@ def test_what_was_moved_aside_by_a_process_that_was_killed_is_back_and_a_replace
     take_back(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lost", "replaced"]
     assert [(tmp_path / name / "file").read_text() for name in ("lost", "replaced")] == [".old-lost", "replaced"]
+
+
+@pytest.mark.parametrize("is_full", ["", "before", "meanwhile"])
+def test_what_is_deleted_goes_whole_to_a_trash_on_another_disk_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: str
+) -> None:
+    run, trash = tmp_path / "runs" / "one", tmp_path / "trash"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "weights").write_bytes(bytes(1000))
+    (run / "link").symlink_to(tmp_path)
+    trash.mkdir()
+    replace = os.replace
+
+    def across(source: Path, target: Path) -> None:
+        if Path(source).is_relative_to(trash) != Path(target).is_relative_to(trash):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    def full(source: str, target: str, **how: object) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", across)
+    if is_full == "before":
+        monkeypatch.setattr(files, "free_bytes", lambda folder: 999)
+    if is_full == "meanwhile":
+        monkeypatch.setattr(shutil, "copy2", full)
+    if not is_full:
+        move(run, trash / "one")
+        assert (trash / "one" / "checkpoints" / "weights").stat().st_size == 1000 and (trash / "one" / "link").is_symlink()
+        assert not list(run.parent.iterdir()) and [path.name for path in trash.iterdir()] == ["one"]
+        return
+    with pytest.raises(QloraUiError, match="no room in the trash for one") as caught:
+        move(run, trash / "one")
+    assert "another disk" in caught.value.problems[0].why and "Empty the trash" in caught.value.problems[0].fix
+    assert (run / "checkpoints" / "weights").stat().st_size == 1000 and not list(trash.iterdir())
+    with pytest.raises(QloraUiError, match="no room in the trash"):
+        files.move_to_trash(run / "checkpoints" / "weights", run, trash)
+    assert not list(trash.iterdir())
