@@ -27,7 +27,8 @@ class EvaluationStopped(Exception):
 
 WISHES = (None, Request.SAVE_NOW, Request.PAUSE, Request.STOP, Request.STOP_NOW)
 """From the weakest to the strongest: of several processes the strongest counts, and all end in the same way."""
-_SAVE, _END, _NOW = 1, 2, 4
+SAVE, END, NOW = 1, 2, 4
+"""Places in it: any wish, any that ends the run, the one that ends it at once."""
 
 
 class RequestDesk:
@@ -65,6 +66,13 @@ class RequestDesk:
             with self._lock:
                 self._asked[request] = time.monotonic()
             self._write(RequestSeen(request=request.value, detail=self._echo(request)))
+
+    def agreed(self, agree: Callable[[int], int], least: int) -> int:
+        """The strongest wish of all processes, of those that count `least` or more; each takes it for its own."""
+        mine = self.wish()
+        wish = agree(mine if mine >= least else 0)
+        self.adopt(wish)
+        return wish
 
     def done(self, request: Request) -> None:
         """It was done; it can be asked again."""
@@ -111,23 +119,23 @@ class Control(TrainerCallback):  # type: ignore[misc]
         """A stop that came before the first step: the Trainer's flags were reset since then."""
         self._enter("train")
         self._desk.look()
-        if self._agreed(_NOW if state.global_step else _END):
+        if self._agreed(NOW if state.global_step else END):
             raise StopRun
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Inside an accumulated step nothing can be saved exactly: only an end at once, or one that waited too long."""
         self._desk.look()
         late = self._desk.wants_end and self._desk.waited_s() > STEP_GRACE_S
-        if self._agreed(_END if late else _NOW):
+        if self._agreed(END if late else NOW):
             raise StopRun
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """The boundary: here everything can be saved and continued bit for bit."""
         self._desk.look()
-        wish = self._agreed(_SAVE)
-        if wish >= _NOW:
+        wish = self._agreed(SAVE)
+        if wish >= NOW:
             raise StopRun
-        if wish >= _END:
+        if wish >= END:
             control.should_training_stop = control.should_save = True
         elif wish:
             control.should_save = True
@@ -138,18 +146,14 @@ class Control(TrainerCallback):  # type: ignore[misc]
         """The Trainer ignores its flags while it evaluates."""
         self._enter("evaluate")
         self._desk.look()
-        wish = self._agreed(_END)
-        if wish >= _NOW:
+        wish = self._agreed(END)
+        if wish >= NOW:
             raise StopRun
         if wish:
             raise EvaluationStopped
 
     def _agreed(self, least: int) -> int:
-        """The strongest wish of all processes, of those that count `least` or more; each takes it for its own."""
-        mine = self._desk.wish()
-        wish = self._agree(mine if mine >= least else 0)
-        self._desk.adopt(wish)
-        return wish
+        return self._desk.agreed(self._agree, least)
 
 
 class Best:

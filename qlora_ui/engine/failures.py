@@ -75,6 +75,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether the processes of a run could not talk to each other, as when one of them has ended."""
+    if isinstance(error, QloraUiError):
+        return error.problems[0].code == PROCESS_LOST
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _PEER_WORDS)

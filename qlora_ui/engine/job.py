@@ -143,10 +143,11 @@ class Job:
         self._started(device, checkpoint)
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
-            folder = processes.first_process_first(lambda: self._download(config))
+            folder = processes.first_process_first(lambda: self._download(config), self.phases.is_cancelled)
             if checkpoint is None:
                 refuse_layers(config, folder)
-            ground = processes.first_process_first(lambda: self._data(config, folder, device, is_continued=checkpoint is not None))
+            prepare = partial(self._data, config, folder, device, is_continued=checkpoint is not None)
+            ground = processes.first_process_first(prepare, self.phases.is_cancelled)
             with self.turns.turn():
                 return self._train(config, ground, checkpoint)
 
@@ -214,6 +215,7 @@ class Job:
     def _assemble(self, config: RunConfig, ground: build.Ground, checkpoint: Checkpoint | None) -> tuple[QloraTrainer, Recorder]:
         assert self.store is not None
         self.phases.enter("load")
+        agree = self.phases.agree = agreement(processes.num_processes(), ground.device)
         self.phases.raise_if_ending()
         marks = fingerprint(config, ground.rows.train) | {"weights_mark": self.base["weights_mark"]}
         if checkpoint is not None:
@@ -224,7 +226,6 @@ class Job:
         if initial is not None:
             initial.check_shapes(model)
         self.phases.raise_if_ending()
-        agree = agreement(processes.num_processes(), ground.device)
         check_all_alike(config, marks, checkpoint.step if checkpoint else 0, agree)
         sentinels = Sentinels()
         if checkpoint is not None:

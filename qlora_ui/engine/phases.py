@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from qlora_ui.engine.callbacks import RequestDesk
+from qlora_ui.engine.callbacks import END, RequestDesk
 from qlora_ui.engine.failures import StopRun
 from qlora_ui.runs.events import Event, PhaseChanged
 
@@ -20,6 +20,8 @@ class Phases:
         self._write = write
         self._name = ""
         self._said_at = 0.0
+        self.agree: Callable[[int], int] = int
+        """How the processes of the run come to the same number, once they have met: `callbacks.agreement`."""
 
     def enter(self, phase: str) -> None:
         """Begin a phase; the one that it is in already goes on."""
@@ -40,6 +42,7 @@ class Phases:
         return self._desk.wants_end
 
     def raise_if_ending(self) -> None:
-        """Raise StopRun where it is."""
-        if self.is_cancelled():
+        """Raise StopRun where it is, in all processes or in none: one that went on alone would wait for the others."""
+        self._desk.look()
+        if self._desk.agreed(self.agree, END):
             raise StopRun

@@ -20,6 +20,8 @@ from qlora_ui.runs.run_dir import RunDir
 
 T = TypeVar("T")
 LOOK_S = 0.2
+SAYING_S = 2.0
+"""A process that fails writes down why within this time."""
 _DONE, _STOPPED, _FAILED = b"done", b"stopped", b"failed"
 _NUMBERS = count()
 """The processes of a run go through the same phases."""
@@ -31,6 +33,8 @@ class Store(Protocol):
     def set(self, key: str, value: bytes, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
+    def add(self, key: str, amount: int, /) -> int: ...
+    def compare_set(self, key: str, expected: str, value: str, /) -> bytes: ...
 
 
 def num_processes() -> int:
@@ -53,20 +57,35 @@ def launcher_name() -> str:
     return "process" if "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ else "thread"
 
 
-def first_process_first(work: Callable[[], T]) -> T:
-    """Let the first process make files, the others then find them; they end with it where it is stopped, or fails.
+def first_process_first(work: Callable[[], T], wants_end: Callable[[], bool]) -> T:
+    """Let the first process make files, the others then find them; all go on together, or end together where one is stopped, or fails.
 
     They look into the store where the processes met: a collective call of theirs would end them after ten minutes on a card (NCCL's
-    patience), which a model's download may take, and would not tell them that the first one has ended.
+    patience), which a model's download may take, and would not tell them that another has ended.
     """
     if num_processes() == 1:
         return work()
-    return in_turn(work, _store(), f"first-process-{next(_NUMBERS)}", is_first=is_first_process())
+    key, rank = f"first-process-{next(_NUMBERS)}", int(os.environ["RANK"])
+    return in_turn(work, _store(), key, rank=rank, num=num_processes(), wants_end=wants_end)
 
 
-def in_turn(work: Callable[[], T], store: Store, key: str, *, is_first: bool) -> T:
-    """`work` of this process; of the others once the first one has written that its own is done."""
-    if is_first:
+def in_turn(work: Callable[[], T], store: Store, key: str, *, rank: int, num: int, wants_end: Callable[[], bool]) -> T:
+    """`work` of the first process, then of the `num - 1` others; raises StopRun or RunError in all where one does not come through."""
+    verdict, first = f"{key}-verdict", f"{key}-first"
+
+    def decide(end: bytes) -> None:
+        # The first word counts, so that nobody stops where others have already gone on.
+        store.compare_set(verdict, "", end.decode())
+
+    def wait(*keys: str) -> None:
+        while not any(store.check([one]) for one in keys):
+            if wants_end():
+                decide(_STOPPED)
+            time.sleep(LOOK_S)
+
+    if rank:
+        wait(first, verdict)
+    if not store.check([verdict]):
         end = _FAILED
         try:
             made = work()
@@ -75,17 +94,20 @@ def in_turn(work: Callable[[], T], store: Store, key: str, *, is_first: bool) ->
             end = _STOPPED
             raise
         finally:
-            store.set(key, end)
-        return made
-    while not store.check([key]):
-        time.sleep(LOOK_S)
-    end = store.get(key)
-    if end == _STOPPED:
-        raise StopRun
-    if end == _FAILED:
-        fix = "Mend it there, then continue the run on all machines"
-        raise RunError("The first process of this run has ended.", why="Its own machine says why", fix=fix, code=PROCESS_LOST)
-    return work()
+            if end != _DONE:
+                decide(end)
+        if rank == 0:
+            store.set(first, _DONE)
+        if store.add(f"{key}-done", 1) == num:
+            decide(_DONE)
+        wait(verdict)
+    match store.get(verdict):
+        case b"done":
+            return made
+        case b"stopped":
+            raise StopRun
+    fix = "Mend it there, then continue the run on all machines"
+    raise RunError("Another process of this run has ended.", why="Its own machine says why", fix=fix, code=PROCESS_LOST)
 
 
 def _store() -> Store:
@@ -107,7 +129,11 @@ def leave_failure(run: RunDir, failure: Failure) -> Failed:
 
 def failure_of_another(run: RunDir, error: BaseException) -> Failure | None:
     """What another process left, where `error` is that it does not answer any more."""
-    left = parts.failure_left(run) if is_first_process() and num_processes() > 1 and is_lost_process(error) else None
+    if not is_first_process() or num_processes() == 1 or not is_lost_process(error):
+        return None
+    until = time.monotonic() + SAYING_S
+    while (left := parts.failure_left(run)) is None and time.monotonic() < until:
+        time.sleep(LOOK_S)
     return Failure(**{item.name: getattr(left, item.name) for item in fields(Failure)}) if left else None
 
 

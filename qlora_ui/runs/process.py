@@ -132,7 +132,8 @@ def apart(launch: LaunchSection) -> Failed:
         what="The machines of this run did not meet.",
         why=f"This one waited for {format_duration(MEETING_S)} at {launch.main_host}:{launch.main_port or MEETING_PORT}",
         fix="Start the run on all machines within that time, each with its own number, the same port, which no firewall may close, and the "
-        "first machine's address as the main host",
+        "first machine's address as the main host. Putting it back into the queue tries the same address and port again; for others start "
+        "a new run from this one",
     )
 
 

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from jobs import at_step, curve, launcher_of, tiny_config, train, when, write_ro
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine import processes
+from qlora_ui.engine.callbacks import RequestDesk
 from qlora_ui.engine.failures import StopRun
+from qlora_ui.engine.phases import Phases
 from qlora_ui.runs import process
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.events import Failed
@@ -69,39 +73,114 @@ def test_two_processes_equal_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
-class Told(dict[str, bytes]):
-    """The store of two processes that are threads here."""
+class Told(dict[str, Any]):
+    """The store of processes that are threads here."""
 
     set = dict.__setitem__
+    lock = threading.Lock()
+
+    def get(self, key: str) -> Any:
+        return self[key].encode()
 
     def check(self, keys: list[str]) -> bool:
-        return keys[0] in self
+        return all(key in self for key in keys)
+
+    def add(self, key: str, amount: int) -> int:
+        with self.lock:
+            self[key] = self.setdefault(key, 0) + amount
+            return int(self[key])
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        return str(self.setdefault(key, value)).encode()
 
 
 @pytest.mark.parametrize(
-    ("ends_with", "told"), [(None, "made there"), (Cancelled(), StopRun), (StopRun(), StopRun), (OSError("no space"), RunError)]
+    ("ends", "told"),
+    [
+        ((None, None), "made"),
+        ((Cancelled(), None), StopRun),
+        ((StopRun(), None), StopRun),
+        ((OSError("no space"), None), RunError),
+        ((None, Cancelled()), StopRun),
+        ((None, OSError("no space")), RunError),
+    ],
 )
-def test_the_others_wait_for_the_first_process_and_end_with_it(ends_with: Exception | None, told: str | type[Exception]) -> None:
+def test_the_others_follow_the_first_process_and_all_end_together(
+    ends: tuple[Exception | None, Exception | None], told: str | type[Exception]
+) -> None:
     store: Any = Told()
-    found: list[str] = []
+    worked: list[int] = []
 
-    def make() -> str:
-        time.sleep(0.3)
-        assert not found
-        if ends_with is not None:
-            raise ends_with
-        return "made here"
-
-    def find() -> str:
-        found.append("looked")
-        return "made there"
+    def work(rank: int) -> str:
+        time.sleep(0.1)
+        assert rank == 0 or worked == [0]
+        worked.append(rank)
+        if (error := ends[rank]) is not None:
+            raise error
+        return "made"
 
     with ThreadPoolExecutor() as pool:
-        second = pool.submit(processes.in_turn, find, store, "key", is_first=False)
-        first = pool.submit(processes.in_turn, make, store, "key", is_first=True)
-        assert first.exception() is ends_with
-        assert second.result() == told if isinstance(told, str) else type(second.exception()) is told
-    assert bool(found) == (ends_with is None)
+        parts = [
+            pool.submit(processes.in_turn, partial(work, rank), store, "key", rank=rank, num=2, wants_end=lambda: False) for rank in (1, 0)
+        ][::-1]
+    for part, own in zip(parts, ends, strict=True):
+        if own is not None:
+            assert part.exception() is own
+        else:
+            assert part.result() == told if isinstance(told, str) else type(part.exception()) is told
+    assert worked == ([0] if ends[0] is not None else [0, 1])
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_stop_is_heard_by_a_process_that_waits_for_another(waiting: int) -> None:
+    store: Any = Told()
+    is_stopped, goes_on = threading.Event(), threading.Event()
+
+    def work(rank: int) -> str:
+        assert rank == waiting or goes_on.wait(10)
+        return "made"
+
+    with ThreadPoolExecutor() as pool:
+        parts = [
+            pool.submit(
+                processes.in_turn,
+                partial(work, rank),
+                store,
+                "key",
+                rank=rank,
+                num=2,
+                wants_end=is_stopped.is_set if rank == waiting else goes_on.is_set,
+            )
+            for rank in (0, 1)
+        ]
+        time.sleep(0.1)
+        is_stopped.set()
+        assert type(parts[waiting].exception(10)) is StopRun
+        goes_on.set()
+        assert type(parts[1 - waiting].exception(10)) is StopRun
+
+
+def test_a_stop_between_two_phases_ends_all_processes_or_none(tmp_path: Path) -> None:
+    runs = [RunDir(tmp_path / name) for name in ("first", "other")]
+    runs[0].path.mkdir()
+    runs[0].request(Request.STOP)
+    desks = [RequestDesk(run, lambda event: None) for run in runs]
+    meeting, wishes = threading.Barrier(2), [0, 0]
+
+    def agree(rank: int, wish: int) -> int:
+        wishes[rank] = wish
+        meeting.wait(10)
+        return max(wishes)
+
+    def end(rank: int) -> None:
+        phases = Phases(desks[rank], lambda event: None)
+        phases.agree = partial(agree, rank)
+        phases.raise_if_ending()
+
+    with ThreadPoolExecutor() as pool:
+        ended = [pool.submit(end, rank) for rank in (0, 1)]
+    assert [type(part.exception()) for part in ended] == [StopRun, StopRun]
+    assert all(desk.has(Request.STOP) for desk in desks)
 
 
 def test_the_app_is_killed_and_the_job_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
