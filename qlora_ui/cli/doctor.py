@@ -88,6 +88,7 @@ def _holdings(workspace: Workspace) -> dict[str, int]:
         "working_files": found.working_bytes,
         "trash": found.trash_bytes,
         "downloaded_models": found.hub_bytes,
+        "downloaded_data": found.hub_data_bytes,
     }
 
 

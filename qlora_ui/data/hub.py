@@ -22,7 +22,7 @@ from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, si
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.models.hub import TIMEOUT_S, ask_once, endpoint, hub_errors
-from qlora_ui.models.hub_cache import cache_folder
+from qlora_ui.models.hub_cache import DATASETS, cache_folder, download_mark
 
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 CONVERTED = "refs/convert/parquet"
@@ -141,7 +141,9 @@ def download(
     splits = splits_of(repo, workspace)
     names = splits.files(subset, split)
     total = splits.num_bytes(subset, split)
-    _refuse_without_room(splits, names)
+    if _missing_bytes(splits, names):
+        download_mark(repo, DATASETS).parent.mkdir(parents=True, exist_ok=True)
+        download_mark(repo, DATASETS).touch()
     # The library looks up after every piece; pieces of 10 MB would keep a slow line silent, and deaf to a cancel, for too long.
     constants.DOWNLOAD_CHUNK_SIZE = _PIECE_BYTES
     paths, done = [], 0
@@ -166,8 +168,8 @@ def download(
     return paths
 
 
-def _refuse_without_room(splits: HubSplits, names: Iterable[str]) -> None:
-    """Raise DataError where the files that are not in the cache yet would fill the disk."""
+def _missing_bytes(splits: HubSplits, names: Iterable[str]) -> int:
+    """Bytes of the files that are not in the cache yet; raises DataError where they would fill the disk."""
     from huggingface_hub import try_to_load_from_cache
 
     def is_here(name: str) -> bool:
@@ -181,6 +183,7 @@ def _refuse_without_room(splits: HubSplits, names: Iterable[str]) -> None:
         raise _error(
             "hub-disk", f"There is not enough space for {splits.id}.", why, "Free some space, or move the Hub's cache with HF_HOME."
         )
+    return missing
 
 
 def first_rows(repo: str, subset: str | None, split: str, workspace: DataFolders, num_rows: int = 20) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from qlora_ui.models import builtin
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.folder import INCOMPLETE, read_folder, refuse_config
-from qlora_ui.models.hub_cache import brought_models, cached_models, cached_snapshot, is_hub_name, stored_bytes
+from qlora_ui.models.hub_cache import brought, cached_models, cached_snapshot, is_hub_name, stored_bytes
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -93,7 +93,7 @@ def list_models(workspace: Folders) -> list[ModelEntry]:
     # The large files come first: a download that was stopped early has nothing but a part of them.
     entries += [
         ModelEntry(model_id, model_id, "hub", None, stored_bytes(model_id), None, "Its download was stopped.", is_begun=True)
-        for model_id in brought_models()
+        for model_id in brought()
         if model_id not in known and stored_bytes(model_id)
     ]
     return entries

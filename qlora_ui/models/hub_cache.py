@@ -14,6 +14,8 @@ from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _MARK = ".qlora-ui"
+MODELS, DATASETS = "models", "datasets"
+"""Kinds of repositories."""
 
 
 def is_hub_name(text: str) -> bool:
@@ -29,9 +31,9 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def repository_folder(model_id: str) -> Path:
-    """Where the cache keeps all versions of a model."""
-    return cache_folder() / f"models--{model_id.replace('/', '--')}"
+def repository_folder(hub_id: str, kind: str = MODELS) -> Path:
+    """Where the cache keeps all versions of a model or a dataset."""
+    return cache_folder() / f"{kind}--{hub_id.replace('/', '--')}"
 
 
 def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
@@ -56,7 +58,7 @@ def folder_title(folder: Path) -> str:
 
 
 def _id_of(repository: str) -> str:
-    return repository.removeprefix("models--").replace("--", "/", 1)
+    return repository.partition("--")[2].replace("--", "/", 1)
 
 
 def cached_models() -> list[tuple[str, Path]]:
@@ -75,14 +77,14 @@ def download_lock(model_id: str) -> Path:
     return cache_folder() / ".locks" / repository_folder(model_id).name / "qlora-ui.lock"
 
 
-def download_mark(model_id: str) -> Path:
-    """A file that tells what the app brought from what other programs did; it goes with the model, whoever deletes that."""
-    return repository_folder(model_id) / _MARK
+def download_mark(hub_id: str, kind: str = MODELS) -> Path:
+    """A file that tells what the app brought from what other programs did; it goes with the model or dataset, whoever deletes that."""
+    return repository_folder(hub_id, kind) / _MARK
 
 
-def brought_models() -> list[str]:
-    """Ids of the models that the app downloaded, all of them or a part."""
-    return sorted(_id_of(mark.parent.name) for mark in cache_folder().glob(f"models--*--*/{_MARK}"))
+def brought(kind: str = MODELS) -> list[str]:
+    """Ids of the models or datasets that the app downloaded, all of them or a part."""
+    return sorted(_id_of(mark.parent.name) for mark in cache_folder().glob(f"{kind}--*--*/{_MARK}"))
 
 
 def is_brought(model_id: str) -> bool:
@@ -103,10 +105,10 @@ def stored_bytes(model_id: str, *, unfinished: bool = True) -> int:
     return total
 
 
-def held_bytes(model_id: str) -> int:
-    """Bytes that a model takes of the disk; without symbolic links, as on Windows, its files lie in the snapshots, linked hard or alone."""
+def held_bytes(hub_id: str, kind: str = MODELS) -> int:
+    """Bytes that it takes of the disk; without symbolic links, as on Windows, its files lie in the snapshots, linked hard or alone."""
     held: dict[tuple[int, int], int] = {}
-    for path in repository_folder(model_id).rglob("*"):
+    for path in repository_folder(hub_id, kind).rglob("*"):
         with contextlib.suppress(OSError):
             found = path.lstat()
             if stat.S_ISREG(found.st_mode):

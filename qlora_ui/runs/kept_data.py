@@ -1,19 +1,24 @@
-"""Data files that are kept in the workspace: uploads, pasted rows, answers from the chat, versions that a fix has made."""
+"""Data files that are kept: in the workspace uploads, pasted rows, answers from the chat, versions that a fix has made; and datasets that
+the app has downloaded, which lie in the Hub's cache.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError, QloraUiError
-from qlora_ui.base.files import move_to_trash, typed_path
+from qlora_ui.base.files import move_to_trash, remove_at_once, typed_path
+from qlora_ui.data.sources import hub_id
+from qlora_ui.models.hub_cache import DATASETS, brought, download_mark, held_bytes, repository_folder
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.source import DataSource
 
 _NOTE = re.compile(r"-v\d+\.json$")
 """Beside a version that a fix has made. It stays when that is deleted: its number is not given to other rows, which old runs would name."""
@@ -21,17 +26,19 @@ _NOTE = re.compile(r"-v\d+\.json$")
 
 @dataclass(frozen=True, slots=True)
 class KeptFile:
-    """A data file of the workspace."""
+    """A data file of the workspace, or a dataset of the Hub, which is a folder."""
 
     path: Path
     num_bytes: int
     kept_at: float
     """When it was written, in Unix seconds."""
+    hub_id: str = ""
+    """Its name on the Hub; empty for a file."""
 
     @property
     def id(self) -> str:
         """By which a run or a page names it as a dataset."""
-        return str(self.path)
+        return f"hub:{self.hub_id}" if self.hub_id else str(self.path)
 
 
 def kept_files(workspace: Workspace) -> list[KeptFile]:
@@ -44,6 +51,37 @@ def kept_files(workspace: Workspace) -> list[KeptFile]:
             stat = path.stat()
             found.append(KeptFile(path, stat.st_size, stat.st_mtime))
     return sorted(found, key=lambda file: (-file.kept_at, file.path.name))
+
+
+def downloaded() -> list[KeptFile]:
+    """The datasets that the app has downloaded, newest first."""
+    found = []
+    for name in brought(DATASETS):
+        with contextlib.suppress(OSError):
+            at = download_mark(name, DATASETS).stat().st_mtime
+            found.append(KeptFile(repository_folder(name, DATASETS), held_bytes(name, DATASETS), at, name))
+    return sorted(found, key=lambda one: (-one.kept_at, one.hub_id))
+
+
+def delete_downloaded(workspace: Workspace, file_id: str, runs: Iterable[RunRow]) -> None:
+    """Remove a downloaded dataset from the Hub's cache; `runs` are all runs.
+
+    Raises DataError where there is no such one, where a run is at work with it, and where a program holds it.
+    """
+    found = next((one for one in downloaded() if one.id == file_id), None)
+    if found is None:
+        raise DataError("This dataset is not kept here any more.", fix="Look at the list again", code="DATA-MISSING")
+    # One that waits brings it again by itself.
+    for row in runs:
+        if row.status.is_live and any(hub_id(source.id) == found.hub_id for source in _sources(RunDir(workspace.runs / row.id))):
+            raise DataError(
+                f"{found.hub_id} is needed by the run {row.name}.", why="It works with it", fix="Let the run end first", code="DATA-NEEDED"
+            )
+    try:
+        remove_at_once(found.path)
+    except OSError as error:
+        fix = "Close what has it open, then do it again"
+        raise DataError(f"{found.hub_id} cannot be deleted.", why=error.strerror or str(error), fix=fix, code="DATA-IN-USE") from None
 
 
 def delete_kept(workspace: Workspace, file_id: str, runs: Iterable[RunRow]) -> Path:
@@ -74,12 +112,15 @@ def _needs(run: RunDir, status: Status, path: Path) -> bool:
     is_next = status.is_live or status is Status.QUEUED
     if not is_next and (not status.can_resume or ((run.data / "receipt.json").is_file() and run.saved_steps())):
         return False
+    return any(_same_file(typed_path(source.id), path) for source in _sources(run))
+
+
+def _sources(run: RunDir) -> Sequence[DataSource]:
     try:
-        sources = run.config().data.sources
+        return run.config().data.sources
     except QloraUiError:
         # It cannot be started or continued.
-        return False
-    return any(_same_file(typed_path(source.id), path) for source in sources)
+        return ()
 
 
 def _same_file(named: Path, path: Path) -> bool:

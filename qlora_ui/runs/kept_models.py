@@ -16,7 +16,7 @@ from qlora_ui.base.files import change_json, move, remove_at_once, size_of_tree,
 from qlora_ui.catalog.exports import EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
-from qlora_ui.models.hub_cache import brought_models, download_lock, held_bytes, is_brought, repository_folder
+from qlora_ui.models.hub_cache import brought, download_lock, held_bytes, is_brought, repository_folder
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.under_way import export_mark
@@ -50,9 +50,9 @@ def kept_model(workspace: Workspace, model_id: str) -> KeptModel | None:
     return KeptModel(model_id, folder, "folder", size_of_tree(folder))
 
 
-def brought_bytes() -> int:
-    """What the app's own downloads take of the Hub's cache."""
-    return sum(map(held_bytes, brought_models()))
+def brought_bytes(kind: str) -> int:
+    """What the app's own downloads, models or datasets, take of the Hub's cache."""
+    return sum(held_bytes(hub_id, kind) for hub_id in brought(kind))
 
 
 def runs_on(model_id: str, rows: Iterable[RunRow]) -> list[RunRow]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from qlora_ui.base.bounded import entries_of, keep_within
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.models.hub_cache import DATASETS, MODELS
 from qlora_ui.runs.kept_models import brought_bytes
 from qlora_ui.runs.registry import list_runs, trash_size
 from qlora_ui.runs.run_dir import RunDir
@@ -37,6 +38,8 @@ class Storage:
     """Models in the workspace."""
     hub_bytes: int
     """Models that the app downloaded into the Hub's cache."""
+    hub_data_bytes: int
+    """Datasets likewise."""
     remade_bytes: int
     """Rows and tokens of data files that were read."""
     free_now_bytes: int
@@ -81,7 +84,8 @@ def measure(workspace: Workspace, on_progress: OnProgress = silent, is_cancelled
         runs=tuple(sorted(sizes, key=lambda run: run.num_bytes, reverse=True)),
         data_bytes=size_of_tree(workspace.datasets),
         model_bytes=size_of_tree(workspace.models),
-        hub_bytes=brought_bytes(),
+        hub_bytes=brought_bytes(MODELS),
+        hub_data_bytes=brought_bytes(DATASETS),
         remade_bytes=remade_bytes,
         working_bytes=max(size_of_tree(workspace.cache) - remade_bytes, 0) + size_of_tree(workspace.temp),
         free_now_bytes=sum(one.num_bytes for one in remade if not one.is_in_use(now)),

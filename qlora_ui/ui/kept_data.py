@@ -1,4 +1,4 @@
-"""The data files that the workspace keeps: choosing one again, and deleting one."""
+"""The data files that are kept, and downloaded datasets: choosing one again, and deleting one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.runs.kept_data import delete_kept, kept_files
+from qlora_ui.runs.kept_data import delete_downloaded, delete_kept, downloaded, kept_files
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.data_adders import Adds
@@ -26,7 +26,7 @@ def build_kept_data(page: Page, adds: Adds, takes_off: TakesOff, chosen: Callabl
         listed = live_html("", "q-kept-files")
 
     def draw(draft: Draft) -> tuple[Any, str]:
-        files = kept_files(page.service.workspace)
+        files = sorted([*kept_files(page.service.workspace), *downloaded()], key=lambda file: -file.kept_at)
         return gr.update(label=f"Kept files · {len(files):,}" if files else "Kept files"), kept_html(files, chosen(draft))
 
     @handler
@@ -35,7 +35,8 @@ def build_kept_data(page: Page, adds: Adds, takes_off: TakesOff, chosen: Callabl
         if action.name == "use-kept":
             return adds(data, [DataSource(id=action.id)])
         if action.name == "delete-kept":
-            delete_kept(page.service.workspace, action.id, page.service.run_lists.all_rows("file"))
+            delete = delete_downloaded if action.id.startswith("hub:") else delete_kept
+            delete(page.service.workspace, action.id, page.service.run_lists.all_rows("file"))
             return takes_off(data, action.id)
         return [gr.skip() for _ in page.form.outputs]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,17 @@ from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.hub import ROOM_BYTES, download, first_rows, search, splits_of
 from qlora_ui.data.load import load_conversations
 from qlora_ui.data.sources import hub_id
+from qlora_ui.models.hub_cache import DATASETS, download_mark
+from qlora_ui.runs.kept_data import delete_downloaded, downloaded
+from qlora_ui.runs.listing import RunList
+from qlora_ui.runs.registry import create_run
+from qlora_ui.runs.run_dir import Status
+from qlora_ui.runs.storage import measure
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
+from qlora_ui.ui.views.data_report import kept_html
 
 REPO = "some-owner/chats"
 
@@ -171,3 +180,28 @@ def test_room_is_asked_for_what_is_missing_and_not_for_what_is_here(
     paths[1].unlink()
     monkeypatch.setattr("qlora_ui.data.hub.free_bytes", lambda folder: ROOM_BYTES + num_bytes[second])
     assert download(REPO, None, "train", workspace) == paths
+
+
+def test_what_the_app_downloaded_is_counted_and_can_be_deleted_but_not_what_others_did(hub: DatasetHub, workspace: Workspace) -> None:
+    paths = download(REPO, None, "test", workspace)
+    mark = download_mark(REPO, DATASETS)
+    mark.unlink()
+    # As another program left it: asked for again it is found and stays that program's.
+    assert download(REPO, None, "test", workspace) == paths and not downloaded()
+    download(REPO, None, "train", workspace)
+    (kept,) = downloaded()
+    rows = sum(len(data) for name, data in hub.repos[REPO].items() if name.endswith(".jsonl"))
+    assert kept.id == f"hub:{REPO}" and 0 <= kept.num_bytes - rows < 5000 and measure(workspace).hub_data_bytes == kept.num_bytes
+    page = kept_html([kept], [])
+    assert "from the Hub" in page and "does not go to the trash" in page and "use-kept" not in page
+    run = create_run(workspace, RunConfig().changed({"data.sources": [{"id": REPO, "split": "train"}], "output.name": "mine"}))
+    row = replace(RunList(workspace).rows()[0], status=Status.RUNNING)
+    assert row.id == run.id
+    with pytest.raises(DataError, match="needed by the run mine"):
+        delete_downloaded(workspace, kept.id, [row])
+    # One that waits brings it again.
+    delete_downloaded(workspace, kept.id, RunList(workspace).rows())
+    assert not downloaded() and not kept.path.exists()
+    with pytest.raises(DataError, match="not kept here any more"):
+        delete_downloaded(workspace, kept.id, [])
+    assert len(download(REPO, None, "train", workspace)) == 2

@@ -47,9 +47,10 @@ def sources_html(sources: Sequence[Mapping[str, Any]], report: DataReport | None
 
 
 def kept_html(files: Sequence[KeptFile], chosen: Sequence[Mapping[str, Any]]) -> str:
-    """The data files of the workspace, newest first, each with a way to choose it and to delete it."""
+    """The data files of the workspace and downloaded datasets, each with a way to choose it and to delete it."""
     if not files:
-        return '<p class="q-small">Uploads, pasted rows and corrected versions are listed here: they are kept until you delete them.</p>'
+        words = "Uploads, pasted rows, corrected versions and downloads are listed here: they are kept until you delete them."
+        return f'<p class="q-small">{words}</p>'
     ids = {str(source.get("id", "")) for source in chosen}
     rows = "".join(_kept(file, is_chosen=file.id in ids) for file in files[:SHOWN_KEPT])
     rest = f'<p class="q-small">and {len(files) - SHOWN_KEPT:,} older ones</p>' if len(files) > SHOWN_KEPT else ""
@@ -209,11 +210,15 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
 def _kept(file: KeptFile, *, is_chosen: bool) -> str:
     name = source_title(file.id)
     words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
-    use = "" if is_chosen else act_button("Use", "use-kept", file.id, look="link", title=f"Use {name}")
+    if file.hub_id:
+        words = f"Delete “{name}”? It does not go to the trash: you, and other programs that use it, would have to download it again."
+    # Of a dataset on the Hub there are subsets and splits to choose from.
+    use = "" if is_chosen or file.hub_id else act_button("Use", "use-kept", file.id, look="link", title=f"Use {name}")
     delete = act_button(
         "Delete", "delete-kept", file.id, look="link", title=f"Delete {name}", confirm=words, yes="Delete", no="Keep it", danger="1"
     )
-    about = " · ".join(filter(None, (format_bytes(file.num_bytes), ago(file.kept_at), "chosen" if is_chosen else "")))
+    told = (format_bytes(file.num_bytes), ago(file.kept_at), "from the Hub" if file.hub_id else "", "chosen" if is_chosen else "")
+    about = " · ".join(filter(None, told))
     return (
         f'<li class="q-kept-file"><div class="q-source-head"><span class="q-source-name" title="{escape(file.id)}">{escape(name)}</span>'
         f'{use}{delete}</div><span class="q-small q-num">{escape(about)}</span></li>'

@@ -34,9 +34,11 @@ def kept_model_html(model: KeptModel, needing: Sequence[RunRow]) -> str:
 
 
 def of_others_html(model_id: str, num_bytes: int) -> str:
-    """Of a model that another program downloaded: it is not the app's to delete."""
+    """Of a model that the app does not know to be its own: it is not the app's to delete."""
     command = f"hf cache rm model/{model_id}"
-    words = f"It takes {format_bytes(num_bytes)}. Another program downloaded it; in a terminal this removes it:"
+    words = (
+        f"It takes {format_bytes(num_bytes)}. It may be another program's, too, so it is not deleted here; in a terminal this removes it:"
+    )
     return f'<p class="q-small q-num">{escape(words)} <code>{escape(command)}</code></p>'
 
 

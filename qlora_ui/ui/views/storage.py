@@ -14,6 +14,7 @@ from qlora_ui.ui.views.words import ago
 
 SHOWN_RUNS = 5
 HUB_WORDS = "in the Hub's cache and not in the workspace; the Model tab deletes them"
+HUB_DATA_WORDS = "in the Hub's cache and not in the workspace; the Data tab deletes it, under “Kept files”"
 
 
 def storage_html(free_bytes: int, storage: Storage | None, names: Mapping[str, str], progress: Progress) -> str:
@@ -45,6 +46,7 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         ("Models", storage.model_bytes, "the Model tab deletes them", ""),
         ("Trash", storage.trash_bytes, "deleted runs, checkpoints, models, exports, presets and data files", ""),
         ("Models that were downloaded", storage.hub_bytes, HUB_WORDS, ""),
+        ("Data that was downloaded", storage.hub_data_bytes, HUB_DATA_WORDS, ""),
     ]
     body = "".join(
         f'<tr><th scope="row">{escape(name)}<small>{escape(about)}</small></th>'
