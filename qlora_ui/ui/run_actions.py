@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import RunError
+from qlora_ui.runs.deleted import put_back
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.listing import rename
@@ -173,6 +174,12 @@ def _delete(page: Page, action: Action) -> Outcome:
     return Outcome("")
 
 
+def _put_back(page: Page, action: Action) -> Outcome:
+    run = put_back(page.service.workspace, action.id)
+    page.service.run_lists.forget()
+    return Outcome(run.id)
+
+
 def _delete_checkpoints(page: Page, action: Action) -> Outcome:
     delete_checkpoints(page.service.workspace, _run(page, action))
     return Outcome()
@@ -205,4 +212,5 @@ _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
     "delete": _delete,
     "delete_checkpoints": _delete_checkpoints,
     "empty_trash": _empty_trash,
+    "put_back": _put_back,
 }

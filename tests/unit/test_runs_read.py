@@ -20,6 +20,7 @@ from qlora_ui.cli import main
 from qlora_ui.cli.train import ended_values
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
+from qlora_ui.runs.deleted import deleted_runs, put_back
 from qlora_ui.runs.events import (
     CheckpointSaved,
     EvalLogged,
@@ -679,3 +680,26 @@ def test_a_name_and_tags_that_are_given_at_the_same_moment_are_both_kept(workspa
     for writer in writers:
         writer.join()
     assert run.about() == {"name": "Pirate", "notes": "remember", "tags": ["best"]}
+
+
+def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace) -> None:
+    kept, run = write_run(workspace, end="done"), write_run(workspace, end="done")
+    run.write_about(name="Pirate")
+    before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
+    folder = delete_run(workspace, run).name
+    (workspace.trash / "my-preset-0a1b").mkdir()
+    (found,) = deleted_runs(workspace)
+    assert (found.folder, found.id, found.name) == (folder, run.id, "Pirate")
+    page = trash_html(*trash_size(workspace), deleted_runs(workspace))
+    assert "Pirate" in page and f'data-id="{folder}"' in page and "Put it back" in page
+    assert [one.id for one in list_runs(workspace)] == [kept.id]
+    assert put_back(workspace, folder).path == run.path
+    assert sorted(path.relative_to(run.path) for path in run.path.rglob("*")) == before and not deleted_runs(workspace)
+    assert {row.id for row in RunList(workspace).rows()} == {kept.id, run.id} and read_run(run).status is Status.DONE
+    with pytest.raises(RunError, match="not in the trash any more"):
+        put_back(workspace, folder)
+    folder = delete_run(workspace, run).name
+    run.path.mkdir()
+    with pytest.raises(RunError, match="There is a run"):
+        put_back(workspace, folder)
+    assert len(deleted_runs(workspace)) == 1

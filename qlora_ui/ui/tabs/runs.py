@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.deleted import deleted_runs
 from qlora_ui.runs.kept_models import runs_on_exports
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.registry import find_run, trash_size
@@ -96,7 +97,7 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
         num_all=len(every),
         needed_by=_needed_by(service, every),
     )
-    table += trash_html(*trash_size(service.workspace))
+    table += trash_html(*trash_size(service.workspace), deleted_runs(service.workspace))
     pair = [by_id[run_id] for run_id in picked]
     comparison = gr.update(value="", visible=False)
     if len(pair) > 1:

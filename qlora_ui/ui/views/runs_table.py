@@ -6,17 +6,19 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 from qlora_ui.base.units import format_bytes, format_duration, format_percent
+from qlora_ui.runs.deleted import DeletedRun
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import bullet_list, escape
 from qlora_ui.ui.views.words import ago, fold, model_title, setting_words, status_chip
 
 PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
+SHOWN_DELETED = 20
 _rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "output.name", "output.notes", "output.tags"}
 
@@ -44,8 +46,10 @@ def reading_html(num_unread: int) -> str:
     return f'<p class="q-small q-num" role="status">Reading earlier runs: {num_unread:,} to go</p>' if num_unread else ""
 
 
-def trash_html(number: int, size: int) -> str:
-    """What of the disk is still taken by what was deleted, with a button that frees it; empty where there is none."""
+def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = ()) -> str:
+    """What of the disk is still taken by what was deleted, with a button that frees it, and the runs that can be put back; empty where
+    there is none.
+    """
     if not number:
         return ""
     items = f"{number:,} deleted item{'s' if number != 1 else ''}"
@@ -53,7 +57,13 @@ def trash_html(number: int, size: int) -> str:
         f"Remove {items} from the disk, be they runs, checkpoints, models, exports, presets or data files? Nobody can get them back then."
     )
     button = act_button("Empty the trash", "empty_trash", confirm=words, yes="Remove for good", no="Keep them", danger="1", look="quiet")
-    return f'<div class="q-pages"><span class="q-small q-num">In the trash: {items}, {escape(format_bytes(size))}</span>{button}</div>'
+    line = f'<div class="q-pages"><span class="q-small q-num">In the trash: {items}, {escape(format_bytes(size))}</span>{button}</div>'
+    ways = []
+    for run in runs[:SHOWN_DELETED]:
+        button = act_button("Put it back", "put_back", run.folder, look="link", echo="Putting it back …", title=f"Put back {run.name}")
+        ways.append(f"{escape(run.name)} {button}")
+    rest = f'<p class="q-small">and {len(runs) - SHOWN_DELETED:,} more</p>' if len(runs) > SHOWN_DELETED else ""
+    return line + (fold("Put a deleted run back", bullet_list(ways) + rest, "put-back") if ways else "")
 
 
 def table_html(
@@ -148,7 +158,7 @@ def _menu(row: RunRow, needed: str) -> str:
     if not row.status.is_live and row.status is not Status.QUEUED:
         if row.has_adapter and row.has_checkpoint:
             entries.append(_delete_checkpoints(row))
-        words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied. {needed}"
+        words = f"Delete “{name}”? It goes to the trash, below the list of runs, where you can put it back until that is emptied. {needed}"
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))
     return (
         f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
