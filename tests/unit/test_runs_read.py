@@ -690,7 +690,9 @@ def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace) -> None:
     (workspace.trash / "my-preset-0a1b").mkdir()
     (found,) = deleted_runs(workspace)
     assert (found.folder, found.id, found.name) == (folder, run.id, "Pirate")
-    page = trash_html(*trash_size(workspace), deleted_runs(workspace))
+    page = trash_html(*trash_size(workspace), deleted_runs(workspace), str(workspace.trash))
+    # The preset is nobody's run.
+    assert f'What else was deleted lies in <span class="q-mono">{workspace.trash}' in page
     assert "Pirate" in page and f'data-id="{folder}"' in page and "Put it back" in page
     assert [one.id for one in list_runs(workspace)] == [kept.id]
     assert put_back(workspace, folder).path == run.path

@@ -97,7 +97,7 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
         num_all=len(every),
         needed_by=_needed_by(service, every),
     )
-    table += trash_html(*trash_size(service.workspace), deleted_runs(service.workspace))
+    table += trash_html(*trash_size(service.workspace), deleted_runs(service.workspace), str(service.workspace.trash))
     pair = [by_id[run_id] for run_id in picked]
     comparison = gr.update(value="", visible=False)
     if len(pair) > 1:

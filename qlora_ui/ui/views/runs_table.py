@@ -46,9 +46,10 @@ def reading_html(num_unread: int) -> str:
     return f'<p class="q-small q-num" role="status">Reading earlier runs: {num_unread:,} to go</p>' if num_unread else ""
 
 
-def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = ()) -> str:
-    """What of the disk is still taken by what was deleted, with a button that frees it, and the runs that can be put back; empty where
-    there is none.
+def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = (), folder: str = "") -> str:
+    """What of the disk is still taken by what was deleted, with a button that frees it, and how to get it back; empty where there is none.
+
+    `runs` are those among them, `folder` is the path of the trash.
     """
     if not number:
         return ""
@@ -63,7 +64,12 @@ def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = ()) -> str:
         button = act_button("Put it back", "put_back", run.folder, look="link", echo="Putting it back …", title=f"Put back {run.name}")
         ways.append(f"{escape(run.name)} {button}")
     rest = f'<p class="q-small">and {len(runs) - SHOWN_DELETED:,} more</p>' if len(runs) > SHOWN_DELETED else ""
-    return line + (fold("Put a deleted run back", bullet_list(ways) + rest, "put-back") if ways else "")
+    others = (
+        f'<p class="q-small">What else was deleted lies in <span class="q-mono">{escape(folder)}</span>; a file manager moves it back.</p>'
+        if number > len(runs)
+        else ""
+    )
+    return line + fold("Get something back", bullet_list(ways) + rest + others, "put-back")
 
 
 def table_html(
