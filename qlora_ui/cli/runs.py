@@ -10,6 +10,7 @@ from typing import Any
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.cli.config_flags import table
+from qlora_ui.runs.deleted import deleted_runs, put_back
 from qlora_ui.runs.ending import config_or_none
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.kept_models import refuse_while_run_is_needed
@@ -20,15 +21,17 @@ from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, 
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
 
-HELP = "list runs; show, compare, rename, delete (or its checkpoints), stop, pause or save one; empty the trash"
+HELP = "list runs; show, compare, rename, delete (or its checkpoints), put back, stop, pause or save one; empty the trash"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
-_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "delete-checkpoints", "empty-trash", "resume-info", *_REQUESTS)
+_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "delete-checkpoints", "put-back", "empty-trash", "resume-info", *_REQUESTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A word and a run; without both, the list."""
     parser.add_argument("word", nargs="?", default="list", choices=_WORDS, help="what to do (default: list)")
-    parser.add_argument("run", nargs="?", default="latest", metavar="RUN", help="id of a run (default: the newest)")
+    parser.add_argument(
+        "run", nargs="?", default="latest", metavar="RUN", help="id of a run (default: the newest; of put-back the last deleted)"
+    )
     parser.add_argument("rest", nargs="*", metavar="WORD", help="the new name, the tags, or the other runs to compare with")
 
 
@@ -41,6 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
         number, size = empty_trash(workspace)
         message = f"{format_bytes(size)} are free again; {number:,} deleted item{'s are' if number != 1 else ' is'} gone for good."
         _say({"runs": number, "bytes": size, "message": message if number else "The trash is empty."}, arguments.json)
+        return 0
+    if arguments.word == "put-back":
+        named = (one.folder for one in deleted_runs(workspace) if arguments.run in ("latest", one.id, one.folder))
+        back = put_back(workspace, next(named, arguments.run))
+        _say({"run_id": back.id, "message": f"“{read_run(back).name}” is among the runs again."}, arguments.json)
         return 0
     target = find_run(workspace, arguments.run)
     if arguments.word in _REQUESTS:
@@ -59,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         rows = RunList(workspace).rows()
         refuse_while_run_is_needed(workspace, target.id, rows, lambda run_id: config_or_none(find_run(workspace, run_id)))
         trash = delete_run(workspace, target)
-        _say({"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space."}, arguments.json)
+        _say(
+            {"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space, “runs put-back” undoes it."},
+            arguments.json,
+        )
     elif arguments.word == "delete-checkpoints":
         trash = delete_checkpoints(workspace, target)
         _say({"run_id": target.id, "message": f"Moved to {trash}; its adapter stays. “runs empty-trash” frees the space."}, arguments.json)

@@ -682,7 +682,7 @@ def test_a_name_and_tags_that_are_given_at_the_same_moment_are_both_kept(workspa
     assert run.about() == {"name": "Pirate", "notes": "remember", "tags": ["best"]}
 
 
-def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace) -> None:
+def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     kept, run = write_run(workspace, end="done"), write_run(workspace, end="done")
     run.write_about(name="Pirate")
     before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
@@ -700,6 +700,9 @@ def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace) -> None:
     assert {row.id for row in RunList(workspace).rows()} == {kept.id, run.id} and read_run(run).status is Status.DONE
     with pytest.raises(RunError, match="not in the trash any more"):
         put_back(workspace, folder)
+    delete_run(workspace, run)
+    main(["runs", "put-back", run.id, "--workspace", str(workspace.root)])
+    assert "“Pirate” is among the runs again" in capsys.readouterr().out and run.config_path.is_file()
     folder = delete_run(workspace, run).name
     run.path.mkdir()
     with pytest.raises(RunError, match="There is a run"):

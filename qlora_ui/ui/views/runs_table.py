@@ -64,11 +64,9 @@ def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = (), folder: 
         button = act_button("Put it back", "put_back", run.folder, look="link", echo="Putting it back …", title=f"Put back {run.name}")
         ways.append(f"{escape(run.name)} {button}")
     rest = f'<p class="q-small">and {len(runs) - SHOWN_DELETED:,} more</p>' if len(runs) > SHOWN_DELETED else ""
-    others = (
-        f'<p class="q-small">What else was deleted lies in <span class="q-mono">{escape(folder)}</span>; a file manager moves it back.</p>'
-        if number > len(runs)
-        else ""
-    )
+    what = f"What {'else ' if runs else ''}was deleted lies in"
+    place = f'<p class="q-small">{what} <span class="q-mono">{escape(folder)}</span>; a file manager moves it back.</p>'
+    others = place if number > len(runs) else ""
     return line + fold("Get something back", bullet_list(ways) + rest + others, "put-back")
 
 
