@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from qlora_ui.engine.exports.adapter import refuse_leaks
 from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
 from qlora_ui.engine.exports.card import write_card
 from qlora_ui.engine.exports.check import CheckResult, DoesNotLoad, NotCompared, ShortOfMemory
-from qlora_ui.engine.exports.export import export_run, plan, why_answers_differ
+from qlora_ui.engine.exports.export import _put_in_place, export_run, plan, why_answers_differ
 from qlora_ui.engine.exports.lora import read_lora
 from qlora_ui.engine.exports.merge import merge
 from qlora_ui.engine.exports.prompts import check_prompts
@@ -716,3 +717,20 @@ def test_nothing_that_was_planted_is_in_an_export(tmp_path: Path, form: str, mon
         export_run(run, form, workspace, out, num_prompts=0)
     files = files_of(out)
     assert files and private_parts(files, ["canary", "Canary", str(tmp_path), "/tmp/"]) == []
+
+
+def test_an_export_is_on_the_disk_before_it_takes_the_place_of_an_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("made", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_text(name)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    replace = os.replace
+
+    def after_a_look(source: Path, target: Path) -> None:
+        assert (tmp_path / "made" / "model.gguf").stat().st_ino in synced or not (tmp_path / "made").exists()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_a_look)
+    _put_in_place(tmp_path / "made", tmp_path / "target")
+    assert (tmp_path / "target" / "model.gguf").read_text() == "made"

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError
-from qlora_ui.base.files import change_json, free_bytes, put_in_place, read_json, size_of_tree, write_json
+from qlora_ui.base.files import change_json, free_bytes, read_json, size_of_tree, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.base_model import ensure_model
+from qlora_ui.engine.checkpoints import replace_folder, sync_tree
 from qlora_ui.engine.exports.adapter import refuse_leaks
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.maker import Maker
@@ -128,6 +129,7 @@ def export_run(
         on_progress("Putting it in place", None)
         stop_if(is_over, "The export")
         if staged.parent == target:
+            sync_tree(making)
             for path in making.iterdir():
                 path.rename(target / path.name)
         else:
@@ -173,7 +175,8 @@ def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
 
 def _put_in_place(made: Path, target: Path) -> None:
     try:
-        put_in_place(made, target)
+        # The earlier one is removed at once: a power cut must not find the new one half written.
+        replace_folder(made, target)
     except OSError as error:
         raise RunError(
             "The new export cannot take its place, so the earlier one stays.",
