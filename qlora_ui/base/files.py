@@ -103,15 +103,16 @@ def _move_to_other_disk(source: Path, target: Path) -> None:
             shutil.copytree(source, aside, symlinks=True, copy_function=shutil.copy2)
         else:
             shutil.copy2(source, aside, follow_symlinks=False)
-        # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either.
+        # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either, nor none.
+        replace(aside, target)
         replace(source, gone)
     except OSError as error:
         _remove(aside)
+        _remove(target)
         # `copytree` gathers what went wrong as words.
         if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in str(error):
             raise full from None
         raise
-    replace(aside, target)
     _remove(gone)
 
 

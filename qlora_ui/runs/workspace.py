@@ -161,8 +161,7 @@ def _remove_left(workspace: Workspace) -> None:
     """
     aside = (
         (path for path in _inside(workspace.temp) if path != workspace.uploads),
-        (path for path in _inside(workspace.models) if path.name.startswith(GONE)),
-        (path for path in _inside(cache_folder()) if path.name.startswith(GONE)),
+        (path for folder in _places(workspace) for path in _inside(folder) if path.name.startswith(GONE)),
         (path for run in _inside(workspace.runs) for path in _inside(run / "exports") if path.name.startswith((MAKING, GONE))),
         (path for folder in workspace.rows_and_tokens for path in _inside(folder) if path.name.startswith(".")),
         (path for folder in (workspace.datasets, *_inside(workspace.datasets)) for path in _inside(folder) if _is_aside(path)),
@@ -175,6 +174,11 @@ def _remove_left(workspace: Workspace) -> None:
     for run in _inside(workspace.runs):
         take_back(run / "exports")
     keep_within(workspace.rows_and_tokens)
+
+
+def _places(workspace: Workspace) -> tuple[Path, ...]:
+    """Where something may be left that a process was killed in removing, or in moving to a trash on another disk."""
+    return (workspace.models, workspace.runs, workspace.trash, cache_folder())
 
 
 def _inside(folder: Path) -> Iterable[Path]:

@@ -114,6 +114,20 @@ def test_what_is_deleted_goes_whole_to_a_trash_on_another_disk_or_stays(
     if is_full == "meanwhile":
         monkeypatch.setattr(shutil, "copy2", full)
     if not is_full:
+        held = [True]
+
+        def hold(source: Path, target: Path) -> None:
+            if Path(source) == run and Path(target).parent == run.parent and held.pop():
+                # A kill here finds the run twice, and not nowhere.
+                assert (trash / "one" / "checkpoints" / "weights").is_file()
+                raise PermissionError(errno.EACCES, "A program holds it")
+            across(source, target)
+
+        monkeypatch.setattr(os, "replace", hold)
+        with pytest.raises(PermissionError):
+            move(run, trash / "one")
+        assert (run / "checkpoints" / "weights").stat().st_size == 1000 and not list(trash.iterdir())
+        monkeypatch.setattr(os, "replace", across)
         move(run, trash / "one")
         assert (trash / "one" / "checkpoints" / "weights").stat().st_size == 1000 and (trash / "one" / "link").is_symlink()
         assert not list(run.parent.iterdir()) and [path.name for path in trash.iterdir()] == ["one"]

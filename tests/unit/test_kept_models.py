@@ -100,7 +100,7 @@ def test_what_comes_again_is_removed_at_once(workspace: Workspace) -> None:
 
 
 def test_what_resisted_its_removal_goes_with_the_next_start(workspace: Workspace) -> None:
-    left = [workspace.models / f"{GONE}1", repository_folder(HUB).with_name(f"{GONE}2")]
+    left = [workspace.models / f"{GONE}1", repository_folder(HUB).with_name(f"{GONE}2"), workspace.trash / f"{GONE}3"]
     for folder in left:
         folder.mkdir(parents=True)
         os.utime(folder, (0, 0))
