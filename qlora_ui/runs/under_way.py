@@ -46,6 +46,12 @@ def ended_early(mark: Path, result: Path) -> float | None:
     return None if is_alive(found.get("owner"), lambda: begun) else begun
 
 
+def forget_ended(run: RunDir) -> None:
+    """Tell no more of exports whose app ended before they were done."""
+    for form in exports_ended_early(run):
+        export_mark(run, form).unlink(missing_ok=True)
+
+
 def exports_ended_early(run: RunDir) -> dict[str, float]:
     """When exports were begun, by form, whose app ended before they were done."""
     found = {}

@@ -42,6 +42,7 @@ OF_THE_TAB = (
     "export-again",
     "download",
     "delete-export",
+    "forget-ended",
     "measure-disk",
     "free-remade",
 )

@@ -21,7 +21,7 @@ from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES, SCRIPTS
 from qlora_ui.runs.kept_models import delete_export
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import ADAPTER_SIDECAR, RunDir
-from qlora_ui.runs.under_way import export_mark, marked
+from qlora_ui.runs.under_way import export_mark, forget_ended, marked
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.background import Background, Progress
@@ -139,6 +139,12 @@ def test_exports_that_ended_with_the_app_are_told_of_until_they_are_made(workspa
         assert words in export and words in train
     assert "“GGUF, 16 bits” that was begun just now ended with the app before it was done. What lies there is the one from before" in export
     assert "ended with the app" not in _draw(service, run.id, Progress(f"{run.id}|ollama", is_running=True), {})
+    kept = {mark: read_json(mark) for mark in marks}
+    assert 'data-act="forget-ended"' in export
+    forget_ended(run)
+    assert not any("ended with the app" in page for page in pages())
+    for mark, found in kept.items():
+        write_json(mark, found)
     delete_export(workspace, run, "gguf-f16", [])
     (run.exports / "ollama").mkdir()
     assert not any("ended with the app" in page for page in pages())

@@ -25,7 +25,7 @@ from qlora_ui.runs.kept_models import delete_export, runs_on_exports
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
-from qlora_ui.runs.under_way import export_mark, exports_ended_early, marked
+from qlora_ui.runs.under_way import export_mark, exports_ended_early, forget_ended, marked
 from qlora_ui.runs.workspace import MAKING
 from qlora_ui.script.bundle import write_bundle
 from qlora_ui.ui import run_actions
@@ -89,6 +89,8 @@ def build(page: Page) -> None:
                 return [gr.skip(), gr.skip()]  # cancelled, or the card says why not
             label = f"Save {packed.name} ({format_bytes(packed.stat().st_size)})"
             return [gr.DownloadButton(label, value=str(packed), visible=True), f"export {next(packings)}"]
+        if action.name == "forget-ended":
+            forget_ended(find_run(page.service.workspace, action.id))
         if action.name == "delete-export":
             run = find_run(page.service.workspace, action.id)
             delete_export(page.service.workspace, run, form, page.service.run_lists.all_rows("export"))

@@ -159,7 +159,9 @@ def exports_html(
     absent = f'<section><h2 class="q-h2">Not here</h2><p class="q-small q-export-absent">{escape(ABSENT)}</p></section>'
     body = "".join(groups) + share + absent
     told = f'<p class="q-note" id="export-source">{escape(source)}</p>' if source else ""
-    told += f'<p class="q-note q-note-warn" id="export-ended">{escape(ended)}</p>' if ended else ""
+    if ended:
+        forget = act_button("Do without", "forget-ended", run_id, look="link", title="Do without these exports, and show this no more")
+        told += f'<p class="q-note q-note-warn" id="export-ended">{escape(ended)} {forget}</p>'
     top = work if of_run != run_id else ""
     return f'<div class="q-results"><h1 class="q-h1">Take it with you</h1>{picker}{told}{top}{body}</div>'
 
