@@ -121,7 +121,7 @@ def test_gated(gelu: bool, adapted: str, plain: Any) -> None:
         assert DEVICE == "cpu" or gelu or place in (1, 2) or torch.equal(a, b)
 
 
-@pytest.mark.parametrize("width", [200, 1536])
+@pytest.mark.parametrize("width", [200, 1536, 2304])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_norm(offset: float, width: int, plain: Any) -> None:
     x, delta, weight, dy, dtotal = rand(70, width), rand(70, width), rand(width), rand(70, width), rand(70, width)

@@ -225,6 +225,7 @@ def norm_forward(
     ADD: tl.constexpr,
     OFFSET: tl.constexpr,
     WIDTH: tl.constexpr,
+    PART: tl.constexpr,
     BM: tl.constexpr,
 ):
     """y = RMSNorm(x [+ delta]) * (weight [+ 1]); where ADD, total = x + delta. To be compiled without fused multiply-adds."""
@@ -232,23 +233,27 @@ def norm_forward(
     row_ok = rows[:, None] < n_rows
     place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
     lanes = tl.zeros((BM, 128), dtype=tl.float32)
-    for start in tl.static_range(0, WIDTH, 128):
-        ok = row_ok & (start + tl.arange(0, 128)[None, :] < WIDTH)
-        value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
-        if ADD:
-            value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
-        lanes += value * value
+    for base in range(0, WIDTH, PART):
+        for step in tl.static_range(0, PART, 128):
+            start = base + step
+            ok = row_ok & (start + tl.arange(0, 128)[None, :] < WIDTH)
+            value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+            if ADD:
+                value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
+            lanes += value * value
     r = tl.rsqrt(row_sums(lanes, BM) * inverse_width + eps)
     tl.store(rstd + rows, r, mask=rows < n_rows)
-    for start in tl.static_range(0, WIDTH, 128):
-        cols = start + tl.arange(0, 128)[None, :]
-        ok = row_ok & (cols < WIDTH)
-        value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
-        if ADD:
-            value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
-            tl.store(total + place + start, value.to(total.dtype.element_ty), mask=ok)
-        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-        tl.store(y + place + start, (_normed(value, r[:, None], y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
+    for base in range(0, WIDTH, PART):
+        for step in tl.static_range(0, PART, 128):
+            start = base + step
+            cols = start + tl.arange(0, 128)[None, :]
+            ok = row_ok & (cols < WIDTH)
+            value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+            if ADD:
+                value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
+                tl.store(total + place + start, value.to(total.dtype.element_ty), mask=ok)
+            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+            tl.store(y + place + start, (_normed(value, r[:, None], y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -264,6 +269,7 @@ def norm_backward(
     ADD: tl.constexpr,
     OFFSET: tl.constexpr,
     WIDTH: tl.constexpr,
+    PART: tl.constexpr,
     BM: tl.constexpr,
 ):
     """dx = gradient through the norm [+ dtotal, the gradient that reached the residual stream beside it].
@@ -274,23 +280,27 @@ def norm_backward(
     row_ok = rows[:, None] < n_rows
     place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
     lanes = tl.zeros((BM, 128), dtype=tl.float32)
-    for start in tl.static_range(0, WIDTH, 128):
-        cols = start + tl.arange(0, 128)[None, :]
-        ok = row_ok & (cols < WIDTH)
-        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-        wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
-        lanes += wdy * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
+    for base in range(0, WIDTH, PART):
+        for step in tl.static_range(0, PART, 128):
+            start = base + step
+            cols = start + tl.arange(0, 128)[None, :]
+            ok = row_ok & (cols < WIDTH)
+            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+            wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
+            lanes += wdy * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
     r = tl.load(rstd + rows, mask=rows < n_rows, other=0.0)
     slope = (((-0.5 * row_sums(lanes, BM)) * (r * r * r)) * inverse_width)[:, None]
-    for start in tl.static_range(0, WIDTH, 128):
-        cols = start + tl.arange(0, 128)[None, :]
-        ok = row_ok & (cols < WIDTH)
-        w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-        wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
-        out = wdy * r[:, None] + slope * (2.0 * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32))
-        if ADD:
-            out = rounded(out, dx) + tl.load(dtotal + place + start, mask=ok, other=0.0).to(tl.float32)
-        tl.store(dx + place + start, out.to(dx.dtype.element_ty), mask=ok)
+    for base in range(0, WIDTH, PART):
+        for step in tl.static_range(0, PART, 128):
+            start = base + step
+            cols = start + tl.arange(0, 128)[None, :]
+            ok = row_ok & (cols < WIDTH)
+            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
+            wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
+            out = wdy * r[:, None] + slope * (2.0 * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32))
+            if ADD:
+                out = rounded(out, dx) + tl.load(dtotal + place + start, mask=ok, other=0.0).to(tl.float32)
+            tl.store(dx + place + start, out.to(dx.dtype.element_ty), mask=ok)
 
 
 @triton.jit
