@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.buckets import batch_buckets, bucket_for, choose_buckets
 from qlora_ui.engine.fast.micro_step import read_batch
 from qlora_ui.engine.fast.packing import CountingCollator, PackedCollator, best_fit, estimated_rows, pack_examples
@@ -110,3 +111,17 @@ def test_packed_row_is_what_the_plain_collator_of_trl_reads() -> None:
     theirs, ours = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows), PackedCollator(0, 8, 1, 3)(rows)
     assert torch.equal(ours["input_ids"], theirs["input_ids"]) and torch.equal(ours["position_ids"], theirs["position_ids"])
     assert torch.equal(ours["labels"], theirs["labels"])
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_exact", "length", "is_cudnn"),
+    [((9, 0), True, 64, True), ((9, 0), False, 64, False), ((9, 0), False, 2048, True), ((12, 0), True, 2048, False)],
+)
+def test_without_dropout_rows_go_to_the_kernel_that_sdpa_takes(
+    capability: tuple[int, int], is_exact: bool, length: int, is_cudnn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an RTX 50 torch itself prefers its flash kernel."""
+    monkeypatch.setattr(attention, "supports_flash", lambda q, plan: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    plan = attention.VarlenPlan(torch.tensor([0, length]), length, 1.0, is_exact=is_exact)
+    assert attention.prefers_cudnn(torch.zeros(length, 2, 64), plan) == is_cudnn

@@ -29,6 +29,8 @@ class VarlenPlan:
 # From this length on cuDNN's kernels beat the flash kernel on rows of one document: 8B, 2 x 2,048 tokens, H100: 0.14 against 0.28 ms
 # forward, 0.51 against 0.82 backward. At 4 x 512 its backward pass is the slower one.
 CUDNN_FROM = 1024
+SDPA_CUDNN = ((9, 0), (10, 0))
+"""Compute capabilities on which torch's own choice is cuDNN (`check_prefer_cudnn_attention`, sdp_utils.cpp)."""
 
 
 def is_dense(tokens: int, plan: VarlenPlan) -> bool:
@@ -50,13 +52,13 @@ def has_kernel(q: torch.Tensor, plan: VarlenPlan) -> bool:
 
 
 def prefers_cudnn(q: torch.Tensor, plan: VarlenPlan) -> bool:
-    """Return whether cuDNN's dense kernel is used: rows of one document, long ones or exact, on Hopper or later, heads of up to 128."""
-    if not (supports_flash(q, plan) and plan.window is None and is_dense(q.shape[0], plan)):
+    """Return whether cuDNN's dense kernel is used: rows of one document, on Hopper or later, heads of up to 128."""
+    if not (supports_flash(q, plan) and plan.window is None and is_dense(q.shape[0], plan) and q.shape[-1] <= 128):
         return False
-    if not (plan.is_exact or plan.max_length >= CUDNN_FROM):
-        return False
-    is_new_enough = torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(q.device)[0] >= 9
-    return bool(q.shape[-1] <= 128 and is_new_enough)
+    capability = torch.cuda.get_device_capability(q.device)
+    # SDPA takes cuDNN first on data center cards only: on an RTX 50 (12.0) it takes the flash kernel
+    is_wanted = capability in SDPA_CUDNN if plan.is_exact else capability[0] >= 9 and plan.max_length >= CUDNN_FROM
+    return bool(is_wanted and torch.backends.cuda.cudnn_sdp_enabled())
 
 
 def _window(plan: VarlenPlan) -> dict[str, int]:
