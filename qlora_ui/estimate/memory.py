@@ -221,8 +221,8 @@ def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int
     if not work.is_fast:
         return _plain_loss_bytes(facts, adapter, work, tokens)
     rows, columns = logit_tile(tokens, facts.vocab_size, 2, exact=exact)
-    # A tile of logits with its hidden states and their gradient, in fp32 and in 16 bits; everybody's gradient, the final norm's two sides.
-    return rows * (2 * columns + 8 * facts.hidden_size) + tokens * 3 * 2 * facts.hidden_size
+    # A tile of logits with its hidden states and their gradient in fp32; all tokens' gradient, the final norm's input and output.
+    return rows * (2 * columns + 6 * facts.hidden_size) + tokens * 3 * 2 * facts.hidden_size
 
 
 def _plain_loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int) -> int:

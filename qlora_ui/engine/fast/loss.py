@@ -98,7 +98,8 @@ def tiled_loss(  # noqa: PLR0917
         state[4].fill_(-torch.inf)
         tile = Tile(chosen, labels.index_select(0, places + 1), state)
         stats = torch.empty(count, 3, dtype=torch.float32, device=hidden.device)
-        gradient.index_copy_(0, places, _tile_gradient(tile, head, inverse_count, space, stats).to(gradient.dtype))
+        sums = _tile_gradient(tile, head, inverse_count, space, stats)
+        gradient.index_copy_(0, places, chosen.copy_(sums))  # rounded in place of the hidden states, which nothing reads any more
         totals += stats.sum(0)
     return totals
 
