@@ -165,9 +165,12 @@ class MicroStep:
         else:
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                self._step(batch)
-            current.wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    self._step(batch)
+            finally:
+                # a step that failed half way may still be writing into gradients whose memory is about to be given back
+                current.wait_stream(self._stream)
         self.num_runs += 1
         return self._loss.clone()
 
