@@ -11,7 +11,8 @@ import triton.language as tl
 from .triton_math import exact_log, tanh
 
 
-@triton.jit
+# `n_rows` changes from batch to batch: specialized, a run would stop to compile when it first divides by 16 and when it first is 1
+@triton.jit(do_not_specialize=["n_rows"])
 def fold_logits(logits, targets, state, n_rows, first, width, stride, softcap, logit_scale, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr):
     """One row per program: the logits of `width` words from `first` on join `state` (5, n_rows), see `loss.Tile`."""
     row = tl.program_id(0).to(tl.int64)
@@ -46,7 +47,7 @@ def fold_logits(logits, targets, state, n_rows, first, width, stride, softcap, l
         tl.store(state + 3 * n_rows + row, z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def to_gradient(
     logits,
     targets,
