@@ -84,8 +84,7 @@ def round_up_length(length: int) -> int:
 def read_batch(inputs: Mapping[str, Any], device: torch.device, buckets: Sequence[int] = ()) -> Batch:
     """Return a collated batch as one row: packed rows as they are, padded rows (padding on the right) as a document each.
 
-    Padded rows are brought to the next of `buckets`, or of round lengths where there is none. Raises ValueError for padding on the left,
-    whose tokens would see the padding.
+    Padded rows are brought to the next of `buckets`, or of round lengths where there is none.
     """
     ids, labels = inputs["input_ids"].to(device), inputs["labels"].to(device)
     cumulative = inputs.get("cu_seq_lens_q")
