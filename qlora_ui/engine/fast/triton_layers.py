@@ -188,7 +188,7 @@ def row_sums(lanes, BM: tl.constexpr):
     """The sums (BM,) of 128 lanes each in the order of torch's own reduction of a row, so that they are its sums to the last bit.
 
     There each of a warp's 32 threads adds up every 128th number, four of them side by side; then the four; then the upper half of the
-    threads joins the lower one, five times.
+    threads joins the lower one, five times. Rows of 8,192 numbers or more torch shares out to several warps, which is not followed here.
     """
     even, odd = tl.split(tl.reshape(lanes, (BM, 32, 2, 2)))
     first, third = tl.split(even)
