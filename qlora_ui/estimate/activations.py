@@ -82,8 +82,8 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
 def logit_tile(num_rows: int, vocab_size: int, element_bytes: int, *, exact: bool) -> tuple[int, int]:
     """Rows and columns of a tile of logits in the fast path's loss.
 
-    `exact`: as many rows as there are, so that the gradient's product is TRL's, and a part of the vocabulary at a time where all of it
-    would be too large; else no more rows than fit with all of the vocabulary, so that nothing is multiplied twice.
+    `exact`: as many rows as there are, up to 2,048, so that the gradient's product is TRL's, and a part of the vocabulary at a time where
+    all of it would be too large; else no more rows than fit with all of the vocabulary, so that nothing is multiplied twice.
     """
     every = -(-vocab_size // 64) * 64
     if exact:

@@ -18,7 +18,7 @@ KINDS = {
     "LoRA": ("lora_",),
     "gated MLP": ("gated_", "silu"),
     "norm and rotary": ("norm_", "rope_"),
-    "loss": ("loss_rows", "logprob"),
+    "loss": ("fold_logits", "to_gradient", "logprob"),
     "copies": ("memcpy", "memset", "copy"),
 }
 

@@ -118,7 +118,7 @@ class FastStepMixin:
             self.data_collator = collator
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Take out what only the fast step reads: it finds its tokens that count before they are on the device."""
+        """Prepare a batch for the plain step or a check, without what only the fast step reads, which does not come by here."""
         inputs.pop(COUNTED, None)
         return super()._prepare_inputs(inputs)  # type: ignore[misc]
 
