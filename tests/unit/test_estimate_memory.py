@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_ui.base.units import GIB, MIB
-from qlora_ui.estimate.activations import tile_rows
+from qlora_ui.estimate.activations import logit_tile, tile_rows
 from qlora_ui.estimate.adapter import adapter_of, layer_problems, optimizer_bytes
 from qlora_ui.estimate.deltas import deltas
 from qlora_ui.estimate.memory import PARTS, MemoryEstimate, estimate_memory, quantized_bytes
@@ -114,7 +114,15 @@ def test_dropout_keeps_outputs_and_masks_on_the_plain_path_only() -> None:
     )
     assert grown == 28 * tokens * (3 * widths - 2 * shared)
     fast = RunConfig().changed({"data.max_length": 512})
-    assert total(fast.changed(with_dropout)) == total(fast.changed(without))
+    parts = [estimate_memory(QWEN, fast.changed(values), CARD).parts for values in (with_dropout, without)]
+    assert parts[0]["activations"] == parts[1]["activations"]
+
+
+def test_logits_come_in_tiles_of_words_where_the_step_is_exact_and_of_tokens_where_not() -> None:
+    assert logit_tile(300, 32001, 2, exact=True) == logit_tile(300, 32001, 2, exact=False) == (300, 32064)
+    assert logit_tile(8192, 32000, 2, exact=True) == (2048, 32000)
+    assert logit_tile(8192, 128256, 2, exact=True) == (2048, 32768)
+    assert logit_tile(8192, 128256, 2, exact=False) == (640, 128256)
 
 
 @pytest.mark.parametrize(
