@@ -21,6 +21,17 @@ def contradictions(config: RunConfig) -> list[Problem]:
     return [Problem(where, what, why, fix, "contradiction") for is_broken, where, what, why, fix in rules if is_broken]
 
 
+def without_effect(config: RunConfig) -> dict[str, str]:
+    """Options that nothing depends on beside the others as they are, each with the reason."""
+    max_steps, evaluation = config.train.max_steps, config.eval
+    rules = (
+        (max_steps is not None, ("train.epochs",), f"“Number of steps” is {max_steps} and decides"),
+        (evaluation.share == 0, ("eval.every", "eval.batch_size", "eval.keep_best"), "no rows are held back for checking"),
+        (not evaluation.probes, ("eval.probe_every", "eval.probe_tokens"), "there are no probe questions"),
+    )
+    return {path: reason for is_idle, paths, reason in rules if is_idle for path in paths}
+
+
 def _adapter_rules(config: RunConfig) -> list[Rule]:
     lora, launch = config.lora, config.launch
     return [

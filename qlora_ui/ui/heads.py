@@ -7,7 +7,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.delta import delta_words
-from qlora_ui.ui.views.recipe import automatic_words, caution_words
+from qlora_ui.ui.views.recipe import automatic_words, caution_words, idle_words
 
 
 def connect(page: Page) -> None:
@@ -20,7 +20,8 @@ def connect(page: Page) -> None:
             problems = draft.problems_of(path)
             wrong = " ".join(" ".join(part.rstrip(".") + "." for part in (item.what, item.why, item.fix) if part) for item in problems)
             changed = Form.differs_from_default(path, draft.values.get(path)) and path not in ("model.id", "output.name")
-            words = (delta_words(draft, control.option) or automatic_words(draft, path), caution_words(draft, path))
+            effect = idle_words(draft, path) or delta_words(draft, control.option) or automatic_words(draft, path)
+            words = (effect, caution_words(draft, path))
             note = ". ".join(filter(None, words))
             heads.append(head_html(control.option, delta=note, problem=wrong, changed=changed))
         return heads

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from qlora_ui.base.errors import SettingsError
+from qlora_ui.settings.consistency import without_effect
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.source import DataSource
@@ -54,6 +55,15 @@ def test_every_wrong_setting_is_named_at_once_with_what_to_do() -> None:
 )
 def test_contradictions_name_the_control_to_change(values: dict[str, object], where: str) -> None:
     assert where in problems(values)
+
+
+def test_an_option_without_effect_is_known_with_the_option_that_decides() -> None:
+    asks_and_holds_back = RunConfig().changed({"eval.probes": ("How are you?",)})
+    assert without_effect(asks_and_holds_back) == {}
+    assert without_effect(asks_and_holds_back.changed({"train.max_steps": 30})) == {"train.epochs": "“Number of steps” is 30 and decides"}
+    assert set(without_effect(RunConfig().changed({"eval.share": 0}))) == {
+        "eval.every", "eval.batch_size", "eval.keep_best", "eval.probe_every", "eval.probe_tokens"
+    }  # fmt: skip
 
 
 def test_yaml_round_trip_keeps_every_option() -> None:

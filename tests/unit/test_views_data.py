@@ -29,7 +29,7 @@ from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.model_card import known_html
 from qlora_ui.ui.views.ready import ready_html, waits_html
-from qlora_ui.ui.views.recipe import automatic_words, caution_words
+from qlora_ui.ui.views.recipe import automatic_words, caution_words, idle_words
 from qlora_ui.ui.views.tokens import row_html
 from tests.journals import write_run
 
@@ -64,6 +64,8 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert "each row 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)
+    assert not idle_words(draft, "train.epochs")
+    assert idle_words(short, "train.epochs") == "Has no effect now: “Number of steps” is 2 and decides"
     assert "see about 28 rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qlora_ui.estimate.advice import Advice
 from qlora_ui.estimate.workload import fast_path_obstacle, workload_of
+from qlora_ui.settings.consistency import without_effect
 from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -89,6 +90,12 @@ def automatic_words(draft: Draft, path: str) -> str:
     if path == "train.packing" and config.train.packing == "auto" and draft.facts is not None:
         return "Now on" if workload_of(draft.facts, config, draft.device).is_packed else "Now off"
     return ""
+
+
+def idle_words(draft: Draft, path: str) -> str:
+    """That an option does nothing beside the others as they are, and why; empty where it does something."""
+    reason = without_effect(draft.config).get(path, "") if draft.config is not None else ""
+    return f"Has no effect now: {reason}" if reason else ""
 
 
 def caution_words(draft: Draft, path: str) -> str:
