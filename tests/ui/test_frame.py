@@ -29,6 +29,18 @@ def test_tabs_stand_in_the_order_of_the_work(visit: Visit) -> None:
     assert words == ["Model", "Data", "Recipe", "Train", "Chat", "Evaluate", "Export", "Runs"]
 
 
+def test_no_tab_moves_under_the_hand(visit: Visit) -> None:
+    """Neither when its mark changes nor, where scroll bars take room, when the page becomes too long for the screen."""
+    page = visit().page
+    places = "[...document.querySelectorAll('#q-tabs [role=tab]')].map((tab) => Math.round(tab.getBoundingClientRect().x))"
+    before = page.evaluate(places)
+    page.evaluate("document.querySelector('.q-step[data-step=data]').dataset.state = 'problem'")
+    assert page.evaluate(places) == before
+    page.evaluate("document.querySelector('.q-step[data-step=data]').dataset.state = 'open'")
+    assert page.evaluate(places) == before
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollbarGutter") == "stable"
+
+
 def test_all_problems_stand_beside_their_controls_and_in_the_card_at_once(visit: Visit) -> None:
     page = visit("recipe").page
     page.locator("#lora-rank input").fill("-3")

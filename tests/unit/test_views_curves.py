@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from qlora_ui.base.units import GIB
 from qlora_ui.runs.events import Queued, Started, StepLogged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunReader
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.views.curves import curve_texts, new_points, thinned
-from qlora_ui.ui.views.measured import predicted_and_measured
 from tests.journals import write_run
 
 
@@ -90,10 +88,3 @@ def test_thinning_keeps_spikes() -> None:
     kept = thinned(values, 400)
     assert len(kept) <= 400 and max(kept) == 9.0 and min(kept) == -4.0
     assert thinned([1.0, 2.0], 400) == [1.0, 2.0]
-
-
-def test_predicted_beside_measured() -> None:
-    assert predicted_and_measured(int(9.3 * GIB), int(9.5 * GIB)) == "predicted 9.3, measured 9.5 GiB (+2 %)"
-    assert predicted_and_measured(int(0.5 * GIB), int(0.4 * GIB)) == "predicted 512 MiB, measured 410 MiB (-20 %)"
-    assert predicted_and_measured(None, GIB) == "measured 1.0 GiB" and predicted_and_measured(GIB, None) == "predicted 1.0 GiB"
-    assert predicted_and_measured(None, None) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_ui.base.errors import Problem
@@ -93,7 +94,7 @@ def waits_html(view: RunView | None, *, is_held: bool = False, holder: Holder | 
         state = "is getting ready" if view.status is Status.STARTING else "is training"
         words = f"<strong>{escape(middle_cut(view.name, 40))}</strong> {state}. Start puts this one behind it."
     elif holder is not None:
-        words = f"{escape(holder.sentence())} Start waits until it is done."
+        words = f"{escape(replace(holder, what=middle_cut(holder.what, 40)).sentence())} Start waits until it is done."
     if words:
         return f'<p class="q-small q-ready-wait">{words}</p>'
     return '<p class="q-small q-ready-first">A first try is set up: just press Start.</p>' if view is None else ""

@@ -11,7 +11,7 @@ from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import bullet_list, escape
+from qlora_ui.ui.markup import bullet_list, escape, with_units
 from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_chip
 
 PHASES = (
@@ -144,7 +144,8 @@ def _progress(view: RunView) -> str:
         f'<div class="q-progress" role="progressbar" aria-label="Steps" aria-valuemin="0" aria-valuemax="{view.num_steps}" '
         f'aria-valuenow="{view.step}" aria-valuetext="{escape(words)}"><i style="width:{percent}%"></i></div>'
     )
-    return f'{bar}<div class="q-progress-line">{phases}<span class="q-small q-num q-progress-words">{escape(words)}</span></div>'
+    line = "q-progress-line q-progress-live" if view.status.is_live else "q-progress-line"
+    return f'<div class="{line}">{bar}<span class="q-small q-num q-progress-words">{escape(words)}</span></div>{phases}'
 
 
 def _echo(view: RunView) -> str:
@@ -200,7 +201,7 @@ def _end(view: RunView, ended: Ended) -> str:
     if isinstance(ended, Paused):
         held = ended.held_bytes
         free = " The memory is free: 0 bytes held by us." if held == 0 else f" {format_bytes(held)} still held." if held else ""
-        paused = f"<strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(fell)}"
+        paused = f"<strong>Paused after step {view.step:,}.</strong>{escape(free)} {escape(with_units(fell))}"
         ways = (("Chat with it so far", "chat"), ("Take it with you", "export"))
         links = " ".join(act_button(label, action, view.id, look="link") for label, action in ways) if view.has_checkpoint else ""
         return f'<div class="q-note" role="status">{paused} {links}</div>'
@@ -217,7 +218,7 @@ def _end(view: RunView, ended: Ended) -> str:
     )
     return (
         f'<div class="q-done" role="status"><div><h2 class="q-h2">{escape(title)}</h2>'
-        f'<p class="q-sub">{escape(fell)}{escape(reason)}</p></div><div class="q-done-steps">{steps}</div></div>'
+        f'<p class="q-sub">{escape(with_units(fell))}{escape(reason)}</p></div><div class="q-done-steps">{steps}</div></div>'
     )
 
 

@@ -9,7 +9,6 @@ from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.runs.read import RunView
 from qlora_ui.ui.markup import escape, with_units
-from qlora_ui.ui.views.measured import predicted_and_measured
 
 JOULES_PER_WH = 3600.0
 
@@ -67,10 +66,11 @@ def _memory(view: RunView) -> str:
     predicted = view.planned.predicted_bytes if view.planned else None
     measured = view.peak_measured_bytes
     if not measured:
-        return _tile("Memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
+        return _tile("Peak memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
     # Each process measures itself, and one writes it down.
     shared = f", in one of {view.planned.num_processes} processes" if view.planned and view.planned.num_processes > 1 else ""
-    return _tile("Memory", format_bytes(measured), f"{predicted_and_measured(predicted, measured)}{shared}", "q-tile-wide")
+    note = f"predicted {format_bytes(predicted)} ({round((measured - predicted) / predicted * 100):+d} %)" if predicted else "measured"
+    return _tile("Peak memory", format_bytes(measured), f"{note}{shared}", "q-tile-wide")
 
 
 def _power(view: RunView, gpus: Sequence[GpuState]) -> str:
