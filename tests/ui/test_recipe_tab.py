@@ -56,6 +56,9 @@ def test_advanced_counts_what_is_changed_and_goes_back_to_the_defaults(visit: Vi
     page.locator("#quant-storage").get_by_text("bf16").click()
     expect(fold).to_contain_text("1 changed from the default")
     page.locator("#q-reset-small").click()
+    # Far down the page, too, the way back is in sight.
+    page.locator("#tab-recipe").evaluate("(tab) => scrollTo(0, tab.scrollHeight)")
+    expect(page.locator("#q-undo-back")).to_be_in_viewport()
     expect(page.locator("#q-undo")).to_contain_text("Storage of the 4-bit weights")
     expect(fold).not_to_contain_text("changed")
 
