@@ -123,7 +123,7 @@ def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
     html = tiles_html(view)
     assert "processes" not in html
     # A narrow tile keeps a number and its unit together, and says what was measured once.
-    assert re.search(r"Peak memory</dt>.*?5\.\d GiB.*?predicted 5\.3\xa0GiB \(\+\d\xa0%\)", html, re.DOTALL)
+    assert re.search(r"Peak memory</dt>.*?5\.\d\xa0GiB.*?predicted 5\.3\xa0GiB \(\+\d\xa0%\)", html, re.DOTALL)
     assert "measured" not in html
     assert "tokens/s".lower() in html.lower()
 

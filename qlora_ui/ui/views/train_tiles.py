@@ -25,7 +25,7 @@ def tiles_html(view: RunView | None, gpus: Sequence[GpuState] = ()) -> str:
 
 def _tile(label: str, value: str, note: str = "", css_class: str = "") -> str:
     small = f'<dd class="q-tile-note q-num">{escape(with_units(note))}</dd>' if note else ""
-    return f'<div class="q-tile {css_class}"><dt>{escape(label)}</dt><dd class="q-tile-value">{escape(value)}</dd>{small}</div>'
+    return f'<div class="q-tile {css_class}"><dt>{escape(label)}</dt><dd class="q-tile-value">{escape(with_units(value))}</dd>{small}</div>'
 
 
 def _step(view: RunView) -> str:
