@@ -49,6 +49,9 @@ def test_find_compare_and_see_what_differs(browser: Browser, served: Served, wid
     expect(table).not_to_contain_text("Weight decay")
     expect(page.locator("#runs-charts .q-plot .q-run1.q-line-line")).to_have_count(1)
     expect(page.locator("#runs-charts desc")).to_have_text(re.compile("Pirate (small|large): .*Pirate (small|large): "))
+    # Of a list longer than the screen it stands far above the row that was ticked.
+    page.get_by_role("button", name="Show them side by side").click()
+    expect(table).to_be_in_viewport()
     page.get_by_label("Differences only").uncheck()
     expect(table).to_contain_text("Weight decay")
     page.get_by_role("button", name="Clear the choice").click()

@@ -10,8 +10,9 @@ from qlora_ui.runs.listing import row_of
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_MODEL
+from qlora_ui.ui.markup import with_units
 from qlora_ui.ui.views.compare import comparison_html
-from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, sparkline, table_html
+from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, picked_html, sparkline, table_html
 from qlora_ui.ui.views.train_tiles import tiles_html
 from qlora_ui.ui.views.words import ago, describe_model, model_title
 from tests.journals import write_run
@@ -35,7 +36,16 @@ def test_a_row_says_what_differs_and_what_came_out(workspace: Workspace) -> None
 
 def test_a_dataset_is_named_by_its_file_and_not_by_its_path(workspace: Workspace) -> None:
     run = write_run(workspace, values={"data.sources": ["/home/someone/.local/share/qlora-ui/datasets/417ad13e/good.jsonl"]})
-    assert differences_in_words(run.config()) == "Datasets good.jsonl"
+    row = row_of(read_run(run))
+    html = table_html([row], {row.id: run.config()}, [], page=0, num_found=1, num_all=1)
+    # Whatever else was changed: beside three settings it would be one of "2 more".
+    assert "SmolLM2-135M-Instruct · good.jsonl · " in html and differences_in_words(run.config()) == "nothing, all defaults"
+
+
+def test_what_is_ticked_is_said_beside_the_list_which_is_longer_than_a_screen() -> None:
+    assert picked_html(0) == ""
+    assert "1 ticked" in picked_html(1) and "Tick another" in picked_html(1)
+    assert 'data-focus="runs-compare"' in picked_html(2) and "Tick another" not in picked_html(2)
 
 
 def test_pages(workspace: Workspace) -> None:
@@ -99,6 +109,6 @@ def test_the_memory_of_a_run_is_the_same_number_on_every_tab(workspace: Workspac
     view = read_run(write_run(workspace, num_steps=40))
     row = row_of(view)
     said = format_bytes(view.peak_measured_bytes or 0)
-    assert said != format_bytes(view.peak_bytes or 0) and said in tiles_html(view, [])
+    assert said != format_bytes(view.peak_bytes or 0) and with_units(said) in tiles_html(view, [])
     assert said in comparison_html([row, row], [view.config, view.config], only_different=True)
     assert said in table_html([row], {row.id: view.config}, [], page=0, num_found=1, num_all=1)

@@ -39,6 +39,8 @@ function listenToActions(element, trigger, whenDrawn) {
   element.addEventListener("toggle", (event) => {
     const key = event.target.dataset && event.target.dataset.key;
     if (key) folds.set(key, event.target.open);
+    // A menu near the lower edge opens below it.
+    if (event.target.open && event.target.matches("[data-menu]")) event.target.lastElementChild.scrollIntoView({ block: "nearest" });
   }, true);
 
   document.addEventListener("click", (event) => {

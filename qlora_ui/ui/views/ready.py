@@ -114,9 +114,9 @@ def tab_of(path: str) -> str:
     return TAB_OF_OPTION.get(path, TAB_OF_SECTION.get(path.partition(".")[0], ""))
 
 
-def data_title(config: RunConfig) -> str:
+def data_title(config: RunConfig, length: int = 40) -> str:
     """The datasets of a run in words."""
-    names = [source_title(source.id, 40) for source in config.data.sources]
+    names = [source_title(source.id, length) for source in config.data.sources]
     return names[0] if len(names) == 1 else f"{len(names)} datasets"
 
 

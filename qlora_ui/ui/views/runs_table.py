@@ -11,7 +11,8 @@ from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import bullet_list, escape
+from qlora_ui.ui.markup import bullet_list, escape, go_link, middle_cut
+from qlora_ui.ui.views.ready import data_title
 from qlora_ui.ui.views.words import ago, fold, model_title, setting_words, status_chip
 
 PAGE_ROWS = 25
@@ -20,7 +21,7 @@ SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
 SHOWN_DELETED = 20
 _rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
-_NOT_A_DIFFERENCE = {"model.id", "model.revision", "output.name", "output.notes", "output.tags"}
+_NOT_A_DIFFERENCE = {"model.id", "model.revision", "data.sources", "output.name", "output.notes", "output.tags"}
 
 EMPTY = (
     '<div class="q-empty"><h2>No runs yet</h2><p>Every run that you start is kept here, with its settings, curves and result, '
@@ -70,6 +71,15 @@ def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = (), folder: 
     return line + fold("Get something back", bullet_list(ways) + rest + others, "put-back")
 
 
+def picked_html(number: int) -> str:
+    """How many runs are ticked and where they are compared: above the list, which is longer than a screen. Empty where none is."""
+    if not number:
+        return ""
+    show = go_link("Show them side by side", "runs", "runs-compare") if number > 1 else "Tick another to lay them side by side."
+    clear = act_button("Clear", "clear", look="link")
+    return f'<div class="q-picked-bar" role="status"><b class="q-num">{number} ticked</b> {show} {clear}</div>'
+
+
 def table_html(
     rows: Sequence[RunRow],
     configs: Mapping[str, RunConfig | None],
@@ -107,7 +117,8 @@ def table_html(
             ('<span class="q-sr">More</span>', ""),
         )
     )
-    return f'<table class="q-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_pages(page, num_found)}'
+    table = f'<table class="q-runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f"{table}{picked_html(len(picked))}{_pages(page, num_found)}"
 
 
 def _pick_state(is_picked: bool, can_pick: bool) -> str:
@@ -129,7 +140,8 @@ def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: st
 def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
     box = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{pick}>'
-    where = f"{model_title(row.model, 30)} · {when}"
+    data = f"{middle_cut(data_title(config, 28), 28)} · " if config is not None else ""
+    where = f"{model_title(row.model, 30)} · {data}{when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
     progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""
