@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import gradio as gr
 
 from qlora_ui.hardware.cards import KNOWN_CARDS
+from qlora_ui.runs.listing import RunRow
+from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.settings.option import Option
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.controls import make_text
@@ -18,6 +22,8 @@ from qlora_ui.ui.views.ready import ready_html, start_label, trained_html, waits
 
 OPTIONS = ("output.name",)
 """Options that stand in the card."""
+MOST_LETTERS = 80
+"""Of a name (runs/listing.py)."""
 
 
 def build(page: Page) -> None:
@@ -48,12 +54,22 @@ def build(page: Page) -> None:
     def begin(data: dict[Any, Any]) -> tuple[str, Any]:
         # The launcher takes presses with equal settings for one, also those of another page.
         run = page.service.launcher.start(page.form.read(data))
+        name_apart(run, page.service.run_lists.rows())
         page.service.kept_draft.lost = ""
         return run.id, gr.Tabs(selected="train")
 
     # The card is built last, so every control of the form is there.
     started = start.click(begin, page.form.inputs, [page.run_id, page.tabs], api_visibility="private")
     page.redraw_after(started)
+
+
+def name_apart(run: RunDir, rows: Sequence[RunRow]) -> None:
+    """Give a run that was just made a number where another has its name: what was typed stays in the box for the next press of Start."""
+    others = {row.name for row in rows if row.id != run.id}
+    name = run.name(run.config())
+    if name in others:
+        stem = name[: MOST_LETTERS - 5].rstrip()
+        run.write_about(name=next(free for free in (f"{stem} {number}" for number in count(2)) if free not in others))
 
 
 def _check(page: Page) -> None:

@@ -11,6 +11,7 @@ from qlora_ui.runs.read import read_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.markup import with_units
+from qlora_ui.ui.readycard import name_apart
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.runs_table import EMPTY, PAGE_ROWS, details_html, differences_in_words, found, picked_html, sparkline, table_html
 from qlora_ui.ui.views.train_tiles import tiles_html
@@ -46,6 +47,15 @@ def test_what_is_ticked_is_said_beside_the_list_which_is_longer_than_a_screen() 
     assert picked_html(0) == ""
     assert "1 ticked" in picked_html(1) and "Tick another" in picked_html(1)
     assert 'data-focus="runs-compare"' in picked_html(2) and "Tick another" not in picked_html(2)
+
+
+def test_two_runs_of_one_name_are_told_apart_and_a_second_press_changes_nothing(workspace: Workspace) -> None:
+    runs, seen = [write_run(workspace, done=5, num_steps=10, values={"output.name": "Pirate"}) for _ in range(3)], []
+    for run in runs:
+        for _ in range(2):
+            name_apart(run, [*seen, row_of(read_run(run))])
+        seen.append(row_of(read_run(run)))
+    assert [row.name for row in seen] == ["Pirate", "Pirate 2", "Pirate 3"]
 
 
 def test_pages(workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import bullet_list, escape, go_link, middle_cut
+from qlora_ui.ui.markup import bullet_list, escape, go_link
 from qlora_ui.ui.views.ready import data_title
 from qlora_ui.ui.views.words import ago, fold, model_title, setting_words, status_chip
 
@@ -140,7 +140,7 @@ def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: st
 def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
     box = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{pick}>'
-    data = f"{middle_cut(data_title(config, 28), 28)} · " if config is not None else ""
+    data = f"{data_title(config, 28)} · " if config is not None else ""
     where = f"{model_title(row.model, 30)} · {data}{when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
