@@ -104,7 +104,8 @@ def test_a_paused_run_can_be_evaluated_and_says_which_step_is_judged(workspace: 
 
 
 def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspace: Workspace) -> None:
-    run = run_with_checkpoint(workspace, end="done")
+    run, other = (run_with_checkpoint(workspace, end="done") for _ in range(2))
+    other.write_about(name="Night shift")
     service = Service(workspace)
     with marked(run.evaluating_path, lambda: False):
         assert "evaluate-ended" not in _draw(service, run.id, Progress())
@@ -119,6 +120,7 @@ def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspa
     assert "evaluate-now" in receipt_html(result_with(), run.id) and "evaluate-now" not in receipt_html(result_with(), run.id, is_busy=True)
     assert "ended with the app before it was done" in page and "evaluate-now" in page
     assert "evaluate-ended" not in _draw(service, run.id, Progress(run.id, is_running=True))
+    assert "Evaluating Night shift" in _draw(service, run.id, Progress(other.id, is_running=True))
     write_json(run.evaluation_path, result_with())
     assert "evaluate-ended" not in _draw(service, run.id, Progress())
 

@@ -15,7 +15,7 @@ from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
 from qlora_ui.ui.handler import handler
-from qlora_ui.ui.markup import escape
+from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs import comparison
@@ -55,8 +55,10 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     view = run_to_take(service, run_id)
     if view is None:
         return NOTHING
-    picker = run_picker(service.run_lists.rows(), view.id, "Evaluate", with_unfinished=True)
-    title = "Evaluating" if progress.key == view.id else "Evaluating another run"
+    rows = service.run_lists.rows()
+    picker = run_picker(rows, view.id, "Evaluate", with_unfinished=True)
+    other = next((row.name for row in rows if row.id == progress.key), "another run")
+    title = "Evaluating" if progress.key == view.id else f"Evaluating {middle_cut(other, 60)}"
     shown = progress.is_running or progress.key == view.id
     result = read_json(view.run.evaluation_path)
     running = progress_html(progress, title) if shown else ""
