@@ -98,12 +98,14 @@ def _columns_of(rows: Sequence[Row]) -> list[str]:
 
 def _why(form: DataFormat, rows: Sequence[Row], votes: Sequence[FormatVote]) -> str:
     chosen = next(vote for vote in votes if vote.name == form.name)
-    share = "every row looked at" if chosen.fits == len(rows) else f"{chosen.fits} of the first {len(rows)} rows"
+    are_all, is_one = chosen.fits == len(rows), chosen.fits == 1
+    share = "every row looked at" if are_all else f"{chosen.fits} of the first {len(rows)} rows"
+    has, is_ = ("has", "is") if are_all or is_one else ("have", "are")
     if form.name == "columns":
         guess = guess_mapping(_columns_of(rows))
         pairs = ", ".join(f"`{column}` as the {_ROLE_WORDS[role]}" for role, column in guess.items())
-        return f"{share[:1].upper()}{share[1:]} has columns with usual names: {pairs}."
-    return f"{share[:1].upper()}{share[1:]} is of this format: {form.about[:1].lower()}{form.about[1:]}"
+        return f"{share[:1].upper()}{share[1:]} {has} columns with usual names: {pairs}."
+    return f"{share[:1].upper()}{share[1:]} {is_} of this format: {form.about[:1].lower()}{form.about[1:]}"
 
 
 _ROLE_WORDS = {"user": "question", "assistant": "answer", "system": "system prompt", "thinking": "thinking before the answer"}

@@ -94,6 +94,7 @@ def test_lengths_are_drawn_with_the_limit_and_a_better_one(workspace: Workspace,
     html = lengths_html(draft, report)
     assert html.count("<rect") == 3 and html.count("<line") == 1
     assert "2 of 100 rows are longer than the limit of 512" in html and "50 % of all tokens are learned" in html
+    assert "1 loses a part of its answer" in html
     assert "256 tokens would fit this data" in html and "less memory" in html and "cuts 5 rows" in html
     assert 'data-act="set-length" data-id="256"' in html
     assert lengths_html(draft, replace(report, tokens=None)) == ""

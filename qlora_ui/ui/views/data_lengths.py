@@ -43,7 +43,8 @@ def _length_words(tokens: Mapping[str, Any], num_rows: int, limit: int) -> str:
         lengths = f"{tokens['longest']:,} tokens {'in the row' if num_rows == 1 else 'in every row'}"
     some = f"{cut:,} of {num_rows:,} rows {'is' if cut == 1 else 'are'}" if cut else "none is"
     over = f"{some} longer than the limit of {limit:,}"
-    answers = f", {tokens['answers_cut']:,} lose a part of their answer" if tokens.get("answers_cut") else ""
+    num_answers = int(tokens.get("answers_cut", 0))
+    answers = f", {num_answers:,} {'loses a part of its' if num_answers == 1 else 'lose a part of their'} answer" if num_answers else ""
     return f"{lengths}; {over}{answers}. {100 * tokens['trained_share']:.0f} % of all tokens are learned."
 
 
