@@ -59,6 +59,23 @@ def test_find_compare_and_see_what_differs(browser: Browser, served: Served, wid
     looked.assert_clean()
 
 
+def test_a_run_that_takes_long_to_read_is_said_to_be_opened(browser: Browser, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, read = Looked(browser, served.url, "train"), RunReaders.view
+    page, head = looked.page, looked.page.locator("#train-head")
+    shown = head.locator("h1").inner_text()
+    page.get_by_role("tab", name="Runs").click()
+    other = next(name for name in ("Pirate small", "Pirate large") if name != shown)
+    row(looked, other).wait_for()
+    monkeypatch.setattr(RunReaders, "view", lambda *given: (time.sleep(1.5), read(*given))[1])
+    row(looked, other).get_by_role("button", name=other, exact=True).click()
+    expect(page.locator("#train-view")).to_have_attribute("aria-busy", "true")
+    assert head.locator("h1").inner_text() == shown
+    monkeypatch.undo()
+    expect(head.locator("h1")).to_have_text(other)
+    expect(page.locator("#train-view")).to_have_attribute("aria-busy", "false")
+    looked.assert_clean()
+
+
 def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -> None:
     looked = Looked(browser, served.url, "runs")
     page = looked.page

@@ -67,6 +67,7 @@ function listenToActions(element, trigger, whenDrawn) {
       button.ariaDisabled = "true"; // `disabled` would take the focus away from a keyboard, to the top of the page
       setTimeout(() => settle(button), 4000);
     }
+    if (data.act === "open") qLive.opening(data.id);
     trigger("act", data);
   }
 

@@ -6,6 +6,7 @@ const qLive = (() => {
   const views = new Map();
   const told = new Map(); // of each view all that the page was told, also before the view's tab was opened for the first time
   let ask = null;
+  let wanted = ""; // the run that was asked for and is not shown yet
   let fields = null; // values of the fields that views depend on; null while they are as the page was built
 
   function show(id, news) {
@@ -14,6 +15,12 @@ const qLive = (() => {
     // Not by the document: Gradio may not have placed the tab yet.
     if ("visible" in news) one.element.closest(`#${id}`)?.toggleAttribute("data-told", news.visible);
     if ("value" in news) one.put(news.value);
+  }
+
+  function busy() {
+    const view = document.getElementById("train-view");
+    if (wanted && view?.querySelector("[data-run]")?.dataset.run === wanted) wanted = "";
+    view?.setAttribute("aria-busy", String(wanted !== ""));
   }
 
   return {
@@ -32,11 +39,18 @@ const qLive = (() => {
         // One view that cannot be shown must not keep the others from it.
         try { show(id, news); } catch (error) { console.error(`The view ${id} cannot be shown:`, error); }
       }
+      busy();
     },
     /* Something was done: what the app drew before is old. */
     now(inputs) {
       fields = inputs;
       if (ask) ask(true);
+    },
+    /* A run was asked for. Reading a long one takes seconds, in which the Train tab still shows the one before (runs.css). */
+    opening(run) {
+      wanted = run;
+      busy();
+      setTimeout(() => { if (wanted === run) { wanted = ""; busy(); } }, 15_000);
     },
     begin(asks) {
       ask = asks;

@@ -62,7 +62,7 @@ def head_html(
         _cut_short(view, cut_short),
         _queue(waiting, is_held, blocked_by),
     )
-    return f'<section class="q-run" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
+    return f'<section class="q-run" data-run="{escape(view.id)}" aria-label="Run {escape(view.name)}">{"".join(parts)}</section>'
 
 
 def _elsewhere(view: RunView | None) -> str:
