@@ -78,8 +78,9 @@ def test_light_and_dark_are_kept(visit: Visit) -> None:
     before = page.evaluate(is_dark)
     page.get_by_role("button", name="Light or dark").click()
     assert page.evaluate(is_dark) is not before
-    # The page's scroll bar is drawn by the root's scheme.
-    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == ("light" if before else "dark")
+    # The page's scroll bar and the room that is kept for it are the root's.
+    root = page.evaluate("(({colorScheme, backgroundColor}) => [colorScheme, backgroundColor])(getComputedStyle(document.documentElement))")
+    assert root == (["light", "rgb(246, 247, 248)"] if before else ["dark", "rgb(18, 20, 23)"])
     page.reload()
     page.locator("#q-ready-state").wait_for()
     page.wait_for_timeout(500)
