@@ -27,6 +27,7 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     rules = (
         (max_steps is not None, ("train.epochs",), f"“Number of steps” is {max_steps} and decides"),
         (evaluation.share == 0, ("eval.every", "eval.batch_size", "eval.keep_best"), "no rows are held back for checking"),
+        (config.launch.num_machines == 1, ("launch.machine_rank", "launch.main_host"), "one machine works alone"),
         (not evaluation.probes, ("eval.probe_every", "eval.probe_tokens"), "there are no probe questions"),
     )
     return {path: reason for is_idle, paths, reason in rules if is_idle for path in paths}

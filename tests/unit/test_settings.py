@@ -58,10 +58,11 @@ def test_contradictions_name_the_control_to_change(values: dict[str, object], wh
 
 
 def test_an_option_without_effect_is_known_with_the_option_that_decides() -> None:
-    asks_and_holds_back = RunConfig().changed({"eval.probes": ("How are you?",)})
-    assert without_effect(asks_and_holds_back) == {}
-    assert without_effect(asks_and_holds_back.changed({"train.max_steps": 30})) == {"train.epochs": "“Number of steps” is 30 and decides"}
+    all_count = RunConfig().changed({"eval.probes": ("How are you?",), "launch.where": "process", "launch.num_machines": 2})
+    assert without_effect(all_count) == {}
+    assert without_effect(all_count.changed({"train.max_steps": 30})) == {"train.epochs": "“Number of steps” is 30 and decides"}
     assert set(without_effect(RunConfig().changed({"eval.share": 0}))) == {
+        "launch.machine_rank", "launch.main_host",
         "eval.every", "eval.batch_size", "eval.keep_best", "eval.probe_every", "eval.probe_tokens"
     }  # fmt: skip
 
