@@ -125,6 +125,12 @@ def test_tiles_compare_prediction_and_measurement(workspace: Workspace) -> None:
     # A narrow tile keeps a number and its unit together, and says what was measured once.
     assert re.search(r"Peak memory</dt>.*?5\.\d\xa0GiB.*?predicted 5\.3\xa0GiB \(\+\d\xa0%\)", html, re.DOTALL)
     assert "measured" not in html
+    # On a processor the app is measured as a whole: a chat that is loaded beside the run is no fault of the prediction.
+    shared = write_run(workspace, card=False)
+    beside = read_run(shared)
+    assert beside.planned is not None and beside.peak_measured_bytes
+    planned = replace(beside.planned, predicted_bytes=beside.peak_measured_bytes // 2)
+    assert re.search(r"of the whole app; [\d.]+\xa0GiB predicted for the run", tiles_html(replace(beside, planned=planned)))
     assert "tokens/s".lower() in html.lower()
 
 

@@ -69,6 +69,11 @@ def _memory(view: RunView) -> str:
         return _tile("Peak memory", "–", f"predicted {format_bytes(predicted)}" if predicted else "not measured yet", "q-tile-wide")
     # Each process measures itself, and one writes it down.
     shared = f", in one of {view.planned.num_processes} processes" if view.planned and view.planned.num_processes > 1 else ""
+    if predicted and measured > 1.1 * predicted and view.started and (view.started.launcher, view.started.device) == ("thread", "CPU"):
+        # A processor's memory can only be told for the app as a whole: a chat beside the run is in it, and whatever the pages read.
+        return _tile(
+            "Peak memory", format_bytes(measured), f"of the whole app; {format_bytes(predicted)} predicted for the run", "q-tile-wide"
+        )
     note = f"predicted {format_bytes(predicted)} ({round((measured - predicted) / predicted * 100):+d} %)" if predicted else "measured"
     return _tile("Peak memory", format_bytes(measured), f"{note}{shared}", "q-tile-wide")
 
