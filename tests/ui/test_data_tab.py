@@ -44,6 +44,7 @@ def test_rows_of_strangers_stay_text_and_a_bad_row_is_left_out_and_taken_back(vi
     finding.get_by_role("button", name="Leave this row out").click()
     expect(page.locator("#q-undo")).to_contain_text("Leave this row out")
     expect(page.locator("#q-verdict-body")).to_contain_text("39 rows")
+    assert page.evaluate("document.activeElement.closest('#q-verdict-body') !== null"), "the keyboard begins at the page's top again"
     page.locator("#q-undo-back").click()
     expect(page.locator("#q-verdict-body")).to_contain_text("40 rows")
     assert len(path.read_text(encoding="utf-8").splitlines()) == 40

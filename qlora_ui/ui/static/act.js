@@ -55,7 +55,25 @@ function listenToActions(element, trigger, whenDrawn) {
     if (menu) { menu.open = false; headOf(menu).focus(); }
   });
 
+  // Of what Gradio draws anew every node is replaced, also the one that was pressed: the keyboard goes on from there (see qPut).
+  let held = null;
+  element.addEventListener("focusin", ({ target }) => { held = { node: target, what: meaning(target) }; });
+  element.addEventListener("focusout", ({ target }) => setTimeout(() => { if (held?.node === target && target.isConnected && document.activeElement !== target) held = null; }));
+
+  function meaning(node) {
+    const row = node.localName === "button" ? node.closest("li, tr") : null; // numbers of findings move up
+    return [node.localName, qMeaning(node), row?.textContent].join(" ");
+  }
+
+  function holdOn() {
+    if (!held || held.node.isConnected || document.activeElement !== document.body) return;
+    const same = [...element.querySelectorAll(held.node.localName)].find((node) => meaning(node) === held.what);
+    if (!same) element.tabIndex = -1;
+    (same || element).focus({ preventScroll: true });
+  }
+
   whenDrawn(() => {
+    holdOn();
     for (const fold of element.querySelectorAll("details[data-key]")) if (folds.has(fold.dataset.key)) fold.open = folds.get(fold.dataset.key);
     for (const button of element.querySelectorAll("[data-sent]")) settle(button);
   });
