@@ -28,7 +28,7 @@ from qlora_ui.ui.tabs.data import row_in
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.model_card import known_html
-from qlora_ui.ui.views.ready import ready_html, waits_html
+from qlora_ui.ui.views.ready import ready_html, start_label, waits_html
 from qlora_ui.ui.views.recipe import automatic_words, caution_words, idle_words
 from qlora_ui.ui.views.tokens import row_html
 from tests.journals import write_run
@@ -100,6 +100,14 @@ def test_lengths_are_drawn_with_the_limit_and_a_better_one(workspace: Workspace,
     assert lengths_html(draft, replace(report, tokens=None)) == ""
     alike = TOKENS | {"shortest": 34, "longest": 34, "median": 34, "truncated": 0}
     assert ">34 tokens in every row; none is longer" in lengths_html(draft, replace(report, tokens=alike))
+
+
+def test_without_a_dataset_the_places_say_what_comes_there_and_start_what_it_waits_for(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    # As the hidden control holds it once the last one was taken off.
+    bare = make_draft(Service(workspace), {**draft.values, "data.sources": "[]"}, "", draft.device)
+    assert start_label(bare) == "Choose a dataset"
+    assert "The verdict comes here" in verdict_html(bare) and "Not trainable" not in verdict_html(bare)
 
 
 def test_a_verdict_names_the_format_or_that_there_are_several(workspace: Workspace, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.settings.source import LABELS
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import end_cut, escape, middle_cut, prose
+from qlora_ui.ui.source_list import sources_of
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.words import ago, source_title
 
@@ -123,7 +124,7 @@ def _without_report(draft: Draft) -> str:
             f'<p class="q-small">{words}</p><div class="q-finding-do">{again}</div></div>'
         )
     problems = draft.problems_of("data.sources") or draft.problems_of("data.mapping")
-    if problems:
+    if problems and sources_of(draft.values.get("data.sources")):
         items = "".join(f"<p>{prose(_sentence(problem.what, problem.why, problem.fix))}</p>" for problem in problems)
         if needs_mapping(draft):
             items += '<p><a class="q-link" href="#q-columns">Say what the columns are</a></p>'

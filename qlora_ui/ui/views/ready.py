@@ -15,6 +15,7 @@ from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.presets import FIRST_PRESET
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, prose, sentence_case, with_units
+from qlora_ui.ui.source_list import sources_of
 from qlora_ui.ui.views.memory_bar import bound_html, prediction_html
 from qlora_ui.ui.views.words import model_title, source_title
 
@@ -74,7 +75,7 @@ def start_label(draft: Draft) -> str:
         return "Start"
     if draft.problems:
         first = draft.problems[0]
-        if first.where == "data.sources" and not draft.values.get("data.sources"):
+        if first.where == "data.sources" and not sources_of(draft.values.get("data.sources")):
             return "Choose a dataset"
         if first.code == "model-missing":
             return "Choose a model"
