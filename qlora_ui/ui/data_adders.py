@@ -41,7 +41,11 @@ def _place() -> dict[str, Any]:
     )
     with gr.Row(elem_classes="q-search"):
         name = gr.Textbox(
-            label="A path, or OWNER/NAME on the Hub", elem_id="q-source-name", elem_classes="q-labelled", placeholder="~/data/chats.jsonl"
+            max_lines=1,
+            label="A path, or OWNER/NAME on the Hub",
+            elem_id="q-source-name",
+            elem_classes="q-labelled",
+            placeholder="~/data/chats.jsonl",
         )
         add = gr.Button("Add", elem_id="q-source-add", elem_classes="q-tool", scale=0)
     with gr.Accordion("Paste rows", open=False, elem_classes="q-fold", elem_id="q-paste"):

@@ -25,7 +25,7 @@ def build_hub_search(page: Page, adds: Adds) -> None:
     with gr.Accordion("From the Hugging Face Hub", open=False, elem_classes="q-fold", elem_id="q-hub-data"):
         gr.HTML('<p class="q-small">Nothing is asked for until you search. Rows are shown before a download.</p>', apply_default_css=False)
         with gr.Row(elem_classes="q-search"):
-            text = gr.Textbox(label="Search for datasets", placeholder="chat, poems, OWNER/NAME …", elem_id="q-hub-data-text",
+            text = gr.Textbox(max_lines=1, label="Search for datasets", placeholder="chat, poems, OWNER/NAME …", elem_id="q-hub-data-text",
                               elem_classes="q-labelled")  # fmt: skip
             button = gr.Button("Search", elem_id="q-hub-data-search", elem_classes="q-tool", scale=0)
         found = live_html("", "q-hub-data-found")

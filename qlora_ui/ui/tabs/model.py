@@ -46,7 +46,9 @@ def build(page: Page) -> None:
         with gr.Column(elem_classes="q-block"):
             gr.HTML(block_head("From the Hugging Face Hub", "Nothing is asked for until you search or download."), apply_default_css=False)
             with gr.Row(elem_classes="q-search"):
-                text = gr.Textbox(label="Search", placeholder="qwen, llama, smollm …", elem_id="q-hub-text", elem_classes="q-labelled")
+                text = gr.Textbox(
+                    max_lines=1, label="Search", placeholder="qwen, llama, smollm …", elem_id="q-hub-text", elem_classes="q-labelled"
+                )
                 button = gr.Button("Search", elem_id="q-hub-search", elem_classes="q-tool", scale=0)
             found = live_html("", "q-hub-found")
             known = live_html("", "q-hub-known")

@@ -106,7 +106,9 @@ def _head(page: Page) -> None:
         with gr.Accordion("YAML, command, save as preset", open=False, elem_classes="q-fold", elem_id="q-recipe-text"):
             text = gr.HTML("", elem_id="q-recipe-yaml", apply_default_css=False)
             with gr.Row(elem_classes="q-recipe-save"):
-                new_name = gr.Textbox(label="Save as preset", placeholder="My recipe", elem_id="q-preset-name", elem_classes="q-labelled")
+                new_name = gr.Textbox(
+                    max_lines=1, label="Save as preset", placeholder="My recipe", elem_id="q-preset-name", elem_classes="q-labelled"
+                )
                 save = live_html(views.save_button("", ""), "q-preset-save")
     own = page.service.workspace.presets
     page.on_form(lambda draft: views.preset_about(draft, page.service.presets(), unreadable_presets(own), own), [about])

@@ -43,6 +43,7 @@ def build(page: Page) -> None:
             query = gr.Textbox(
                 "",
                 label="Find",
+                max_lines=1,
                 show_label=False,
                 container=False,
                 placeholder="Find by name, model, tag or note",
