@@ -20,6 +20,7 @@ from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
 from qlora_ui.estimate.workload import DataShape
 from qlora_ui.hardware.devices import DeviceProfile
+from qlora_ui.models.catalogue import needs_download
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.process import has_card
 from qlora_ui.runs.start_from import PATH as START_FROM
@@ -68,6 +69,8 @@ class Draft:
     duration: DurationEstimate | None = None
     free_disk_bytes: int | None = None
     """Where the workspace lies."""
+    is_model_missing: bool = False
+    """Whether Start would download the model first."""
     elsewhere: Mapping[str, Any] | None = None
     """Option path to its value on another page that was changed later, where it is another than here."""
 
@@ -141,7 +144,8 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     is_read = inspection is not None and inspection.is_done and inspection.answer is not None
     look = service.look(config, edited_at) if config is not None and facts is not None and is_read else None
     draft = Draft(values, config, (), preset, service.preset_config(preset), device, edited_at, facts, inspection, peek, mapped, look)
-    draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs))
+    is_missing = config is not None and needs_download(config.model.id, config.model.revision, service.workspace)
+    draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs), is_model_missing=is_missing)
     draft = replace(draft, problems=(*problems, *_data_problems(draft)))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
 

@@ -262,6 +262,9 @@ def test_a_well_known_model_says_how_long_it_would_take_before_it_is_downloaded(
     draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
     assert draft.facts is not None and draft.duration is not None
     listed = known_html(draft, [("owner/the-same", draft.facts)])
+    # A first press of Start would fetch 16 GB without a word beside it.
+    away = ready_html(make_draft(Service(workspace), {**draft.values, "model.id": "meta-llama/Llama-3.1-8B-Instruct"}, "", draft.device))
+    assert "Start downloads about 15.0\xa0GiB" in away and "Start downloads" not in ready_html(draft)
     assert f"· {format_duration(draft.duration.total_s)}<" in listed and format_duration(draft.duration.total_s) in ready_html(draft)
 
 

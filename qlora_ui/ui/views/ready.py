@@ -195,6 +195,9 @@ def _model_words(draft: Draft, config: RunConfig) -> str:
     words = escape(model_title(config.model.id) or "no model")
     if draft.facts is not None:
         words += f'<span class="q-small"> {escape(format_count(draft.facts.num_params))}, 4-bit</span>'
+        if draft.is_model_missing:
+            size = format_bytes(draft.facts.stored_bytes or 2 * draft.facts.num_params)
+            words += f'<span class="q-small" id="q-ready-download"> not here yet: Start downloads about {escape(with_units(size))}</span>'
     return words
 
 
