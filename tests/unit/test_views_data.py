@@ -28,7 +28,7 @@ from qlora_ui.ui.tabs.data import row_in
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
 from qlora_ui.ui.views.data_report import sources_html, verdict_html
 from qlora_ui.ui.views.model_card import known_html
-from qlora_ui.ui.views.ready import ready_html, start_label, waits_html
+from qlora_ui.ui.views.ready import LONG_RUN_S, ready_html, start_label, waits_html
 from qlora_ui.ui.views.recipe import automatic_words, caution_words, idle_words
 from qlora_ui.ui.views.tokens import row_html
 from tests.journals import write_run
@@ -266,6 +266,8 @@ def test_a_well_known_model_says_how_long_it_would_take_before_it_is_downloaded(
     away = ready_html(make_draft(Service(workspace), {**draft.values, "model.id": "meta-llama/Llama-3.1-8B-Instruct"}, "", draft.device))
     assert "Start downloads about 15.0\xa0GiB" in away and "Start downloads" not in ready_html(draft)
     assert f"· {format_duration(draft.duration.total_s)}<" in listed and format_duration(draft.duration.total_s) in ready_html(draft)
+    long = replace(draft, duration=replace(draft.duration, total_s=LONG_RUN_S))
+    assert "q-ready-long" in ready_html(long) and "q-ready-long" not in ready_html(draft)
 
 
 def test_a_disk_that_may_not_hold_what_the_run_saves_is_told_before_it_starts(workspace: Workspace, tmp_path: Path) -> None:

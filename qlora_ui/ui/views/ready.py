@@ -39,6 +39,8 @@ TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 STEPS = ("model", "data", "recipe")
 ALL_SEEN = 0.95
 """Passes from which on all rows count as seen: packing is estimated."""
+LONG_RUN_S = 12 * 3600
+"""From here on a run is called long."""
 
 
 def ready_html(draft: Draft | None, lost: str = "") -> str:
@@ -238,14 +240,22 @@ def _time(draft: Draft) -> str:
     basis = "from earlier runs here" if draft.duration.basis == "measured" else "a first estimate"
     low, high = format_duration(draft.duration.low_s), format_duration(draft.duration.high_s)
     total, spread = format_duration(draft.duration.total_s), f"{low} to {high}"
-    if draft.shape is not None and draft.shape.mean_tokens is None:
-        return (
-            f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
-            '<span class="q-small">a guess until tokens are counted</span></div>'
-        )
+    is_guess = draft.shape is not None and draft.shape.mean_tokens is None
+    how_sure = "a guess until tokens are counted" if is_guess else f'{basis}: <span class="q-num">{escape(spread)}</span>'
     return (
         f'<div class="q-predict-line"><span class="q-big q-num" id="q-ready-time">{escape(total)}</span>'
-        f'<span class="q-small">{basis}: <span class="q-num">{escape(spread)}</span></span></div>'
+        f'<span class="q-small">{how_sure}</span></div>'
+        f"{_long_words(draft.duration.total_s, is_cpu=draft.device.is_cpu)}"
+    )
+
+
+def _long_words(seconds: float, *, is_cpu: bool) -> str:
+    """What to do about a run that is not done by tomorrow morning; empty for others."""
+    if seconds < LONG_RUN_S:
+        return ""
+    card = " A graphics card is many times as fast: “Predict for” shows one." if is_cpu else ""
+    return (
+        f'<p class="q-small" id="q-ready-long">That is long. Fewer passes, rows or steps take less, and so does a smaller model.{card}</p>'
     )
 
 
