@@ -148,6 +148,9 @@ class _NoKernels:
         return _NoKernel()
 
 
+_KERNEL_MODULES = ("triton_dequantize", "triton_layers", "triton_lora", "triton_loss", "triton_norms")
+
+
 class _NoKernel:
     def __getitem__(self, grid: Any) -> Any:
         return lambda *arguments, **named: None
@@ -197,7 +200,7 @@ def card_kernels(*, is_cpu: bool, has_flash: bool = True) -> Iterator[None]:
             (head, "_addmm_fp32", lambda acc, a, b: None),
             (fast_loss, "_add_product", lambda sums, a, b: None),
             *((module, "uses_triton", lambda x: True) for module in fast),
-            *((module, name, _NoKernels()) for module in fast for name in ("triton_layers", "triton_lora", "triton_loss")),
+            *((module, name, _NoKernels()) for module in fast for name in _KERNEL_MODULES),
             (weights, "dequantize_into", no_tile),
             *((module, "varlen_forward", _varlen_forward) for module in (nodes, attention) if has_flash),
             *((module, "varlen_backward", _varlen_backward) for module in (nodes, attention) if has_flash),

@@ -14,7 +14,7 @@ from .dropout import Dropout, half_width
 from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, padded_rank, uses_triton
 
 if HAS_TRITON:
-    from . import triton_layers
+    from . import triton_layers, triton_norms
 
 
 GATED_BACKWARD = (16, 4)
@@ -207,7 +207,7 @@ def norm(
     y = torch.empty_like(x)
     rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
-    triton_layers.norm_forward[(cdiv(x.shape[0], NORM_ROWS),)](
+    triton_norms.norm_forward[(cdiv(x.shape[0], NORM_ROWS),)](
         x,
         x if delta is None else delta,
         weight,
@@ -231,7 +231,7 @@ def norm_backward(  # noqa: PLR0917
         dx = norm_gradient(weighted_gradient(dy, weight, offset), x.float(), rstd[:, None]).to(x.dtype)
         return dx if dtotal is None else dx + dtotal
     dx = torch.empty_like(x)
-    triton_layers.norm_backward[(cdiv(x.shape[0], NORM_ROWS),)](
+    triton_norms.norm_backward[(cdiv(x.shape[0], NORM_ROWS),)](
         dy,
         x,
         weight,

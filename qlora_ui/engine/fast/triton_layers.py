@@ -1,4 +1,4 @@
-"""Triton kernels of a decoder layer: gated MLP, RMS norms, rotary embedding, and reading embedding rows.
+"""Triton kernels of a decoder layer: gated MLP, rotary embedding with the norms of its heads, and reading embedding rows.
 
 Shapes: N tokens, F MLP width, R LoRA rank padded to a multiple of 16. All sums run in fp32; where transformers' modules round a number to
 the model's dtype on the way, it is rounded here too (`rounded`): in bfloat16 a step's loss and gradients stay those of the plain stack.
@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .triton_hash import dropped_key0, dropped_key1, pair_hash
 from .triton_math import exact_exp, exact_ratio, exact_tanh, rounded, tanh
+from .triton_norms import head_sums, normed, weighted
 
 
 @triton.jit
@@ -166,144 +167,6 @@ def gated_backward(
 
 
 @triton.jit
-def _normed(value, r, like, OFFSET: tl.constexpr):
-    """value / rms before it meets the weight: Gemma's norm (OFFSET 1) multiplies in fp32, everybody else's rounds first."""
-    if OFFSET == 0.0:
-        return rounded(value * r, like)
-    else:
-        return value * r
-
-
-@triton.jit
-def _weighted(gradient, w, like, OFFSET: tl.constexpr):
-    """A norm's output gradient times its weight, rounded where the forward pass rounded before that product."""
-    if OFFSET == 0.0:
-        return rounded(gradient * w, like)
-    else:
-        return gradient * w
-
-
-@triton.jit
-def row_sums(lanes, BM: tl.constexpr):
-    """The sums (BM,) of 128 lanes each in the order of torch's own reduction of a row, so that they are its sums to the last bit.
-
-    There each of a warp's 32 threads adds up every 128th number, four of them side by side; then the four; then the upper half of the
-    threads joins the lower one, five times. Rows of 8,192 numbers or more torch shares out to several warps, which is not followed here.
-    """
-    even, odd = tl.split(tl.reshape(lanes, (BM, 32, 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    threads = tl.sum(tl.reshape(first + second + third + fourth, (BM, 2, 16)), axis=1)
-    threads = tl.sum(tl.reshape(threads, (BM, 2, 8)), axis=1)
-    threads = tl.sum(tl.reshape(threads, (BM, 2, 4)), axis=1)
-    threads = tl.sum(tl.reshape(threads, (BM, 2, 2)), axis=1)
-    return tl.sum(threads, axis=1)
-
-
-@triton.jit
-def head_sums(first, second, HEADS: tl.constexpr, HALF: tl.constexpr):
-    """The sums (HEADS,) of a head's two halves of columns, (HEADS, HALF) each; torch's to the last bit where a head has 128 or 256."""
-    if HALF == 128:
-        return row_sums(first + second, HEADS)
-    elif HALF == 64:
-        return row_sums(tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (HEADS, 128)), HEADS)
-    else:
-        return tl.sum(first, 1) + tl.sum(second, 1)
-
-
-@triton.jit
-def norm_forward(
-    x,
-    delta,
-    weight,
-    total,
-    y,
-    rstd,
-    n_rows,
-    inverse_width,
-    eps,
-    ADD: tl.constexpr,
-    OFFSET: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PART: tl.constexpr,
-    BM: tl.constexpr,
-):
-    """y = RMSNorm(x [+ delta]) * (weight [+ 1]); where ADD, total = x + delta. To be compiled without fused multiply-adds."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    row_ok = rows[:, None] < n_rows
-    place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
-    lanes = tl.zeros((BM, 128), dtype=tl.float32)
-    for base in range(0, WIDTH, PART):
-        for step in tl.static_range(0, PART, 128):
-            start = base + step
-            ok = row_ok & (start + tl.arange(0, 128)[None, :] < WIDTH)
-            value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
-            if ADD:
-                value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
-            lanes += value * value
-    r = tl.rsqrt(row_sums(lanes, BM) * inverse_width + eps)
-    tl.store(rstd + rows, r, mask=rows < n_rows)
-    for base in range(0, WIDTH, PART):
-        for step in tl.static_range(0, PART, 128):
-            start = base + step
-            cols = start + tl.arange(0, 128)[None, :]
-            ok = row_ok & (cols < WIDTH)
-            value = tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
-            if ADD:
-                value = rounded(value + tl.load(delta + place + start, mask=ok, other=0.0).to(tl.float32), total)
-                tl.store(total + place + start, value.to(total.dtype.element_ty), mask=ok)
-            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-            tl.store(y + place + start, (_normed(value, r[:, None], y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
-
-
-@triton.jit
-def norm_backward(
-    dy,
-    x,
-    weight,
-    rstd,
-    dtotal,
-    dx,
-    n_rows,
-    inverse_width,
-    ADD: tl.constexpr,
-    OFFSET: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PART: tl.constexpr,
-    BM: tl.constexpr,
-):
-    """dx = gradient through the norm [+ dtotal, the gradient that reached the residual stream beside it].
-
-    The steps of autograd through transformers' norm, in their order, without fused multiply-adds.
-    """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    row_ok = rows[:, None] < n_rows
-    place = rows[:, None].to(tl.int64) * WIDTH + tl.arange(0, 128)[None, :]
-    lanes = tl.zeros((BM, 128), dtype=tl.float32)
-    for base in range(0, WIDTH, PART):
-        for step in tl.static_range(0, PART, 128):
-            start = base + step
-            cols = start + tl.arange(0, 128)[None, :]
-            ok = row_ok & (cols < WIDTH)
-            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-            wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
-            lanes += wdy * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32)
-    r = tl.load(rstd + rows, mask=rows < n_rows, other=0.0)
-    slope = (((-0.5 * row_sums(lanes, BM)) * (r * r * r)) * inverse_width)[:, None]
-    for base in range(0, WIDTH, PART):
-        for step in tl.static_range(0, PART, 128):
-            start = base + step
-            cols = start + tl.arange(0, 128)[None, :]
-            ok = row_ok & (cols < WIDTH)
-            w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32) + OFFSET
-            wdy = _weighted(tl.load(dy + place + start, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
-            out = wdy * r[:, None] + slope * (2.0 * tl.load(x + place + start, mask=ok, other=0.0).to(tl.float32))
-            if ADD:
-                out = rounded(out, dx) + tl.load(dtotal + place + start, mask=ok, other=0.0).to(tl.float32)
-            tl.store(dx + place + start, out.to(dx.dtype.element_ty), mask=ok)
-
-
-@triton.jit
 def _rotate_pair(first, second, c1, c2, s1, s2, like, BACKWARD: tl.constexpr):
     if BACKWARD:  # the transpose of the forward rotation
         a = rounded(first * c1, like) + rounded(second * s2, like)
@@ -364,7 +227,7 @@ def rope_forward(
             )
             tl.store(
                 target + every,
-                (_normed(whole, r, out, OFFSET) * (w + OFFSET)).to(out.dtype.element_ty),
+                (normed(whole, r, out, OFFSET) * (w + OFFSET)).to(out.dtype.element_ty),
                 mask=real & (every >= ROTARY) & (every < HEAD),
             )
     first = tl.load(source + lane, mask=ok, other=0.0).to(tl.float32)
@@ -387,8 +250,8 @@ def rope_forward(
             )
             + OFFSET
         )
-        first = rounded(_normed(first, r, out, OFFSET) * w1, out)
-        second = rounded(_normed(second, r, out, OFFSET) * w2, out)
+        first = rounded(normed(first, r, out, OFFSET) * w1, out)
+        second = rounded(normed(second, r, out, OFFSET) * w2, out)
     c1 = tl.load(cos + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
     c2 = tl.load(cos + row * rope_stride + half + lane, mask=lane_ok, other=0.0).to(tl.float32)
     s1 = tl.load(sin + row * rope_stride + lane, mask=lane_ok, other=0.0).to(tl.float32)
@@ -455,8 +318,8 @@ def rope_backward(
             )
             + OFFSET
         )
-        a = _weighted(rounded(a, grad), w1, grad, OFFSET)
-        b = _weighted(rounded(b, grad), w2, grad, OFFSET)
+        a = weighted(rounded(a, grad), w1, grad, OFFSET)
+        b = weighted(rounded(b, grad), w2, grad, OFFSET)
         slope = ((-0.5 * head_sums(a * x1, b * x2, HEADS, HALF))[:, None] * (r * r * r)) * (1.0 / HEAD)
         a = a * r + slope * (2.0 * x1)
         b = b * r + slope * (2.0 * x2)

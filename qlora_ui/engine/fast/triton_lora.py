@@ -1,4 +1,4 @@
-"""Triton kernels for 4-bit weights and for LoRA's small products, dropout included.
+"""Triton kernels for LoRA's small products, dropout included.
 
 Shapes: N tokens, R rank padded to a multiple of 16, J projections that share one input. All sums run in fp32; what PEFT's layers round on
 the way is rounded here too (`rounded`).
@@ -11,48 +11,6 @@ import triton.language as tl
 
 from .triton_hash import dropped_key0, dropped_key1, keep, pair_hash
 from .triton_math import rounded
-
-
-@triton.jit
-def nf4_dequantize(
-    packed,
-    absmax,
-    code,
-    absmax2,
-    code2,
-    offset,
-    out,
-    num_bytes,
-    row_bytes,
-    source_row_bytes,
-    first_byte,
-    NESTED: tl.constexpr,
-    BLOCKSIZE: tl.constexpr,
-    BLOCKSIZE2: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out = the codes of each byte's high and low nibble, times its block's absmax (itself 8-bit where NESTED).
-
-    Where PART, `out` holds row_bytes of every source row of source_row_bytes, from first_byte on: a range of the matrix's columns.
-    """
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    valid = index < num_bytes
-    source = index
-    if PART:
-        source = (index // row_bytes) * source_row_bytes + first_byte + index % row_bytes
-    byte = tl.load(packed + source, mask=valid, other=0).to(tl.int32)
-    block = (source * 2) // BLOCKSIZE
-    if NESTED:
-        quantized = tl.load(absmax + block, mask=valid, other=0).to(tl.int32)
-        scale = tl.load(code2 + quantized) * tl.load(absmax2 + block // BLOCKSIZE2, mask=valid, other=0.0) + tl.load(offset)
-    else:
-        scale = tl.load(absmax + block, mask=valid, other=0.0)
-    high = tl.load(code + (byte >> 4)) * scale
-    low = tl.load(code + (byte & 15)) * scale
-    pair = tl.reshape(tl.join(high, low), (2 * BLOCK,))
-    target = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
-    tl.store(out + target, pair.to(out.dtype.element_ty), mask=target < num_bytes.to(tl.int64) * 2)
 
 
 @triton.jit(do_not_specialize=["salt0", "salt1", "salt2", "first_row", "threshold"])
@@ -304,44 +262,52 @@ def _add_layer(
     sum_b,
     product,
     gb,
+    seed,
     a,
     salt,
-    seed,
-    hashed_rows,
-    half_cols,
-    first,
+    n_rows,
     width,
     half_width,
+    first_row,
     threshold,
     inverse_keep,
-    row_ok,
-    OWN: tl.constexpr,
+    PLACE: tl.constexpr,
     PRODUCT: tl.constexpr,
     RANK: tl.constexpr,
     R: tl.constexpr,
+    J: tl.constexpr,
     DROP: tl.constexpr,
+    BM: tl.constexpr,
 ):
-    """Two tiles of 64 columns plus a layer's adapter's part (where OWN) and its frozen product (where PRODUCT), rounded after each."""
+    """Two tiles of 64 columns plus the part of a layer's adapter (PLACE from 0 on) and its product (where PRODUCT), rounded after each."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    lane = tl.arange(0, 64)
+    first = tl.program_id(1) * 128 + lane
     second = first + 64
-    ok_a = row_ok & (first[None, :] < width)
-    ok_b = row_ok & (second[None, :] < width)
-    if OWN:
+    row_ok = rows[:, None] < n_rows
+    row_start = rows[:, None].to(tl.int64)
+    if PLACE >= 0:
         rank = tl.arange(0, R)
-        left = tl.load(gb + rank[None, :], mask=row_ok, other=0.0)
+        left = tl.load(gb + row_start * (J * R) + PLACE * R + rank[None, :], mask=row_ok, other=0.0)
         rank_ok = rank[:, None] < RANK
         right_a = tl.load(a + rank[:, None] * width + first[None, :], mask=rank_ok & (first[None, :] < width), other=0.0)
         right_b = tl.load(a + rank[:, None] * width + second[None, :], mask=rank_ok & (second[None, :] < width), other=0.0)
         part_a = tl.dot(left, right_a, input_precision="ieee")
         part_b = tl.dot(left, right_b, input_precision="ieee")
         if DROP:
-            h = pair_hash(hashed_rows, half_cols, half_width, dropped_key0(seed, salt), dropped_key1(seed, salt))
+            half_cols = (tl.program_id(1) * 64 + lane)[None, :]
+            key0, key1 = dropped_key0(seed, salt), dropped_key1(seed, salt)
+            h = pair_hash(first_row + rows[:, None], half_cols, half_width, key0, key1)
             part_a = tl.where((h & 0xFFFF) >= threshold.to(tl.uint32), part_a * inverse_keep, 0.0)
             part_b = tl.where((h >> 16) >= threshold.to(tl.uint32), part_b * inverse_keep, 0.0)
         sum_a = rounded(sum_a + rounded(part_a, product), product)
         sum_b = rounded(sum_b + rounded(part_b, product), product)
     if PRODUCT:
-        sum_a = rounded(sum_a + tl.load(product + first[None, :], mask=ok_a, other=0.0).to(tl.float32), product)
-        sum_b = rounded(sum_b + tl.load(product + second[None, :], mask=ok_b, other=0.0).to(tl.float32), product)
+        place = product + row_start * width
+        own_a = tl.load(place + first[None, :], mask=row_ok & (first[None, :] < width), other=0.0)
+        own_b = tl.load(place + second[None, :], mask=row_ok & (second[None, :] < width), other=0.0)
+        sum_a = rounded(sum_a + own_a.to(tl.float32), product)
+        sum_b = rounded(sum_b + own_b.to(tl.float32), product)
     return sum_a, sum_b
 
 
@@ -379,81 +345,24 @@ def lora_dx(
 
     A place below 0 is a layer without an adapter; where not APART, p_0 is the product of all; `first_row` as in `lora_down`.
     """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    lane = tl.arange(0, 64)
-    first = tl.program_id(1) * 128 + lane
-    row_ok = rows[:, None] < n_rows
-    row_start = rows[:, None].to(tl.int64)
     sum_a = tl.zeros((BM, 64), dtype=tl.float32)
     sum_b = tl.zeros((BM, 64), dtype=tl.float32)
     if LAYERS > 2:
         sum_a, sum_b = _add_layer(
-            sum_a,
-            sum_b,
-            p2 + row_start * width,
-            gb + row_start * (J * R) + PLACE2 * R,
-            a2,
-            salt2,
-            seed,
-            first_row + rows[:, None],
-            (tl.program_id(1) * 64 + lane)[None, :],
-            first,
-            width,
-            half_width,
-            threshold,
-            inverse_keep,
-            row_ok,
-            PLACE2 >= 0,
-            APART,
-            RANK,
-            R,
-            DROP,
-        )
+            sum_a, sum_b, p2, gb, seed, a2, salt2, n_rows, width, half_width, first_row, threshold, inverse_keep,
+            PLACE2, APART, RANK, R, J, DROP, BM,
+        )  # fmt: skip
     if LAYERS > 1:
         sum_a, sum_b = _add_layer(
-            sum_a,
-            sum_b,
-            p1 + row_start * width,
-            gb + row_start * (J * R) + PLACE1 * R,
-            a1,
-            salt1,
-            seed,
-            first_row + rows[:, None],
-            (tl.program_id(1) * 64 + lane)[None, :],
-            first,
-            width,
-            half_width,
-            threshold,
-            inverse_keep,
-            row_ok,
-            PLACE1 >= 0,
-            APART,
-            RANK,
-            R,
-            DROP,
-        )
+            sum_a, sum_b, p1, gb, seed, a1, salt1, n_rows, width, half_width, first_row, threshold, inverse_keep,
+            PLACE1, APART, RANK, R, J, DROP, BM,
+        )  # fmt: skip
     sum_a, sum_b = _add_layer(
-        sum_a,
-        sum_b,
-        p0 + row_start * width,
-        gb + row_start * (J * R) + PLACE0 * R,
-        a0,
-        salt0,
-        seed,
-        first_row + rows[:, None],
-        (tl.program_id(1) * 64 + lane)[None, :],
-        first,
-        width,
-        half_width,
-        threshold,
-        inverse_keep,
-        row_ok,
-        PLACE0 >= 0,
-        True,
-        RANK,
-        R,
-        DROP,
-    )
-    place = p0 + row_start * width
-    tl.store(place + first[None, :], sum_a.to(p0.dtype.element_ty), mask=row_ok & (first[None, :] < width))
-    tl.store(place + first[None, :] + 64, sum_b.to(p0.dtype.element_ty), mask=row_ok & (first[None, :] + 64 < width))
+        sum_a, sum_b, p0, gb, seed, a0, salt0, n_rows, width, half_width, first_row, threshold, inverse_keep,
+        PLACE0, True, RANK, R, J, DROP, BM,
+    )  # fmt: skip
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
+    cols = tl.program_id(1) * 128 + tl.arange(0, 64)[None, :]
+    place = p0 + rows.to(tl.int64) * width + cols
+    tl.store(place, sum_a.to(p0.dtype.element_ty), mask=(rows < n_rows) & (cols < width))
+    tl.store(place + 64, sum_b.to(p0.dtype.element_ty), mask=(rows < n_rows) & (cols + 64 < width))

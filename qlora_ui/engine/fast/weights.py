@@ -10,7 +10,7 @@ from torch import nn
 from .ops import HAS_TRITON, cdiv, uses_triton
 
 if HAS_TRITON:
-    from . import triton_lora
+    from . import triton_dequantize
 
 
 # A dequantized matrix larger than this is made and used in parts, so that large models need no large temporary.
@@ -28,7 +28,7 @@ def dequantize_into(out: torch.Tensor, weight: torch.Tensor, state: Any, columns
     num_bytes = out.numel() // 2
     nested = state.nested
     inner = state.state2 if nested else None
-    triton_lora.nf4_dequantize[(cdiv(num_bytes, 1024),)](
+    triton_dequantize.nf4_dequantize[(cdiv(num_bytes, 1024),)](
         packed_bytes(weight),
         state.absmax,
         state.code,
