@@ -126,7 +126,7 @@ def be_deterministic(a: argparse.Namespace) -> None:
         import torch
 
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)  # with warn_only flash attention stays as it is
 
 
 def load_unsloth(a: argparse.Namespace) -> tuple[Any, Any, None]:
