@@ -167,7 +167,7 @@ class TrainSection(Section):
     )
     seed: int = option(
         42,
-        "Start of all random numbers: the same seed, data and machine give the same run.",
+        "Start of all random numbers: the same seed, data and machine give the same run; on a graphics card up to rounding.",
         label="Seed",
         to="sft.seed",
         ge=0,
