@@ -513,7 +513,7 @@ def test_thinking_beside_the_answer_and_answers_of_weight_zero(tmp_path: Path) -
         ("t.csv", table(header=None), "looks like a row"),
         ("t.jsonl", lines({"question": q(n), "A": "x", "B": "y", "answer": "A"} for n in range(12)), "Map the columns"),
         ("t.jsonl", lines({"messages": "['a', " + "[" * 60 + "]" * 60 + "]"} for _ in range(12)), "JSON"),
-        ("t.jsonl", lines({"messages": "[" * 5000} for _ in range(12)), "32 levels"),
+        ("t.jsonl", lines({"messages": "[" * 5000 + "]" * 5000} for _ in range(12)), "32 levels"),
     ],
 )
 def test_what_is_still_refused_is_refused_in_words(name: str, content: bytes, words: str, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_meant_is_named_and_the_others_are_kept(workspace:
         ("cut.jsonl.gz", gzip.compress(ROWS * 999)[:60], "damaged or was cut off"),
         ("cut.zip", zipped(**{"a.csv": b"x" * 999})[:60], "damaged or was cut off"),
         ("broken bzip2.zip", changed(BZIP2, 60, BZIP2[60] ^ 255), "damaged or was cut off"),
-        ("nameless.zip", changed(NAMELESS, NAMELESS.rindex(b"a.csv"), 0), "damaged or was cut off"),
+        ("nameless.zip", changed(NAMELESS, NAMELESS.rindex(b"a.csv"), 0), "archive"),  # damaged, or from Python 3.12 on empty
         ("late.xlsx", zipped(**{"xl/sheet.xml": bytes(999), "[Content_Types].xml": b"x"}), "file of Excel"),
         ("table.ods", zipped(**{"mimetype": b"application/vnd.oasis", "content.xml": b"x"}), "file of Excel"),
         ("locked.zip", zipped(**{"a.csv": b"x"}).replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"), "password"),
