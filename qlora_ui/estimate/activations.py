@@ -75,7 +75,7 @@ def layer_bytes(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
         again=again,
         checkpoint=tokens * (stream * hidden + (e * _inner_width(adapter, lora) if work.is_fast and keeps_tape else 0)),
         working=working,
-        forward_working=max(forward_mlp, forward_down, quadratic_working + tokens * stream * 4 * hidden),
+        forward_working=max(forward_mlp, forward_down, _forward_scores(facts, work, rows, row_tokens) + tokens * stream * 4 * hidden),
     )
 
 
@@ -221,6 +221,16 @@ def _quadratic(facts: ModelFacts, work: Workload, rows: int, row_tokens: int) ->
         return 4 * scores, 2 * 4 * scores
     # The mask as a bias, made anew by every layer that has one.
     return round(e * square * work.masked_share(rows, row_tokens)), 0
+
+
+def _forward_scores(facts: ModelFacts, work: Workload, rows: int, row_tokens: int) -> int:
+    """What attention needs where nothing is kept."""
+    if work.attention != "eager":
+        return _quadratic(facts, work, rows, row_tokens)[1]
+    e, tokens = work.element_bytes, rows * row_tokens
+    # The scores as they are, in fp32 and after softmax at once, beside keys and values for every head.
+    repeated = 2 * e * tokens * facts.num_heads * facts.head_dim if facts.num_kv_heads < facts.num_heads else 0
+    return (e + 2 * 4) * tokens * row_tokens * facts.num_heads + repeated
 
 
 def _mlp_working(adapter: Adapter, product: int, largest: int) -> int:

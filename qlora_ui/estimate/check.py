@@ -83,7 +83,7 @@ def request_of(facts: ModelFacts, config: RunConfig, work: Workload, depth: Dept
         "is_cpu": work.is_cpu,
         "is_packed": work.is_packed,
         "is_fast": work.is_fast,
-        "is_eager": work.is_eager,
+        "is_eager": work.on_plain_path().is_eager,
         "has_flash": work.has_flash,
         "attention": "cpu" if work.is_cpu else "math" if work.attention == "math" else "fused",
         "accumulates": config.train.accumulation > 1,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_ui.base.units import MIB
-from qlora_ui.estimate.activations import LayerBytes, layer_bytes, logit_tile, tile_rows
+from qlora_ui.estimate.activations import layer_bytes, logit_tile, tile_rows
 from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
 from qlora_ui.hardware.devices import DeviceProfile
@@ -197,8 +197,7 @@ def _moments(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workl
     if of_embedding:
         moments["embedding"] = (work.tokens * facts.hidden_size * work.stream_bytes, 0, gradients + (of_embedding if kept_gradients else 0))
     if work.eval_tokens and not work.is_fast:
-        evaluated = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
-        moments["evaluation"] = _evaluation(facts, adapter, work, evaluated, kept_gradients)
+        moments["evaluation"] = _evaluation(facts, config, adapter, work)
     return moments
 
 
@@ -208,13 +207,14 @@ def _mask_bytes(work: Workload, rows: int, row_tokens: int) -> int:
     return masks * rows * row_tokens * row_tokens * (work.element_bytes if work.is_eager else 1)
 
 
-def _evaluation(facts: ModelFacts, adapter: Adapter, work: Workload, layer: LayerBytes, gradients: int) -> tuple[int, int, int]:
-    # Between optimizer steps only a captured step keeps gradients.
-    kept = gradients if work.is_fast else 0
-    mask = _mask_bytes(work, work.eval_rows, work.eval_row_tokens)
-    in_layer = (layer.forward_working + work.eval_tokens * facts.hidden_size * work.stream_bytes + mask, 0, kept)
-    at_loss = (work.eval_tokens * facts.hidden_size * work.stream_bytes, _plain_loss_bytes(facts, adapter, work, work.eval_tokens), kept)
-    return max(in_layer, at_loss, key=sum)
+def _evaluation(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> tuple[int, int, int]:
+    """(activations, loss head, gradients) of a check, for which the fast path steps aside; no gradients are kept for it."""
+    plain = work.on_plain_path()
+    layer = layer_bytes(facts, adapter, config.lora, plain, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
+    stream = work.eval_tokens * facts.hidden_size * work.stream_bytes
+    in_layer = layer.forward_working + stream + _mask_bytes(plain, work.eval_rows, work.eval_row_tokens)
+    at_loss = _plain_loss_bytes(facts, adapter, work, work.eval_tokens)
+    return max((in_layer, 0, 0), (stream, at_loss, 0), key=sum)
 
 
 def _loss_bytes(facts: ModelFacts, adapter: Adapter, work: Workload, tokens: int, *, exact: bool) -> int:
@@ -290,10 +290,7 @@ def padding_slack(facts: ModelFacts, work: Workload) -> int:
 
 def beside_the_graph(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> int:
     """An evaluation while a captured step keeps its memory for itself; 0 on the plain path, whose memory is used again."""
-    if not (work.is_fast and work.eval_tokens):
-        return 0
-    layer = layer_bytes(facts, adapter, config.lora, work, rows=work.eval_rows, row_tokens=work.eval_row_tokens)
-    return sum(_evaluation(facts, adapter, work, layer, 0))
+    return sum(_evaluation(facts, config, adapter, work)) if work.is_fast and work.eval_tokens else 0
 
 
 def _largest_tensor(facts: ModelFacts, work: Workload) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_ui.estimate.adapter import Adapter, adapter_of
 from qlora_ui.estimate.precision import ELEMENT_BYTES, adapter_bytes, compute_dtype
@@ -83,6 +83,11 @@ class Workload:
     def is_eager(self) -> bool:
         """Whether every layer keeps its scores."""
         return self.attention == "eager"
+
+    def on_plain_path(self) -> Workload:
+        """The same as transformers computes it: the checks of a run on the fast path too."""
+        is_kept = self.is_packed or not self.is_capped
+        return replace(self, is_fast=False, attention=self.attention if is_kept else "eager")
 
     def num_masks(self, rows: int, row_tokens: int) -> int:
         """Masks of a padded batch on the plain path: transformers makes one for each kind of layer that needs one."""

@@ -102,6 +102,14 @@ def test_capped_scores_of_padded_rows_are_kept_thrice() -> None:
     assert eager.num_masks(1, 100) == 2
 
 
+@pytest.mark.parametrize("fast_path", ["auto", "off"])
+def test_a_check_of_padded_rows_writes_out_all_capped_scores(fast_path: str) -> None:
+    # For each of 8 heads: the scores, the same in fp32 and what softmax makes of them.
+    changes = {"train.fast_path": fast_path, "train.packing": "off", "train.batch_size": 1, "data.max_length": 4096, "eval.share": 0.1}
+    four, eight = (estimate_memory(GEMMA2, PLAIN.changed({**changes, "eval.batch_size": rows}), CARD).total_bytes for rows in (4, 8))
+    assert eight - four >= 4 * (2 + 4 + 4) * 8 * 4096**2
+
+
 def test_only_the_layers_that_have_a_window_get_its_mask() -> None:
     work = work_of(GEMMA3)
     assert (work.num_masks(1, 511), work.num_masks(1, 512), work.num_masks(2, 100)) == (0, 1, 2)
