@@ -11,11 +11,11 @@ from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.cli.config_flags import add_config_flags, config_from, table
 from qlora_ui.data.load import inspect
-from qlora_ui.estimate.adapter import adapter_of, layer_problems
+from qlora_ui.estimate.adapter import adapter_of
 from qlora_ui.estimate.check import check_memory
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import PART_WORDS, MemoryEstimate, estimate_memory
-from qlora_ui.estimate.workload import DataShape, beyond_context, otherwise, workload_of
+from qlora_ui.estimate.workload import DataShape, beyond_context, model_problems, otherwise, workload_of
 from qlora_ui.hardware.devices import DeviceProfile, current_device, named_device
 from qlora_ui.models.catalogue import model_facts
 from qlora_ui.models.facts import ModelFacts
@@ -125,7 +125,7 @@ def as_values(
 
 def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, memory: MemoryEstimate) -> list[str]:
     """What there is to say of the settings and of the numbers, in sentences."""
-    wrong = [f"{problem.what}." for problem in layer_problems(facts, config.lora)]
+    wrong = [f"{problem.what}." for problem in model_problems(facts, config)]
     beyond = beyond_context(facts, config, None)
     return [*wrong, *otherwise(facts, config, device), *([beyond] if beyond else []), *memory.notes]
 

@@ -34,7 +34,7 @@ from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.phases import Phases
-from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_layers, started
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_unsuited, started
 from qlora_ui.engine.probes import answer_probes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
@@ -145,7 +145,7 @@ class Job:
         with self.watch:
             folder = processes.first_process_first(lambda: self._download(config), self.phases.is_cancelled)
             if checkpoint is None:
-                refuse_layers(config, folder)
+                refuse_unsuited(config, folder)
             prepare = partial(self._data, config, folder, device, is_continued=checkpoint is not None)
             ground = processes.first_process_first(prepare, self.phases.is_cancelled)
             with self.turns.turn():

@@ -17,11 +17,10 @@ import torch
 
 from qlora_ui.base.errors import QloraUiError, SettingsError
 from qlora_ui.engine.processes import launcher_name, num_processes
-from qlora_ui.estimate.adapter import layer_problems
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.learned import learn, learn_speed
 from qlora_ui.estimate.memory import estimate_memory
-from qlora_ui.estimate.workload import DataShape
+from qlora_ui.estimate.workload import DataShape, model_problems
 from qlora_ui.hardware.devices import current_device
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.catalogue import model_facts
@@ -72,9 +71,9 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     return Prediction(memory.total_bytes, duration.total_s, duration.energy_j, unlearned.step_s, memory.is_fast)
 
 
-def refuse_layers(config: RunConfig, folder: Path) -> None:
-    """Raise SettingsError for layers that the base model in `folder` does not have or cannot train."""
-    if problems := layer_problems(read_folder(folder).facts, config.lora):
+def refuse_unsuited(config: RunConfig, folder: Path) -> None:
+    """Raise SettingsError for what the base model in `folder` cannot do, as layers that it does not have or cannot train."""
+    if problems := model_problems(read_folder(folder).facts, config):
         raise SettingsError(problems=problems)
 
 

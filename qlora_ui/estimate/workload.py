@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qlora_ui.estimate.adapter import Adapter, adapter_of
+from qlora_ui.base.errors import Problem
+from qlora_ui.estimate.adapter import Adapter, adapter_of, layer_problems
 from qlora_ui.estimate.precision import ELEMENT_BYTES, adapter_bytes, compute_dtype
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.facts import ModelFacts
@@ -191,6 +192,15 @@ def fast_path_obstacle(facts: ModelFacts, config: RunConfig, device: DeviceProfi
         (config.launch.num_processes > 1 or config.launch.num_machines > 1, "several cards share the work"),
     )
     return next((reason for holds, reason in reasons if holds), None)
+
+
+def model_problems(facts: ModelFacts, config: RunConfig) -> list[Problem]:
+    """What the settings ask of this model that it cannot do."""
+    problems = layer_problems(facts, config.lora)
+    if config.model.attention == "sdpa" and facts.attention_softcap is not None:
+        why = "It caps its attention scores, which SDPA would leave out"
+        problems.append(Problem("model.attention", "SDPA cannot compute this model", why, "Choose automatic", "attention"))
+    return problems
 
 
 def otherwise(facts: ModelFacts, config: RunConfig, device: DeviceProfile) -> tuple[str, ...]:

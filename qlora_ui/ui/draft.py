@@ -15,10 +15,9 @@ from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.parse import Peek
 from qlora_ui.data.report import DataReport
 from qlora_ui.data.sources import hub_id
-from qlora_ui.estimate.adapter import layer_problems
 from qlora_ui.estimate.duration import DurationEstimate, estimate_duration
 from qlora_ui.estimate.memory import MemoryEstimate, estimate_memory
-from qlora_ui.estimate.workload import DataShape
+from qlora_ui.estimate.workload import DataShape, model_problems
 from qlora_ui.hardware.devices import DeviceProfile
 from qlora_ui.models.catalogue import needs_download
 from qlora_ui.models.facts import ModelFacts
@@ -133,7 +132,7 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     config = _checked(values, problems)
     facts = _facts(service, values, problems)
     if config is not None and facts is not None:
-        problems.extend(layer_problems(facts, config.lora))
+        problems.extend(model_problems(facts, config))
     if config is not None:
         problems.extend(_machine_problems(service, config))
     data = _data_section(values)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.estimate.activations import logit_tile, tile_rows
-from qlora_ui.estimate.adapter import adapter_of, layer_problems, optimizer_bytes
+from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
 from qlora_ui.estimate.deltas import deltas
 from qlora_ui.estimate.memory import PARTS, MemoryEstimate, estimate_memory, quantized_bytes
 from qlora_ui.estimate.precision import adapter_bytes, compute_dtype
 from qlora_ui.estimate.quantization import explain
-from qlora_ui.estimate.workload import DataShape, workload_of
+from qlora_ui.estimate.workload import DataShape, model_problems, workload_of
 from qlora_ui.hardware.devices import named_device
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.settings.run_config import RunConfig
@@ -217,8 +218,15 @@ def test_what_was_not_measured_is_doubted_and_given_twice_the_range() -> None:
     ],
 )
 def test_layers_that_the_model_does_not_have_are_named(changes: dict[str, str], says: str) -> None:
-    problems = layer_problems(QWEN, PLAIN.changed(changes).lora)
+    problems = model_problems(QWEN, PLAIN.changed(changes))
     assert says in " ".join(problem.sentence() for problem in problems) and bool(problems) == bool(says)
+
+
+def test_sdpa_is_refused_where_the_model_caps_its_scores() -> None:
+    # transformers refuses to build such a model with it, hours of download later.
+    capped, config = replace(QWEN, attention_softcap=50.0), PLAIN.changed({"model.attention": "sdpa"})
+    assert [problem.where for problem in model_problems(capped, config)] == ["model.attention"]
+    assert not model_problems(QWEN, config) and not model_problems(capped, PLAIN)
 
 
 def test_a_base_that_is_split_over_cards_or_machines_need_not_fit_one() -> None:
