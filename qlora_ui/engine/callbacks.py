@@ -208,8 +208,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.train_s = 0.0
         """Seconds in training steps, without checks, saves and probes."""
         self.session_tokens = 0
-        self.first_loss: float | None = None
-        self.last_loss: float | None = None
 
     def begin(self, step: int, tokens: int) -> None:
         """Training (re)starts at `step` with `tokens` seen so far."""
@@ -242,11 +240,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.train_s += spent
         self.session_tokens += fresh
         self._desk.step_s = spent / steps
-        self.last_loss = float(logs["loss"])
-        self.first_loss = self.last_loss if self.first_loss is None else self.first_loss
         event = StepLogged(
             step=state.global_step,
-            loss=self.last_loss,
+            loss=float(logs["loss"]),
             learning_rate=float(logs.get("learning_rate", 0.0)),
             grad_norm=float(logs["grad_norm"]) if "grad_norm" in logs else None,
             epoch=float(logs.get("epoch", 0.0)),

@@ -1,4 +1,4 @@
-"""Known failures in plain words, with changes that would help."""
+"""Known failures as a run's last event tells them: in plain words, with changes that would help."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import secrets
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import DISK_FULL
 from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.events import Failed
 from qlora_ui.settings.run_config import RunConfig
 
 T = TypeVar("T")
@@ -36,18 +37,6 @@ class NonFinite(Exception):
     def __init__(self, step: int, loss: float, grad_norm: float) -> None:
         self.step, self.loss, self.grad_norm = step, loss, grad_norm
         super().__init__(f"step {step}: loss {loss}, gradient norm {grad_norm}")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A failure as the user reads it; the traceback is folded away."""
-
-    code: str
-    what: str
-    why: str = ""
-    fix: str = ""
-    suggestions: list[dict[str, Any]] = field(default_factory=list)
-    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +71,7 @@ def is_lost_process(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _PEER_WORDS)
 
 
-def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | None = None) -> Failure:
+def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | None = None) -> Failed:
     """What happened, why, what to do; anything unknown is a bug of ours and gets an id to find it by.
 
     `at_once` is None before there was anything to train.
@@ -91,44 +80,49 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
     if isinstance(error, QloraUiError):
         problem = error.problems[0]
         rest = " ".join(item.sentence() for item in error.problems[1:])
-        return Failure(
-            problem.code or error.code, problem.what, problem.why, f"{problem.fix} {rest}".strip(), getattr(error, "suggestions", [])
+        return Failed(
+            code=problem.code or error.code,
+            what=problem.what,
+            why=problem.why,
+            fix=f"{problem.fix} {rest}".strip(),
+            suggestions=getattr(error, "suggestions", []),
         )
     if isinstance(error, NonFinite):
         return _non_finite(error, config)
     if is_out_of_memory(error):
         return _out_of_memory(error, config, at_once, trace)
     if is_disk_full(error):
-        return Failure(
-            "disk-full",
-            "The disk is full.",
-            "A file of the run could not be written; checkpoints that were whole before still are",
-            "Free some space and continue the run",
+        return Failed(
+            code="disk-full",
+            what="The disk is full.",
+            why="A file of the run could not be written; checkpoints that were whole before still are",
+            fix="Free some space and continue the run",
             traceback=trace,
         )
     if any(words in str(error) for words in _CARD_WORDS):
-        return Failure(
-            "card-lost",
-            "The graphics card stopped answering this app.",
-            str(error).splitlines()[0][:200],
-            "Restart the app, then continue the run from its last checkpoint",
+        return Failed(
+            code="card-lost",
+            what="The graphics card stopped answering this app.",
+            why=str(error).splitlines()[0][:200],
+            fix="Restart the app, then continue the run from its last checkpoint",
             traceback=trace,
         )
     if is_lost_process(error):
         said = str(error).splitlines()[0].split(". ")[0][:200]
-        return Failure(
-            PROCESS_LOST,
-            "Another process of this run has ended.",
-            f"It left no reason: it was killed, as the system does when main memory runs out, or its computer cannot be reached ({said})",
-            "Continue takes the run up from its last checkpoint; where it happens again, run.log in its folder may say more",
+        return Failed(
+            code=PROCESS_LOST,
+            what="Another process of this run has ended.",
+            why="It left no reason: it was killed, as the system does when main memory runs out, or its computer cannot be reached "
+            f"({said})",
+            fix="Continue takes the run up from its last checkpoint; where it happens again, run.log in its folder may say more",
             traceback=trace,
         )
     mark = secrets.token_hex(4)
-    return Failure(
-        "bug",
-        f"Something went wrong that should not have ({type(error).__name__}, id {mark}).",
-        str(error).splitlines()[0][:300] if str(error) else "",
-        "Continue tries again from the last checkpoint; the details below help to report it",
+    return Failed(
+        code="bug",
+        what=f"Something went wrong that should not have ({type(error).__name__}, id {mark}).",
+        why=str(error).splitlines()[0][:300] if str(error) else "",
+        fix="Continue tries again from the last checkpoint; the details below help to report it",
         traceback=trace,
     )
 
@@ -184,40 +178,40 @@ def make_room(config: RunConfig, at_once: AtOnce) -> list[dict[str, Any]]:
     return ideas[:3]
 
 
-def _out_of_memory(error: BaseException, config: RunConfig | None, at_once: AtOnce | None, trace: str) -> Failure:
+def _out_of_memory(error: BaseException, config: RunConfig | None, at_once: AtOnce | None, trace: str) -> Failed:
     where = "card" if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available() else "machine"
     # On a card that others have filled even the question can fail.
     info = attempt("free memory of the card", torch.cuda.mem_get_info) if torch.cuda.is_available() else None
     free = f"; {format_bytes(info[0])} were free" if info else ""
     if at_once is None or config is None:
-        return Failure(
-            "out-of-memory",
-            f"The {where} ran out of memory before the training began.",
-            f"The model and the data alone need more than there is{free}",
-            "Choose a smaller model, or close other programs that use the memory",
+        return Failed(
+            code="out-of-memory",
+            what=f"The {where} ran out of memory before the training began.",
+            why=f"The model and the data alone need more than there is{free}",
+            fix="Choose a smaller model, or close other programs that use the memory",
             traceback=trace,
         )
     ideas = make_room(config, at_once)
     size = at_once.batch_size
-    return Failure(
-        "out-of-memory",
-        f"The {where} ran out of memory, even for {'one conversation' if size == 1 else f'{size} conversations'} at a time.",
-        f"The longest conversations need more than there is{free}",
-        "One of the changes below makes it smaller",
-        ideas,
-        trace,
+    return Failed(
+        code="out-of-memory",
+        what=f"The {where} ran out of memory, even for {'one conversation' if size == 1 else f'{size} conversations'} at a time.",
+        why=f"The longest conversations need more than there is{free}",
+        fix="One of the changes below makes it smaller",
+        suggestions=ideas,
+        traceback=trace,
     )
 
 
-def _non_finite(error: NonFinite, config: RunConfig | None) -> Failure:
+def _non_finite(error: NonFinite, config: RunConfig | None) -> Failed:
     lower = (config.train.learning_rate if config else 2e-4) / 2
     suggestions = [{"label": f"Half the learning rate ({lower:g})", "values": {"train.learning_rate": lower}}]
     if config and config.train.max_grad_norm > 0.3:
         suggestions.append({"label": "Clip gradients at 0.3", "values": {"train.max_grad_norm": 0.3}})
-    return Failure(
-        "not-a-number",
-        f"Training stopped at step {error.step + 1}: the {'loss' if error.loss != error.loss else 'gradient'} is no number any more.",
-        "A step was too large, or a row is extreme; the adapter was not touched by it and the last good state is kept",
-        "Start again with half the learning rate",
-        suggestions,
+    return Failed(
+        code="not-a-number",
+        what=f"Training stopped at step {error.step + 1}: the {'loss' if error.loss != error.loss else 'gradient'} is no number any more.",
+        why="A step was too large, or a row is extreme; the adapter was not touched by it and the last good state is kept",
+        fix="Start again with half the learning rate",
+        suggestions=suggestions,
     )

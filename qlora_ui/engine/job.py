@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -122,8 +122,7 @@ class Job:
         if not self.is_main:
             return processes.leave_failure(self.run, failure)
         adapter = attempt("the adapter could not be kept", partial(self._keep_last_good, has_good_weights=has_good_weights))
-        failed = Failed(**{item.name: getattr(failure, item.name) for item in fields(failure)}, adapter=adapter)
-        return attempt("the figures of the end", partial(self._fill, failed, adapter)) or failed
+        return attempt("the figures of the end", partial(self._fill, failure, adapter)) or replace(failure, adapter=adapter)
 
     def _at_once(self) -> AtOnce | None:
         """What the trainer works on at once; None before there is one."""

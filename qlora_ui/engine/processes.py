@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.engine.failures import PROCESS_LOST, Failure, StopRun, is_lost_process
+from qlora_ui.engine.failures import PROCESS_LOST, StopRun, is_lost_process
 from qlora_ui.runs import parts
 from qlora_ui.runs.events import Ended, Event, Failed, Finished, Started
 from qlora_ui.runs.journal import JournalWriter
@@ -119,22 +119,23 @@ def _store() -> Store:
     return store
 
 
-def leave_failure(run: RunDir, failure: Failure) -> Failed:
+def leave_failure(run: RunDir, failure: Failed) -> Failed:
     """Say, in a process that does not write the journal, why it cannot go on: the first one may be waiting for it."""
-    failed = Failed(time=time.time(), **{item.name: getattr(failure, item.name) for item in fields(failure)})
-    if failure.code != PROCESS_LOST:  # what broke the connection to it is told by whom it befell
+    failed = replace(failure, time=time.time())
+    if failed.code != PROCESS_LOST:  # what broke the connection to it is told by whom it befell
         parts.leave_failure(run, int(os.environ["RANK"]), failed)
     return failed
 
 
-def failure_of_another(run: RunDir, error: BaseException) -> Failure | None:
+def failure_of_another(run: RunDir, error: BaseException) -> Failed | None:
     """What another process left, where `error` is that it does not answer any more."""
     if not is_first_process() or num_processes() == 1 or not is_lost_process(error):
         return None
     until = time.monotonic() + SAYING_S
     while (left := parts.failure_left(run)) is None and time.monotonic() < until:
         time.sleep(LOOK_S)
-    return Failure(**{item.name: getattr(left, item.name) for item in fields(Failure)}) if left else None
+    # Told now, as the end of this process.
+    return replace(left, time=0.0) if left else None
 
 
 class SilentJournal(JournalWriter):
