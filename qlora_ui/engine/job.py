@@ -26,7 +26,7 @@ from qlora_ui.engine.alike import check_all_alike
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
-from qlora_ui.engine.dataset import build_datasets, load_tokenizer
+from qlora_ui.engine.dataset import Receipt, build_datasets, load_tokenizer
 from qlora_ui.engine.failures import AtOnce, NonFinite, StopRun, attempt, describe, forget
 from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
@@ -35,7 +35,7 @@ from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.phases import Phases
 from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_unsuited, started
-from qlora_ui.engine.probes import answer_probes
+from qlora_ui.engine.probes import Probes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
@@ -83,16 +83,16 @@ class Job:
         self.workspace = Workspace.at(target.path.parent.parent)
         self.began = time.monotonic()
         self.phases = Phases(self.desk, self.journal.write)
-        self._probed_at = -1
-        self._first_step = self._num_dropped = self._num_truncated = 0
+        self._first_step = 0
         self.config: RunConfig | None = None
         self.watch: MemoryWatch | None = None
         self.trainer: QloraTrainer | None = None
         self.recorder: Recorder | None = None
         self.store: CheckpointStore | None = None
+        self.probes: Probes | None = None
         self.tokenizer: Any = None
         self.base: dict[str, Any] = {}
-        self.data_receipt: dict[str, Any] = {}
+        self.data_receipt: Receipt | None = None
         self.prediction = Prediction(None, None)
         self.best = Best(0, False)
 
@@ -128,8 +128,8 @@ class Job:
         """What the trainer works on at once; None before there is one."""
         if self.trainer is None or self.config is None:
             return None
-        longest = min(self.data_receipt.get("longest_tokens", self.config.data.max_length), self.config.data.max_length)
-        return AtOnce(self.trainer.args.per_device_train_batch_size, longest)
+        longest, limit = self.data_receipt.longest_tokens if self.data_receipt else None, self.config.data.max_length
+        return AtOnce(self.trainer.args.per_device_train_batch_size, min(longest or limit, limit))
 
     def _work(self) -> Ended:
         config = self.config = self.run.config()
@@ -139,7 +139,8 @@ class Job:
         see_one_card()
         device = training_device(config)
         checkpoint = find_checkpoint(self.store, self.journal.write, is_main=self.is_main)
-        self._started(device, checkpoint)
+        self._first_step = self.journal.step = checkpoint.step if checkpoint else 0
+        self.journal.write(started(device, checkpoint.step if checkpoint else None), durable=True)
         self.watch = MemoryWatch(device, self.journal.write, self.desk.look)
         with self.watch:
             folder = processes.first_process_first(lambda: self._download(config), self.phases.is_cancelled)
@@ -158,8 +159,9 @@ class Job:
         self.phases.enter("check")
         self.phases.raise_if_ending()
         self.journal.write(fitting.try_longest(self.watch))
+        self.probes = Probes(trainer, ground.tokenizer, config, ground.plan.probe_every, self.phases, self.journal.write)
         if checkpoint is None:
-            self._ask_probes(0)
+            self.probes.ask(0)
         self.phases.enter("train")
         recorder.begin(checkpoint.step if checkpoint else 0, trainer.tokens_before)
         fitting.fit(checkpoint.path if checkpoint else None)
@@ -190,10 +192,6 @@ class Job:
 
     # Phases
 
-    def _started(self, device: torch.device, checkpoint: Checkpoint | None) -> None:
-        self._first_step = self.journal.step = checkpoint.step if checkpoint else 0
-        self.journal.write(started(device, checkpoint.step if checkpoint else None), durable=True)
-
     def _download(self, config: RunConfig) -> Path:
         self.phases.enter("download")
         return ensure_model(config.model, self.workspace, self.phases.progress, self.phases.is_cancelled)
@@ -205,8 +203,7 @@ class Job:
         if data is None:
             into, phases = self.run if self.is_main else None, self.phases
             data = build_datasets(config, self.workspace, tokenizer, into, on_progress=phases.progress, is_cancelled=phases.is_cancelled)
-        self.data_receipt = data.receipt.as_dict()
-        self._num_dropped, self._num_truncated = data.receipt.num_dropped, data.receipt.num_truncated
+        self.data_receipt = data.receipt
         self.base = base_identity(folder, config)
         rows = build.prepare_rows(data.train, data.eval, config, device, tokenizer.pad_token_id)
         return build.Ground(folder, tokenizer, rows, intervals(config, len(rows.train), rows.num_eval), device)
@@ -254,7 +251,7 @@ class Job:
         return self.trainer, self.recorder
 
     def _announce(self, config: RunConfig, ground: build.Ground, trainer: QloraTrainer, report: FastReport) -> None:
-        rows = ground.rows
+        rows, receipt = ground.rows, self.data_receipt
         self.prediction = predict(config, self.workspace, rows.lengths, len(rows.train) + rows.num_eval)
         event = planned(config, rows.train, ground.plan, num_parameters(trainer.model), self.prediction)
         self.journal.write(
@@ -265,8 +262,8 @@ class Job:
                 packed=rows.is_packed,
                 fast_path=report.parts if report.active else (),
                 fast_path_reasons=report.reasons,
-                dropped_rows=self._num_dropped,
-                truncated_rows=self._num_truncated,
+                dropped_rows=receipt.num_dropped if receipt else 0,
+                truncated_rows=receipt.num_truncated if receipt else 0,
             )
         )
         if words := optimizer_words(config, on_gpu=ground.device.type == "cuda"):
@@ -276,26 +273,8 @@ class Job:
         assert self.watch is not None
         if step == self._first_step + 2:
             self.journal.write(self.watch.measure("step"))
-        self._ask_probes(step)
-
-    def _ask_probes(self, step: int) -> None:
-        config, trainer = self.config, self.trainer
-        if config is None or trainer is None or not config.eval.probes or step == self._probed_at or self.desk.wants_end:
-            return
-        plan = intervals(config, len(trainer.train_dataset), len(trainer.eval_dataset or ()))
-        if step % plan.probe_every or not trainer.is_world_process_zero() or config.launch.sharding != "none":
-            return
-        self._probed_at = step
-        self.phases.enter("probe")
-        for answer in answer_probes(
-            trainer.accelerator.unwrap_model(trainer.model),
-            self.tokenizer,
-            config.eval.probes,
-            config.eval.probe_tokens,
-            step,
-            is_cancelled=self.phases.is_cancelled,
-        ):
-            self.journal.write(answer)
+        if self.probes is not None:
+            self.probes.ask(step)
 
     # Endings
 
@@ -344,7 +323,7 @@ class Job:
             ending = replace(ending, peak_bytes=end.peak_allocated_bytes or end.process_bytes)
             if isinstance(ending, Finished):
                 attempt("what the estimates learn", partial(self._teach, end))
-        trainer, self.trainer, self.recorder = self.trainer, None, None
+        trainer, self.trainer, self.recorder, self.probes = self.trainer, None, None, None
         held = attempt("release", partial(release, trainer))
         del trainer
         attempt("the memory given back", partial(self._measured, "returned"))
@@ -372,7 +351,8 @@ class Job:
             learn_from(self.workspace, self.config, self.prediction, end, times, is_fast=self.trainer.fast_step_active)
 
     def _write_receipt(self) -> None:
-        write_receipt(read_run(self.run), self.data_receipt, self.base, self.prediction.as_dict())
+        data = self.data_receipt.as_dict() if self.data_receipt else {}
+        write_receipt(read_run(self.run), data, self.base, self.prediction.as_dict())
 
     def _geometry(self) -> dict[str, int]:
         assert self.trainer is not None

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from qlora_ui.engine.phases import Phases
 from qlora_ui.engine.randomness import untouched_randomness
-from qlora_ui.runs.events import ProbeAnswered
+from qlora_ui.engine.trainer import QloraTrainer
+from qlora_ui.runs.events import Event, ProbeAnswered
+from qlora_ui.settings.run_config import RunConfig
 
 
 class _Until(StoppingCriteria):  # type: ignore[misc]
@@ -19,6 +22,34 @@ class _Until(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), self._is_cancelled(), dtype=torch.bool, device=input_ids.device)
+
+
+class Probes:
+    """When the questions are asked: every so many steps, by the process that writes the journal, and not while the run is to end."""
+
+    def __init__(  # noqa: PLR0917
+        self, trainer: QloraTrainer, tokenizer: Any, config: RunConfig, every: int, phases: Phases, write: Callable[[Event], object]
+    ) -> None:
+        """`every` is in steps, 0 for never."""
+        self._trainer = trainer
+        self._tokenizer = tokenizer
+        self._settings = config.eval
+        # A base that is split over cards cannot answer one process alone.
+        self._every = every if config.launch.sharding == "none" and trainer.is_world_process_zero() else 0
+        self._phases = phases
+        self._write = write
+        self._asked_at = -1
+
+    def ask(self, step: int) -> None:
+        """Have the questions answered and the answers written down, where it is time."""
+        if not self._every or step % self._every or step == self._asked_at or self._phases.is_cancelled():
+            return
+        self._asked_at = step
+        self._phases.enter("probe")
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        settings, is_cancelled = self._settings, self._phases.is_cancelled
+        for answer in answer_probes(model, self._tokenizer, settings.probes, settings.probe_tokens, step, is_cancelled=is_cancelled):
+            self._write(answer)
 
 
 def answer_probes(
