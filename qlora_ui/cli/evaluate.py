@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace.at(arguments.workspace)
     found = find_run(workspace, arguments.run)
 
-    from qlora_ui.engine.evaluate import EvaluateOptions, evaluate_run
+    from qlora_ui.engine.evaluate import evaluate_run
+    from qlora_ui.engine.evaluate_options import EvaluateOptions
 
     options = EvaluateOptions(arguments.max_rows, arguments.answers, arguments.max_tokens)
 

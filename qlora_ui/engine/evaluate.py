@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import GrowingLines, room_for, sha256_of, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import MIB
-from qlora_ui.catalog.metrics import MOST_ROWS, TEXT_METRICS, Estimate, applicable, bootstrap, label_scores, mean_share, without_thinking
-from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.catalog.metrics import Estimate, bootstrap
+from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.adapter import noted_weights
-from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
-from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
-from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
+from qlora_ui.engine.evaluate_answers import SIDES, Answered, answer_questions, task_scores
 from qlora_ui.engine.evaluate_models import (
     ADAPTER,
     BASE_4BIT,
@@ -36,6 +34,7 @@ from qlora_ui.engine.evaluate_models import (
     Variant,
     WholeModels,
 )
+from qlora_ui.engine.evaluate_options import EvaluateOptions, evenly
 from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
@@ -46,56 +45,13 @@ from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.settings.sampling import Sampling
 
-SHORTEST_ANSWER, LONGEST_ANSWER = 96, 512
-"""Tokens that an answer may have in any case, and at most."""
-NUM_ANSWERS, NUM_LABELS = 16, 64
-"""Questions that are answered, and how many where the answers are as short as labels: what they show is surer with more of them."""
-LABEL_TOKENS, LABEL_ANSWER = 16, SHORTEST_ANSWER * NUM_ANSWERS // NUM_LABELS
-"""Tokens of what counts as a label, and what an answer may have there in any case: all of them take no longer than others do."""
 LAYERS_SHARE = 0.9
 """Of the time for a variant that is read layer by layer; the rest is its output layer."""
 RESULT_BYTES = 2 * MIB
 """Kept free on the disk for the result, which is much smaller: an evaluation takes hours, and the disk may fill up meanwhile."""
 FREE_S = 30.0
 """Longest wait for a chat to end its token and let go."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """How much is looked at."""
-
-    max_rows: int = MOST_ROWS
-    """Held-back rows whose loss is computed, taken evenly from all: they stand in the order of the data, which may be sorted."""
-    num_answers: int | None = None
-    """Held-back rows that base and adapter answer; 0 leaves the task metrics out, None is NUM_ANSWERS, or NUM_LABELS of labels."""
-    max_tokens: int | None = None
-    """Longest answer; None gives each what its reference needs and a quarter more, between SHORTEST_ANSWER and LONGEST_ANSWER."""
-    variants: tuple[str, ...] = tuple(variant.name for variant in VARIANTS)
-
-    def num_asked(self, *, are_labels: bool) -> int:
-        """Questions that are put at most."""
-        return self.num_answers if self.num_answers is not None else NUM_LABELS if are_labels else NUM_ANSWERS
-
-    def longest_answer(self, num_needed: int, *, is_among_labels: bool = False) -> int:
-        """Tokens that the answer to a question may have whose reference has `num_needed`."""
-        shortest = LABEL_ANSWER if is_among_labels else SHORTEST_ANSWER
-        return self.max_tokens or min(max(num_needed * 5 // 4, shortest), LONGEST_ANSWER)
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A held-back question with its reference and both answers."""
-
-    question: str
-    reference: str
-    base: str
-    adapter: str
-    cut: tuple[str, ...] = ()
-    """Sides whose answer ended because it had reached its longest."""
-    is_measured: bool = True
-    """False where the reference itself is longer than an answer may be: half a JSON is no JSON, and says nothing of the model."""
 
 
 def evaluate_run(
@@ -140,13 +96,12 @@ def evaluate_run(
         try:
             model.add_adapter("adapter", adapter)
             warning = replaced_words(noted_weights(adapter), weights_mark(model.folder), model.folder)
-            num_params = num_parameters(model.base)[1]
+            whole = WholeModels(model.folder, config, model.device, num_parameters(model.base)[1])
             work.score_quantized(model)
             answers = work.answer(model, conversations)
-            device, folder = model.device, model.folder
         finally:
             model.free()
-        work.score_whole(WholeModels(folder, config, device, num_params), adapter)
+        work.score_whole(whole, adapter)
     result = work.result(answers, is_replaced=bool(warning)) | {
         "num_held_back": num_held_back,
         "run_id": run.id,
@@ -156,8 +111,8 @@ def evaluate_run(
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "dtype": str(WholeModels(folder, config, device, num_params).dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(whole.device) if whole.device.type == "cuda" else "CPU",
+        "dtype": str(whole.dtype).removeprefix("torch."),
         "versions": versions(),
     }
     stop_if(is_over, "The evaluation")
@@ -198,7 +153,7 @@ class _Evaluation:
     def score_quantized(self, model: ChatModel) -> None:
         """Base and adapter on the one 4-bit model."""
         dtype = model.base.get_input_embeddings().weight.dtype
-        for variant, key in ((BASE_4BIT, "base"), (ADAPTER, "adapter")):
+        for variant, key in zip((BASE_4BIT, ADAPTER), SIDES, strict=True):
             if variant.name in self.options.variants:
                 model.switch.choose([key], dtype, model.device)
                 self._score(variant.name, variant.title, model.base, model.device)
@@ -234,38 +189,14 @@ class _Evaluation:
             self._score(variant.name, variant.title, model, models.device, begun=LAYERS_SHARE)
 
     def answer(self, model: ChatModel, conversations: Sequence[Conversation]) -> list[Answered]:
-        """Greedy answers of base and adapter to held-back questions, both in one batch."""
-        questions = [item for item in map(_question, conversations) if item]
-        are_labels = self.options.num_answers != 0 and are_as_labels([len(model.answer_ids(one)) for one in questions])
-        asked = [questions[place] for place in _evenly(len(questions), self.options.num_asked(are_labels=are_labels))]
-        cache = ChatCache(model.num_layers, model.context_tokens, BUCKET_TOKENS[model.device.type])
-        forward = ForwardPass(model.base, cache, model.switch, model.device, capture=model.device.type == "cuda", tokens=model.tokens)
-        answering = Answering(model, cache, forward, self._pass_on)
-        keys = {"base": "base", "adapter": "adapter"}
-        sides = [keys] if model.switch.can_share(list(keys)) else [{"base": "base"}, {"adapter": "adapter"}]
-        answers = []
-        for index, one in enumerate(asked):
-            self._between(f"Answering question {index + 1} of {len(asked)}", self._share(index / len(asked)))
-            before = one.messages[:-1]
-            ids, wanted = model.prompt_ids(before, one.tools), model.answer_ids(one)
-            if len(ids) + 1 >= model.context_tokens:
-                continue
-            said, ends = dict.fromkeys(keys, ""), dict.fromkeys(keys, "")
+        """Answers of base and adapter to held-back questions."""
 
-            def take(delta: Delta, said: dict[str, str] = said, ends: dict[str, str] = ends) -> None:
-                said[delta.side] += delta.text
-                ends[delta.side] = delta.stopped_by
+        def question(done: int, total: int) -> None:
+            self._between(f"Answering question {done + 1} of {total}", self._share(done / total))
 
-            longest = self.options.longest_answer(len(wanted), is_among_labels=are_labels)
-            with torch.inference_mode():
-                for group in sides:
-                    greedy = Sampling(temperature=0, max_tokens=longest)
-                    answering.answer(dict.fromkeys(group, ids), group, greedy, take, self._is_cancelled, known=list(keys))
-            cut = tuple(side for side, end in ends.items() if end in ("length", "context"))
-            is_measured = len(wanted) <= min(longest, model.context_tokens - len(ids))
-            # As answers are read: without the tokens that only steer.
-            reference = model.tokenizer.decode(wanted, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-            answers.append(Answered(_last_words(before), reference, said["base"], said["adapter"], cut, is_measured))
+        answers = answer_questions(
+            model, conversations, self.options, pass_on=self._pass_on, between=question, is_cancelled=self._is_cancelled
+        )
         self._answered = self.options.num_answers != 0
         return answers
 
@@ -294,7 +225,7 @@ class _Evaluation:
             "four_bit_cost": asdict(cost) if cost else None,
             "agreement": {a: {b: self.scores[a].agreement(self.scores[b]) for b in self.scores} for a in self.scores},
             "logit_difference": {name: self.scores[name].logit_difference(adapter) for name in merges if name in self.scores and adapter},
-            "tasks": _tasks([answer for answer in answers if answer.is_measured]),
+            "tasks": task_scores(answers),
             "answers": [asdict(answer) for answer in answers],
             "verdict": verdict(losses, gain, cost, len(self.rows), is_replaced=is_replaced),
         }
@@ -339,49 +270,9 @@ def _held_back(run: RunDir, max_rows: int) -> tuple[list[EvalRow], list[Conversa
             code="no-eval-rows",
         )
     table = pq.read_table(path)
-    places = _evenly(table.num_rows, max_rows)
+    places = evenly(table.num_rows, max_rows)
     tokens = table.take(places)
     rows = [EvalRow(ids, labels) for ids, labels in zip(tokens["input_ids"].to_pylist(), tokens["labels"].to_pylist(), strict=True)]
     lines = list(GrowingLines(run.data / "eval.jsonl").read())
     conversations = [Conversation.from_dict(json.loads(lines[place])) for place in places if place < len(lines)]
     return [row for row in rows if row.places], conversations, table.num_rows
-
-
-def are_as_labels(lengths: Sequence[int]) -> bool:
-    """Whether nearly all of these references, by their tokens, are as short as labels."""
-    return bool(lengths) and sorted(lengths)[len(lengths) * 9 // 10] <= LABEL_TOKENS
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most that many places among `count`, in order and equally far apart."""
-    return [place * count // most for place in range(most)] if count > most else list(range(count))
-
-
-def _question(conversation: Conversation) -> Conversation | None:
-    """The turns up to the last answer that is learned, with it; None where there is none, or nothing before it."""
-    messages = conversation.messages
-    places = [at for at, turn in enumerate(messages) if turn.role == "assistant" and turn.is_learned and (turn.content or turn.tool_calls)]
-    return replace(conversation, messages=messages[: places[-1] + 1]) if places and places[-1] else None
-
-
-def _last_words(messages: Sequence[Message]) -> str:
-    """What an answer is given to: the last question, with what tools told since."""
-    first = max((at for at, turn in enumerate(messages) if turn.role == "user"), default=len(messages) - 1)
-    return "\n".join(turn.content for turn in messages[first:] if turn.content)
-
-
-def _tasks(answers: Sequence[Answered]) -> list[dict[str, Any]]:
-    references = [without_thinking(answer.reference) for answer in answers]
-    tasks = []
-    for name in applicable(references):
-        task: dict[str, Any] = {"metric": name}
-        for side in ("base", "adapter"):
-            said = [without_thinking(getattr(answer, side)) for answer in answers]
-            if name in TEXT_METRICS:
-                pairs = zip(said, references, strict=True)
-                task[side] = asdict(mean_share([TEXT_METRICS[name](text, reference) for text, reference in pairs]))
-            else:
-                scores = label_scores(said, references)
-                task[side] = {"value": scores.pop("f1"), **scores}
-        tasks.append(task)
-    return tasks

@@ -25,7 +25,9 @@ from qlora_ui.engine.chat import ChatService, ChatTarget
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
-from qlora_ui.engine.evaluate import Answered, EvaluateOptions, _held_back, _last_words, _question, _tasks, are_as_labels, evaluate_run
+from qlora_ui.engine.evaluate import _held_back, evaluate_run
+from qlora_ui.engine.evaluate_answers import Answered, are_as_labels, last_words, question_of, task_scores
+from qlora_ui.engine.evaluate_options import EvaluateOptions
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.tokens import RowTokenizer
@@ -299,9 +301,9 @@ def test_a_row_with_tools_or_thinking_is_asked_as_it_was_trained(run: tuple[Work
     calls = Conversation((*asked, Message("assistant", "", tool_calls=(call,))), tools=({"function": {"name": "clock"}},))
     told = replace(calls, messages=(*calls.messages, Message("tool", "12:40"), Message("assistant", "No.", thinking="It is noon.")))
     wrong = replace(told, messages=(*told.messages, Message("user", "Sure?"), Message("assistant", "Yes.", is_learned=False)))
-    assert _question(calls) == calls and _question(told) == _question(wrong) == told
-    assert _question(Conversation((Message("assistant", "Hi."),))) is None is _question(Conversation((), text="plain"))
-    assert _last_words(told.messages[:-1]) == "Late?\n12:40"
+    assert question_of(calls) == calls and question_of(told) == question_of(wrong) == told
+    assert question_of(Conversation((Message("assistant", "Hi."),))) is None is question_of(Conversation((), text="plain"))
+    assert last_words(told.messages[:-1]) == "Late?\n12:40"
     model = ChatModel.load(run[1].config(), run[0])
     rows = RowTokenizer(model.tokenizer, run[1].config().data).whole([calls, told])
     for one, row in zip((calls, told), rows, strict=True):
@@ -310,7 +312,7 @@ def test_a_row_with_tools_or_thinking_is_asked_as_it_was_trained(run: tuple[Work
         assert "clock" in model.tokenizer.decode(whole)
     model.free()
     said = [Answered("", "<think>\n1\n</think>\n\nyes", "no", f"<think>\n{number}\n</think>\n\nYes.") for number in range(6)]
-    assert {task["metric"]: task["adapter"]["value"] for task in _tasks(said)} == {"exact_match": 1.0, "rouge_l": 1.0}
+    assert {task["metric"]: task["adapter"]["value"] for task in task_scores(said)} == {"exact_match": 1.0, "rouge_l": 1.0}
 
 
 def test_metrics_on_text() -> None:
