@@ -31,8 +31,8 @@ from qlora_ui.engine.evaluate_models import (
     MERGED_DEQUANTIZED,
     MERGED_ORIGINAL,
     VARIANTS,
+    UnquantizedModels,
     Variant,
-    WholeModels,
 )
 from qlora_ui.engine.evaluate_options import EvaluateOptions, evenly
 from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
@@ -96,12 +96,12 @@ def evaluate_run(
         try:
             model.add_adapter("adapter", adapter)
             warning = replaced_words(noted_weights(adapter), weights_mark(model.folder), model.folder)
-            whole = WholeModels(model.folder, config, model.device, num_parameters(model.base)[1])
+            unquantized = UnquantizedModels(model.folder, config, model.device, num_parameters(model.base)[1])
             work.score_quantized(model)
             answers = work.answer(model, conversations)
         finally:
             model.free()
-        work.score_whole(whole, adapter)
+        work.score_unquantized(unquantized, adapter)
     result = work.result(answers, is_replaced=bool(warning)) | {
         "num_held_back": num_held_back,
         "run_id": run.id,
@@ -111,8 +111,8 @@ def evaluate_run(
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),
-        "device": torch.cuda.get_device_name(whole.device) if whole.device.type == "cuda" else "CPU",
-        "dtype": str(whole.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(unquantized.device) if unquantized.device.type == "cuda" else "CPU",
+        "dtype": str(unquantized.dtype).removeprefix("torch."),
         "versions": versions(),
     }
     stop_if(is_over, "The evaluation")
@@ -158,8 +158,8 @@ class _Evaluation:
                 model.switch.choose([key], dtype, model.device)
                 self._score(variant.name, variant.title, model.base, model.device)
 
-    def score_whole(self, models: WholeModels, adapter: Path) -> None:
-        """The three models in whole numbers, one after another, as far as memory allows."""
+    def score_unquantized(self, models: UnquantizedModels, adapter: Path) -> None:
+        """The three models that are not in 4 bits, one after another, as far as memory allows."""
         contexts: dict[Variant, Callable[[], AbstractContextManager[Any]]] = {
             BASE_FULL: models.plain,
             MERGED_ORIGINAL: lambda: models.merged(adapter, dequantized=False),
@@ -178,7 +178,7 @@ class _Evaluation:
             else:
                 self._score_by_layer(models, variant, adapter)
 
-    def _score_by_layer(self, models: WholeModels, variant: Variant, adapter: Path) -> None:
+    def _score_by_layer(self, models: UnquantizedModels, variant: Variant, adapter: Path) -> None:
         """A variant that does not fit in one piece."""
 
         def layer(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The five models that an evaluation compares: the base whole and in 4 bits, the adapter on it, and its two ways of being merged."""
+"""The five models that an evaluation compares: the base in 16 and in 4 bits, the adapter on it, and its two ways of being merged."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ VARIANTS = (BASE_FULL, BASE_4BIT, ADAPTER, MERGED_ORIGINAL, MERGED_DEQUANTIZED)
 
 
 @dataclass(frozen=True, slots=True)
-class WholeModels:
-    """Loads the base in whole numbers (bf16 on a card, fp32 on a CPU), plain or merged; one at a time, layer by layer where it must."""
+class UnquantizedModels:
+    """Loads the base without quantization (bf16 on a card, fp32 on a CPU), plain or merged; one at a time, layer by layer where it must."""
 
     folder: Path
     config: RunConfig
@@ -135,7 +135,7 @@ class WholeModels:
 
 
 def _write_out(quantized: Any, whole: Any) -> None:
-    """Put the 4-bit model's weights, as they are computed with, into the model in whole numbers, layer by layer."""
+    """Put the 4-bit model's weights, as they are computed with, into the unquantized model, layer by layer."""
     layers = dict(whole.named_modules())
     for name, module in quantized.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):

@@ -163,7 +163,7 @@ def stream_one(run: Any, workspace: Any) -> Row:
     """Scores of the merged model read layer by layer, on rows of random tokens."""
     import torch
 
-    from qlora_ui.engine.evaluate_models import MERGED_DEQUANTIZED, WholeModels
+    from qlora_ui.engine.evaluate_models import MERGED_DEQUANTIZED, UnquantizedModels
     from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
     from qlora_ui.engine.evaluate_streamed import streamed_bytes
     from qlora_ui.engine.load import training_device
@@ -172,7 +172,7 @@ def stream_one(run: Any, workspace: Any) -> Row:
     folder, device = Path(config.model.id), training_device(config)
     draws = torch.randint(3, 500, (16, 256), generator=torch.Generator().manual_seed(3)).tolist()
     rows = [EvalRow(ids, ids) for ids in draws]
-    models = WholeModels(folder, config, device, 8 * 10**9)
+    models = UnquantizedModels(folder, config, device, 8 * 10**9)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

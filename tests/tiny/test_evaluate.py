@@ -366,7 +366,7 @@ def test_verdicts() -> None:
 def test_what_does_not_fit_in_one_piece_is_read_layer_by_layer(
     run: tuple[Workspace, RunDir], receipt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_ui.engine.evaluate_models.WholeModels.fits", lambda self, variant: False)
+    monkeypatch.setattr("qlora_ui.engine.evaluate_models.UnquantizedModels.fits", lambda self, variant: False)
     seen: list[str] = []
     shares: list[float] = []
 

@@ -10,7 +10,7 @@ import torch
 from fast_models import COMMON, FAMILIES
 
 from qlora_ui.base.progress import Cancelled
-from qlora_ui.engine.evaluate_models import BASE_FULL, MERGED_DEQUANTIZED, MERGED_ORIGINAL, Variant, WholeModels
+from qlora_ui.engine.evaluate_models import BASE_FULL, MERGED_DEQUANTIZED, MERGED_ORIGINAL, UnquantizedModels, Variant
 from qlora_ui.engine.evaluate_scores import EvalRow, Scores, score_rows
 from qlora_ui.engine.evaluate_streamed import streamed_bytes
 from qlora_ui.settings.run_config import RunConfig
@@ -21,7 +21,7 @@ LENGTHS = (12, 15, 13, 20)
 ROWS = [EvalRow(list(range(length, 2 * length)), [-100] * 4 + list(range(length + 4, 2 * length))) for length in LENGTHS]
 
 
-def _both(models: WholeModels, variant: Variant, adapter: Path) -> tuple[Scores, Scores, list[tuple[int, int]]]:
+def _both(models: UnquantizedModels, variant: Variant, adapter: Path) -> tuple[Scores, Scores, list[tuple[int, int]]]:
     """Scores of the whole model and of the streamed one."""
     context: Any = models.plain() if variant == BASE_FULL else models.merged(adapter, dequantized=variant == MERGED_DEQUANTIZED)
     with context as model:
@@ -43,14 +43,14 @@ def _assert_same(whole: Scores, streamed: Scores) -> None:
 def test_layer_by_layer_the_numbers_are_the_same(tiny_model_dir: Path, tmp_path: Path, variant: Variant, changes: dict[str, Any]) -> None:
     config = _config(tiny_model_dir, **changes)
     _peft_model(tiny_model_dir, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    models = WholeModels(tiny_model_dir, config, CPU, 10**6)
+    models = UnquantizedModels(tiny_model_dir, config, CPU, 10**6)
     whole, streamed, seen = _both(models, variant, tmp_path / "adapter")
     assert seen == [(0, 2), (1, 2)]
     _assert_same(whole, streamed)
 
 
 def test_rows_that_are_there_twice_pass_once(tiny_model_dir: Path) -> None:
-    models = WholeModels(tiny_model_dir, _config(tiny_model_dir), CPU, 10**6)
+    models = UnquantizedModels(tiny_model_dir, _config(tiny_model_dir), CPU, 10**6)
     rows = [*ROWS, ROWS[0], ROWS[2], ROWS[0]]
     with models.plain() as model:
         whole = score_rows(model, rows, CPU)
@@ -66,7 +66,7 @@ def test_every_family_can_be_streamed(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})).save_pretrained(folder)
     config = RunConfig().changed({"model.id": str(folder), "launch.device": "cpu"})
-    models = WholeModels(folder, config, CPU, 10**6)
+    models = UnquantizedModels(folder, config, CPU, 10**6)
     whole, streamed, _ = _both(models, BASE_FULL, tmp_path)
     _assert_same(whole, streamed)
 
@@ -84,6 +84,6 @@ def test_it_can_be_stopped_between_two_layers(tiny_model_dir: Path) -> None:
         if done == 1:
             raise Cancelled("stopped")
 
-    models = WholeModels(tiny_model_dir, _config(tiny_model_dir), CPU, 10**6)
+    models = UnquantizedModels(tiny_model_dir, _config(tiny_model_dir), CPU, 10**6)
     with pytest.raises(Cancelled), models.by_layer(BASE_FULL, tiny_model_dir, ROWS, stop):
         raise AssertionError("not reached")
