@@ -6,7 +6,8 @@ import logging
 import secrets
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.base_model import ensure_model
-from qlora_ui.engine.checkpoints import replace_folder, sync_tree
+from qlora_ui.engine.checkpoints import Checkpoint, replace_folder, sync_tree
 from qlora_ui.engine.exports.adapter import refuse_leaks
 from qlora_ui.engine.exports.check import NUM_PROMPTS, READABLE_GGUF, CheckResult, DoesNotLoad, ShortOfMemory, check_artefact
 from qlora_ui.engine.exports.maker import Maker
@@ -96,8 +97,7 @@ def export_run(
     target = _free_target(run, form, out)
     base = _base(form, config, workspace, on_progress, is_over, is_finished=checkpoint is None)
     _refuse_without_room(plan_export(run, base, form), target)
-    staged = _aside(target, form)
-    try:
+    with _aside(target, form) as staged:
         making = staged / "export"
         making.mkdir()
         adapter, step = run.adapter, None
@@ -123,21 +123,12 @@ def export_run(
         )
         if step is not None:
             note = f"Of the checkpoint of step {step:,}. {note}"
-        noted = noted_weights(run.adapter) if checkpoint is None else str(checkpoint.notes.get("weights_mark") or "")
-        replaced = replaced_words(noted, weights_mark(base), base) if base is not None else ""
-        note = " ".join(filter(None, (replaced, note, *remarks)))
+        note = " ".join(filter(None, (_replaced_base(run, checkpoint, base), note, *remarks)))
         on_progress("Putting it in place", None)
         stop_if(is_over, "The export")
-        if staged.parent == target:
-            sync_tree(making)
-            for path in making.iterdir():
-                path.rename(target / path.name)
-        else:
-            _put_in_place(making, target)
+        _put_in_place(making, target)
         if out is None:
             _note(run, form, check, note, adapter_sha256)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     on_progress("Done", 1.0)
     return ExportResult(form, target, size_of_tree(target), check, note)
 
@@ -173,7 +164,21 @@ def _free_target(run: RunDir, form: str, out: Path | None) -> Path:
     return target
 
 
+def _replaced_base(run: RunDir, checkpoint: Checkpoint | None, base: Path | None) -> str:
+    """A sentence where the base is not the one that the adapter was trained on."""
+    if base is None:
+        return ""
+    noted = noted_weights(run.adapter) if checkpoint is None else str(checkpoint.notes.get("weights_mark") or "")
+    return replaced_words(noted, weights_mark(base), base)
+
+
 def _put_in_place(made: Path, target: Path) -> None:
+    """Let what was made take its place; a folder that it was made in is filled."""
+    if made.is_relative_to(target):
+        sync_tree(made)
+        for path in made.iterdir():
+            path.rename(target / path.name)
+        return
     try:
         # The earlier one is removed at once: a power cut must not find the new one half written.
         replace_folder(made, target)
@@ -186,8 +191,12 @@ def _put_in_place(made: Path, target: Path) -> None:
         ) from None
 
 
-def _aside(target: Path, form: str) -> Path:
-    """A folder to make the export in, on the disk where it goes; raises QloraUiError where nothing can be written there."""
+@contextmanager
+def _aside(target: Path, form: str) -> Iterator[Path]:
+    """A folder to make the export in, on the disk where it goes, for as long as that takes.
+
+    Raises QloraUiError where nothing can be written there.
+    """
     # An empty folder is filled and not replaced: it may be a mount, or where the user's shell stands.
     beside = target if target.is_dir() and not any(target.iterdir()) else target.parent
     try:
@@ -199,7 +208,10 @@ def _aside(target: Path, form: str) -> Path:
     # Without it, as on a full disk, what is left of an app that is gone stays for a day.
     with suppress(OSError):
         write_json(aside / MAKER, describe_owner())
-    return aside
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _note(run: RunDir, form: str, check: CheckResult | None, note: str, adapter_sha256: str) -> None:
