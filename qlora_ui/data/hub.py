@@ -21,7 +21,7 @@ from qlora_ui.base.files import free_bytes, read_json, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
-from qlora_ui.models.hub import TIMEOUT_S, ask_once, endpoint, hub_errors
+from qlora_ui.models.hub import MAKE_ROOM, TIMEOUT_S, ask_once, endpoint, hub_errors, licence_in
 from qlora_ui.models.hub_cache import DATASETS, cache_folder, download_mark
 
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
@@ -83,7 +83,7 @@ def search(text: str, limit: int = 20) -> list[HubDataset]:
     with _hub_errors(text):
         ask_once()
         found = HfApi(endpoint=endpoint()).list_datasets(search=text.strip() or None, sort="downloads", limit=limit)
-        return [HubDataset(info.id, info.downloads or 0, bool(info.gated), _licence(info.tags)) for info in found]
+        return [HubDataset(info.id, info.downloads or 0, bool(info.gated), licence_in(info.tags)) for info in found]
 
 
 def splits_of(repo: str, workspace: DataFolders) -> HubSplits:
@@ -117,7 +117,7 @@ def splits_of(repo: str, workspace: DataFolders) -> HubSplits:
             "Datasets that are programs or archives are not opened.",
             "Choose another; JSONL, JSON, CSV, TSV, Parquet and text are read.",
         )
-    splits = HubSplits(repo, commit, bool(info.gated), _licence(info.tags), subsets, sizes)
+    splits = HubSplits(repo, commit, bool(info.gated), licence_in(info.tags), subsets, sizes)
     write_json(note, {name: getattr(splits, name) for name in HubSplits.__dataclass_fields__})
     return splits
 
@@ -180,9 +180,7 @@ def _missing_bytes(splits: HubSplits, names: Iterable[str]) -> int:
     if missing and missing + ROOM_BYTES > free:
         needed, room = format_bytes(missing), format_bytes(ROOM_BYTES)
         why = f"{needed} are to be downloaded, and {room} stay free for the work; {format_bytes(free)} are free."
-        raise _error(
-            "hub-disk", f"There is not enough space for {splits.id}.", why, "Free some space, or move the Hub's cache with HF_HOME."
-        )
+        raise _error("hub-disk", f"There is not enough space for {splits.id}.", why, MAKE_ROOM)
     return missing
 
 
@@ -320,10 +318,6 @@ def _converted(names: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
         if len(parts) == 3 and name.endswith(".parquet"):
             subsets.setdefault(parts[0], {}).setdefault(parts[1].removeprefix("partial-"), []).append(name)
     return {subset: {split: tuple(files) for split, files in splits.items()} for subset, splits in subsets.items()}
-
-
-def _licence(tags: Iterable[str] | None) -> str:
-    return next((tag.removeprefix("license:") for tag in tags or () if tag.startswith("license:")), "")
 
 
 # Errors and progress -------------------------------------------------------------------------------------------------

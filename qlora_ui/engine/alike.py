@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.settings.migrate import VERSION
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, label_of
 
 OWN = (
     *("model.id", "model.revision", "data.sources", "lora.start_from", "output.name", "output.notes", "output.tags"),
@@ -40,7 +40,7 @@ def _check_settings(config: RunConfig, marks: Mapping[str, Any], agree: Callable
     if names == [_APP]:
         what, fix = "the same version of the app", "Update the app on all machines"
     elif paths:
-        what = f"the same settings: {', '.join(f'“{option_by_path()[path].meta.label}”' for path in paths)}"
+        what = f"the same settings: {', '.join(f'“{label_of(path)}”' for path in paths)}"
         fix = "Start the run with equal settings on all machines, but for each one's number"
     elif _ROWS in names:
         what, fix = "the same rows", "Copy the data files from the first machine to the others"

@@ -121,12 +121,14 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_shapes(tensors: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]], rank: int) -> None:
-    def misfit(what: str) -> ModelError:
-        return ModelError(
-            "The adapter does not fit this base model.", why=what, fix="Choose the base that it was trained on.", code="adapter-misfit"
-        )
+def misfit(why: str) -> ModelError:
+    """The error for an adapter whose tensors are not those of the base."""
+    return ModelError(
+        "The adapter does not fit this base model.", why=why, fix="Choose the base that it was trained on.", code="adapter-misfit"
+    )
 
+
+def _check_shapes(tensors: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]], rank: int) -> None:
     if not tensors:
         raise misfit("It holds no weights")
     for name, shape in tensors.items():

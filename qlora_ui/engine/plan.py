@@ -29,7 +29,7 @@ from qlora_ui.runs.events import MemoryMeasured, Planned, Started
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import Intervals
 from qlora_ui.settings.migrate import VERSION, as_then
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, label_of, option_by_path
 
 _ROWS_AT_ONCE = 1000
 _SECTIONS = ("model", "quant", "lora", "data", "train")
@@ -169,8 +169,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
 
 
 def _label(path: str) -> str:
-    known = option_by_path().get(path)
-    return f"“{known.meta.label}”" if known else f"the {path}"
+    return f"“{label_of(path)}”" if path in option_by_path() else f"the {path}"
 
 
 def _short(value: Any) -> str:

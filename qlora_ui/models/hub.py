@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from qlora_ui.models.hub_cache import cache_folder, cached_snapshot
 TIMEOUT_S = 15
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+MAKE_ROOM = "Free some space, or move the Hub's cache with HF_HOME."
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
 
 
@@ -115,7 +116,7 @@ def describe(model_id: str, revision: str | None = None) -> HubDetails:
         facts=facts_from_config(config),
         num_params=info.safetensors.total if info.safetensors else None,
         is_gated=bool(info.gated),
-        licence=_licence(info.tags),
+        licence=licence_in(info.tags),
     )
 
 
@@ -189,7 +190,7 @@ def _of_the_disk(model_id: str, error: OSError) -> ModelError:
 
 def disk_full(model_id: str, why: str) -> ModelError:
     """No room for a download."""
-    return _error("hub-disk", f"There is not enough space for {model_id}.", why, "Free some space, or move the Hub's cache with HF_HOME.")
+    return _error("hub-disk", f"There is not enough space for {model_id}.", why, MAKE_ROOM)
 
 
 _BY_STATUS: Mapping[int, tuple[str, str, str]] = {
@@ -247,8 +248,9 @@ def _file(sibling: Any) -> HubFile:
 def _found(info: Any) -> HubModel:
     config = info.config or {}
     total = info.safetensors.total if info.safetensors else None
-    return HubModel(info.id, int(info.downloads or 0), total, bool(info.gated), _licence(info.tags), str(config.get("model_type") or ""))
+    return HubModel(info.id, int(info.downloads or 0), total, bool(info.gated), licence_in(info.tags), str(config.get("model_type") or ""))
 
 
-def _licence(tags: list[str] | None) -> str:
+def licence_in(tags: Iterable[str] | None) -> str:
+    """The licence that a repository's tags name; empty where they name none."""
     return next((tag.removeprefix("license:") for tag in tags or () if tag.startswith("license:")), "")

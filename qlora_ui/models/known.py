@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_ui.models.architecture import SMOLLM2_135M
+from qlora_ui.models.builtin import HUB_ID
 
 
 def _config(model_type: str, shape: tuple[int, int, int, int, int], **rest: Any) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def _config(model_type: str, shape: tuple[int, int, int, int, int], **rest: Any)
 
 
 KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2_135M,
+    HUB_ID: SMOLLM2_135M,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": _config(
         "llama", (2048, 8192, 24, 32, 32), vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
     ),

@@ -115,6 +115,12 @@ def option_by_path() -> Mapping[str, Option]:
     return {option.path: option for option in _declared()}
 
 
+def label_of(path: str) -> str:
+    """The name of an option as the page has it; the path itself where there is no such option."""
+    option = option_by_path().get(path)
+    return option.meta.label if option else path
+
+
 def _declared() -> Iterable[Option]:
     for name, info in RunConfig.model_fields.items():
         section = info.annotation

@@ -19,9 +19,9 @@ import bitsandbytes.functional as bnb_functional
 import torch
 from safetensors import safe_open
 
-from qlora_ui.base.errors import ModelError
 from qlora_ui.base.files import write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
+from qlora_ui.engine.chat_adapters import misfit
 from qlora_ui.engine.exports.lora import LoraWeights, read_lora
 from qlora_ui.engine.exports.safetensors_stream import rewrite
 from qlora_ui.engine.exports.stops import write_stops
@@ -97,12 +97,7 @@ def weight_change(
             weight = weight.to(device)
         merged = lora.apply(name, weight)
         if merged.shape != weight.shape:
-            raise ModelError(
-                "The adapter does not fit this base model.",
-                why=f"{name} has the shape {_shape(weight)}, and the adapter brings {_shape(merged)}.",
-                fix="Choose the base that it was trained on.",
-                code="adapter-misfit",
-            )
+            raise misfit(f"{name} has the shape {_shape(weight)}, and the adapter brings {_shape(merged)}.")
         return merged
 
     return change
@@ -158,12 +153,7 @@ def untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
 def _refuse_leftovers(lora: LoraWeights) -> None:
     if lora.unused:
         name = min(lora.unused)
-        raise ModelError(
-            "The adapter does not fit this base model.",
-            why=f"It was trained for {name} (and {len(lora.unused) - 1} more), which this base does not have.",
-            fix="Choose the base that it was trained on.",
-            code="adapter-misfit",
-        )
+        raise misfit(f"It was trained for {name} (and {len(lora.unused) - 1} more), which this base does not have.")
 
 
 def _write_settings(base: Path, out: Path, config: RunConfig, dtype: torch.dtype, *, untie: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from qlora_ui.base.units import format_bytes, format_count, format_duration
 from qlora_ui.runs.listing import RunRow, compare
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, label_of
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.words import STATUS_WORDS, describe_model, setting_words
@@ -39,7 +39,7 @@ def comparison_html(rows: Sequence[RunRow], configs: Sequence[RunConfig | None],
     lines = []
     for path, values in settings:
         if path not in _LEFT_OUT:
-            lines.append(_line_of(option_by_path()[path].meta.label, [setting_words(value) for value in values]))
+            lines.append(_line_of(label_of(path), [setting_words(value) for value in values]))
     box = (
         f'<label class="q-switcher"><input type="checkbox" data-change="only-different"{" checked" if only_different else ""}> '
         "Differences only</label>"

@@ -12,7 +12,7 @@ from qlora_ui.estimate.workload import fast_path_obstacle, workload_of
 from qlora_ui.settings.consistency import without_effect
 from qlora_ui.settings.intervals import num_warmup_steps
 from qlora_ui.settings.presets import Preset
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, label_of
 from qlora_ui.settings.upstream import optimizer_words
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
@@ -46,7 +46,7 @@ def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[st
     about = escape(preset.about) if preset is not None else "What suits most runs: NF4, rank 16 on every linear layer, three passes."
     if preset is not None and preset.card_gib:
         about += f' <span class="q-chip">for cards from {preset.card_gib:g} GB</span>'
-    names = [option_by_path()[path].meta.label for path in (draft.baseline.differences(RunConfig()))]
+    names = [label_of(path) for path in draft.baseline.differences(RunConfig())]
     listed = f'<span class="q-small">Changes {len(names)} options: {escape(", ".join(names))}.</span>' if names else ""
     if preset is not None and preset.path.parent == own:
         listed += f" {_delete_button(preset.name, preset.title)}"

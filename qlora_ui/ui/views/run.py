@@ -9,7 +9,7 @@ from qlora_ui.runs.card import Holder
 from qlora_ui.runs.events import Ended, Failed, Finished, Paused, PhaseChanged, RequestSeen, Stopped
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Request, Status
-from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.settings.run_config import label_of
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import bullet_list, escape, with_units
 from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_chip
@@ -228,7 +228,7 @@ def _failure(view: RunView, failed: Failed) -> str:
     what = failed.what.rstrip(".") or "The run could not go on"
     buttons = []
     for number, suggestion in enumerate(failed.suggestions):
-        changes = ", ".join(f"{_label(path)} → {value}" for path, value in dict(suggestion.get("values", {})).items())
+        changes = ", ".join(f"{label_of(path)} → {value}" for path, value in dict(suggestion.get("values", {})).items())
         label = str(suggestion.get("label") or changes)
         look = "" if number else "primary"
         button = act_button(
@@ -340,8 +340,3 @@ def _kept(view: RunView) -> str:
     if view.checkpoints:
         return f"The checkpoint of step {view.checkpoints[-1].step:,} is kept; Continue goes on from there."
     return "No checkpoint was saved; Continue starts from the beginning." if view.started else ""
-
-
-def _label(path: str) -> str:
-    option = option_by_path().get(path)
-    return option.meta.label if option else path

@@ -21,7 +21,7 @@ from qlora_ui.runs.events import (
     Stopped,
 )
 from qlora_ui.runs.read import RunView
-from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.settings.run_config import label_of
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.words import fold
 
@@ -92,7 +92,7 @@ def _say(event: Event) -> tuple[str, str, str, str] | None:
             rest = " ".join(part.rstrip(".") + "." for part in (event.why, event.fix) if part)
             return ("warn", "!", event.what, rest) if event.level == "warning" else ("plain", "i", event.what, rest)
         case Healed():
-            changes = ", ".join(f"{_label(path)} {old} → {new}" for path, (old, new) in event.changes.items())
+            changes = ", ".join(f"{label_of(path)} {old} → {new}" for path, (old, new) in event.changes.items())
             return "heal", "+", event.what, changes
         case RequestSeen():
             return "plain", "›", event.detail or f"Asked to {event.request.replace('_', ' ')}", ""
@@ -107,8 +107,3 @@ def _say(event: Event) -> tuple[str, str, str, str] | None:
         case Failed():
             return "bad", "✕", event.what, ""
     return None
-
-
-def _label(path: str) -> str:
-    option = option_by_path().get(path)
-    return option.meta.label if option else path
