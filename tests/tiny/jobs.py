@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,21 @@ def again(made: RunDir) -> RunView:
 def curve(view: RunView) -> list[tuple[int, float, float | None]]:
     """Step, loss and gradient norm of every point."""
     return [(event.step, event.loss, event.grad_norm) for event in view.steps]
+
+
+def whole_steps(view: RunView) -> list[int]:
+    """Steps whose checkpoint is whole."""
+    from qlora_ui.engine.checkpoints import CheckpointStore
+
+    store = CheckpointStore(view.run.checkpoints, 9)
+    return sorted(step for step in store.steps() if store.find(step) is not None)
+
+
+def models_alive() -> int:
+    """Models of the tiny family that this process holds."""
+    from transformers import LlamaForCausalLM
+
+    return sum(isinstance(item, LlamaForCausalLM) for item in gc.get_objects())
 
 
 def when(made: RunDir, matches: Callable[[Event], bool], action: Callable[[], object], launcher: Launcher) -> None:

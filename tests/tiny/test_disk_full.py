@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import again, at_step, curve, tiny_config, train, write_rows
+from jobs import again, at_step, curve, tiny_config, train, whole_steps, write_rows
 
-from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.runs.events import Failed, Noticed
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Status
@@ -108,11 +107,6 @@ def before(target: str, action: Callable[[], object]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, acting)
         yield
-
-
-def whole_steps(view: RunView) -> list[int]:
-    store = CheckpointStore(view.run.checkpoints, 9)
-    return sorted(step for step in store.steps() if store.find(step) is not None)
 
 
 @pytest.mark.parametrize("point", [pytest.param(point, marks=() if point in OFTEN else pytest.mark.slow) for point in IN_SAVE])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from jobs import tiny_config, write_rows
+from jobs import models_alive, tiny_config, write_rows
 from test_job_stops import ask_when_called
 
 from qlora_ui.engine import job
@@ -22,12 +21,6 @@ from qlora_ui.runs.workspace import Workspace
 CYCLES = int(os.environ.get("QLORA_UI_CYCLES", "7"))
 """Twenty in the long form; a few show a leak of a model as well."""
 GROWTH = 0.03
-
-
-def models_alive() -> int:
-    from transformers import LlamaForCausalLM
-
-    return sum(isinstance(item, LlamaForCausalLM) for item in gc.get_objects())
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from jobs import again, curve, tiny_config, train, write_rows
+from jobs import again, curve, models_alive, tiny_config, train, whole_steps, write_rows
 from safetensors import SafetensorError
 
 from qlora_ui.engine import job
@@ -45,18 +45,15 @@ def trained_parameters(trainer: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
 
 
-def whole_steps(view: RunView) -> list[int]:
-    store = CheckpointStore(view.run.checkpoints, 9)
-    return sorted(step for step in store.steps() if store.find(step) is not None)
+def poison_gradient(trainer: Any) -> None:
+    """At the fourth step a gradient is no number."""
+    parameter = trained_parameters(trainer)[0]
+    if trainer.state.global_step == 3 and parameter.grad is not None:
+        parameter.grad.fill_(float("nan"))
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_does_harm(config: RunConfig, workspace: Workspace, monkeypatch: Any) -> None:
-    def poison(trainer: Any) -> None:
-        parameter = trained_parameters(trainer)[0]
-        if trainer.state.global_step == 3 and parameter.grad is not None:
-            parameter.grad.fill_(float("nan"))
-
-    patched_step(monkeypatch, poison)
+    patched_step(monkeypatch, poison_gradient)
     view = train(workspace, config)
     failed = view.ended
     assert isinstance(failed, Failed) and failed.code == "not-a-number" and "step 4" in failed.what
@@ -246,12 +243,6 @@ def raising(error: Exception) -> Any:
     return fail
 
 
-def models_alive() -> int:
-    from transformers import LlamaForCausalLM
-
-    return sum(isinstance(item, LlamaForCausalLM) for item in gc.get_objects())
-
-
 def failed_and_let_go(workspace: Workspace, config: RunConfig) -> Failed:
     """The failure of a run that left nothing in this process for the next one to stumble over."""
     before = models_alive()
@@ -294,12 +285,7 @@ def test_a_result_that_cannot_be_kept_does_not_hide_the_failure(
 ) -> None:
     full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    def poison(trainer: Any) -> None:
-        parameter = trained_parameters(trainer)[0]
-        if trainer.state.global_step == 3 and parameter.grad is not None:
-            parameter.grad.fill_(float("nan"))
-
-    patched_step(monkeypatch, poison)
+    patched_step(monkeypatch, poison_gradient)
     monkeypatch.setattr(job, "publish_adapter", raising(full))
     failed = failed_and_let_go(workspace, config)
     assert failed.code == "not-a-number" and failed.adapter is None

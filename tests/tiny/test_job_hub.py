@@ -11,6 +11,7 @@ from jobs import again, tiny_config, train, write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from hub_stub import HubStub, serve
+from stub_server import take_for_the_hub
 
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.run_dir import Status
@@ -23,16 +24,10 @@ REFUSALS = {401: "hub-401", 403: "hub-403", 404: "hub-404", 429: "hub-429", 500:
 
 @pytest.fixture
 def hub(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
-    import huggingface_hub.constants
-
     stub = HubStub()
     stub.repos[MODEL] = {path.name: path.read_bytes() for path in tiny_model_dir.iterdir() if path.is_file()}
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with serve(stub) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
+        take_for_the_hub(address, tmp_path / "hub", monkeypatch)
         yield stub
 
 

@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
 
 
 class StubHandler(BaseHTTPRequestHandler):
@@ -80,3 +83,14 @@ def serving(handler: type[StubHandler], release: threading.Event) -> Iterator[st
         release.set()
         server.shutdown()
         server.server_close()
+
+
+def take_for_the_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the libraries of this process ask the server at `address` and keep what they download in `cache`."""
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

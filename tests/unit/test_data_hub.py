@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from dataset_hub_stub import COMMIT, DatasetHub, serve
+from stub_server import take_for_the_hub
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.progress import Cancelled
@@ -40,19 +41,13 @@ def lines(start: int, stop: int) -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
-    import huggingface_hub.constants
-
     stub = DatasetHub()
     stub.repos[REPO] = {
         "README.md": b"# Chats", "data/train-00000-of-00002.jsonl": lines(0, 20), "data/train-00001-of-00002.jsonl": lines(20, 30),
         "data/test.jsonl": lines(30, 35), "load.py": b"import os", "dataset_infos.json": b"{}",
     }  # fmt: skip
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with serve(stub) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
+        take_for_the_hub(address, tmp_path / "hub cache", monkeypatch)
         monkeypatch.setenv("HF_DATASETS_SERVER", address)
         yield stub
 

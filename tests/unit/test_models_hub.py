@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hub_stub import COMMIT, HubStub, serve
 from model_files import model_files, safetensors_bytes
+from stub_server import take_for_the_hub
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.progress import Cancelled
@@ -39,16 +40,10 @@ MODEL = "some-owner/small-model"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
-    import huggingface_hub.constants
-
     stub = HubStub()
     stub.repos[MODEL] = model_files() | {"consolidated.safetensors": b"x" * 999, "original/params.json": b"{}", "pytorch_model.bin": b"x"}
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with serve(stub) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
+        take_for_the_hub(address, tmp_path / "hub cache", monkeypatch)
         yield stub
 
 
