@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.cli.target import add_target, target_of
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.runs.card import Card
-from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sampling import Sampling
 
@@ -20,11 +20,7 @@ COMMANDS = "/retry  /undo  /clear  /system TEXT  /base (both sides, or the adapt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who is asked, what, and how the answer is chosen."""
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--run", metavar="RUN", help="run whose adapter answers; “latest” is the newest")
-    who.add_argument("--model", metavar="ID", help="a base model: built-in, a folder, or an id on the Hub")
-    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N of the run instead of its finished adapter")
-    parser.add_argument("--revision", metavar="REVISION", help="version of --model on the Hub")
+    add_target(parser)
     parser.add_argument("--prompt", help="one question; without it a conversation begins")
     parser.add_argument("--system", default="", help="system prompt")
     parser.add_argument("--no-base", action="store_true", help="with --run: only the adapter answers")
@@ -36,18 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer once (`--prompt`) or talk until the user leaves."""
-    if arguments.checkpoint and not arguments.run:
-        raise QloraUiError("A checkpoint belongs to a run.", fix="Give --run too.", where="--checkpoint", code="usage")
     if arguments.json and arguments.prompt is None:
         raise QloraUiError("--json needs a question.", fix="Give --prompt.", where="--prompt", code="usage")
     workspace = Workspace.at(arguments.workspace)
-    run_id = find_run(workspace, arguments.run).id if arguments.run else None
+    target = target_of(arguments, workspace)
 
-    from qlora_ui.engine.chat import ChatService, ChatTarget
+    from qlora_ui.engine.chat import ChatService
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.max_tokens, arguments.seed)
-    named = {"model_id": arguments.model} if arguments.model else {}
-    target = ChatTarget(**named, revision=arguments.revision, run_id=run_id, checkpoint=arguments.checkpoint)
     service = ChatService(workspace, Card())
     try:
         loaded = service.load(target, lambda what, share: print(what, file=sys.stderr) if not arguments.json else None)

@@ -9,9 +9,9 @@ import time
 from functools import partial
 from typing import NoReturn
 
+from qlora_ui.cli.target import add_target, target_of
 from qlora_ui.cli.ui import port_number
 from qlora_ui.runs.card import Card
-from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
 SLICE_S = 0.5
@@ -20,10 +20,7 @@ HELP = "serve a run's adapter (or a model) to other programs on this computer, i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who answers, and where."""
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--run", metavar="RUN", help="run whose adapter answers; “latest” is the newest")
-    who.add_argument("--model", metavar="ID", help="a base model: built-in, a folder, or an id on the Hub")
-    parser.add_argument("--checkpoint", metavar="NAME", help="checkpoint-N of the run instead of its finished adapter")
+    add_target(parser)
     parser.add_argument(
         "--port", type=partial(port_number, least=0), default=8000, help="port on 127.0.0.1; 0 takes a free one (default 8000)"
     )
@@ -33,17 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     workspace = Workspace.at(arguments.workspace)
-    run_id = find_run(workspace, arguments.run).id if arguments.run else None
+    target = target_of(arguments, workspace)
 
-    from qlora_ui.engine.chat import ChatService, ChatTarget
+    from qlora_ui.engine.chat import ChatService
     from qlora_ui.engine.serve import ChatServer
 
-    named = {"model_id": arguments.model} if arguments.model else {}
     service = ChatService(workspace, Card())
     try:
         server = ChatServer(service, arguments.port, arguments.key)
         try:
-            loaded = service.load(ChatTarget(**named, run_id=run_id, checkpoint=arguments.checkpoint), _tell)
+            loaded = service.load(target, _tell)
             if loaded.warning:
                 print(loaded.warning, file=sys.stderr)
             url = server.start()
