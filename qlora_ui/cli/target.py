@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
@@ -19,15 +19,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="REVISION", help="version of --model on the Hub")
 
 
-def target_of(arguments: argparse.Namespace, workspace: Workspace) -> Any:
-    """The engine's ChatTarget that these flags name; raises QloraUiError where they do not go together, RunError for no such run."""
+def target_of(arguments: argparse.Namespace, workspace: Workspace) -> ChatTarget:
+    """What these flags name; raises QloraUiError where they do not go together, RunError for no such run."""
     if arguments.checkpoint and not arguments.run:
         raise QloraUiError("A checkpoint belongs to a run.", fix="Give --run too.", where="--checkpoint", code="usage")
     if arguments.revision and not arguments.model:
         raise QloraUiError("A revision belongs to a model.", fix="Give --model too.", where="--revision", code="usage")
     run_id = find_run(workspace, arguments.run).id if arguments.run else None
-
-    from qlora_ui.engine.chat import ChatTarget
-
     named = {"model_id": arguments.model} if arguments.model else {}
     return ChatTarget(**named, revision=arguments.revision, run_id=run_id, checkpoint=arguments.checkpoint)

@@ -27,16 +27,16 @@ from qlora_ui.engine.chat_answer import BUCKET_TOKENS, Answering, Delta
 from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
-from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
 from qlora_ui.models.catalogue import find_model_folder
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
+from qlora_ui.runs.chat_target import ChatTarget, adapter_folder, target_config
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
 
-__all__ = ["ADAPTER", "BASE", "ChatService", "ChatTarget", "Delta", "Loaded"]
+__all__ = ["ADAPTER", "BASE", "ChatService", "Delta", "Loaded"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

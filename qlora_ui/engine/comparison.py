@@ -17,8 +17,8 @@ from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_
 from qlora_ui.data.rows import Message
 from qlora_ui.engine.chat import ADAPTER, BASE, ChatService
 from qlora_ui.engine.chat_model import ChatModel
-from qlora_ui.engine.chat_targets import ChatTarget
 from qlora_ui.engine.evaluate_scores import MOST_PLACES
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.comparison import Compared, Question, TokenScore
 from qlora_ui.settings.sampling import Sampling
 

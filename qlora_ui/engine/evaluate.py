@@ -22,7 +22,6 @@ from qlora_ui.catalog.metrics import Estimate, bootstrap
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
-from qlora_ui.engine.chat_targets import ChatTarget, adapter_folder, target_config
 from qlora_ui.engine.evaluate_answers import SIDES, Answered, answer_questions, task_scores
 from qlora_ui.engine.evaluate_models import (
     ADAPTER,
@@ -41,6 +40,7 @@ from qlora_ui.engine.load import num_parameters
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
+from qlora_ui.runs.chat_target import ChatTarget, adapter_folder, target_config
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.collect import keep_row
-from qlora_ui.runs.engine import engine_object
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.settings.sampling import read_sampling
-from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.chat_record import Answer, ChatRecord
 from qlora_ui.ui.handler import attempt
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
@@ -29,21 +27,6 @@ SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")
 SYSTEM_CHARACTERS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
-    """Who is talked to: a run's adapter (or one of its checkpoints), or a base model alone."""
-
-    model_id: str = BUILTIN_MODEL
-    revision: str | None = None
-    run_id: str | None = None
-    checkpoint: str | None = None
-
-    @property
-    def key(self) -> str:
-        """The same for the same one, on the page and in the saved conversation."""
-        return f"run|{self.run_id}|{self.checkpoint or ''}" if self.run_id else f"model|{self.model_id}|"
-
-
 class ChatDesk:
     """Safe to use from any thread; one answer at a time."""
 
@@ -54,7 +37,7 @@ class ChatDesk:
         self._wants_stop = False
         self._next_row = 0
         self.note = self.record.lost
-        self.who: Who | None = None
+        self.who: ChatTarget | None = None
         self.is_chosen = False
         """Whether somebody chose who is talked to, or talks to an adapter already; else the newest run is proposed."""
         self.mode = "both"
@@ -85,7 +68,7 @@ class ChatDesk:
 
     # What pages do -------------------------------------------------------------------------------------------------
 
-    def choose(self, who: Who) -> None:
+    def choose(self, who: ChatTarget) -> None:
         """Talk to somebody else, who sees nothing of the conversation so far; it stays on the page."""
         with self._changed:
             if self.busy:
@@ -93,7 +76,7 @@ class ChatDesk:
             self.is_chosen = True
             self._turn_to(who)
 
-    def propose(self, who: Who) -> None:
+    def propose(self, who: ChatTarget) -> None:
         """Talk to this one as long as nobody chooses and no answer is being given."""
         with self._changed:
             if not self.is_chosen and not self.busy and who != self.who:
@@ -109,7 +92,7 @@ class ChatDesk:
             if self.busy:
                 self.stop()
             self.is_chosen = False
-            self._turn_to(Who())
+            self._turn_to(ChatTarget())
             # None, so that the words stay over the next proposal; they go when something is asked or chosen.
             self.who = None
             gone = "run" if run_id else "model"
@@ -275,10 +258,9 @@ class ChatDesk:
 
     def _load(self) -> None:
         with self._changed:
-            who = self.who or Who()
+            target = self.who or ChatTarget()
             self.doing = ("Starting the engine", None)
             self._touch()
-        target = engine_object("chat_targets:ChatTarget")(who.model_id, who.revision, who.run_id, who.checkpoint)
         chat = self._service.chat
         loaded = chat.loaded()
         if loaded is None or loaded.target != target:
@@ -319,7 +301,7 @@ class ChatDesk:
 
     # Small things ----------------------------------------------------------------------------------------------------
 
-    def _turn_to(self, who: Who) -> None:
+    def _turn_to(self, who: ChatTarget) -> None:
         if who != self.who:
             self.context = (0, 0)
         # What is told of the conversation before stays over the first proposal.

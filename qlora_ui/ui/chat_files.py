@@ -14,7 +14,7 @@ from qlora_ui.ui.chat_record import ChatRecord
 from qlora_ui.ui.views.chat_view import SIDE_WORDS
 
 NameOf = Callable[[str], str]
-"""The name of who was talked to, by its key (`Who.key`)."""
+"""The name of who was talked to, by its key (`ChatTarget.key`)."""
 
 
 def kinds_of_file(history: ChatHistory) -> list[str]:

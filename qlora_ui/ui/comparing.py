@@ -12,6 +12,7 @@ from typing import Any
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import write_text
 from qlora_ui.base.progress import IsCancelled, OnProgress
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.comparison import Comparison, Comparisons, Form, Question, as_text
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.held_back import HeldBack
@@ -99,10 +100,10 @@ def typed(service: Service) -> str:
         return ""
 
 
-def target_of(run: RunDir, checkpoint: str = "") -> Any:
+def target_of(run: RunDir, checkpoint: str = "") -> ChatTarget:
     """What the chat loads for a run's adapter, or for one of its checkpoints; the newest of them where it has no adapter."""
     model = run.config().model
-    return engine_object("chat_targets:ChatTarget")(model.id, model.revision, run.id, checkpoint or run.stand_in)
+    return ChatTarget(model.id, model.revision, run.id, checkpoint or run.stand_in)
 
 
 def compare(service: Service, kept: Comparisons, run: RunDir, wish: Wish, *, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:

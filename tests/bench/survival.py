@@ -387,7 +387,7 @@ def _wait(launcher: Launcher, made: RunDir, ending: Status) -> None:
 
 def _chat(chat: Any, run_id: str, number: int) -> None:
     from qlora_ui.data.rows import Message
-    from qlora_ui.engine.chat import ChatTarget
+    from qlora_ui.runs.chat_target import ChatTarget
     from qlora_ui.settings.sampling import Sampling
 
     chat.load(ChatTarget(run_id=run_id))

@@ -22,7 +22,8 @@ from tests.tiny.test_chat import HELLO, answers, write_adapter
 
 @pytest.fixture
 def service(tiny_model_dir: Path, tmp_path: Path) -> Any:
-    from qlora_ui.engine.chat import ChatService, ChatTarget
+    from qlora_ui.engine.chat import ChatService
+    from qlora_ui.runs.chat_target import ChatTarget
 
     workspace = Workspace.at(tmp_path / "workspace")
     run = create_run(workspace, RunConfig().changed({"model.id": str(tiny_model_dir)}))
@@ -46,7 +47,7 @@ def plain(service: Any, *asked: Any) -> dict[str, str]:
 
 
 def test_captured_says_what_the_plain_step_says(service: Any) -> None:
-    from qlora_ui.engine.chat import ChatTarget
+    from qlora_ui.runs.chat_target import ChatTarget
     from qlora_ui.settings.sampling import Sampling
 
     assert service.loaded().is_captured

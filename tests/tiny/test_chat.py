@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError, SettingsError
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.data.rows import Message
-from qlora_ui.engine.chat import ChatService, ChatTarget, Delta
+from qlora_ui.engine.chat import ChatService, Delta
 from qlora_ui.engine.chat_adapters import check_adapter, layer_shapes
 from qlora_ui.engine.chat_model import unpack_for_cpu
 from qlora_ui.engine.decode import GrowingText, Noise, choose_tokens
 from qlora_ui.engine.load import load_quantized
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig

@@ -8,8 +8,9 @@ from jobs import curve, tiny_config, train, write_rows
 
 from qlora_ui.base.files import sha256_of
 from qlora_ui.data.rows import Message
-from qlora_ui.engine.chat import ChatService, ChatTarget
+from qlora_ui.engine.chat import ChatService
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.launcher import Launcher
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Status

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from qlora_ui.engine.chat import ChatService, ChatTarget, Delta
+from qlora_ui.engine.chat import ChatService, Delta
 from qlora_ui.engine.serve import ChatServer
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig

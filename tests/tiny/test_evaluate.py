@@ -21,7 +21,7 @@ from qlora_ui.catalog.metrics import applicable, bootstrap, exact_match, is_vali
 from qlora_ui.cli import main
 from qlora_ui.cli.evaluate import _text
 from qlora_ui.data.rows import Conversation, Message
-from qlora_ui.engine.chat import ChatService, ChatTarget
+from qlora_ui.engine.chat import ChatService
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
 from qlora_ui.engine.dataset import build_datasets, load_tokenizer
@@ -32,6 +32,7 @@ from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.tokens import RowTokenizer
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.comparison import Question
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir

@@ -10,9 +10,9 @@ import pytest
 from pages import NARROW, Looked, served_page
 from playwright.sync_api import Browser, Route, expect
 
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sampling import Sampling
-from qlora_ui.ui.chat_desk import Who
 from qlora_ui.ui.launch import Served
 
 pytestmark = pytest.mark.browser
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Served]:
     with served_page(Workspace.at(tmp_path_factory.mktemp("chat"))) as page:
-        page.service.desk.choose(Who(str(tiny_model_dir)))
+        page.service.desk.choose(ChatTarget(str(tiny_model_dir)))
         yield page
 
 
@@ -166,7 +166,7 @@ def test_a_corrected_answer_becomes_a_row(browser: Browser, served: Served) -> N
 
 
 def test_what_cannot_be_done_is_said_in_words(browser: Browser, served: Served) -> None:
-    served.service.desk.choose(Who("/nowhere/at/all"))
+    served.service.desk.choose(ChatTarget("/nowhere/at/all"))
     looked = Looked(browser, served.url, "chat")
     expect(looked.page.get_by_label("Talk to").locator("option")).not_to_have_count(0)
     expect(looked.page.get_by_label("Talk to")).to_have_value("")  # and not another model's name

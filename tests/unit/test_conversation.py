@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.data.collect import kept_rows
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.chat_desk import ChatDesk, Who
+from qlora_ui.ui.chat_desk import ChatDesk
 from qlora_ui.ui.chat_record import TurnNotes
 from qlora_ui.ui.service import Service
 
@@ -30,7 +31,7 @@ def test_a_conversation_that_cannot_be_read_is_kept_aside_and_told_of(workspace:
     for text in ("[1]", '{"turns": [{"question"', '{"turns": 1}'):
         (workspace.cache / "chat.json").write_text(text, encoding="utf-8")
         desk = ChatDesk(Service(workspace))
-        desk.propose(Who())
+        desk.propose(ChatTarget())
         (aside,) = workspace.cache.glob("chat-unreadable-*.json")
         assert aside.name in desk.note and aside.read_text(encoding="utf-8") == text and not desk.record.history.turns
         aside.unlink()

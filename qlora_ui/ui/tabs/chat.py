@@ -10,10 +10,11 @@ import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.runs.registry import find_run
 from qlora_ui.settings.sections import BUILTIN_MODEL
-from qlora_ui.ui.chat_desk import ChatDesk, Who
+from qlora_ui.ui.chat_desk import ChatDesk
 from qlora_ui.ui.chat_files import as_markdown, as_rows, file_name, kinds_of_file
 from qlora_ui.ui.handler import attempt, problems_html
 from qlora_ui.ui.markup import whole_letters
@@ -59,9 +60,9 @@ def choose_run(service: Service, run_id: str) -> None:
     service.desk.choose(_of_run(service, run_id, newest.name if newest is not None else None))
 
 
-def _of_run(service: Service, run_id: str, checkpoint: str | None = None) -> Who:
+def _of_run(service: Service, run_id: str, checkpoint: str | None = None) -> ChatTarget:
     config = find_run(service.workspace, run_id).config()
-    return Who(config.model.id, config.model.revision, run_id, checkpoint)
+    return ChatTarget(config.model.id, config.model.revision, run_id, checkpoint)
 
 
 def _talk(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
         _propose_newest(service, desk)
     loaded = _loaded(service)
     with desk.locked():
-        who = desk.who or Who()
+        who = desk.who or ChatTarget()
         last = len(desk.record.history.turns) - 1
         asked_of = [turn.asked_of for turn in desk.record.history.turns]
         turns = [
@@ -148,7 +149,7 @@ def _loaded(service: Service) -> Any:
     return service.chat.loaded() if service.has_chat else None
 
 
-def _targets(service: Service, who: Who) -> list[dict[str, Any]]:
+def _targets(service: Service, who: ChatTarget) -> list[dict[str, Any]]:
     """What can be talked to, in groups: runs with what was saved of them, then models alone."""
     rows = [row for row in service.run_lists.rows() if row.has_adapter or row.has_checkpoint or row.id == who.run_id]
     # One that is talked to stands in the list, however old it is.
@@ -189,12 +190,12 @@ def _propose_newest(service: Service, desk: ChatDesk) -> None:
     if newest is not None and desk.who is not None and desk.who.run_id == newest.id:
         return
     try:
-        desk.propose(_of_run(service, newest.id) if newest is not None else Who())
+        desk.propose(_of_run(service, newest.id) if newest is not None else ChatTarget())
     except QloraUiError:
-        desk.propose(Who())  # unreadable settings: its base cannot be known
+        desk.propose(ChatTarget())  # unreadable settings: its base cannot be known
 
 
-def _suggestions(service: Service, who: Who) -> list[str]:
+def _suggestions(service: Service, who: ChatTarget) -> list[str]:
     if who.run_id is None:
         return list(SUGGESTIONS)
     try:
@@ -219,7 +220,7 @@ def _choose(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
     if kind == "run":
         desk.choose(_of_run(service, name, checkpoint or None))
     else:
-        desk.choose(Who(name or BUILTIN_MODEL))
+        desk.choose(ChatTarget(name or BUILTIN_MODEL))
 
 
 def _unload(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def _save(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[st
 
 
 def _name_of(service: Service, key: str) -> str:
-    """Who was talked to, by the key of `Who`, as people say it."""
+    """Who was talked to, by the key of `ChatTarget`, as people say it."""
     kind, name, checkpoint = [*key.split("|"), "", ""][:3]
     if kind != "run":
         return model_title(name or BUILTIN_MODEL)

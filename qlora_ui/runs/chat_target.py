@@ -1,4 +1,4 @@
-"""What can be talked to: base models, runs and their checkpoints. Imports no torch."""
+"""What can be talked to: base models, runs and their checkpoints."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class ChatTarget:
     revision: str | None = None
     run_id: str | None = None
     checkpoint: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for the same one, on the page and in the saved conversation."""
+        return f"run|{self.run_id}|{self.checkpoint or ''}" if self.run_id else f"model|{self.model_id}|"
 
     @property
     def label(self) -> str:
