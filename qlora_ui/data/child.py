@@ -20,8 +20,6 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-import orjson
-
 from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.catalog.formats.columns import guess_mapping
@@ -35,12 +33,15 @@ from qlora_ui.data.readers import read_rows
 from qlora_ui.data.report import SHOWN_ROWS, UNREAD, UNREAD_FIX, Finding, SourceReport, in_order
 from qlora_ui.data.reshape import Reshape
 from qlora_ui.data.row_stream import Item, Progress
+from qlora_ui.data.row_writer import RowWriter
 from qlora_ui.data.sniff import type_of_file
 from qlora_ui.data.threads import joined
 from qlora_ui.data.unpack import unpack
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
 _SAMPLE_BYTES = 32 << 20
+_MOST_SHAPES = 1000
+"""Sets of columns that are known; each row of a file may have its own."""
 _STANDARD = {"messages", "text"}
 """What every row becomes; a new version of texts, some of which were conversations, has both."""
 
@@ -109,6 +110,8 @@ class _Parse:
         self.last: tuple[int, RowProblem] | None = None
         """The row after which nothing could be read."""
         self.formats: Counter[str] = Counter()
+        self.shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...], Mapping[str, str]]] = {}
+        """By a row's columns: its format, the columns that may hold pictures or sound, and what columns mean."""
         self.plain = array("q")
         """Rows that are plain text."""
         self.first_of: dict[str, int] = {}
@@ -179,13 +182,9 @@ class _Parse:
         return head, sample
 
     def _convert(self, rows: Iterator[Item], detection: Detection, checks: TextChecks) -> int:
-        chosen, mapping, convert = detection.format, detection.mapping, detection.format.convert
-        guesses = chosen.name == "columns" and not self.job["mapping"]
-        shapes: dict[tuple[str, ...], tuple[DataFormat, tuple[str, ...], Mapping[str, str]]] = {}
-        num_rows, num_pending = 0, 0
-        offsets, numbers = array("q"), array("q")
-        position = 0
-        with (self.folder / "rows.jsonl").open("wb", buffering=1 << 20) as file:
+        """Write every row that can be used in its standard form; how many there were."""
+        num_pending = 0
+        with RowWriter(self.folder) as file:
             for number, item in rows:
                 num_pending += 1
                 if num_pending == 2000:
@@ -195,48 +194,44 @@ class _Parse:
                     self._note(number, item)
                     continue
                 self.num_seen += 1
-                shape = tuple(item)
-                known = shapes.get(shape)
-                if known is None:
-                    # A row is guessed by its own columns: the first one may lack the context or the system prompt that others have.
-                    meant = guess_mapping(shape) if guesses else mapping
-                    known = self._format_of(item, chosen, mapping), media_columns(shape), meant
-                    if len(shapes) < 1000:
-                        shapes[shape] = known
-                form, media, meant = known
-                self.formats[form.name] += 1
-                if form is not chosen and not {form.name, chosen.name} <= _STANDARD:
-                    self.first_of.setdefault(form.name, number)
-                    self._note_row("DATA-SHAPE", number, RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}"))
-                    continue
-                if filled := next((column for column in media if is_filled(item[column])), ""):
-                    what = f"holds pictures or sound in `{filled}`; only text is learned from"
-                    problem = RowProblem("DATA-MEDIA", what, filled, "Empty the cell if the text makes sense without it")
-                    self._note_row(problem.code, number, problem)
-                    continue
                 try:
-                    normal = convert(item, meant) if form is chosen else form.convert(item, {})
+                    normal = self._standard(number, item, detection)
                 except RowProblem as problem:
                     self._note_row(problem.code, number, problem)
                     continue
-                try:
-                    line = orjson.dumps(normal)
-                except (TypeError, ValueError):  # Integers beyond 64 bits inside tool arguments; rare, so slow is fine.
-                    line = json.dumps(normal, ensure_ascii=False).encode("utf-8", "replace")
-                file.write(line)
-                file.write(b"\n")
-                offsets.append(position)
-                numbers.append(number)
-                position += len(line) + 1
-                num_rows += 1
+                line = file.add(number, normal)
                 if "text" in normal:
                     self.plain.append(number)
                 checks.add(number, normal, line)
         self.is_at_end = True
         checks.finish()
-        for name, values in (("offsets", offsets), ("numbers", numbers)):
-            (self.folder / f"{name}.bin").write_bytes(values.tobytes())
-        return num_rows
+        return len(file.numbers)
+
+    def _standard(self, number: int, item: dict[str, Any], detection: Detection) -> dict[str, Any]:
+        """The standard form of a row; raises RowProblem where it has none."""
+        chosen = detection.format
+        form, media, mapping = self._shape_of(item, detection)
+        self.formats[form.name] += 1
+        if form is not chosen and not {form.name, chosen.name} <= _STANDARD:
+            self.first_of.setdefault(form.name, number)
+            raise RowProblem("DATA-SHAPE", f"is {form.label} and not {chosen.label}")
+        if filled := next((column for column in media if is_filled(item[column])), ""):
+            what = f"holds pictures or sound in `{filled}`; only text is learned from"
+            raise RowProblem("DATA-MEDIA", what, filled, "Empty the cell if the text makes sense without it")
+        return form.convert(item, mapping if form is chosen else {})
+
+    def _shape_of(self, item: dict[str, Any], detection: Detection) -> tuple[DataFormat, tuple[str, ...], Mapping[str, str]]:
+        """What the names of a row's columns say of it, as `shapes` has it."""
+        shape = tuple(item)
+        known = self.shapes.get(shape)
+        if known is None:
+            # A row is guessed by its own columns: the first one may lack the context or the system prompt that others have.
+            is_guessed = detection.format.name == "columns" and not self.job["mapping"]
+            meant = guess_mapping(shape) if is_guessed else detection.mapping
+            known = self._format_of(item, detection.format, detection.mapping), media_columns(shape), meant
+            if len(self.shapes) < _MOST_SHAPES:
+                self.shapes[shape] = known
+        return known
 
     def _format_of(self, row: dict[str, Any], chosen: DataFormat, mapping: Any) -> DataFormat:
         """The chosen format where it fits or nothing does; else the one that the row really is."""
