@@ -39,19 +39,16 @@ from qlora_ui.engine.evaluate_verdict import verdict
 from qlora_ui.engine.load import num_parameters
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
-from qlora_ui.runs.card import Card, Hold
+from qlora_ui.runs.card import Card
 from qlora_ui.runs.chat_target import ChatTarget, adapter_folder, target_config
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.run_config import RunConfig
 
 LAYERS_SHARE = 0.9
 """Of the time for a variant that is read layer by layer; the rest is its output layer."""
 RESULT_BYTES = 2 * MIB
 """Kept free on the disk for the result, which is much smaller: an evaluation takes hours, and the disk may fill up meanwhile."""
-FREE_S = 30.0
-"""Longest wait for a chat to end its token and let go."""
 
 
 def evaluate_run(
@@ -88,8 +85,12 @@ def evaluate_run(
         # A run may be deleted meanwhile; its folder must not come back with nothing but this in it.
         return is_cancelled() or not run.path.is_dir()
 
-    room = room_for(run.evaluation_path, RESULT_BYTES)
-    with room, _hold(card, run, config), card.turns.turn(), out_of_memory_in_words("The evaluation does not fit on the card."):
+    with (
+        room_for(run.evaluation_path, RESULT_BYTES),
+        card.hold_after_chat("evaluation", run.name(config), run_id=run.id, is_cancelled=is_over),
+        card.turns.turn(),
+        out_of_memory_in_words("The evaluation does not fit on the card."),
+    ):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_over)
         began = time.monotonic()
         model = ChatModel.load(config, workspace, on_progress, is_over)
@@ -118,13 +119,6 @@ def evaluate_run(
     stop_if(is_over, "The evaluation")
     write_json(run.evaluation_path, result)
     return result
-
-
-def _hold(card: Card, run: RunDir, config: RunConfig) -> Hold:
-    """The card, which an idle chat gives up: it loads again by itself with the next question."""
-    is_alone = all(holder.who == "chat" for holder in card.holders())
-    wait_s = FREE_S if is_alone and card.free("chat") else 0.0
-    return card.hold("evaluation", run.name(config), run_id=run.id, wait_s=wait_s)
 
 
 class _Evaluation:

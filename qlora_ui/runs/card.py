@@ -17,6 +17,8 @@ from typing import Self
 
 from qlora_ui.base.errors import RunError
 
+FREE_S = 30.0
+"""Longest wait for a chat to end its token and let go."""
 NAMES = {"training": "A training run", "chat": "The chat", "evaluation": "An evaluation", "export": "An export"}
 
 
@@ -141,6 +143,12 @@ class Card:
             hold = Hold(self, Holder(who, what, time.time(), release is not None, run_id), release)
             self._holds.append(hold)
             return hold
+
+    def hold_after_chat(self, who: str, what: str, *, run_id: str, is_cancelled: Callable[[], bool]) -> Hold:
+        """`hold`, for which a chat that is alone there gives the card up: it loads again by itself with the next question."""
+        is_alone = all(holder.who == "chat" for holder in self.holders())
+        wait_s = FREE_S if is_alone and self.free("chat") else 0.0
+        return self.hold(who, what, run_id=run_id, wait_s=wait_s, is_cancelled=is_cancelled)
 
     def holder(self) -> Holder | None:
         """Who has held the card longest; None where it is free."""

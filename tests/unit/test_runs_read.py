@@ -491,6 +491,15 @@ def test_the_card_has_one_holder_unless_both_fit() -> None:
     assert card.holder() is None
 
 
+def test_the_wait_for_a_chat_that_does_not_let_go_can_be_given_up() -> None:
+    card, asked = Card(), []
+    card.hold("chat", "model", release=lambda: asked.append(True))
+    began = time.monotonic()
+    with pytest.raises(RunError, match="The chat has a model in memory"):
+        card.hold_after_chat("evaluation", "run-1", run_id="1", is_cancelled=lambda: True)
+    assert asked and time.monotonic() - began < 5
+
+
 def test_in_one_moment_a_run_looks_the_same_however_often_it_is_looked_at(workspace: Workspace) -> None:
     run = write_run(workspace, end="live", num_steps=40, done=30)
     readers = RunReaders(workspace)

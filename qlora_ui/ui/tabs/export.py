@@ -19,7 +19,7 @@ from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES, SCRIPTS
 from qlora_ui.hardware.system import read_system
 from qlora_ui.models.catalogue import find_model_folder, tuned_name
-from qlora_ui.runs.card import Hold, Holder
+from qlora_ui.runs.card import Holder
 from qlora_ui.runs.engine import engine_object
 from qlora_ui.runs.kept_models import delete_export, runs_on_exports
 from qlora_ui.runs.read import RunView
@@ -51,9 +51,6 @@ from qlora_ui.ui.views.exports import (
 )
 from qlora_ui.ui.views.kept_model import useless_without
 from qlora_ui.ui.views.run import LOOKING
-
-FREE_S = 30.0
-"""Longest wait for a chat to end its token and let go of the card."""
 
 
 def build(page: Page) -> None:
@@ -185,7 +182,7 @@ def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_
         why = words[0].lower() + words[1:]
         how: dict[str, Any] = {"num_prompts": 0, "why_unchecked": why, "on_cpu": True}
         return str(export(run, form, service.workspace, **how, on_progress=on_progress, is_cancelled=is_cancelled).path)
-    with _hold(service, run, is_cancelled):
+    with service.card.hold_after_chat("export", service.readers.view(run).name, run_id=run.id, is_cancelled=is_cancelled):
         result = export(run, form, service.workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     return str(result.path)
 
@@ -217,14 +214,6 @@ def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgre
         stop_if(is_cancelled, "The export")
         put_in_place(made, target)
     return target
-
-
-def _hold(service: Service, run: RunDir, is_cancelled: IsCancelled) -> Hold:
-    """The card, which an idle chat gives up: it loads again by itself with the next question."""
-    card = service.card
-    is_alone = all(holder.who == "chat" for holder in card.holders())
-    wait_s = FREE_S if is_alone and card.free("chat") else 0.0
-    return card.hold("export", service.readers.view(run).name, run_id=run.id, wait_s=wait_s, is_cancelled=is_cancelled)
 
 
 def _pack(service: Service, run: RunDir, form: str, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never) -> Path:
