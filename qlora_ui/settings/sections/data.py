@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.settings.option import Section, option
 from qlora_ui.settings.sections.values import Mapping, Sources
 from qlora_ui.settings.source import DataSource
@@ -25,16 +26,7 @@ class DataSection(Section):
         "auto",
         "The layout of a row. Automatic looks at the rows and says why.",
         label="Format",
-        choices={
-            "auto": "Detect",
-            "messages": "Messages",
-            "sharegpt": "ShareGPT",
-            "alpaca": "Alpaca",
-            "prompt-completion": "Prompt and completion",
-            "columns": "Question and answer columns",
-            "text": "Plain text",
-            "preference": "Preference pairs, chosen answer only",
-        },
+        choices={"auto": "Detect", **{form.name: form.label for form in FORMATS}},
     )
     mapping: Mapping = option(
         {}, "For mapped columns: which column is the user's text, the answer, the system prompt.", label="Column mapping"
