@@ -95,29 +95,11 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
     loaded = _loaded(service)
     with desk.locked():
         who = desk.who or ChatTarget()
-        last = len(desk.record.history.turns) - 1
-        asked_of = [turn.asked_of for turn in desk.record.history.turns]
-        turns = [
-            kept_turn_html(
-                index,
-                turn,
-                desk.record.notes[index],
-                is_last=index == last,
-                is_answering=bool(desk.busy) and index == last,
-                waiting=desk.sides if desk.busy and index == last else (),
-                is_end=turn.asked_of != (asked_of[index + 1] if index < last else who.key),
-            )
-            for index, turn in enumerate(desk.record.history.turns)
-        ]
-        # An answer of a hundred pieces would else bring a long conversation a hundred times.
-        marks = [f"{hash(html) & 0xFFFFFFFFFFFF:x}" for html in turns]
-        had = has if isinstance(has, list) else []
+        turns, marks = _turns(desk, who, has if isinstance(has, list) else [])
         return {
             "version": desk.version,
             "heard": list(desk.record.heard),
-            "turns": [
-                None if had[index : index + 1] == [mark] else html for index, (html, mark) in enumerate(zip(turns, marks, strict=True))
-            ],
+            "turns": turns,
             "marks": marks,
             "busy": desk.busy,
             "state": state_line(desk.busy, desk.doing),
@@ -143,6 +125,29 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
             "unseen": bool(who.run_id and held_back_rows(service.workspace, who.run_id, most=1)),
             "suggestions": _suggestions(service, who),
         }
+
+
+def _turns(desk: ChatDesk, who: ChatTarget, had: list[Any]) -> tuple[list[str | None], list[str]]:
+    """Every turn as HTML, None where the page `had` it, and the mark of each.
+
+    An answer of a hundred pieces would else bring a long conversation a hundred times.
+    """
+    turns = desk.record.history.turns
+    last = len(turns) - 1
+    drawn = [
+        kept_turn_html(
+            index,
+            turn,
+            desk.record.notes[index],
+            is_last=index == last,
+            is_answering=bool(desk.busy) and index == last,
+            waiting=desk.sides if desk.busy and index == last else (),
+            is_end=turn.asked_of != (turns[index + 1].asked_of if index < last else who.key),
+        )
+        for index, turn in enumerate(turns)
+    ]
+    marks = [f"{hash(html) & 0xFFFFFFFFFFFF:x}" for html in drawn]
+    return [None if had[index : index + 1] == [mark] else html for index, (html, mark) in enumerate(zip(drawn, marks, strict=True))], marks
 
 
 def _loaded(service: Service) -> Any:

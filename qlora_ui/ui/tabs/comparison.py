@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,7 @@ def _build_comparison(page: Page) -> None:
     service, work, kept = page.service, page.service.background("comparison"), Comparisons()
     beside = gr.State("")
     gr.HTML(ABOUT, apply_default_css=False)
-    questions = _text("Questions, one a line", "q-comparison-questions", placeholder="How do I boil an egg?")
-    with gr.Row(elem_classes="q-buttons"):
-        held = gr.Button("Add held-back rows", elem_id="q-comparison-held", elem_classes="q-tool", size="md")
-        surprise = gr.Button("Add a random one", elem_id="q-comparison-random", elem_classes="q-tool", size="md")
+    questions = _question_box(page)
     others = live_html("", "comparison-others")
     with gr.Row(elem_id="q-comparison-how"):
         warmth = gr.Number(
@@ -91,26 +89,36 @@ def _build_comparison(page: Page) -> None:
 
         work.press(run.id, job, wish)
 
+    page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
+    page.redraw_after(others.act(handler(_chosen), None, [beside], trigger_mode="multiple", **QUIET))
+    _wire_results(page, view, opened, work, kept)
+
+
+def _question_box(page: Page) -> gr.Textbox:
+    """Where the questions are written, kept for the next visit, with what adds held-back rows to them."""
+    service = page.service
+    questions = _text("Questions, one a line", "q-comparison-questions", placeholder="How do I boil an egg?")
+    with gr.Row(elem_classes="q-buttons"):
+        held = gr.Button("Add held-back rows", elem_id="q-comparison-held", elem_classes="q-tool", size="md")
+        surprise = gr.Button("Add a random one", elem_id="q-comparison-random", elem_classes="q-tool", size="md")
+
     @handler
     def keep(text: str) -> None:
         comparing.keep_typed(service, whole_letters(text))
 
-    @handler
-    def add_some(run_id: str, text: str) -> str:
-        return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=False)
+    def adding(*, at_random: bool) -> Callable[[str, str], str]:
+        @handler
+        def add(run_id: str, text: str) -> str:
+            return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=at_random)
 
-    @handler
-    def add_random(run_id: str, text: str) -> str:
-        return comparing.with_rows(text, held_back_rows(service.workspace, _run(service, run_id).id), at_random=True)
+        return add
 
-    page.redraw_after(start.click(compare, {page.run_id, questions, beside, warmth, most, blind}, None, **QUIET))
     questions.blur(keep, [questions], None, **QUIET)
     # A fold draws its fields when it is opened, and only then what the page's load gave them: nothing must not take the place of a word.
     page.on_load(lambda: comparing.typed(service) or gr.skip(), [questions])
-    held.click(add_some, [page.run_id, questions], [questions], **QUIET)
-    surprise.click(add_random, [page.run_id, questions], [questions], **QUIET)
-    page.redraw_after(others.act(handler(_chosen), None, [beside], trigger_mode="multiple", **QUIET))
-    _wire_results(page, view, opened, work, kept)
+    held.click(adding(at_random=False), [page.run_id, questions], [questions], **QUIET)
+    surprise.click(adding(at_random=True), [page.run_id, questions], [questions], **QUIET)
+    return questions
 
 
 def _wire_results(page: Page, view: Any, opened: Any, work: Background, kept: Comparisons) -> None:
