@@ -44,6 +44,7 @@ from qlora_ui.runs.chat_target import ChatTarget, adapter_folder, target_config
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.run_config import RunConfig
 
 LAYERS_SHARE = 0.9
 """Of the time for a variant that is read layer by layer; the rest is its output layer."""
@@ -93,27 +94,15 @@ def evaluate_run(
     ):
         work = _Evaluation(options, rows, card.turns.pass_on, on_progress, is_over)
         began = time.monotonic()
-        model = ChatModel.load(config, workspace, on_progress, is_over)
-        try:
-            model.add_adapter("adapter", adapter)
-            warning = replaced_words(noted_weights(adapter), weights_mark(model.folder), model.folder)
-            unquantized = UnquantizedModels(model.folder, config, model.device, num_parameters(model.base)[1])
-            work.score_quantized(model)
-            answers = work.answer(model, conversations)
-        finally:
-            model.free()
-        work.score_unquantized(unquantized, adapter)
-    result = work.result(answers, is_replaced=bool(warning)) | {
+        measured = work.measure(config, workspace, adapter, conversations)
+    result = measured | {
         "num_held_back": num_held_back,
         "run_id": run.id,
         "checkpoint": checkpoint,
         "adapter_sha256": adapter_sha256,
-        "warning": warning,
         "model": config.model.id,
         "time": time.time(),
         "duration_s": round(time.monotonic() - began, 1),
-        "device": torch.cuda.get_device_name(unquantized.device) if unquantized.device.type == "cuda" else "CPU",
-        "dtype": str(unquantized.dtype).removeprefix("torch."),
         "versions": versions(),
     }
     stop_if(is_over, "The evaluation")
@@ -143,6 +132,24 @@ class _Evaluation:
         self._is_cancelled = is_cancelled
         self._num_steps = max(len(options.variants) + (options.num_answers != 0), 1)
         self._answered = False
+
+    def measure(self, config: RunConfig, workspace: Workspace, adapter: Path, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """All scores and answers, with what they were computed on; one model is in memory at a time."""
+        model = ChatModel.load(config, workspace, self._on_progress, self._is_cancelled)
+        try:
+            model.add_adapter("adapter", adapter)
+            warning = replaced_words(noted_weights(adapter), weights_mark(model.folder), model.folder)
+            unquantized = UnquantizedModels(model.folder, config, model.device, num_parameters(model.base)[1])
+            self.score_quantized(model)
+            answers = self.answer(model, conversations)
+        finally:
+            model.free()
+        self.score_unquantized(unquantized, adapter)
+        return self.result(answers, is_replaced=bool(warning)) | {
+            "warning": warning,
+            "device": torch.cuda.get_device_name(unquantized.device) if unquantized.device.type == "cuda" else "CPU",
+            "dtype": str(unquantized.dtype).removeprefix("torch."),
+        }
 
     def score_quantized(self, model: ChatModel) -> None:
         """Base and adapter on the one 4-bit model."""
