@@ -13,7 +13,8 @@ import struct
 import subprocess
 import sys
 from functools import lru_cache
-from pathlib import Path
+
+from qlora_ui.base import children
 
 _SYSTEM_CALLS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     # Audit architecture, number of seccomp, and what is refused: socket, connect, bind, listen, accept, accept4, socketpair,
@@ -65,9 +66,8 @@ def _filter(architecture: int, refused: tuple[int, ...]) -> bytes:
 @lru_cache(maxsize=1)
 def can_refuse_network() -> bool:
     """Whether the kernel of this machine does it; tried once, in a process of its own."""
-    root = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.no_network import refuse_network; sys.exit(not refuse_network())"
+    command = children.isolated("from qlora_ui.data.no_network import refuse_network; sys.exit(not refuse_network())")
     try:
-        return subprocess.run([sys.executable, "-I", "-c", code], timeout=20, check=False, capture_output=True).returncode == 0
+        return subprocess.run(command, timeout=20, check=False, capture_output=True).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False

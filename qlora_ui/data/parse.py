@@ -10,7 +10,6 @@ import queue
 import secrets
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,6 @@ from typing import IO, Any
 
 import psutil
 
-import qlora_ui
 from qlora_ui.base import children
 from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
@@ -190,13 +188,11 @@ class _Child:
             return self._listen(process)
 
     def _started(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-        root = str(Path(qlora_ui.__file__).resolve().parent.parent)
-        # -I: nothing of the user's environment or folder is imported into the child.
-        code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.child import main; main()"
-        environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
+        environment = children.environment_without_secrets()
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
         streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._complaints}
-        return children.child([sys.executable, "-I", "-c", code], **streams, env=environment, cwd=self._job["folder"])
+        command = children.isolated("from qlora_ui.data.child import main; main()")
+        return children.child(command, **streams, env=environment, cwd=self._job["folder"])
 
     def _tell(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None

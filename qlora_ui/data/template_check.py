@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from functools import lru_cache
-from pathlib import Path
 
-import qlora_ui
+from qlora_ui.base import children
 from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.templates import TEMPLATES
@@ -30,18 +28,15 @@ def check_template(source: str) -> None:
         return
     if len(source.encode()) > MAX_TEMPLATE_BYTES:
         raise _error("TPL-LIMIT", f"The chat template is longer than {format_bytes(MAX_TEMPLATE_BYTES)}.", "Such a size is no template.")
-    root = str(Path(qlora_ui.__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from qlora_ui.data.template_child import main; main()"
-    environment = {key: value for key, value in os.environ.items() if not key.upper().endswith(("TOKEN", "KEY", "SECRET", "PASSWORD"))}
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", code],
+            children.isolated("from qlora_ui.data.template_child import main; main()"),
             input=json.dumps({"template": source, "cpu_s": _CPU_S}),
             capture_output=True,
             text=True,
             encoding="utf-8",
             timeout=TIME_LIMIT_S,
-            env=environment,
+            env=children.environment_without_secrets(),
             check=False,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )

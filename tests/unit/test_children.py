@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from qlora_ui.base.children import child
+from qlora_ui.base.children import child, environment_without_secrets, isolated
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 APP = f"""
 import threading, time
-from qlora_ui.base.children import child
+from qlora_ui.base.children import child, environment_without_secrets, isolated
 def work():
     with child({SLEEPS!r}) as started:
         print(started.pid, flush=True)
@@ -36,3 +37,14 @@ def test_a_program_ends_with_the_work_that_started_it() -> None:
     with pytest.raises(KeyError), child(SLEEPS) as started:
         raise KeyError
     assert started.returncode is not None
+
+
+def test_a_reader_of_foreign_files_sees_no_secrets_and_nothing_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "my_api_key", "AWS_SECRET", "DB_PASSWORD"):
+        monkeypatch.setenv(name, "hush")
+    (tmp_path / "orjson.py").write_text("print('taken')", encoding="utf-8")
+    code = "import os, orjson, qlora_ui; print([name for name, value in os.environ.items() if value == 'hush'])"
+    done = subprocess.run(
+        isolated(code), env=environment_without_secrets(), cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
