@@ -22,6 +22,8 @@ from qlora_ui.data.template_check import check_template
 # Private-use characters: in no text, and trimmed by no template.
 _MARK = "\ue000answer\ue001"
 _ASK = "\ue002question\ue003"
+# Of a tool in a list, of a call and of a thought: letters that JSON and Python write as they are.
+_LISTED, _NAME, _THOUGHT = "probe_listed", "probe_called", "probe of a thought"
 
 Turn = dict[str, Any]
 Span = tuple[int, int]
@@ -57,12 +59,8 @@ class Renderer:
         for source in self._templates.values():
             check_template(source)
         self._constants: Mapping[str, Any] = tokenizer.special_tokens_map
-        everything = "".join(self._templates.values())
         self._special = special_pattern(tokenizer)
         self._trailing = re.compile(rf"(?:{self._special.pattern}|\s)+$")
-        self._knows_thinking = any(word in everything for word in ("reasoning_content", ".thinking", "'thinking'", '"thinking"'))
-        self._knows_tools = "tool_calls" in everything or "'tool'" in everything or '"tool"' in everything
-        self.knows_tool_list = "tools" in everything
         try:
             self._probe()
         except RowRefused as error:
@@ -77,7 +75,12 @@ class Renderer:
     def _probe(self) -> None:
         ask = {"role": "user", "content": _ASK}
         answer = {"role": "assistant", "content": _MARK}
-        self.has_system = self._works([{"role": "system", "content": "x"}, ask])
+        self.has_system = self._writes(_MARK, [{"role": "system", "content": _MARK}, ask])
+        tool = {"type": "function", "function": {"name": _LISTED, "description": "", "parameters": {"type": "object", "properties": {}}}}
+        self.knows_tool_list = self._writes(_LISTED, [ask], [tool])
+        self._knows_thinking = self._writes(_THOUGHT, [ask, {**answer, "reasoning_content": _THOUGHT}])
+        # Beside a list of tools another template may serve than without one.
+        self._knows_calls = {True: self._writes_calls(ask, [tool]), False: self._writes_calls(ask, None)}
         whole = self.render([ask, answer])
         prompt = self.render([ask], prompt=True)
         tail = whole.rpartition(_MARK)[2]
@@ -91,12 +94,19 @@ class Renderer:
         # What the template writes between the prompt and the answer's first letter, such as a space; the model says it too.
         self._lead = whole.partition(_MARK)[0][len(prompt) :] if whole.startswith(prompt) else ""
 
-    def _works(self, turns: list[Turn]) -> bool:
+    def _writes(self, mark: str, turns: list[Turn], tools: list[Any] | None = None) -> bool:
+        """Whether the text of some turns has the mark that stands in them: many templates pass over what they do not know."""
         try:
-            text = self.render(turns)
+            return mark in self.render(turns, tools)
         except RowRefused:
             return False
-        return "x" in text.replace(_ASK, "")
+
+    def _writes_calls(self, ask: Turn, tools: list[Any] | None) -> bool:
+        """Whether a call of a tool is written, with words beside it and without, and what the tool answered."""
+        call = {"type": "function", "id": "call00001", "function": {"name": _NAME, "arguments": {"place": "here"}}}
+        answered = {"role": "tool", "name": _NAME, "content": _MARK, "tool_call_id": "call00001"}
+        called = [{"role": "assistant", "content": words, "tool_calls": [call]} for words in ("", "Let me look.")]
+        return all(self._writes(_NAME, [ask, turn], tools) and self._writes(_MARK, [ask, turn, answered], tools) for turn in called)
 
     def render(self, turns: Sequence[Turn], tools: Sequence[Any] | None = None, *, prompt: bool = False) -> str:
         """The text of some turns; `prompt` adds what asks for an answer. Raises RowRefused."""
@@ -116,8 +126,9 @@ class Renderer:
 
     def turns_of(self, conversation: Conversation) -> tuple[list[Turn], list[Any] | None]:
         """The messages as this template can take them: what it has no place for is written into the text."""
-        turns = [self._turn(message.as_dict()) for message in conversation.messages]
         tools: list[Any] | None = [dict(tool) for tool in conversation.tools] or None
+        knows_calls = self._knows_calls[bool(tools) and self.knows_tool_list]
+        turns = [self._turn(message.as_dict(), knows_calls) for message in conversation.messages]
         if tools and not self.knows_tool_list:
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
             turns = _with_system(turns, f"You may call these tools:\n{listed}")
@@ -126,13 +137,13 @@ class Renderer:
             turns = _system_in_question(turns)
         return turns, tools
 
-    def _turn(self, turn: Turn) -> Turn:
+    def _turn(self, turn: Turn, knows_calls: bool) -> Turn:
         if self.neutralize:
             turn |= {name: disarmed(turn[name], self._special) for name in ("content", "reasoning_content") if name in turn}
         if "reasoning_content" in turn and not self._knows_thinking:
             thinking = turn.pop("reasoning_content")
             turn["content"] = f"<think>\n{thinking.strip()}\n</think>\n\n{turn['content']}"
-        if not self._knows_tools:
+        if not knows_calls:
             if turn["role"] == "tool":
                 turn = {"role": "user", "content": f"<tool_response>\n{turn['content']}\n</tool_response>"}
             elif "tool_calls" in turn:

@@ -29,7 +29,7 @@ from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
 """The label of a token that is not learned."""
-TOKENS_VERSION = 4
+TOKENS_VERSION = 5
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
 

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from template_families import CLOCK, CLOCK_JSON, FAMILIES, Case, Family
+from template_families import CLOCK, CLOCK_JSON, FAMILIES, TALK, TIMED, Case, Family
 from template_tools import MARKED, TALK_WITH_TOOLS
 
+from qlora_ui.catalog.templates import template_named
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer
 from qlora_ui.engine.tokenizer import stop_token_ids
@@ -135,3 +136,46 @@ def test_plain_text_needs_no_template_and_ends() -> None:
     assert row.labels == row.input_ids
     doubled = tokenize_conversation(Conversation((), text="<s>Hello! See you."), tokenizer, DataSection())
     assert doubled.input_ids == row.input_ids
+
+
+# What templates that are in use do with what they do not know: they pass over it without a word.
+PASSES_OVER_CALLS = (
+    "{% for m in messages %}{% if m.role in ('user', 'system', 'assistant') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if xml_tools %}{{ xml_tools }}{% endif %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WITH_TOOLS_ONLY = {
+    "default": template_named("chatml").jinja,
+    "tool_use": (
+        "<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+}
+PASSES_OVER_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n"
+    "{% elif m.role == 'assistant' %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+)
+CALL = '{"name": "clock", "arguments": {"zone": "UTC"}}'
+
+
+@pytest.mark.parametrize("has_list", [True, False])
+@pytest.mark.parametrize("template", [PASSES_OVER_CALLS, WITH_TOOLS_ONLY], ids=["never", "with a list only"])
+def test_a_call_is_learned_where_the_template_passes_over_calls(template: Any, has_list: bool) -> None:
+    """An answer without words would be learned in its place: the end of the turn alone."""
+    tokenizer = make_tokenizer(("<|im_start|>", "<|im_end|>"), "<|im_end|>", None, template)
+    conversation = conversation_of(Case("", TIMED[:4], "", (CLOCK,) if has_list else ()))
+    rendered = Renderer(tokenizer).rendered(conversation)
+    call, answer = (rendered.text[start:end] for start, end in rendered.spans)
+    is_native = has_list and template is WITH_TOOLS_ONLY
+    assert call == (f"{CALL}<|im_end|>" if is_native else f"<tool_call>\n{CALL}\n</tool_call><|im_end|>")
+    assert answer == "Twenty to one.<|im_end|>"
+    assert ('"description": "The time."' in rendered.text) == has_list
+
+
+def test_a_system_prompt_is_read_where_the_template_passes_over_it() -> None:
+    """The template's own words hold letters of any prompt, such as the x of its first token."""
+    special = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer = make_tokenizer(special, "<|endoftext|>", "<|endoftext|>", PASSES_OVER_SYSTEM)
+    text = Renderer(tokenizer).rendered(conversation_of(Case("", TALK[:3], ""))).text
+    assert text == "<|endoftext|><|user|>\nBe brief.\n\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n"
