@@ -20,6 +20,7 @@ _ROUND_TO = 64
 _BARS = 30
 MAX_TOKENS = int(option_by_path()["data.max_length"].maximum or 0)
 """The longest conversation that can be set."""
+_LOST = {"TPL-THOUGHT": "thought", "TPL-CALL": "call", "TPL-WORDS": "words"}
 
 Array = np.ndarray[Any, Any]
 Words = tuple[Severity, str, str, str, dict[str, Any] | None]
@@ -65,6 +66,7 @@ def lint_tokens(
         "DATA-CONTEXT": _beyond(lengths, data, context_tokens),
         "DATA-SPECIAL": np.array(table.marks.get("special", []), dtype=np.int64),
         "DATA-BOS": np.array(table.marks.get("bos", []), dtype=np.int64),
+        **{code: np.array(table.marks.get(mark, []), dtype=np.int64) for code, mark in _LOST.items()},
         "DATA-OVERLAP": overlap if overlap is not None else np.zeros(0, dtype=np.int64),
     }
     tokens = _counts(table, data, flagged, context_tokens)
@@ -192,6 +194,19 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
             what = f"Control tokens of this model's template stand inside the text of {of_all}."
             fix = "Disarm them, or drop the rows."
             return "warning", what, "The model takes them for the end of a turn.", fix, _set("data.neutralize_special_tokens", True)
+        case "TPL-THOUGHT" if data.train_on == "answers":
+            what = f"The chat template leaves out thoughts of earlier answers in {of_all}."
+            why = "These answers would be learned as if nothing had been thought before them."
+            return "warning", what, why, "Learn the last answer only.", _set("data.train_on", "last-answer")
+        case "TPL-THOUGHT":
+            what, why = f"The chat template leaves out thoughts of answers in {of_all}.", "They are not learned."
+            return "warning", what, why, "Choose another chat template, such as ChatML, which keeps them.", None
+        case "TPL-CALL":
+            what, why = f"The chat template leaves out calls of tools in {of_all}.", "The model would learn to answer without them."
+            return "warning", what, why, "Choose another chat template, such as ChatML, which keeps them.", None
+        case "TPL-WORDS":
+            what, why = f"The chat template leaves out or changes words of answers in {of_all}.", "What is left out is not learned."
+            return "warning", what, why, "Look at such a row; ChatML, another chat template, keeps them.", None
         case "DATA-BOS":
             return "note", f"{of_all} began with a start token of their own; the second one was removed.", "", "", None
     what = f"{count:,} held-back {'rows are' if count > 1 else 'row is'} the same as rows that are trained on."

@@ -39,6 +39,8 @@ class Rendered:
 
     text: str
     spans: tuple[Span, ...]
+    lost: tuple[frozenset[str], ...] = ()
+    """Of each answer, what the template leaves out: `thought`, `call`, `words`."""
 
 
 class Renderer:
@@ -90,6 +92,9 @@ class Renderer:
         self.filler = tail[len(self.end) :]
         self.header = prompt[_shared(self.render([ask]), prompt) :]
         """What asks for an answer: `<|im_start|>assistant` and a line break; empty where the template has none."""
+        opened = self.header.rpartition("<think>")
+        self._opened = opened[2] if opened[1] and not opened[2].strip() else None
+        """What follows the `<think>` with which an answer is asked for, such as a line break; None where the prompt opens no thought."""
         self.end_is_token = bool(special)
         # What the template writes between the prompt and the answer's first letter, such as a space; the model says it too.
         self._lead = whole.partition(_MARK)[0][len(prompt) :] if whole.startswith(prompt) else ""
@@ -167,7 +172,29 @@ class Renderer:
             if not after <= start <= end <= len(text):
                 raise RowRefused("the chat template moves its turns around, so that answers cannot be told apart")
             spans.append((start, end))
-        return Rendered(text, tuple(spans))
+        text, spans = self._as_asked(text, spans, turns, tools)
+        answers = [turn for turn in turns if turn["role"] == "assistant"]
+        lost = (_lost(turn, text[start:end]) for turn, (start, end) in zip(answers, spans, strict=True))
+        return Rendered(text, tuple(spans), tuple(lost))
+
+    def _as_asked(self, text: str, spans: list[Span], turns: list[Turn], tools: list[Any] | None) -> tuple[str, list[Span]]:
+        """The last answer behind the very prompt that asks for it in a chat, where that opens a thought and the finished turn has none.
+
+        DeepSeek-R1's template drops the thoughts of every answer, since a chat goes on without them. Learned like that, the answer
+        would stand behind a prompt that no chat asks with, and what the data thinks would be lost.
+        """
+        last = turns[-1]
+        if self._opened is None or len(turns) == 1 or last["role"] != "assistant" or "tool_calls" in last:
+            return text, spans
+        try:
+            prompt = self.render(turns[:-1], tools, prompt=True)
+        except RowRefused:
+            return text, spans
+        if text.startswith(prompt) or not prompt.startswith(text[: spans[-1][0]]):
+            return text, spans
+        thought, answer = _thought_of(last)
+        said = f"{thought}{self._opened}</think>{2 * self._opened}{answer}{self.end}"
+        return prompt + said + self.filler, [*spans[:-1], (len(prompt), len(prompt) + len(said))]
 
     def _span(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int) -> Span:
         start = self._start_by_prefix(text, turns, tools, position)
@@ -238,6 +265,23 @@ class Renderer:
         if run and (last := [match.end() for match in self._special.finditer(run[0])]):
             return start + run.start() + last[-1]
         return end - len(self.filler) if not self.end and self.filler and said.endswith(self.filler) else end
+
+
+def _thought_of(turn: Turn) -> tuple[str, str]:
+    """What is thought and what is said in an answer, whether the thought has a place of its own or stands in the text."""
+    content = str(turn["content"])
+    if "reasoning_content" in turn:
+        return str(turn["reasoning_content"]).strip(), content
+    before, ends, said = content.rpartition("</think>")
+    return (before.strip().removeprefix("<think>").strip(), said.lstrip("\n")) if ends else ("", content)
+
+
+def _lost(turn: Turn, said: str) -> frozenset[str]:
+    """What of an answer is not in the text that the template makes of it."""
+    thought, words = _thought_of(turn)
+    calls = [call["function"]["name"] for call in turn.get("tool_calls", ())]
+    parts = [("thought", thought), ("words", words.strip()), *(("call", name) for name in calls)]
+    return frozenset(kind for kind, part in parts if part not in said)
 
 
 def _shared(one: str, two: str) -> int:

@@ -61,7 +61,8 @@ class Whole:
     spans: tuple[Span, ...]
     refused: str = ""
     marks: tuple[str, ...] = ()
-    """What is odd about the text: `special` (control tokens of this template in it), `bos` (it began with a start token)."""
+    """What is odd about the text: `special` (control tokens of this template in it), `bos` (it began with a start token); and what
+    the template leaves out of the learned answers: `thought`, `call`, `words`."""
     encoding: Any = None
     skipped: int = 0
     """Tokens of the encoding that were left out at its start."""
@@ -138,14 +139,16 @@ class RowTokenizer:
         rendered = self.renderer.rendered(conversation)
         if self.data.train_on == "everything":
             spans: tuple[Span, ...] = ((0, len(rendered.text)),)
+            lost = set[str]().union(*rendered.lost)
         else:
             answers = [message for message in conversation.messages if message.role == "assistant"]
-            pairs = list(zip(rendered.spans, answers, strict=True))
+            pairs = list(zip(rendered.spans, rendered.lost, answers, strict=True))
             pairs = pairs[-1:] if self.data.train_on == "last-answer" else pairs
-            spans = tuple(span for span, answer in pairs if answer.is_learned)
+            spans = tuple(span for span, _, answer in pairs if answer.is_learned)
+            lost = set[str]().union(*(parts for _, parts, answer in pairs if answer.is_learned))
         spells = self._special.search
         has_special = any(spells(message.content) or spells(message.thinking) for message in conversation.messages)
-        return rendered.text, spans, ("special",) if has_special else ()
+        return rendered.text, spans, (*(("special",) if has_special else ()), *sorted(lost))
 
     def _encode(self, written: list[_Written], *, is_plain: bool) -> Iterator[Whole]:
         if not written:

@@ -145,7 +145,7 @@ QWEN3 = """{%- if tools %}
 ZEPHYR = """{% for m in messages %}{{- '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}
 {%- if loop.last and add_generation_prompt %}{{- '<|assistant|>\n' }}{% endif %}{% endfor %}"""
 
-# R1's: the prompt opens a thinking block, a finished turn has none, whatever the content held.
+# R1's: the prompt opens a thinking block, a finished turn has none, whatever the content held; the last answer is learned behind the prompt.
 DEEPSEEK = """{{- bos_token }}{% set ns = namespace(after_tool=false) %}
 {%- for m in messages if m.role == 'system' %}{{- m.content }}{% endfor %}
 {%- for m in messages %}
@@ -369,12 +369,18 @@ FAMILIES: tuple[Family, ...] = (
                 "system",
                 TALK,
                 "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hi<｜Assistant｜>⟦Hello!<｜end▁of▁sentence｜>⟧"
-                "<｜User｜>Bye<｜Assistant｜>⟦See you.<｜end▁of▁sentence｜>⟧",
+                "<｜User｜>Bye<｜Assistant｜><think>\n⟦\n</think>\n\nSee you.<｜end▁of▁sentence｜>⟧",
             ),
             Case(
                 "thinking dropped, answer like a tag",
                 (user("17 x 6?"), says("<think>\n60 and 42.\n</think>102."), user("A tag?"), says("<thing>")),
-                "<｜begin▁of▁sentence｜><｜User｜>17 x 6?<｜Assistant｜>⟦102.<｜end▁of▁sentence｜>⟧<｜User｜>A tag?<｜Assistant｜>⟦<thing><｜end▁of▁sentence｜>⟧",
+                "<｜begin▁of▁sentence｜><｜User｜>17 x 6?<｜Assistant｜>⟦102.<｜end▁of▁sentence｜>⟧<｜User｜>A tag?<｜Assistant｜><think>\n⟦\n</think>\n\n<thing><｜end▁of▁sentence｜>⟧",
+            ),
+            Case(
+                "the last thought is kept behind the prompt",
+                _THOUGHT,
+                "<｜begin▁of▁sentence｜><｜User｜>17 x 6?<｜Assistant｜>⟦\n\n102.<｜end▁of▁sentence｜>⟧"
+                "<｜User｜>And 3 more?<｜Assistant｜><think>\n⟦102 and 3.\n</think>\n\n105.<｜end▁of▁sentence｜>⟧",
             ),
             Case(
                 "tools",
@@ -382,7 +388,7 @@ FAMILIES: tuple[Family, ...] = (
                 "<｜begin▁of▁sentence｜>You may call these tools:\n" + CLOCK_JSON + "<｜User｜>Late?<｜Assistant｜>"
                 '⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>clock\n{"zone": "UTC"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>⟧'
                 "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>12:40<｜tool▁output▁end｜><｜tool▁outputs▁end｜>⟦Twenty to one.<｜end▁of▁sentence｜>⟧"
-                "<｜User｜>Thanks<｜Assistant｜>⟦Sure.<｜end▁of▁sentence｜>⟧",
+                "<｜User｜>Thanks<｜Assistant｜><think>\n⟦\n</think>\n\nSure.<｜end▁of▁sentence｜>⟧",
                 (CLOCK,),
             ),
         ),

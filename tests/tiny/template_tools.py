@@ -167,7 +167,7 @@ MARKED: dict[str, str] = {
         "\n"
         "You may call these tools:\n"
         "CLOCK<｜User｜>Late?<｜Assistant｜>⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>clock\n"
-        '{"zone": "UTC"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>12:40<｜tool▁output▁end｜><｜tool▁outputs▁end｜>⟦Twenty to one.<｜end▁of▁sentence｜>⟧<｜User｜>Thanks<｜Assistant｜>⟦Sure.<｜end▁of▁sentence｜>⟧'
+        '{"zone": "UTC"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>12:40<｜tool▁output▁end｜><｜tool▁outputs▁end｜>⟦Twenty to one.<｜end▁of▁sentence｜>⟧<｜User｜>Thanks<｜Assistant｜><think>\n⟦\n</think>\n\nSure.<｜end▁of▁sentence｜>⟧'
     ),
     "smollm2": (
         "<|im_start|>system\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,43 @@ def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Works
     assert raised.data.max_length > 96 and "DATA-ANSWER-LOST" not in {finding.code for finding in lens.report(raised).findings}
     disarmed = config.changed(lens.fix(config, findings["DATA-SPECIAL"].fix_action or {}))
     assert {f.code: f.severity for f in lens.report(disarmed).findings}["DATA-SPECIAL"] == "note"
+
+
+# Writes the thought of the last answer alone, no words beside a call, and of several calls the first.
+_LEAVES_OUT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content and loop.last %}<think>\n{{ m.reasoning_content }}\n"
+    "</think>\n\n{% endif %}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_a_template_leaves_out_of_answers_is_told(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    (model / "chat_template.jinja").write_text(_LEAVES_OUT)
+    ask, call = {"role": "user", "content": "?"}, {"function": {"name": "clock", "arguments": {}}}
+    rows = [
+        [
+            ask,
+            {"role": "assistant", "content": "One.", "thinking": "Why one"},
+            ask,
+            {"role": "assistant", "content": "2", "thinking": "so"},
+        ],
+        [ask, {"role": "assistant", "content": "One."}, ask, {"role": "assistant", "content": "Two.", "thinking": "Why two"}],
+        [ask, {"role": "assistant", "content": "Let me look.", "tool_calls": [call]}],
+        [ask, {"role": "assistant", "content": "", "tool_calls": [call, {"function": {"name": "map", "arguments": {}}}]}],
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    lens, config = Lens(workspace), config_for(str(tmp_path / "rows.jsonl"), model)
+
+    def told(config: RunConfig) -> dict[str, tuple[int, ...]]:
+        return {found.code: found.rows for found in lens.report(config).findings if found.code.startswith("TPL-")}
+
+    assert told(config) == {"TPL-THOUGHT": (1,), "TPL-WORDS": (3,), "TPL-CALL": (4,)}
+    finding = next(found for found in lens.report(config).findings if found.code == "TPL-THOUGHT")
+    last = config.changed(lens.fix(config, finding.fix_action or {}))
+    assert "TPL-THOUGHT" not in told(last) and "so\n</think>" in lens.preview(last, 0).text
+    assert told(config.changed({"model.template": "chatml"})) == {}
 
 
 def test_no_longer_conversation_is_proposed_than_the_model_was_made_for(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
