@@ -95,7 +95,8 @@ def _line(event: Event, plan: Planned | None) -> str:
             share = f" {progress:.0%}" if progress is not None else ""
             return f"{_PHASES[phase]}{': ' + detail if detail else ''}{share}" if phase in _PHASES else ""
         case Planned():
-            memory = f", about {format_bytes(event.predicted_bytes)}" if event.predicted_bytes else ""
+            each = f" in each of {event.num_processes} processes" if event.num_processes > 1 else ""
+            memory = f", about {format_bytes(event.predicted_bytes)}{each}" if event.predicted_bytes else ""
             return f"{event.num_steps} steps of {event.effective_batch} rows out of {event.num_train_rows}{memory}"
         case StepLogged():
             left = f", {format_duration((plan.num_steps - event.step) * event.step_s)} left" if plan else ""

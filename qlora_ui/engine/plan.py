@@ -68,7 +68,8 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
     memory = estimate_memory(facts, config, device, shape)
     duration = estimate_duration(facts, config, device, num_rows, mean)
     unlearned = estimate_duration(facts, config, replace(device, speeds={}), num_rows, mean)
-    return Prediction(memory.total_bytes, duration.total_s, duration.energy_j, unlearned.step_s, memory.is_fast)
+    # Of one process: what it measures of itself is compared with it.
+    return Prediction(memory.process_bytes, duration.total_s, duration.energy_j, unlearned.step_s, memory.is_fast)
 
 
 def refuse_unsuited(config: RunConfig, folder: Path) -> None:

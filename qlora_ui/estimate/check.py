@@ -38,7 +38,7 @@ class CheckedMemory:
     """What the check found."""
 
     total_bytes: int
-    """What the card will show for this process."""
+    """What the card will show for this process; of a processor, what all processes of the run take together."""
     allocated_bytes: int
     reserved_bytes: int
     static_bytes: int
@@ -201,4 +201,5 @@ def replay(  # noqa: PLR0917
     if work.is_fast:
         peak_reserved += _beyond_the_record(facts, config, work, main.peak_allocated_bytes - static - overhead.workspace_bytes)
     reserved = max(peak_reserved, load_reserved_bytes(facts, config, work))
-    return CheckedMemory(reserved + overhead.context_bytes, peak_allocated, reserved, static)
+    found = (reserved + overhead.context_bytes, peak_allocated, reserved, static)
+    return CheckedMemory(*(work.num_sharing * num_bytes for num_bytes in found))

@@ -83,6 +83,13 @@ class MemoryEstimate:
     """What this amount of memory hangs on."""
     doubts: tuple[str, ...] = ()
     """What of these settings nobody has measured yet; with one of them the range is twice as wide and the precise check worth its time."""
+    num_sharing: int = 1
+    """Processes that need as much each of the one memory; all figures are of all of them."""
+
+    @property
+    def process_bytes(self) -> int:
+        """What one process holds, which is what it can measure of itself."""
+        return self.total_bytes // self.num_sharing
 
     def fits(self, device: DeviceProfile) -> bool:
         """Whether it fits what is free on the device."""
@@ -109,21 +116,23 @@ def estimate_memory(facts: ModelFacts, config: RunConfig, device: DeviceProfile,
     total = allocated + slack + context
     if load_peak > total:
         slack, moment, total = slack + load_peak - total, "loading", load_peak
-    parts = {name: {**parts, "slack": slack, "context": context}[name] for name in PARTS}
+    parts = {name: work.num_sharing * {**parts, "slack": slack, "context": context}[name] for name in PARTS}
+    total *= work.num_sharing
     doubts = _doubts(facts, config, device, adapter, work)
-    spread = (DOUBTFUL_SPREAD if doubts else SPREAD) * (total - context)
+    spread = (DOUBTFUL_SPREAD if doubts else SPREAD) * (total - work.num_sharing * context)
     return MemoryEstimate(
         parts=parts,
         total_bytes=total,
         low_bytes=round(total - spread),
         high_bytes=round(total + spread),
-        load_peak_bytes=load_peak,
-        allocated_bytes=allocated,
+        load_peak_bytes=work.num_sharing * load_peak,
+        allocated_bytes=work.num_sharing * allocated,
         trainable_params=adapter.num_params,
         is_fast=work.is_fast,
         moment=moment,
         notes=_notes(facts, device, work),
         doubts=doubts,
+        num_sharing=work.num_sharing,
     )
 
 
@@ -131,8 +140,9 @@ def saved_bytes(memory: MemoryEstimate, config: RunConfig) -> int:
     """What a run wants of the disk at most: the checkpoints that are kept with the best one, the next while it is written, the adapter,
     and what a checkpoint leaves free.
     """
-    adapter = memory.parts["adapter"]
-    return (config.output.keep_last + 2) * (adapter + memory.parts["optimizer"]) + adapter + CHECKPOINT_MARGIN_BYTES
+    # One process writes, however many of them hold the same.
+    adapter, optimizer = (memory.parts[name] // memory.num_sharing for name in ("adapter", "optimizer"))
+    return (config.output.keep_last + 2) * (adapter + optimizer) + adapter + CHECKPOINT_MARGIN_BYTES
 
 
 def _static_parts(facts: ModelFacts, config: RunConfig, adapter: Adapter, work: Workload) -> dict[str, int]:
@@ -314,6 +324,7 @@ def _doubts(facts: ModelFacts, config: RunConfig, device: DeviceProfile, adapter
 def _notes(facts: ModelFacts, device: DeviceProfile, work: Workload) -> tuple[str, ...]:
     measured = "; the first run measures it" if device.is_present else ""
     candidates = (
+        (work.num_sharing > 1, f"Each of the {work.num_sharing} processes needs a model of its own in this memory."),
         (work.attention == "math", "On this card attention needs memory with the square of the length."),
         (work.is_eager, "Attention keeps its scores: memory grows with the square of the length."),
         (device.context_source == "assumed", f"The share of CUDA itself is assumed{measured}."),

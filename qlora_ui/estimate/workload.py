@@ -64,6 +64,8 @@ class Workload:
     kept_layers: int
     """Layers that are not recomputed."""
     num_devices: int
+    num_sharing: int
+    """Processes that hold all of this in one memory: those of a processor on this computer; a card has one."""
 
     @property
     def tokens(self) -> int:
@@ -143,6 +145,7 @@ def workload_of(facts: ModelFacts, config: RunConfig, device: DeviceProfile, dat
         windowed_share=facts.num_windowed_layers / facts.num_layers if is_windowed else 0.0,
         kept_layers=num_kept_layers(facts, config),
         num_devices=config.launch.num_processes * config.launch.num_machines,
+        num_sharing=config.launch.num_processes if device.is_cpu else 1,
     )
 
 

@@ -12,12 +12,14 @@ import pytest
 from qlora_ui.base.units import GIB, MIB
 from qlora_ui.estimate.activations import logit_tile, tile_rows
 from qlora_ui.estimate.adapter import adapter_of, optimizer_bytes
+from qlora_ui.estimate.check import replay
 from qlora_ui.estimate.deltas import deltas
-from qlora_ui.estimate.memory import PARTS, MemoryEstimate, estimate_memory, quantized_bytes
+from qlora_ui.estimate.memory import PARTS, MemoryEstimate, estimate_memory, quantized_bytes, saved_bytes
 from qlora_ui.estimate.precision import adapter_bytes, compute_dtype
 from qlora_ui.estimate.quantization import explain
+from qlora_ui.estimate.trace import Depth, Trace
 from qlora_ui.estimate.workload import DataShape, model_problems, workload_of
-from qlora_ui.hardware.devices import named_device
+from qlora_ui.hardware.devices import cpu_profile, named_device
 from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.settings.run_config import RunConfig
 
@@ -240,3 +242,20 @@ def test_a_base_that_is_split_over_cards_or_machines_need_not_fit_one() -> None:
     assert two.parts == over_machines.parts
     assert two.parts["weights_4bit"] == whole // 2 + whole // 28 and eight.parts["weights_4bit"] == whole // 8 + whole // 28
     assert two.moment != "loading" != eight.moment and eight.total_bytes < two.total_bytes
+
+
+def test_processes_on_one_processor_need_a_model_each() -> None:
+    config = PLAIN.changed({"launch.device": "cpu", "launch.where": "process"})
+    two = config.changed({"launch.num_processes": 2})
+    alone, both = (estimate_memory(QWEN, some, cpu_profile()) for some in (config, two))
+    assert both.total_bytes == sum(both.parts.values()) == 2 * alone.total_bytes == 2 * both.process_bytes
+    assert both.low_bytes < both.total_bytes < both.high_bytes and not alone.notes
+    assert "2 processes" in both.notes[0] and saved_bytes(both, two) == saved_bytes(alone, config)
+    # Cards have a memory each, and so have the machines that share the work.
+    assert estimate_memory(QWEN, two, CARD).num_sharing == 1
+    machines = config.changed({"launch.num_machines": 2})
+    assert estimate_memory(QWEN, machines, cpu_profile()).total_bytes == alone.total_bytes
+    # The precise check counts them as well.
+    depth = Depth.of(QWEN.num_layers, 0)
+    found = [replay(Trace(), depth, QWEN, some, cpu_profile(), workload_of(QWEN, some, cpu_profile())) for some in (config, two)]
+    assert found[1].total_bytes == 2 * found[0].total_bytes > 0
