@@ -48,7 +48,7 @@ from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Notice
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.intervals import Intervals, intervals
+from qlora_ui.settings.intervals import Intervals, intervals, warmup_words
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import optimizer_words
 
@@ -266,6 +266,8 @@ class Job:
                 truncated_rows=receipt.num_truncated if receipt else 0,
             )
         )
+        if words := warmup_words(config, ground.plan.num_steps):
+            self.journal.write(Noticed(level="warning", code="warmup", what=words, fix="Choose a warm-up of fewer steps"))
         if words := optimizer_words(config, on_gpu=ground.device.type == "cuda"):
             self.journal.write(Noticed(level="info", code="optimizer", what=words))
 

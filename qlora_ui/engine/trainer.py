@@ -36,7 +36,7 @@ from qlora_ui.engine.split import adapter_names, gather_adapter, scatter_adapter
 from qlora_ui.engine.unlogged import Unlogged, unlogged_of
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import CheckpointSaved, Event, Healed, Noticed
-from qlora_ui.settings.intervals import Intervals
+from qlora_ui.settings.intervals import Intervals, warmup_argument
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
@@ -52,6 +52,7 @@ def training_arguments(config: RunConfig, plan: Intervals, output_dir: Path, *, 
         **sft_arguments(config, on_gpu=on_gpu, compute_dtype=compute_dtype),
         "output_dir": str(output_dir),
         "max_length": config.data.max_length,
+        "warmup_steps": warmup_argument(config, plan.num_steps),
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "eval_strategy": "steps" if plan.eval_every else "no",
         "eval_steps": plan.eval_every or None,

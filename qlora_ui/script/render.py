@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from qlora_ui.settings.intervals import Intervals
+from qlora_ui.settings.intervals import Intervals, warmup_argument
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import bnb_arguments, lora_arguments, sft_arguments
 
@@ -186,6 +186,7 @@ def run_arguments(config: RunConfig, facts: ScriptFacts) -> dict[str, Any]:
     """Arguments of SFTConfig that a run has beside those of `sft_arguments`, but for what depends on the place: intervals and silence."""
     return {
         "max_length": config.data.max_length,
+        "warmup_steps": warmup_argument(config, facts.plan.num_steps),
         "eval_strategy": "steps" if facts.has_eval else "no",
         "eval_steps": facts.plan.eval_every if facts.has_eval else None,
         "save_strategy": "steps",

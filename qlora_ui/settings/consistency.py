@@ -26,6 +26,7 @@ def without_effect(config: RunConfig) -> dict[str, str]:
     max_steps, evaluation = config.train.max_steps, config.eval
     rules = (
         (max_steps is not None, ("train.epochs",), f"“Number of steps” is {max_steps} and decides"),
+        (config.train.schedule == "constant", ("train.warmup",), "“Constant” begins with the whole learning rate"),
         (evaluation.share == 0, ("eval.every", "eval.batch_size", "eval.keep_best"), "no rows are held back for checking"),
         (config.launch.num_machines == 1, ("launch.machine_rank", "launch.main_host"), "one machine works alone"),
         (not evaluation.probes, ("eval.probe_every", "eval.probe_tokens"), "there are no probe questions"),

@@ -49,6 +49,30 @@ def num_held_back(num_rows: int, share: float) -> int:
     return min(max(round(num_rows * share), 1), num_rows - 1) if share > 0 and num_rows > 1 else 0
 
 
-def num_warmup_steps(warmup: float, num_steps: int) -> int:
-    """Steps with a rising learning rate, a share below 1 rounded as transformers does."""
-    return math.ceil(num_steps * warmup) if warmup < 1 else round(warmup)
+def num_warmup_steps(config: RunConfig, num_steps: int) -> int:
+    """Steps with a rising learning rate, the first with none; a share below 1 is rounded up as transformers does, but leaves a step.
+
+    All of a run of one step would else be a step of size 0, from which nothing is learned.
+    """
+    warmup = config.train.warmup
+    if config.train.schedule == "constant":
+        return 0
+    return min(math.ceil(num_steps * warmup), num_steps - 1) if warmup < 1 else round(warmup)
+
+
+def warmup_argument(config: RunConfig, num_steps: int) -> float | int:
+    """`warmup_steps` of transformers' arguments: a share of all steps as it was chosen, unless that would be all of them."""
+    warmup = config.train.warmup
+    # An int is a number of steps: 5.0 would be rejected.
+    return warmup if warmup < 1 and math.ceil(num_steps * warmup) < num_steps else num_warmup_steps(config, num_steps)
+
+
+def warmup_words(config: RunConfig, num_steps: int) -> str:
+    """A sentence where the run ends before the learning rate has risen; else empty."""
+    warmup = num_warmup_steps(config, num_steps)
+    if warmup < max(num_steps, 1):
+        return ""
+    reached = config.train.learning_rate * (num_steps - 1) / warmup
+    run = "1 step" if num_steps == 1 else f"{num_steps} steps"
+    got = f"ends at {reached:.2g}" if reached else "stays at 0, and nothing is learned"
+    return f"The warm-up takes {warmup} steps and the run has {run}: the learning rate of {config.train.learning_rate:g} {got}."

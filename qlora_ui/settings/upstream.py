@@ -61,8 +61,8 @@ def sft_arguments(config: RunConfig, *, on_gpu: bool, compute_dtype: str) -> dic
     arguments["optim"] = OPTIMIZERS[train.optimizer] if on_gpu else "adamw_torch"
     arguments["max_steps"] = train.max_steps if train.max_steps is not None else -1
     arguments["neftune_noise_alpha"] = train.neftune or None
-    # A float below 1 is a share of all steps, an int is a number of steps: 5.0 would be rejected.
-    arguments["warmup_steps"] = train.warmup if train.warmup < 1 else round(train.warmup)
+    # How many steps there are is known to those who call: `intervals.warmup_argument`.
+    del arguments["warmup_steps"]
     if train.schedule == "cosine_with_min_lr":
         arguments["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}
     return {

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from jobs import curve, tiny_config, train, write_rows
+from safetensors.torch import load_file
 
 from qlora_ui.base.units import MIB
+from qlora_ui.engine.adapter import WEIGHTS
 from qlora_ui.runs.events import CheckpointSaved, MemoryMeasured, PhaseChanged
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.read import RunView
@@ -133,3 +135,12 @@ def test_probes_and_the_dry_run_leave_the_curve_as_it_is(finished: RunView, tiny
 def test_the_owner_leaves_no_trace(finished: RunView) -> None:
     assert not finished.run.has_owner()
     assert not finished.run.pending_requests()
+
+
+def test_a_run_of_one_step_learns_from_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 5)
+    config = tiny_config(tiny_model_dir, rows, train__max_steps=None, train__epochs=1, train__warmup=0.03, train__accumulation=8)
+    view = train(Workspace.at(tmp_path / "one"), config.changed({"eval.share": 0}))
+    assert [(event.step, event.learning_rate) for event in view.steps] == [(1, config.train.learning_rate)]
+    weights = load_file(view.run.adapter / WEIGHTS)
+    assert all(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)

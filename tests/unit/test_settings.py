@@ -7,6 +7,7 @@ import yaml
 
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.settings.consistency import without_effect
+from qlora_ui.settings.intervals import num_warmup_steps, warmup_argument, warmup_words
 from qlora_ui.settings.presets import read_yaml
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.source import DataSource
@@ -144,8 +145,23 @@ def test_upstream_arguments_follow_the_lesson() -> None:
     }
     assert lora_arguments(config)["target_modules"] == ["q_proj", "v_proj"] and lora_arguments(config)["lora_alpha"] == 32
     sft = sft_arguments(config, on_gpu=True, compute_dtype="bfloat16")
-    assert sft["bf16"] and not sft["fp16"] and sft["warmup_steps"] == 5 and isinstance(sft["warmup_steps"], int)
+    assert sft["bf16"] and not sft["fp16"] and "warmup_steps" not in sft
+    steps = warmup_argument(config, 100)
+    assert steps == 5 and isinstance(steps, int)
     assert sft_arguments(config, on_gpu=False, compute_dtype="float32")["use_cpu"]
+
+
+def test_a_run_is_never_all_warm_up_by_a_share_of_it() -> None:
+    """The first step of a warm-up has the size 0: a run of one step learned nothing, and ended as done."""
+    config = RunConfig()
+    assert [num_warmup_steps(config, steps) for steps in (1, 2, 33, 34, 100)] == [0, 1, 1, 2, 3]
+    assert (warmup_argument(config, 1), warmup_argument(config, 2)) == (0, 0.03)
+    assert not any(warmup_words(config, steps) for steps in (1, 2, 100))
+    chosen = config.changed({"train.warmup": 50, "train.learning_rate": 0.01})
+    assert warmup_words(chosen, 26) == "The warm-up takes 50 steps and the run has 26 steps: the learning rate of 0.01 ends at 0.005."
+    assert "stays at 0, and nothing is learned" in warmup_words(chosen, 1) and not warmup_words(chosen, 51)
+    constant = chosen.changed({"train.schedule": "constant"})
+    assert not warmup_words(constant, 26) and "train.warmup" in without_effect(constant)
 
 
 def test_every_option_speaks_to_a_person() -> None:

@@ -61,6 +61,9 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert draft.duration is not None and draft.duration.num_steps == 6
     # transformers rounds the share of warm-up steps up.
     assert automatic_words(draft, "train.warmup") == "1 of 6 steps"
+    beyond = make_draft(service_that_counted(workspace, report.with_tokens(tokens, ())), values | {"train.warmup": 9}, "", draft.device)
+    assert "The warm-up takes 9 steps and the run has 6 steps" in caution_words(beyond, "train.warmup")
+    assert "q-ready-warmup" in ready_html(beyond) and "q-ready-warmup" not in ready_html(draft)
     assert "each row 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)

@@ -11,7 +11,7 @@ from qlora_ui.estimate import workload
 from qlora_ui.estimate.memory import saved_bytes
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.run_dir import Status
-from qlora_ui.settings.intervals import num_held_back
+from qlora_ui.settings.intervals import num_held_back, warmup_words
 from qlora_ui.settings.presets import FIRST_PRESET
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.markup import escape, go_link, middle_cut, prose, sentence_case, with_units
@@ -55,6 +55,7 @@ def ready_html(draft: Draft | None, lost: str = "") -> str:
         _unseen(draft),
         _otherwise(draft),
         _beyond(draft),
+        _warmup(draft),
         _disk(draft),
         _missing(draft),
         _steps(draft),
@@ -280,6 +281,14 @@ def _beyond(draft: Draft) -> str:
         return ""
     link = go_link("Show", tab_of("data.max_length"), option_by_path()["data.max_length"].dom_id)
     return f'<p class="q-note q-note-warn q-small" id="q-ready-beyond">{escape(words)} {link}</p>'
+
+
+def _warmup(draft: Draft) -> str:
+    """A warning where the run ends before its learning rate has risen."""
+    if draft.config is None or draft.duration is None or not (words := warmup_words(draft.config, draft.duration.num_steps)):
+        return ""
+    link = go_link("Show", tab_of("train.warmup"), option_by_path()["train.warmup"].dom_id)
+    return f'<p class="q-note q-note-warn q-small" id="q-ready-warmup">{escape(words)} {link}</p>'
 
 
 def _disk(draft: Draft) -> str:

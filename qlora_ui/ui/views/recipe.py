@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qlora_ui.estimate.advice import Advice
 from qlora_ui.estimate.workload import fast_path_obstacle, workload_of
 from qlora_ui.settings.consistency import without_effect
-from qlora_ui.settings.intervals import num_warmup_steps
+from qlora_ui.settings.intervals import num_warmup_steps, warmup_words
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, label_of
 from qlora_ui.settings.upstream import optimizer_words
@@ -82,8 +82,8 @@ def automatic_words(draft: Draft, path: str) -> str:
     if path in ("train.batch_size", "train.accumulation"):
         return f"Effective batch {config.effective_batch}"
     steps = draft.duration.num_steps if draft.duration is not None else None
-    if path == "train.warmup" and steps is not None:
-        return f"{num_warmup_steps(config.train.warmup, steps)} of {steps} steps"
+    if path == "train.warmup" and steps is not None and config.train.schedule != "constant":
+        return f"{num_warmup_steps(config, steps)} of {steps} steps"
     if path == "train.fast_path" and config.train.fast_path == "auto" and draft.facts is not None:
         obstacle = fast_path_obstacle(draft.facts, config, draft.device)
         return f"Now off: {obstacle}" if obstacle is not None else "Now on"
@@ -102,6 +102,8 @@ def caution_words(draft: Draft, path: str) -> str:
     """What to know of an option as it is set now; empty where there is nothing to say."""
     if path == "data.max_length":
         return beyond_context(draft)
+    if path == "train.warmup" and draft.config is not None and draft.duration is not None:
+        return warmup_words(draft.config, draft.duration.num_steps)
     if path == "train.optimizer" and draft.config is not None:
         return optimizer_words(draft.config, on_gpu=not draft.device.is_cpu)
     return ""
