@@ -10,7 +10,7 @@ from .apply import FastReport, fast_state, remove_fast_path
 from .buckets import batch_buckets
 from .micro_step import MicroStep, read_batch
 from .ops import KERNEL_ERRORS
-from .packing import COUNTED, CountingCollator, PackedCollator
+from .packing import COUNTED, PADDING, CountingCollator, PackedCollator
 
 
 class FastStepMixin:
@@ -92,7 +92,8 @@ class FastStepMixin:
         self._micro_position = (step, position)
         if self._token_count is not None:
             mask = inputs.get("attention_mask")
-            self._token_count += inputs["input_ids"].numel() if mask is None else mask.sum().to(self._token_count.device)
+            packed = inputs["input_ids"].numel() - inputs.get(PADDING, 0)
+            self._token_count += packed if mask is None else mask.sum().to(self._token_count.device)
         accumulation = int(self.current_gradient_accumulation_steps)  # type: ignore[attr-defined]
         try:
             return micro.run(
@@ -120,6 +121,11 @@ class FastStepMixin:
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Prepare a batch for the plain step or a check, without what only the fast step reads, which does not come by here."""
         inputs.pop(COUNTED, None)
+        padding = inputs.pop(PADDING, None)
+        if padding is not None and self.model.training:  # type: ignore[attr-defined]
+            # SFTTrainer's step will count every position of a packed batch.
+            accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+            self._total_train_tokens -= int(accelerator.reduce(torch.tensor(padding, device=accelerator.device)))
         return super()._prepare_inputs(inputs)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:

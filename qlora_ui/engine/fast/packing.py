@@ -12,6 +12,8 @@ import torch
 IGNORED = -100
 COUNTED = "counted_positions"
 """Of a batch: the positions that predict a label that counts, for the fast step alone."""
+PADDING = "num_padding"
+"""Of a packed batch: how many of its tokens fill it up, which no attention mask says."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,10 @@ class PackedCollator:
     """Collate packed rows into one row of `batch_rows * row_length` tokens whose shapes never change.
 
     Returns input_ids, labels and position_ids (1, T) int64, cu_seq_lens_q/k int32 of fixed length (padded by repeating T), max_length_q/k =
-    row_length; and `COUNTED`, int64, the positions that predict a label that counts. Positions restart with each sample; a row's padded
-    tail is a document of its own with labels -100; the first label of each document is -100, since nothing before it may predict it. Where
-    no row holds more than one document (`max_documents` 1), rows are documents and padding belongs to them, which lets attention run on
-    whole rows. A last batch of fewer rows is filled up with padding rows.
+    row_length; `COUNTED`, int64, the positions that predict a label that counts; and `PADDING`. Positions restart with each sample; a row's
+    padded tail is a document of its own with labels -100; the first label of each document is -100, since nothing before it may predict it.
+    Where no row holds more than one document (`max_documents` 1), rows are documents and padding belongs to them, which lets attention run
+    on whole rows. A last batch of fewer rows is filled up with padding rows.
     """
 
     pad_token_id: int
@@ -108,12 +110,14 @@ class PackedCollator:
         ids = torch.full((total,), self.pad_token_id, dtype=torch.int64)
         labels = torch.full((total,), IGNORED, dtype=torch.int64)
         starts: list[int] = []
+        num_real = 0
         for row in range(self.batch_rows):
             begin = row * self.row_length
             used = 0
             if row < len(examples):
                 tokens = list(examples[row]["input_ids"])[: self.row_length]
                 used = len(tokens)
+                num_real += used
                 ids[begin : begin + used] = torch.tensor(tokens, dtype=torch.int64)
                 labels[begin : begin + used] = torch.tensor(list(examples[row].get("labels", tokens))[:used], dtype=torch.int64)
                 place = 0
@@ -143,6 +147,7 @@ class PackedCollator:
             "max_length_q": self.row_length,
             "max_length_k": self.row_length,
             COUNTED: (labels[1:] != IGNORED).nonzero()[:, 0],
+            PADDING: total - num_real,
         }
 
 
