@@ -123,9 +123,9 @@ class FastStepMixin:
         inputs.pop(COUNTED, None)
         padding = inputs.pop(PADDING, None)
         if padding is not None and self.model.training:  # type: ignore[attr-defined]
-            # SFTTrainer's step will count every position of a packed batch.
+            # SFTTrainer's step will count every position of a packed batch, over several processes by this function.
             accelerator: Any = self.accelerator  # type: ignore[attr-defined]
-            self._total_train_tokens -= int(accelerator.reduce(torch.tensor(padding, device=accelerator.device)))
+            self._total_train_tokens -= int(accelerator.gather_for_metrics(torch.tensor(padding, device=accelerator.device)).sum())
         return super()._prepare_inputs(inputs)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
