@@ -17,7 +17,7 @@ from qlora_ui.models.catalogue import public_name
 from qlora_ui.runs.events import Planned
 from qlora_ui.runs.journal import read_events
 from qlora_ui.runs.run_dir import RunDir
-from qlora_ui.script.render import ScriptFacts, render_script
+from qlora_ui.script.render import ScriptFacts, as_one_program, render_script
 from qlora_ui.script.trl_yaml import render_trl_yaml
 from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.run_config import RunConfig
@@ -116,13 +116,15 @@ def _chat_template(name: str, data: Path, run: RunDir | None) -> str:
 
 def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:
     has_eval = (data / "eval.tokens.parquet").is_file()
-    plan = intervals(config, _num_rows(data / "train.jsonl"), _num_rows(data / "eval.jsonl"))
-    if run is not None:
-        planned = next((event for event in reversed(read_events(run.journal_path)) if isinstance(event, Planned)), None)
-        if planned is not None and not planned.packed:
-            plan = replace(plan, num_steps=planned.num_steps, eval_every=planned.eval_every, save_every=planned.save_every)
+    num_rows = _num_rows(data / "train.jsonl")
+    events = read_events(run.journal_path) if run is not None else []
+    planned = next((event for event in reversed(events) if isinstance(event, Planned)), None)
+    rows_in_one = max(num_rows / planned.num_train_rows, 1.0) if planned is not None and planned.packed else 1.0
+    plan = intervals(as_one_program(config, rows_in_one), num_rows, _num_rows(data / "eval.jsonl"))
+    if planned is not None and not planned.packed:
+        plan = replace(plan, num_steps=planned.num_steps, eval_every=planned.eval_every, save_every=planned.save_every)
     template = None if config.model.template == "auto" else template_named(config.model.template).end
-    return ScriptFacts(public_name(config.model.id), plan, has_eval, template, run.id if run else "")
+    return ScriptFacts(public_name(config.model.id), plan, has_eval, template, run.id if run else "", rows_in_one)
 
 
 def _num_rows(path: Path) -> int:

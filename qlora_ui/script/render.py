@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from qlora_ui.settings.intervals import Intervals, warmup_argument
-from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.settings.upstream import bnb_arguments, lora_arguments, sft_arguments
 
 WIDTH = 116
@@ -30,19 +30,36 @@ class ScriptFacts:
     template: str | None = None
     """End token of a chosen chat template, whose text lies in `chat_template.jinja`; None keeps the model's own."""
     run_id: str = ""
+    rows_in_one: float = 1.0
+    """Conversations in a packed row of the run, on average; 1 where rows were not packed."""
 
 
 def render_script(config: RunConfig, facts: ScriptFacts) -> str:
     """The text of `train.py`: about 60 lines that train on `data/*.tokens.parquet` beside it."""
-    alone = on_one_card(config)
+    alone = as_one_program(config, facts.rows_in_one)
     return _opening(config, facts) + _model(alone) + _training(alone, facts)
 
 
-def on_one_card(config: RunConfig) -> RunConfig:
-    """The same learning by one process, as the exported files have it: what several cards shared of a batch is added up."""
-    cards = config.launch.num_processes * config.launch.num_machines
+def as_one_program(config: RunConfig, rows_in_one: float) -> RunConfig:
+    """The same learning by one process on rows that are not packed, as the exported files have it.
+
+    What several cards shared of a batch is added up, and so are the conversations that shared a packed row: a step learns from as many.
+    """
     one = {"launch.num_processes": 1, "launch.num_machines": 1, "launch.machine_rank": 0, "launch.sharding": "none"}
-    return config if cards == 1 else config.changed({**one, "train.accumulation": config.train.accumulation * cards})
+    rounds = round(config.train.accumulation * config.launch.num_processes * config.launch.num_machines * rows_in_one)
+    most = option_by_path()["train.accumulation"].maximum
+    return config.changed({**one, "train.accumulation": min(max(rounds, 1), int(most or rounds))})
+
+
+def otherwise_words(config: RunConfig, facts: ScriptFacts) -> str:
+    """What the exported files do otherwise than the run did, in sentences; empty where they do the same."""
+    cards = config.launch.num_processes * config.launch.num_machines
+    shared = f"The run shared each batch among {cards} processes; this is one, and adds up {cards} times as many rounds."
+    packed = (
+        f"The run packed about {facts.rows_in_one:.3g} conversations into a row; here each has its own, and as many more rounds\n"
+        "are added up: a step learns from about as many conversations, and the curve is close to the run's, not the same."
+    )
+    return "\n".join(([shared] if cards > 1 else []) + ([packed] if facts.rows_in_one > 1 else []))
 
 
 def _opening(config: RunConfig, facts: ScriptFacts) -> str:
@@ -50,9 +67,8 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
     files = '{"train": str(HERE / "data/train.tokens.parquet")' + (
         ', "eval": str(HERE / "data/eval.tokens.parquet")}' if facts.has_eval else "}"
     )
-    cards = config.launch.num_processes * config.launch.num_machines
-    words = f"The run shared each batch among {cards} processes; this program is one, and adds up {cards} times as many rounds."
-    shared = f"\n{words}\n" if cards > 1 else ""
+    words = otherwise_words(config, facts)
+    otherwise = f"\n{words}\n" if words else ""
     stopper = "EarlyStoppingCallback, " if _stops(config, facts) else ""
     on_masters = config.train.optimizer == "adamw_fp32"
     # A folder may have quotes in its name, which would end the text here and begin the program.
@@ -64,7 +80,7 @@ def _opening(config: RunConfig, facts: ScriptFacts) -> str:
 
 Writes the adapter to adapter/ and every logged number to history.json. data/*.jsonl are the conversations, data/*.tokens.parquet
 the same as tokens: columns input_ids and labels, where -100 marks what is not learned (questions, and what the template adds).
-{shared}"""
+{otherwise}"""
 
 import json
 import os

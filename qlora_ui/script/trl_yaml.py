@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from qlora_ui.script.render import ScriptFacts, on_one_card, run_arguments
+from qlora_ui.script.render import ScriptFacts, as_one_program, otherwise_words, run_arguments
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
 
@@ -17,7 +17,8 @@ def render_trl_yaml(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, comp
     TRL has no key for the adapter's number format (it is bf16 always) and none for packing across plain attention, so on a
     CPU its curve is close to the app's and not equal to the digit.
     """
-    config = on_one_card(config)
+    otherwise = otherwise_words(config, facts)
+    config = as_one_program(config, facts.rows_in_one)
     document: dict[str, Any] = {
         "model_name_or_path": facts.model,
         "dtype": compute_dtype,
@@ -38,6 +39,7 @@ def render_trl_yaml(config: RunConfig, facts: ScriptFacts, *, on_gpu: bool, comp
         "#   pip install -r requirements.txt && trl sft --config trl_sft.yaml\n"
         "# model_name_or_path may also be the folder of the base model. tokens/ holds input_ids and labels (-100: not learned).\n"
     )
+    head += "".join(f"# {line}\n" for line in otherwise.splitlines())
     if config.train.optimizer == "adamw_fp32":
         head += "# The run's optimizer kept fp32 master weights of a bf16 adapter; TRL has no word for that, the curve will be close.\n"
     return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)

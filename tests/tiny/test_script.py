@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fast_models import COMMON, FAMILIES
-from jobs import write_rows
+from jobs import tiny_config, train, write_rows
 
 from qlora_ui.cli import main
 from qlora_ui.engine.dataset import build_datasets
@@ -181,3 +183,14 @@ def test_a_run_without_an_adapter_gives_the_template_as_it_was_used(
     given = (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
     assert given == ours.chat_template and "<|eot_id|>" not in given
     assert not list((tmp_path / "out").glob("data/*.jinja"))
+
+
+def test_the_program_of_a_packed_run_takes_as_many_steps(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    changes = {"train__max_steps": None, "train__epochs": 2, "train__packing": "on", "train__batch_size": 1, "train__accumulation": 4}
+    view = train(workspace, tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 60), **changes))
+    assert view.planned is not None and view.planned.packed
+    write_bundle(view.run.config(), view.run.data, tmp_path / "out", "script", on_gpu=False, run=view.run)
+    program = (tmp_path / "out" / "train.py").read_text(encoding="utf-8")
+    rounds = int(re.search(r"gradient_accumulation_steps=(\d+)", program)[1])  # type: ignore[index]
+    num_rows = sum(1 for _ in (view.run.data / "train.jsonl").open("rb"))
+    assert rounds > 4 and 2 * math.ceil(num_rows / rounds) == view.planned.num_steps
