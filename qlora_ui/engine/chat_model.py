@@ -67,6 +67,7 @@ class ChatModel:
         """Load the base that the settings name; raises ModelError or HardwareError in words."""
         # Progress bars and advice would stand between the lines of a command's output.
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         folder = ensure_model(config.model, workspace, on_progress, is_cancelled)
         device = training_device(config)

@@ -11,6 +11,9 @@ from qlora_ui.data.rows import Message
 from qlora_ui.settings.sampling import Sampling
 
 DEFAULT_TOKENS = 1024
+_CODES = {"context-full": "context_length_exceeded"}
+"""Errors that clients know by a code of OpenAI's, and act on."""
+_NOT_THEIR_FAULT = {"internal": 500, "closing": 503, "chat-not-loaded": 503}
 
 
 class BadRequest(QloraUiError):
@@ -35,10 +38,15 @@ class ChatRequest:
     wants_usage: bool
 
 
+def status_of(error: QloraUiError) -> int:
+    """HTTP's number for an error; clients ask again after those from 500 on."""
+    return error.status if isinstance(error, BadRequest) else _NOT_THEIR_FAULT.get(error.code, 400)
+
+
 def error_body(error: QloraUiError) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
-    kind = "server_error" if error.code == "internal" else "invalid_request_error"
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+    kind = "server_error" if status_of(error) >= 500 else "invalid_request_error"
+    return {"error": {"message": str(error), "type": kind, "param": None, "code": _CODES.get(error.code, error.code)}}
 
 
 def read_request(body: Mapping[str, Any], sides: Sequence[str], name: str) -> ChatRequest:
@@ -53,6 +61,8 @@ def read_request(body: Mapping[str, Any], sides: Sequence[str], name: str) -> Ch
     if not isinstance(stops, list | tuple) or not all(isinstance(text, str) and text for text in stops):
         raise BadRequest("“stop” must be a text or a list of texts.")
     most = next((key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None), "max_tokens")
+    if not isinstance(body.get("stream"), bool | None):
+        raise BadRequest("“stream” must be true or false.")
     options = body.get("stream_options") or {}
     sampling = Sampling(_number(body, "temperature", 1.0), _number(body, "top_p", 1.0), _whole(body, most, DEFAULT_TOKENS), _seed(body))
     usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
@@ -74,7 +84,8 @@ def _refuse_what_is_not_done(body: Mapping[str, Any]) -> None:
     if body.get("n") not in (None, 1):
         raise BadRequest("Only one answer at a time (n = 1).")
     form = body.get("response_format")
-    asked = [key for key in ("tools", "functions", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty") if body.get(key)]
+    undone = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty")
+    asked = [key for key in undone if body.get(key)]
     if isinstance(form, dict) and form.get("type") not in (None, "text"):
         asked.append("response_format")
     if asked:

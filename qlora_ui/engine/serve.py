@@ -1,7 +1,7 @@
 """The loaded model under OpenAI's chat API on this computer, so that any program that speaks it can try the adapter.
 
 Only 127.0.0.1 listens. A page in the browser could send requests there too: Host and Origin are checked, and a body must say
-that it is JSON, which no page of another site may do unasked.
+that it is JSON, which no page of another site may do unasked. Pages that this computer itself serves may ask, and read the answer.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import contextlib
 import hmac
 import json
 import logging
+import os
 import secrets
 import socket
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,12 +24,24 @@ from urllib.parse import unquote
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.chat import ChatService
-from qlora_ui.engine.chat_request import BadRequest, ChatRequest, error_body, read_request, side_named
+from qlora_ui.engine.chat_request import BadRequest, ChatRequest, error_body, read_request, side_named, status_of
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _log = logging.getLogger(__name__)
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
-_REASONS = {"end": "stop", "length": "length", "context": "length", "stop": "stop"}
+_REASONS = {"end": "stop", "length": "length", "context": "length"}
+_CHAT, _MODELS = "/v1/chat/completions", "/v1/models"
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    # On Windows this would give a port that another server listens on to both of them.
+    allow_reuse_address = os.name != "nt"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up between two requests is nobody's business; the library would print a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            _log.exception("A connection to the chat server failed")
 
 
 class ChatServer:
@@ -39,15 +53,15 @@ class ChatServer:
         self.service = service
         self.key = key
         self.turn = threading.Lock()
+        self.is_closing = False
         self.since = int(time.time())
         handler = type("Handler", (_Handler,), {"owner": self})
         try:
-            self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            self._http = _HttpServer(("127.0.0.1", port), handler)
         except OSError as error:
             raise QloraUiError(
                 f"Port {port} cannot be used.", why=error.strerror or str(error), fix="Give another one, or 0 for any.", code="port"
             ) from None
-        self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, name="chat-server", daemon=True)
 
     @property
@@ -61,7 +75,8 @@ class ChatServer:
         return self.url
 
     def stop(self) -> None:
-        """Stop listening and end the answer that is being given."""
+        """Stop listening and end the answer that is being given; who waits for one is told."""
+        self.is_closing = True
         self.service.stop()
         if self._thread.is_alive():
             self._http.shutdown()
@@ -90,33 +105,49 @@ class _Handler(BaseHTTPRequestHandler):
         self._guarded(self._models)
 
     def do_POST(self) -> None:
-        self._guarded(lambda: self._chat() if self._path() == "/v1/chat/completions" else self._unknown())
+        self._guarded(lambda: self._chat() if self._path() == _CHAT else self._unknown())
+
+    def do_OPTIONS(self) -> None:
+        """What a browser asks before it lets a page of another port of this computer send JSON; without the key, which comes later."""
+        self._guarded(self._allow, self._check_place)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library refuses by itself (a method, a line that is no HTTP), in the form of all other errors."""
+        self._error(BadRequest(f"{message or 'This is no request that is answered here'}.", code))
+
+    def end_headers(self) -> None:
+        headers = getattr(self, "headers", None)  # none where the first line was refused
+        origin = headers.get("Origin") if headers is not None else None
+        if origin is not None and _is_here(origin):
+            self.send_header("Access-Control-Allow-Origin", origin)
+            self.send_header("Vary", "Origin")
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: conversations and their addresses are nobody's business."""
 
-    def _guarded(self, work: Any) -> None:
+    def _guarded(self, work: Callable[[], None], check: Callable[[], None] | None = None) -> None:
         try:
-            self._check_sender()
+            (check or self._check_sender)()
             work()
-        except BadRequest as error:
-            self._error(error.status, error)
         except QloraUiError as error:
-            self._error(400, error)
-        except (BrokenPipeError, ConnectionResetError):
+            self._error(error)
+        except ConnectionError:
             self.close_connection = True
         except Exception:
             # One of two boundaries of this server (the other is a stream that has begun): the client gets an answer, the log the bug.
             _log.exception("A request to the chat server failed")
-            self._error(500, QloraUiError("The server failed; its log says more.", code="internal"))
+            self._error(QloraUiError("The server failed; its log says more.", code="internal"))
+
+    def _check_place(self) -> None:
+        origin = self.headers.get("Origin")
+        if not _is_here(self.headers.get("Host") or ""):
+            raise BadRequest("This host name is not served.", 421, "host")
+        if origin is not None and not _is_here(origin):
+            raise BadRequest("Pages of other sites are not served.", 403, "origin")
 
     def _check_sender(self) -> None:
-        host = (self.headers.get("Host") or "").rsplit(":", maxsplit=1)[0]
-        origin = self.headers.get("Origin")
-        if host not in _HOSTS:
-            raise BadRequest("This host name is not served.", 421, "host")
-        if origin is not None and origin.split("://", maxsplit=1)[-1].rsplit(":", maxsplit=1)[0] not in _HOSTS:
-            raise BadRequest("Pages of other sites are not served.", 403, "origin")
+        self._check_place()
         given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if self.owner.key and not hmac.compare_digest(given.encode(), self.owner.key.encode()):
             raise BadRequest("The key is missing or wrong.", 401, "invalid_api_key")
@@ -126,15 +157,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _models(self) -> None:
         path = self._path()
-        if path == "/v1/models":
+        if path == _MODELS:
             self._json(200, self.owner.models())
-        elif path.startswith("/v1/models/"):
-            self._json(200, self.owner.model(unquote(path.removeprefix("/v1/models/"))))
+        elif path.startswith(f"{_MODELS}/"):
+            self._json(200, self.owner.model(unquote(path.removeprefix(f"{_MODELS}/"))))
         else:
             self._unknown()
 
     def _unknown(self) -> None:
-        raise BadRequest("There are only /v1/models and /v1/chat/completions.", 404, "not_found")
+        for known, method in ((_CHAT, "POST"), (_MODELS, "GET")):
+            if self._path() == known:
+                raise BadRequest(f"{known} is asked with {method}.", 405, "method_not_allowed")
+        raise BadRequest(f"There are only {_MODELS} and {_CHAT}.", 404, "not_found")
+
+    def _allow(self) -> None:
+        self.send_response(204)
+        self.send_header("Access-Control-Allow-Methods", "GET, POST")
+        # Clients add headers of their own (X-Stainless-…), which change nothing here.
+        self.send_header("Access-Control-Allow-Headers", self.headers.get("Access-Control-Request-Headers") or "*")
+        self.end_headers()
 
     def _body(self) -> dict[str, Any]:
         if (self.headers.get("Content-Type") or "").split(";")[0].strip().lower() != "application/json":
@@ -157,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         loaded = self.owner.service.loaded()
         request = read_request(self._body(), loaded.sides if loaded else (), loaded.name if loaded else "")
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": request.side}
-        with self.owner.turn, contextlib.closing(_pieces(self.owner.service, request)) as pieces:
+        with self.owner.turn, contextlib.closing(self._pieces(request)) as pieces:
             if request.is_streamed:
                 self._stream(head, pieces, request)
             else:
@@ -196,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self._chunks(head, first, pieces, request)
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             raise
         except QloraUiError as error:
             self._event(error_body(error))
@@ -221,6 +262,31 @@ class _Handler(BaseHTTPRequestHandler):
                     self._event({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
             last = next(pieces, None)
 
+    def _pieces(self, request: ChatRequest) -> Generator[_Piece]:
+        """The answer's text, up to the first stop text; what could be the beginning of one is held back."""
+        held = ""
+        longest = max(map(len, request.stops), default=1)
+        self._check_open()
+        for delta in self.owner.service.stream(request.messages, request.sampling, (request.side,)):
+            held += delta.text
+            places = [held.find(stop) for stop in request.stops if stop in held]
+            if places:
+                yield _Piece(held[: min(places)], "stop", delta.num_tokens)
+                return
+            if delta.is_done:
+                # One that was cut short must not look like one that is whole.
+                self._check_open(delta.stopped_by)
+                yield _Piece(held, _REASONS[delta.stopped_by], delta.num_tokens)
+                return
+            ready = held if not request.stops else held[: max(len(held) - longest + 1, 0)]
+            held = held[len(ready) :]
+            if ready:
+                yield _Piece(ready)
+
+    def _check_open(self, stopped_by: str = "") -> None:
+        if self.owner.is_closing or stopped_by == "stop":
+            raise BadRequest("The server is closing.", 503, "closing")
+
     def _usage(self, request: ChatRequest, num_tokens: int) -> dict[str, int]:
         prompt = self.owner.service.count_tokens(request.messages)[0]
         return {"prompt_tokens": prompt, "completion_tokens": num_tokens, "total_tokens": prompt + num_tokens}
@@ -237,13 +303,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
-    def _error(self, status: int, error: QloraUiError) -> None:
+    def _error(self, error: QloraUiError) -> None:
         # A body that was not read would be taken for the next request.
         self.close_connection = True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._json(status, error_body(error))
+        with contextlib.suppress(ConnectionError):
+            self._json(status_of(error), error_body(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,20 +322,6 @@ class _Piece:
     num_tokens: int = 0
 
 
-def _pieces(service: ChatService, request: ChatRequest) -> Generator[_Piece]:
-    """The answer's text, up to the first stop text; what could be the beginning of one is held back."""
-    held = ""
-    longest = max(map(len, request.stops), default=1)
-    for delta in service.stream(request.messages, request.sampling, (request.side,)):
-        held += delta.text
-        places = [held.find(stop) for stop in request.stops if stop in held]
-        if places:
-            yield _Piece(held[: min(places)], "stop", delta.num_tokens)
-            return
-        if delta.is_done:
-            yield _Piece(held, _REASONS[delta.stopped_by], delta.num_tokens)
-            return
-        ready = held if not request.stops else held[: max(len(held) - longest + 1, 0)]
-        held = held[len(ready) :]
-        if ready:
-            yield _Piece(ready)
+def _is_here(place: str) -> bool:
+    """Whether a Host or an Origin names this computer by itself."""
+    return place.split("://", maxsplit=1)[-1].rsplit(":", maxsplit=1)[0].lower() in _HOSTS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -99,6 +101,7 @@ def test_streaming_and_stop_texts(server: ChatServer) -> None:
         ({**GREEDY, "tools": [{"type": "function", "function": {"name": "f"}}]}, 400),
         ({**GREEDY, "response_format": {"type": "json_object"}}, 400),
         ({**GREEDY, "logprobs": True}, 400),
+        ({**GREEDY, "top_logprobs": 3}, 400),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400),
         (b"{", 400),
         (b"[]", 400),
@@ -109,6 +112,16 @@ def test_wrong_requests_get_words(body: Any, status: int, server: ChatServer) ->
     assert got == status and json.loads(text)["error"]["message"]
     streamed = {**body, "stream": True} if isinstance(body, dict) else body
     assert ask(server, "/chat/completions", streamed)[0] == status
+
+
+def test_a_stream_is_wanted_or_not(server: ChatServer) -> None:
+    assert ask(server, "/chat/completions", {**GREEDY, "stream": "true"})[0] == 400
+    assert ask(server, "/chat/completions", {**GREEDY, "stream": None})[0] == 200
+
+
+def test_a_conversation_that_is_too_long_has_the_code_that_clients_know(server: ChatServer) -> None:
+    text = ask(server, "/chat/completions", {"messages": [{"role": "user", "content": "hello " * 5000}]})[1]
+    assert json.loads(text)["error"]["code"] == "context_length_exceeded"
 
 
 def test_what_clients_send_by_themselves_is_taken(server: ChatServer) -> None:
@@ -135,6 +148,54 @@ def test_a_refused_request_says_that_the_line_is_closed(server: ChatServer) -> N
         answer.read()
         assert (answer.getheader("Connection") == "close") is is_closed
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("DELETE", "/v1/models/adapter", 501), ("GET", f"/v1/{'a' * 70_000}", 414), ("GET", "/v1/chat/completions", 405)],
+)
+def test_every_refusal_is_json(server: ChatServer, method: str, path: str, status: int) -> None:
+    connection = _connection(server)
+    connection.request(method, path, headers={"Authorization": "Bearer secret"})
+    answer = connection.getresponse()
+    assert answer.status == status and json.loads(answer.read())["error"]["message"]
+    connection.close()
+
+
+def test_a_page_of_this_computer_may_ask(server: ChatServer) -> None:
+    connection = _connection(server)
+    for origin, status in (("http://localhost:3000", 204), ("https://evil.example", 403)):
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        connection.request("OPTIONS", "/v1/chat/completions", headers=asked)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+        assert answer.getheader("Access-Control-Allow-Origin") == (origin if status == 204 else None)
+    connection.request("GET", "/v1/models", headers={"Authorization": "Bearer secret", "Origin": "http://localhost:3000"})
+    assert connection.getresponse().getheader("Access-Control-Allow-Origin") == "http://localhost:3000"
+    connection.close()
+
+
+def test_a_client_that_hangs_up_between_requests_leaves_no_traceback(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    is_over, real = threading.Event(), server._http.shutdown_request
+    monkeypatch.setattr(server._http, "shutdown_request", lambda request: (real(request), is_over.set()))
+    with socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))) as line:
+        line.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n\r\n")
+        line.recv(10)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a client that is killed
+    assert is_over.wait(30)
+    assert not caplog.records and not capsys.readouterr().err
+
+
+def test_an_answer_cut_short_by_the_end_of_the_server_does_not_look_whole(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = [Delta("adapter", "Hal"), Delta("adapter", "", is_done=True, stopped_by="stop")]
+    monkeypatch.setattr(server.service, "stream", lambda *_: iter(cut))
+    status, text = ask(server, "/chat/completions", GREEDY)
+    assert status == 503 and json.loads(text)["error"]["type"] == "server_error"
+    text = ask(server, "/chat/completions", {**GREEDY, "stream": True})[1]
+    assert "Hal" in text and 'finish_reason": "stop' not in text and '"code": "closing"' in text
 
 
 def test_a_bug_is_an_answer_too(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
