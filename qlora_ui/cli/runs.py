@@ -23,6 +23,7 @@ from qlora_ui.runs.workspace import Workspace
 
 HELP = "list runs; show, compare, rename, delete (or its checkpoints), put back, stop, pause or save one; empty the trash"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
+_TAKE_MORE = ("compare", "rename", "tag")
 _WORDS = ("list", "show", "compare", "rename", "tag", "delete", "delete-checkpoints", "put-back", "empty-trash", "resume-info", *_REQUESTS)
 
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it and print what came of it."""
+    _refuse_what_would_be_ignored(arguments)
     workspace = Workspace.at(arguments.workspace)
     if arguments.word == "list":
         return _list(RunList(workspace).rows(), arguments.json)
@@ -77,6 +79,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _say(_resume_info(read_run(target)), arguments.json)
     return 0
+
+
+def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
+    """Raise QloraUiError for more names than the word takes: “runs delete A B” would delete the first and look as if it had both."""
+    takes_none = arguments.word in ("list", "empty-trash")
+    extra = [] if arguments.word in _TAKE_MORE else arguments.rest
+    if takes_none and arguments.run != "latest":
+        extra = [arguments.run, *extra]
+    if extra:
+        takes = "no run" if takes_none else "one run"
+        raise QloraUiError(
+            f"“runs {arguments.word}” takes {takes}, and {', '.join(extra)} would be ignored.",
+            fix="Leave it out" if takes_none else "Say it once for each run",
+            where="command line",
+            code="usage",
+        )
 
 
 def _list(rows: list[RunRow], as_json: bool) -> int:

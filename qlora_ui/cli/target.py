@@ -24,7 +24,7 @@ def target_of(arguments: argparse.Namespace, workspace: Workspace) -> ChatTarget
     if arguments.checkpoint and not arguments.run:
         raise QloraUiError("A checkpoint belongs to a run.", fix="Give --run too.", where="--checkpoint", code="usage")
     if arguments.revision and not arguments.model:
-        raise QloraUiError("A revision belongs to a model.", fix="Give --model too.", where="--revision", code="usage")
+        raise QloraUiError("A version belongs to a model of the Hub.", fix="Give --model too.", where="--revision", code="usage")
     run_id = find_run(workspace, arguments.run).id if arguments.run else None
     named = {"model_id": arguments.model} if arguments.model else {}
     return ChatTarget(**named, revision=arguments.revision, run_id=run_id, checkpoint=arguments.checkpoint)

@@ -159,7 +159,7 @@ def named_device(words: str, workspace: HasCache | None = None) -> DeviceProfile
     if text.lower() == "cpu":
         return cpu_profile(workspace)
     size = _parse_size(text)
-    if size is not None:
+    if size:
         return sized_profile(size, f"A card with {size / GIB:.3g} GiB")
     card = find_card(text)
     if card is None:

@@ -50,6 +50,20 @@ def test_flags_before_the_word_are_told_where_they_go(capsys: pytest.CaptureFixt
     assert "“app.py runs --help”" in _said(["runs", "--zonk"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "ignored"),
+    [
+        (["runs", "delete", "one", "two"], "two would be ignored"),
+        (["runs", "list", "one"], "one would be ignored"),
+        (["serve", "--checkpoint", "checkpoint-5"], "A checkpoint belongs to a run."),
+        (["chat", "--run", "latest", "--revision", "main"], "A version belongs to a model of the Hub."),
+        (["estimate", "--preset", "demo", "--device", "0GB"], "There is no card “0GB”"),
+    ],
+)
+def test_nothing_that_is_given_is_ignored(workspace: Workspace, capsys: pytest.CaptureFixture[str], words: list[str], ignored: str) -> None:
+    assert ignored in _said([*words, "--workspace", str(workspace.root)], capsys)
+
+
 def test_a_filter_that_finds_no_option_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No option has “zonk” in its path." in _said(["options", "zonk"], capsys)
     assert main(["options", "rank", "--json"]) == 0 and len(json.loads(capsys.readouterr().out)) == 2
