@@ -26,7 +26,7 @@ class Metric:
 
 
 METRICS = (
-    Metric("loss", "Loss", "lower", "Surprise per learned token of the held-back rows, in nats: the number that training lowers."),
+    Metric("loss", "Loss", "lower", "Surprise at each learned token of the held-back rows, in nats: the number that training lowers."),
     Metric("perplexity", "Perplexity", "lower", "e to the loss: among how many equally likely words the model hesitates."),
     Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself."),
     Metric("exact_match", "Exact match", "higher", "Share of answers equal to the reference, but for case and spaces."),

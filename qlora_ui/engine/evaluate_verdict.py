@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from qlora_ui.catalog.metrics import FEWEST_ROWS, Estimate
@@ -22,7 +23,8 @@ def verdict(
         cost = four_bit_cost.value
         is_chance = four_bit_cost.low is not None and four_bit_cost.low <= 0
         is_felt = cost >= NOTICEABLE and not is_chance
-        parts.append(f"4-bit cost {_nats(cost)} nats a token" if is_felt else "4-bit cost nothing that can be measured")
+        felt = f"in 4-bit the base finds the words of these rows {_likelier(-cost)} in full (loss {_nats(cost)} nats a token higher)"
+        parts.append(felt if is_felt else "4-bit cost nothing that can be measured")
     kind = "unsure"
     if gain is not None:
         kind, words = _judged(gain, num_rows)
@@ -37,21 +39,36 @@ def verdict(
 
 
 def _judged(gain: Estimate, num_rows: int) -> tuple[str, str]:
-    """Kind and words of what the adapter gains."""
+    """Kind and words of what the adapter gains: what it means for a word first, the loss in its unit beside it."""
     low, high = gain.low, gain.high
+    found = f"your adapter finds the words of these rows {_likelier(gain.value)} the base does"
+    loss = f"loss {_moved(gain.value)}"
     if low is None or high is None:
-        loss = f"is {_nats(abs(gain.value))} nats a token {'lower' if gain.value > 0 else 'higher'}"
         rows = "1 row is" if num_rows == 1 else f"{num_rows} rows are"
-        return "unsure", f"with your adapter the loss {loss}, but {rows} too few to rely on: hold back at least {FEWEST_ROWS}"
-    interval = f"(95 %: {_nats(low)} to {_nats(high)})"
+        return "unsure", f"{found} ({loss}), but {rows} too few to rely on: hold back at least {FEWEST_ROWS}"
+    ends = dict.fromkeys((_moved(low), _moved(high)))
+    either_way = f"(95 %: loss {'from ' * (len(ends) - 1)}{' to '.join(ends)})"
     if low > -NOTICEABLE and high < NOTICEABLE:
-        return "same", f"your adapter changes next to nothing on these rows {interval}"
+        return "same", f"your adapter changes next to nothing on these rows {either_way}"
     if low > 0:
-        return "better", f"your adapter gains {_nats(gain.value)} nats a token {interval}"
+        return "better", f"{found} ({loss}; 95 %: {_nats(low)} to {_nats(high)})"
     if high < 0:
-        interval = f"(95 %: {_nats(-high)} to {_nats(-low)})"
-        return "worse", f"your adapter is worse than the base by {_nats(-gain.value)} {interval}"
-    return "unsure", f"{num_rows} rows are too few to tell whether your adapter helps {interval}"
+        return "worse", f"{found} ({loss}; 95 %: {_nats(-high)} to {_nats(-low)})"
+    return "unsure", f"{num_rows} rows are too few to tell whether your adapter helps {either_way}"
+
+
+def _likelier(gain: float) -> str:
+    """What a loss that is lower by `gain` nats means for the right word, which is e to that times as likely on average."""
+    times = math.exp(min(gain, 20.0))
+    if times >= 2:
+        return f"{times:.1f} times as likely as" if times < 10 else f"{times:,.0f} times as likely as"
+    share = abs(times - 1)
+    return f"{100 * share:.0f} % {'more' if gain > 0 else 'less'} likely than" if share >= 0.005 else "as likely as"
+
+
+def _moved(gain: float) -> str:
+    """A gain as what the loss did: `0.40 nats a token lower`."""
+    return f"{_nats(abs(gain))} nats a token {'lower' if gain >= 0 else 'higher'}" if round(gain, 3) else "unchanged"
 
 
 def _nats(value: float) -> str:

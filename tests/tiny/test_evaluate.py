@@ -354,7 +354,7 @@ def test_verdicts() -> None:
     losses = {"base-full": 2.0, "base-4bit": 2.03, "adapter-4bit": 1.6, "merged-original": 1.7, "merged-dequantized": 1.6}
     good = verdict(losses, bootstrap([0.43] * 6), bootstrap([0.03] * 6), 6)
     assert good["kind"] == "better" and good["serve"] == "merged-dequantized"
-    assert "4-bit cost 0.03 nats" in good["text"] and "gains 0.43" in good["text"]
+    assert "0.03 nats a token higher" in good["text"] and "0.43 nats a token lower" in good["text"]
     assert verdict(losses, bootstrap([-0.4] * 6), None, 6)["kind"] == "worse"
     # Fewer passes do not help an adapter on another base.
     advised = [verdict(losses, bootstrap([-0.4] * 6), None, 6, is_replaced=replaced)["text"] for replaced in (False, True)]

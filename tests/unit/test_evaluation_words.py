@@ -21,18 +21,33 @@ def test_six_rows_that_point_the_same_way_are_enough() -> None:
 
 def test_no_difference_is_no_lack_of_rows() -> None:
     said = verdict({}, bootstrap([0.0] * 200), None, 200)
-    assert said["kind"] == "same" and said["text"] == "Your adapter changes next to nothing on these rows (95 %: 0 to 0)."
+    assert said["kind"] == "same" and said["text"] == "Your adapter changes next to nothing on these rows (95 %: loss unchanged)."
     assert verdict({}, Estimate(0.002, 0.001, 0.003), None, 200)["kind"] == "same"
     assert verdict({}, Estimate(0.1, -0.1, 0.3), None, 8)["kind"] == "unsure"
 
 
 def test_a_loss_that_rose_is_said_with_one_sign() -> None:
     said = verdict({}, Estimate(-0.4, -0.5, -0.3), None, 50)
-    assert said["kind"] == "worse" and "worse than the base by 0.40 (95 %: 0.30 to 0.50)" in said["text"]
+    assert said["kind"] == "worse"
+    assert "33 % less likely than the base does (loss 0.40 nats a token higher; 95 %: 0.30 to 0.50)" in said["text"]
+
+
+def test_a_verdict_says_what_a_gain_means_before_the_unit_of_the_loss() -> None:
+    # Somebody who does not code knows no nat: e to the gain is how many times as likely the right word is.
+    said = verdict({}, Estimate(1.05, 0.85, 1.25), None, 50)["text"]
+    assert said == (
+        "Your adapter finds the words of these rows 2.9 times as likely as the base does "
+        "(loss 1.05 nats a token lower; 95 %: 0.85 to 1.25)."
+    )
+    assert (
+        "finds the words of these rows as likely as the base does (loss unchanged)"
+        in verdict({}, Estimate(0.0, None, None), None, 2)["text"]
+    )
+    assert "(95 %: loss from 0.10 nats a token higher to 0.30 nats a token lower)" in verdict({}, Estimate(0.1, -0.1, 0.3), None, 8)["text"]
 
 
 def test_what_four_bits_cost_is_told_from_chance() -> None:
-    assert "cost 0.03 nats" in verdict({}, None, Estimate(0.03, 0.01, 0.05), 50)["text"]
+    assert "3 % less likely than in full (loss 0.03 nats a token higher)" in verdict({}, None, Estimate(0.03, 0.01, 0.05), 50)["text"]
     assert "nothing that can be measured" in verdict({}, None, Estimate(0.03, -0.1, 0.16), 50)["text"]
 
 

@@ -121,7 +121,8 @@ def _dots(result: Mapping[str, Any]) -> str:
     curve = "Here each word counts the same; Train and Runs show a mean of batches, so their number for these rows is a little different."
     return (
         '<section class="q-card"><h2 class="q-h2">Loss on rows it has never seen</h2>'
-        f'<p class="q-small">How surprised each form is by the words of the rows, in nats a token; lower is better. {note}</p>{plot}'
+        '<p class="q-small">How surprised each form is by the words of the rows; lower is better. The loss is in nats a token (a word or '
+        f"a piece of one): 0.69 less makes the right word twice as likely. {note}</p>{plot}"
         f'<p class="q-small">{curve}</p>'
         f"{fold('All numbers', _numbers(result), 'all-numbers')}</section>"
     )
