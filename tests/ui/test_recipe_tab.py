@@ -43,6 +43,8 @@ def test_a_preset_says_what_it_changes_and_is_taken_back_and_another_page_is_tol
     expect(other.locator("#q-preset input")).to_have_value(re.compile("Mistral 7B"))
     expect(other.locator(".q-elsewhere")).to_have_count(0)
     page.locator("#q-undo-back").click()
+    # The bar goes with its buttons, and the keyboard would be on no part of the page.
+    expect(page.locator("#tab-recipe-button")).to_be_focused()
     expect(page.locator("#lora-rank input")).to_have_value("8")
     expect(page.locator("#q-ready")).to_contain_text("SmolLM2-135M")
     expect(page.locator("#q-preset input")).to_have_value(re.compile("Demo"))

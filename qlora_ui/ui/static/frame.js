@@ -102,6 +102,11 @@
     }
     // The run that was begun, or waits, is shown behind it.
     if (event.target.closest("#q-start")) { openCard(false); return; }
+    // The bar of a change goes with its buttons: the keyboard goes on at what stands below it, where a key that is still held does no harm.
+    if (event.target.closest("#q-undo-back, #q-undo-close")) {
+      document.querySelector("#q-tabs [role=tab][aria-selected=true]")?.focus({ preventScroll: true });
+      return;
+    }
     const copy = event.target.closest("[data-copy]");
     if (copy) {
       copyText(copy.dataset.copy).then((isCopied) => {
