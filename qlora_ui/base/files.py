@@ -87,36 +87,51 @@ def move(source: Path, target: Path) -> None:
 
 
 def _move_to_other_disk(source: Path, target: Path) -> None:
+    fix = f"Empty the trash, at the end of the Runs tab, then do it again; or remove {source} by hand"
+    aside = copied_beside(source, target, where="in the trash", why="The trash is on another disk", fix=fix)
+    gone = source.with_name(f"{GONE}{secrets.token_hex(6)}")
+    try:
+        # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either, nor none.
+        replace(aside, target)
+        replace(source, gone)
+    except OSError:
+        remove_quietly(aside)
+        remove_quietly(target)
+        raise
+    remove_quietly(gone)
+
+
+def copied_beside(source: Path, target: Path, *, where: str, why: str, fix: str) -> Path:
+    """A whole copy of a file or a folder beside `target`, on its disk, under a name of what is on its way.
+
+    Raises OSError where something cannot be read, and QloraUiError of these words where it does not fit.
+    """
     needed = size_of_tree(source)
     full = QloraUiError(
-        f"There is no room in the trash for {source.name}.",
-        why=f"The trash is on another disk, and {format_bytes(needed)} do not fit there",
-        fix=f"Empty the trash, at the end of the Runs tab, then do it again; or remove {source} by hand",
+        f"There is no room {where} for {source.name}.",
+        why=f"{why}, and {format_bytes(needed)} do not fit there",
+        fix=fix,
         code="trash-full",
     )
     if needed > free_bytes(target.parent):
         raise full
     aside = target.with_name(f"{GONE}{secrets.token_hex(6)}")
-    gone = source.with_name(f"{GONE}{secrets.token_hex(6)}")
     try:
         if source.is_dir() and not source.is_symlink():
             shutil.copytree(source, aside, symlinks=True, copy_function=shutil.copy2)
         else:
             shutil.copy2(source, aside, follow_symlinks=False)
-        # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either, nor none.
-        replace(aside, target)
-        replace(source, gone)
     except OSError as error:
-        _remove(aside)
-        _remove(target)
+        remove_quietly(aside)
         # `copytree` gathers what went wrong as words.
         if error.errno in DISK_FULL or os.strerror(errno.ENOSPC) in str(error):
             raise full from None
         raise
-    _remove(gone)
+    return aside
 
 
-def _remove(path: Path) -> None:
+def remove_quietly(path: Path) -> None:
+    """Remove a file, a folder or a link as far as the system lets it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -131,7 +146,7 @@ def remove_at_once(path: Path) -> None:
     """
     gone = path.with_name(f"{GONE}{secrets.token_hex(6)}")
     replace(path, gone)
-    _remove(gone)
+    remove_quietly(gone)
 
 
 @contextmanager
@@ -247,29 +262,6 @@ def take_back(folder: Path) -> None:
         final = old.with_name(old.name.removeprefix(_OLD))
         with suppress(OSError):
             remove_at_once(old) if final.exists() else replace(old, final)
-
-
-def move_to_trash(path: Path, folder: Path, trash: Path) -> Path:
-    """Move a file of `folder`, or of a folder in it, to a folder of its own in `trash`, and return where it is now.
-
-    A link is moved and what it leads to stays. Raises QloraUiError for a file that lies elsewhere, links in its folders followed.
-    """
-    if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise QloraUiError(f"{path.name} lies outside {folder.name}.", why="Only what is in it is deleted here", code="path")
-    target = trash / f"{path.stem}-{secrets.token_hex(2)}"
-    target.mkdir(parents=True)
-    try:
-        move(path, target / path.name)
-    except QloraUiError:
-        target.rmdir()
-        raise
-    except OSError as error:
-        target.rmdir()
-        fix = "Close what has it open, then do it again"
-        raise QloraUiError(f"{path.name} cannot be moved to the trash.", why=error.strerror or str(error), fix=fix, code="trash") from None
-    # What lies in the trash is counted anew when that changes.
-    os.utime(trash)
-    return target / path.name
 
 
 def sha256_of(path: Path) -> str:

@@ -5,34 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.cli.config_flags import table
-from qlora_ui.runs.deleted import deleted_runs, put_back
+from qlora_ui.runs.deleted import Deleted, deleted, empty_trash, put_back
 from qlora_ui.runs.ending import config_or_none
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.launcher import ask
 from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
 from qlora_ui.runs.read import RunView, read_run
-from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, find_run
+from qlora_ui.runs.registry import delete_checkpoints, delete_run, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
 
-HELP = "list runs; show, compare, rename, delete (or its checkpoints), put back, stop, pause or save one; empty the trash"
+HELP = "list runs; show, compare, rename, delete (or its checkpoints), stop, pause or save one; list the trash, put back, empty it"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
 _TAKE_MORE = ("compare", "rename", "tag")
-_WORDS = ("list", "show", "compare", "rename", "tag", "delete", "delete-checkpoints", "put-back", "empty-trash", "resume-info", *_REQUESTS)
+_DELETING = ("delete", "delete-checkpoints", "trash", "put-back", "empty-trash")
+_WORDS = ("list", "show", "compare", "rename", "tag", *_DELETING, "resume-info", *_REQUESTS)
+_UNDONE = "“runs empty-trash” frees the space, “runs put-back” undoes it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A word and a run; without both, the list."""
     parser.add_argument("word", nargs="?", default="list", choices=_WORDS, help="what to do (default: list)")
-    parser.add_argument(
-        "run", nargs="?", default="latest", metavar="RUN", help="id of a run (default: the newest; of put-back the last deleted)"
-    )
+    which = "id of a run (default: the newest); for put-back a name that “trash” lists (default: the last deleted)"
+    parser.add_argument("run", nargs="?", default="latest", metavar="RUN", help=which)
     parser.add_argument("rest", nargs="*", metavar="WORD", help="the new name, the tags, or the other runs to compare with")
 
 
@@ -47,10 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         message = f"{format_bytes(size)} are free again; {number:,} deleted item{'s are' if number != 1 else ' is'} gone for good."
         _say({"runs": number, "bytes": size, "message": message if number else "The trash is empty."}, arguments.json)
         return 0
+    if arguments.word == "trash":
+        return _trash(deleted(workspace), arguments.json)
     if arguments.word == "put-back":
-        named = (one.folder for one in deleted_runs(workspace) if arguments.run in ("latest", one.id, one.folder))
+        named = (one.folder for one in deleted(workspace) if arguments.run in ("latest", one.folder) or one.is_run(arguments.run))
         back = put_back(workspace, next(named, arguments.run))
-        _say({"run_id": back.id, "message": f"“{read_run(back).name}” is among the runs again."}, arguments.json)
+        _say({"run_id": back.run_id or None, "kind": back.kind, "message": f"“{back.name}” is in {back.place} again."}, arguments.json)
         return 0
     target = find_run(workspace, arguments.run)
     if arguments.word in _REQUESTS:
@@ -69,13 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         rows = RunList(workspace).rows()
         refuse_while_run_is_needed(workspace, target.id, rows, lambda run_id: config_or_none(find_run(workspace, run_id)))
         trash = delete_run(workspace, target)
-        _say(
-            {"run_id": target.id, "message": f"Moved to {trash}; “runs empty-trash” frees the space, “runs put-back” undoes it."},
-            arguments.json,
-        )
+        _say({"run_id": target.id, "message": f"Moved to {trash}; {_UNDONE}"}, arguments.json)
     elif arguments.word == "delete-checkpoints":
         trash = delete_checkpoints(workspace, target)
-        _say({"run_id": target.id, "message": f"Moved to {trash}; its adapter stays. “runs empty-trash” frees the space."}, arguments.json)
+        _say({"run_id": target.id, "message": f"Moved to {trash}; its adapter stays. {_UNDONE}"}, arguments.json)
     else:
         _say(_resume_info(read_run(target)), arguments.json)
     return 0
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
     """Raise QloraUiError for more names than the word takes: “runs delete A B” would delete the first and look as if it had both."""
-    takes_none = arguments.word in ("list", "empty-trash")
+    takes_none = arguments.word in ("list", "trash", "empty-trash")
     extra = [] if arguments.word in _TAKE_MORE else arguments.rest
     if takes_none and arguments.run != "latest":
         extra = [arguments.run, *extra]
@@ -103,6 +104,15 @@ def _list(rows: list[RunRow], as_json: bool) -> int:
         return 0
     head = ("id", "status", "steps", "loss", "memory", "time", "name")
     print(table([head, *(_cells(row) for row in rows)]) if rows else "There is no run yet.")
+    return 0
+
+
+def _trash(lies: tuple[Deleted, ...], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([asdict(one) for one in lies], ensure_ascii=False))
+        return 0
+    rows = [(one.folder, one.kind, _cell("created", one.at), format_bytes(one.num_bytes), one.name) for one in lies]
+    print(table([("what “put-back” takes", "kind", "deleted", "size", "name"), *rows]) if rows else "The trash is empty.")
     return 0
 
 

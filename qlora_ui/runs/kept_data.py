@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError, QloraUiError
-from qlora_ui.base.files import move_to_trash, remove_at_once, typed_path
+from qlora_ui.base.files import remove_at_once, typed_path
+from qlora_ui.base.trash import throw_away_file
 from qlora_ui.data.sources import hub_id
 from qlora_ui.models.hub_cache import DATASETS, brought, download_mark, held_bytes, repository_folder
 from qlora_ui.runs.listing import RunRow
@@ -100,7 +101,7 @@ def delete_kept(workspace: Workspace, file_id: str, runs: Iterable[RunRow]) -> P
             fix="Let the run end, take it out of the queue, or delete it first",
             code="DATA-NEEDED",
         )
-    moved = move_to_trash(path, workspace.datasets, workspace.trash)
+    moved = throw_away_file(path, workspace.datasets, workspace.trash, kind="data", name=path.name)
     if path.parent != workspace.datasets:
         with contextlib.suppress(OSError):
             path.parent.rmdir()

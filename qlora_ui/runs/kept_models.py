@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.files import change_json, move, remove_at_once, size_of_tree, typed_path
-from qlora_ui.catalog.exports import EXPORT_NOTES
+from qlora_ui.base.files import change_json, read_json, remove_at_once, size_of_tree, typed_path
+from qlora_ui.base.trash import throw_away
+from qlora_ui.catalog.exports import EXPORT_FORMS, EXPORT_NOTES
 from qlora_ui.models.builtin import converted_folder, is_builtin
 from qlora_ui.models.catalogue import is_hub_id
 from qlora_ui.models.hub_cache import brought, download_lock, held_bytes, is_brought, repository_folder
@@ -120,14 +120,17 @@ def delete_export(workspace: Workspace, run: RunDir, form: str, rows: Iterable[R
     if Path(form).name != form or not form or form.startswith(".") or not folder.is_dir():
         raise ModelError("This export is not there any more.", fix="Look at the page again", code="export-missing")
     refuse_while_needed("The export", runs_on_exports(workspace, rows).get((run.id, form), ()))
-    target = workspace.trash / f"{run.id}-{form}-{secrets.token_hex(2)}"
+    notes_path, notes = run.exports / EXPORT_NOTES, read_json(run.exports / EXPORT_NOTES)
+    kept = {"note": notes[form]} if isinstance(notes, dict) and form in notes else {}
+    title = next((one.title for one in EXPORT_FORMS if one.name == form), form)
+    name = f"{title}, of {run.called}"
     try:
-        move(folder, target)
+        target = throw_away(folder, workspace.trash, kind="export", name=name, stem=f"{run.id}-{form}", kept=kept)
     except OSError as error:
         raise _in_use(folder, error) from None
     export_mark(run, form).unlink(missing_ok=True)
-    if (path := run.exports / EXPORT_NOTES).is_file():
-        change_json(path, lambda notes: notes.pop(form, None))
+    if notes_path.is_file():
+        change_json(notes_path, lambda notes: notes.pop(form, None))
     return target
 
 
@@ -158,9 +161,7 @@ def _in_use(folder: Path, error: OSError) -> ModelError:
 
 def _moved(model: KeptModel, workspace: Workspace) -> Path | None:
     if model.kind == "folder":
-        target = workspace.trash / f"{model.folder.name}-{secrets.token_hex(2)}"
-        move(model.folder, target)
-        return target
+        return throw_away(model.folder, workspace.trash, kind="model", name=model.folder.name, stem=model.folder.name)
     # At once: half a model would be taken for a damaged one.
     if model.kind == "hub":
         _delete_download(model)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import move, resolve_inside, size_of_tree
+from qlora_ui.base.files import resolve_inside
+from qlora_ui.base.trash import throw_away
 from qlora_ui.runs.events import Queued, from_line
 from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
 from qlora_ui.runs.run_dir import RunDir, Status
@@ -160,10 +160,8 @@ def _first_event_at(journal: str) -> float:
 
 def delete_run(workspace: Workspace, run: RunDir) -> Path:
     """Move a run to the workspace's trash and return where; raises RunError while a job works on it, or will."""
-    _refuse_while_worked_on(run, "Its job would begin without its settings")
-    target = workspace.trash / f"{run.id}-{secrets.token_hex(2)}"
-    move(run.path, target)
-    return target
+    refuse_while_worked_on(run, "Its job would begin without its settings")
+    return throw_away(run.path, workspace.trash, kind="run", name=run.called, stem=run.id)
 
 
 def delete_checkpoints(workspace: Workspace, run: RunDir) -> Path:
@@ -171,18 +169,20 @@ def delete_checkpoints(workspace: Workspace, run: RunDir) -> Path:
 
     Raises RunError while a job works on it, or will, and where the checkpoints are all that the run has.
     """
-    _refuse_while_worked_on(run, "It will go on from its newest checkpoint")
+    refuse_while_worked_on(run, "It will go on from its newest checkpoint")
     if not run.has_adapter or not run.checkpoints.is_dir():
         what = "has no checkpoints" if run.has_adapter else "has nothing but its checkpoints"
         raise RunError(f"Run {run.id} {what}.", fix="Delete the run if it is of no use", code="run-checkpoints")
-    target = workspace.trash / f"{run.id}-checkpoints-{secrets.token_hex(2)}"
-    move(run.checkpoints, target)
+    target = throw_away(
+        run.checkpoints, workspace.trash, kind="checkpoints", name=f"Checkpoints of {run.called}", stem=f"{run.id}-checkpoints"
+    )
     # Lists look again at a run whose notes have changed.
     run.write_about()
     return target
 
 
-def _refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
+def refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
+    """Raise RunError while a job works on a run, or will."""
     events = read_events(run.journal_path)
     status = run.status(events)
     if status.is_live:
@@ -195,27 +195,3 @@ def _refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
             fix="Take it out of the queue first, on the Train tab",
             code="run-queued",
         )
-
-
-def trash_size(workspace: Workspace) -> tuple[int, int]:
-    """How many deleted runs lie in the trash, and their bytes; counted anew where one came or went."""
-    return _size_of_trash(workspace.trash, workspace.trash.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _size_of_trash(trash: Path, changed: int) -> tuple[int, int]:
-    deleted = [path for path in trash.iterdir() if not path.name.startswith(".")]
-    return len(deleted), sum(size_of_tree(path) for path in deleted if not path.is_symlink())
-
-
-def empty_trash(workspace: Workspace) -> tuple[int, int]:
-    """Remove what was deleted from the disk, for good; returns how many runs and bytes. Of a run that was moved away only the link goes."""
-    before = trash_size(workspace)
-    for path in list(workspace.trash.iterdir()):
-        if path.is_symlink() or path.is_file():
-            path.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    _size_of_trash.cache_clear()
-    left = trash_size(workspace)
-    return before[0] - left[0], before[1] - left[1]

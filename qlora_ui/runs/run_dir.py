@@ -30,7 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from qlora_ui.base.errors import RunError, SettingsError
+from qlora_ui.base.errors import QloraUiError, RunError, SettingsError
 from qlora_ui.base.files import change_json, read_json, write_json, write_text
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import owner
@@ -243,6 +243,14 @@ class RunDir:
     def name(self, config: RunConfig | None) -> str:
         """What a person calls the run: as renamed, else as its settings (None where they cannot be read) have it, else model and date."""
         return str(self.about().get("name") or (config.output.name if config else "") or self.default_name)
+
+    @property
+    def called(self) -> str:
+        """`name`, whether its settings can be read or not."""
+        try:
+            return self.name(self.config())
+        except QloraUiError:
+            return self.name(None)
 
     def write_about(self, **changes: Any) -> None:
         """Change name, notes or tags."""

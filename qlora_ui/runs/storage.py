@@ -10,8 +10,9 @@ from qlora_ui.base.bounded import entries_of, keep_within
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
 from qlora_ui.models.hub_cache import DATASETS, MODELS
+from qlora_ui.runs.deleted import trash_size
 from qlora_ui.runs.kept_models import brought_bytes
-from qlora_ui.runs.registry import list_runs, trash_size
+from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 

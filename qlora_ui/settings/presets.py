@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from qlora_ui.base.errors import SettingsError
-from qlora_ui.base.files import move_to_trash, safe_stem, write_text
+from qlora_ui.base.files import safe_stem, write_text
+from qlora_ui.base.trash import throw_away_file
 from qlora_ui.settings.migrate import VERSION
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
@@ -177,7 +178,11 @@ def delete_preset(name: str, user_folder: Path, trash: Path) -> Path:
     if path is None:
         what, fix = f"You have no preset “{name[:80]}”.", "Reload the page: it may have been deleted elsewhere"
         raise SettingsError(what, fix=fix, where="preset", code="preset")
-    return move_to_trash(path, user_folder, trash)
+    try:
+        title = read_preset(path).title
+    except SettingsError:
+        title = path.stem
+    return throw_away_file(path, user_folder, trash, kind="preset", name=title)
 
 
 def _can_name(name: str) -> bool:

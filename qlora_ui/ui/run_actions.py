@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.runs.deleted import put_back
 from qlora_ui.runs.events import Failed
 from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.listing import rename
-from qlora_ui.runs.registry import delete_checkpoints, delete_run, empty_trash, find_run
+from qlora_ui.runs.registry import delete_checkpoints, delete_run, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import Action
@@ -175,19 +174,8 @@ def _delete(page: Page, action: Action) -> Outcome:
     return Outcome("")
 
 
-def _put_back(page: Page, action: Action) -> Outcome:
-    run = put_back(page.service.workspace, action.id)
-    page.service.run_lists.forget()
-    return Outcome(run.id)
-
-
 def _delete_checkpoints(page: Page, action: Action) -> Outcome:
     delete_checkpoints(page.service.workspace, _run(page, action))
-    return Outcome()
-
-
-def _empty_trash(page: Page, action: Action) -> Outcome:
-    empty_trash(page.service.workspace)
     return Outcome()
 
 
@@ -212,6 +200,4 @@ _ACTIONS: Mapping[str, Callable[[Page, Action], Outcome]] = {
     "tags": _tags,
     "delete": _delete,
     "delete_checkpoints": _delete_checkpoints,
-    "empty_trash": _empty_trash,
-    "put_back": _put_back,
 }

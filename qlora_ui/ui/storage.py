@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.files import free_bytes
-from qlora_ui.runs.registry import trash_size
+from qlora_ui.runs.deleted import trash_size
 from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html

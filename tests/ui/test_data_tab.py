@@ -102,7 +102,7 @@ def test_pasted_rows_stay_until_they_can_be_used_and_the_card_shows_the_name(vis
     kept = page.locator(".q-kept-file", has_text="pasted-rows")
     expect(kept).to_have_count(2)
     kept.filter(has_text="chosen").get_by_role("button", name="Delete").click()
-    expect(page.locator(".q-dialog")).to_contain_text("where you can get it back")
+    expect(page.locator(".q-dialog")).to_contain_text("from where you can put it back")
     page.get_by_role("button", name="Delete", exact=True).last.click()
     expect(kept).to_have_count(1)
     expect(page.locator(".q-source", has_text="pasted-rows")).to_have_count(0)

@@ -93,7 +93,7 @@ def test_the_command_gives_the_same_settings_and_a_preset_is_saved(visit: Visit,
     expect(page.locator("#q-preset input")).to_have_value("My look")
     assert find_preset("my-look", workspace.presets).config.lora.rank == 13
     page.get_by_role("button", name="Delete My look").click()
-    expect(page.locator(".q-dialog")).to_contain_text("where you can get it back")
+    expect(page.locator(".q-dialog")).to_contain_text("from where you can put it back")
     page.get_by_role("button", name="Delete", exact=True).last.click()
     expect(page.locator("#q-preset input")).to_have_value("Defaults")
     expect(page.locator("#lora-rank input")).to_have_value("13")

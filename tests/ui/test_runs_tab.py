@@ -12,9 +12,12 @@ import pytest
 from pages import NARROW, WIDE, Looked, served_page
 from playwright.sync_api import Browser, ViewportSize, expect
 
+from qlora_ui.runs.deleted import deleted
 from qlora_ui.runs.read import RunReaders
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.presets import delete_preset, save_preset
+from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.launch import Served
 from qlora_ui.ui.run_lists import RunLists
 from tests.journals import write_run
@@ -98,11 +101,23 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.locator("#runs-table tbody tr")).to_have_count(2)
     assert page.evaluate("document.activeElement.closest('#runs-table') !== null")
-    assert len(list(served.service.workspace.trash.iterdir())) == 1
-    expect(page.locator("#runs-table")).to_contain_text("In the trash: 1 deleted item, ")
+    assert len(deleted(served.service.workspace)) == 1
+    trash = page.locator("#runs-trash")
+    expect(trash).to_contain_text("1 deleted item, ")
+    # What other tabs deleted lies there as well, and is back on them at once.
+    save_preset("my-look", "My Look", RunConfig(), served.service.workspace.presets)
+    delete_preset("my-look", served.service.workspace.presets, served.service.workspace.trash)
+    trash.get_by_role("button", name="Put back My Look").click()
+    expect(page.get_by_text("“My Look” is put back")).to_be_visible()
+    expect(trash).to_contain_text("1 deleted item, ")
+    page.get_by_role("tab", name="Recipe").click()
+    page.locator("#q-preset input").click()
+    expect(page.get_by_role("option", name="My Look")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="Runs").click()
     page.get_by_role("button", name="Empty the trash").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove for good").click()
-    expect(page.locator("#runs-table")).not_to_contain_text("In the trash")
+    expect(trash).to_be_empty()
     assert list(served.service.workspace.trash.iterdir()) == []
     looked.assert_clean()
 

@@ -12,6 +12,7 @@ import pytest
 from qlora_ui.base import files
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import move, put_in_place, room_for, take_back, write_text
+from qlora_ui.base.trash import throw_away_file
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -137,5 +138,5 @@ def test_what_is_deleted_goes_whole_to_a_trash_on_another_disk_or_stays(
     assert "another disk" in caught.value.problems[0].why and "Empty the trash" in caught.value.problems[0].fix
     assert (run / "checkpoints" / "weights").stat().st_size == 1000 and not list(trash.iterdir())
     with pytest.raises(QloraUiError, match="no room in the trash"):
-        files.move_to_trash(run / "checkpoints" / "weights", run, trash)
+        throw_away_file(run / "checkpoints" / "weights", run, trash, kind="data", name="weights")
     assert not list(trash.iterdir())

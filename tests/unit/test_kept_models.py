@@ -18,11 +18,12 @@ from qlora_ui.cli import main
 from qlora_ui.models.builtin import converted_folder
 from qlora_ui.models.catalogue import list_models
 from qlora_ui.models.hub_cache import download_lock, download_mark, repository_folder
+from qlora_ui.runs.deleted import empty_trash
 from qlora_ui.runs.events import Finished
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.kept_models import delete_export, delete_model, kept_model, runs_on_exports
 from qlora_ui.runs.listing import RunList
-from qlora_ui.runs.registry import create_run, delete_checkpoints, empty_trash
+from qlora_ui.runs.registry import create_run, delete_checkpoints
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.storage import free_remade, measure
 from qlora_ui.runs.workspace import Ownership, Workspace

@@ -20,7 +20,6 @@ from qlora_ui.cli import main
 from qlora_ui.cli.train import ended_values
 from qlora_ui.runs import listing
 from qlora_ui.runs.card import Card, Turns
-from qlora_ui.runs.deleted import deleted_runs, put_back
 from qlora_ui.runs.events import (
     CheckpointSaved,
     EvalLogged,
@@ -38,7 +37,7 @@ from qlora_ui.runs.events import (
 from qlora_ui.runs.journal import JournalWriter, read_events
 from qlora_ui.runs.listing import RunList, compare, rename
 from qlora_ui.runs.read import RunReader, RunReaders, RunView, read_run
-from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run, trash_size
+from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
 from qlora_ui.runs.workspace import Workspace
@@ -46,7 +45,7 @@ from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.runs_table import reading_html, trash_html
+from qlora_ui.ui.views.runs_table import reading_html
 from tests.journals import write_run
 
 PLAN = Planned(
@@ -633,25 +632,6 @@ def test_the_newest_run_is_found_when_one_comes_and_when_one_goes(workspace: Wor
     assert service.run_for("") == list_runs(workspace)[0]
 
 
-def test_deleted_runs_leave_the_disk_when_the_trash_is_emptied(
-    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert trash_size(workspace) == (0, 0) and not trash_html(0, 0)
-    kept, linked = tmp_path / "elsewhere", write_run(workspace, num_steps=4)
-    os.rename(linked.path, kept)
-    os.symlink(kept, linked.path, target_is_directory=True)
-    for run in (write_run(workspace, num_steps=4), linked):
-        (run.path / "weights").write_bytes(bytes(5_000_000))
-        delete_run(workspace, run)
-    number, size = trash_size(workspace)
-    assert number == 2 and 5_000_000 < size < 6_000_000
-    assert "2 deleted items, 5 MiB" in trash_html(number, size)
-    assert main(["runs", "empty-trash", "--workspace", str(workspace.root)]) == 0
-    assert "5 MiB are free again" in capsys.readouterr().out
-    # What a link led to was not in the trash.
-    assert list(workspace.trash.iterdir()) == [] and trash_size(workspace) == (0, 0) and (kept / "weights").is_file()
-
-
 def test_runs_that_were_copied_renamed_or_moved_to_another_disk_are_listed_and_open(workspace: Workspace, tmp_path: Path) -> None:
     first, moved = write_run(workspace, num_steps=4), write_run(workspace, num_steps=4)
     shutil.copytree(first.path, workspace.runs / "The best one (copy)")
@@ -689,31 +669,3 @@ def test_a_name_and_tags_that_are_given_at_the_same_moment_are_both_kept(workspa
     for writer in writers:
         writer.join()
     assert run.about() == {"name": "Pirate", "notes": "remember", "tags": ["best"]}
-
-
-def test_a_deleted_run_is_put_back_as_it_was(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    kept, run = write_run(workspace, end="done"), write_run(workspace, end="done")
-    run.write_about(name="Pirate")
-    before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
-    folder = delete_run(workspace, run).name
-    (workspace.trash / "my-preset-0a1b").mkdir()
-    (found,) = deleted_runs(workspace)
-    assert (found.folder, found.id, found.name) == (folder, run.id, "Pirate")
-    page = trash_html(*trash_size(workspace), deleted_runs(workspace), str(workspace.trash))
-    # The preset is nobody's run.
-    assert f'What else was deleted lies in <span class="q-mono">{workspace.trash}' in page
-    assert "Pirate" in page and f'data-id="{folder}"' in page and "Put it back" in page
-    assert [one.id for one in list_runs(workspace)] == [kept.id]
-    assert put_back(workspace, folder).path == run.path
-    assert sorted(path.relative_to(run.path) for path in run.path.rglob("*")) == before and not deleted_runs(workspace)
-    assert {row.id for row in RunList(workspace).rows()} == {kept.id, run.id} and read_run(run).status is Status.DONE
-    with pytest.raises(RunError, match="not in the trash any more"):
-        put_back(workspace, folder)
-    delete_run(workspace, run)
-    main(["runs", "put-back", run.id, "--workspace", str(workspace.root)])
-    assert "“Pirate” is among the runs again" in capsys.readouterr().out and run.config_path.is_file()
-    folder = delete_run(workspace, run).name
-    run.path.mkdir()
-    with pytest.raises(RunError, match="There is a run"):
-        put_back(workspace, folder)
-    assert len(deleted_runs(workspace)) == 1

@@ -7,10 +7,9 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.runs.deleted import deleted_runs
 from qlora_ui.runs.kept_models import runs_on_exports
 from qlora_ui.runs.listing import RunRow
-from qlora_ui.runs.registry import find_run, trash_size
+from qlora_ui.runs.registry import find_run
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.chart import LOSS_COMPARED, chart_value, charts
@@ -20,9 +19,10 @@ from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.storage import build_storage
+from qlora_ui.ui.trash import build_trash
 from qlora_ui.ui.views.compare import comparison_html
 from qlora_ui.ui.views.kept_model import useless_without
-from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html, trash_html
+from qlora_ui.ui.views.runs_table import MOST_PICKED, PAGE_ROWS, details_html, found, reading_html, table_html
 
 LOG_BYTES = 30_000
 STATES = (("Any state", ""), ("Running", "live"), ("Done", "done"), ("Stopped", "stopped"), ("Paused", "paused"), ("Failed", "failed"))
@@ -53,10 +53,12 @@ def build(page: Page) -> None:
             state = gr.Dropdown(
                 list(STATES), value="", label="State", show_label=False, container=False, elem_id="runs-state", elem_classes="q-select"
             )
+        # What a press brings stands below the list: above it the list would move away under the pointer.
+        table = live_html("", "runs-table")
         compared = live_html("", "runs-compare", visible=False)
         plot = charts("runs-charts", (LOSS_COMPARED,), curves.ask)
         details = live_html("", "runs-details", visible=False)
-        table = live_html("", "runs-table")
+        build_trash(page)
         build_storage(page)
 
     def draw(run_id: str, text: str, wanted: str, chosen: Choice) -> tuple[Any, ...]:
@@ -98,7 +100,6 @@ def _draw(lists: RunLists, service: Service, text: str, wanted: str, chosen: Cho
         num_all=len(every),
         needed_by=_needed_by(service, every),
     )
-    table += trash_html(*trash_size(service.workspace), deleted_runs(service.workspace), str(service.workspace.trash))
     pair = [by_id[run_id] for run_id in picked]
     comparison = gr.update(value="", visible=False)
     if len(pair) > 1:

@@ -19,7 +19,7 @@ from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import end_cut, escape, middle_cut, prose
 from qlora_ui.ui.source_list import sources_of
 from qlora_ui.ui.views.data_lengths import formats_html, languages_html, lengths_html
-from qlora_ui.ui.views.words import ago, source_title
+from qlora_ui.ui.views.words import TO_TRASH, ago, source_title
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -210,7 +210,7 @@ def _source(number: int, source: Mapping[str, Any], report: DataReport | None, s
 
 def _kept(file: KeptFile, *, is_chosen: bool) -> str:
     name = source_title(file.id)
-    words = f"Delete “{name}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
+    words = f"Delete “{name}”? {TO_TRASH}"
     if file.hub_id:
         words = f"Delete “{name}”? It does not go to the trash: you, and other programs that use it, would have to download it again."
     # Of a dataset on the Hub there are subsets and splits to choose from.

@@ -14,7 +14,7 @@ from qlora_ui.ui.action import act_button
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.views.background_view import progress_html
-from qlora_ui.ui.views.words import ago
+from qlora_ui.ui.views.words import TO_TRASH, ago
 
 NOTHING = (
     '<div class="q-empty"><h2>Nothing to take away yet</h2><p>When a run has saved something, you can take it as an adapter, '
@@ -225,6 +225,6 @@ def _card(card: Card, run_id: str, work: str, *, is_busy: bool) -> str:
 
 
 def _delete_button(card: Card, run_id: str) -> str:
-    words = f"Delete this export? It goes to the trash folder of the workspace until that is emptied, and the run stays. {card.needed}"
+    words = f"Delete this export? {TO_TRASH} The run stays. {card.needed}"
     title, ask = f"Delete: {card.title}", {"confirm": words.strip(), "yes": "Delete", "no": "Keep it", "danger": "1"}
     return act_button("Delete", "delete-export", run_id, look="quiet", form=card.form, title=title, **ask)

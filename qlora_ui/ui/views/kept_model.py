@@ -10,12 +10,13 @@ from qlora_ui.runs.kept_models import KeptModel
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, middle_cut
+from qlora_ui.ui.views.words import TO_TRASH
 
 NAMED_RUNS = 5
 WHERE = {"builtin": "A copy of it in the workspace takes {size}.", "folder": "It takes {size} of the workspace.", "hub": "It takes {size}."}
 AFTER = {
     "builtin": "It is made again by itself, in half a minute, when it is next needed.",
-    "folder": "It goes to the trash folder of the workspace, where you can get it back, until that is emptied.",
+    "folder": TO_TRASH,
     "hub": "It does not go to the trash: you, and other programs that use it, would have to download it again.",
 }
 

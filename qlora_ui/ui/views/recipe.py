@@ -17,6 +17,7 @@ from qlora_ui.settings.upstream import optimizer_words
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.ready import beyond_context
+from qlora_ui.ui.views.words import TO_TRASH
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
@@ -59,7 +60,7 @@ def preset_about(draft: Draft, presets: Sequence[Preset], unreadable: Mapping[st
 
 
 def _delete_button(name: str, title: str) -> str:
-    words = f"Delete your preset “{title}”? It goes to the trash folder of the workspace, where you can get it back, until that is emptied."
+    words = f"Delete your preset “{title}”? {TO_TRASH}"
     asks = {"confirm": words, "yes": "Delete", "no": "Keep it", "danger": "1"}
     return act_button("Delete", "delete-preset", name, look="link", title=f"Delete {title}", **asks)
 

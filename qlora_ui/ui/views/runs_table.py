@@ -6,20 +6,18 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 
 from qlora_ui.base.units import format_bytes, format_duration, format_percent
-from qlora_ui.runs.deleted import DeletedRun
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import bullet_list, escape, go_link
+from qlora_ui.ui.markup import escape, go_link
 from qlora_ui.ui.views.ready import data_title
-from qlora_ui.ui.views.words import ago, fold, model_title, setting_words, status_chip
+from qlora_ui.ui.views.words import TO_TRASH, ago, fold, model_title, setting_words, status_chip
 
 PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
-SHOWN_DELETED = 20
 _rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "data.sources", "output.name", "output.notes", "output.tags"}
 
@@ -45,30 +43,6 @@ def found(rows: Sequence[RunRow], query: str, state: str) -> list[RunRow]:
 def reading_html(num_unread: int) -> str:
     """That some runs are still missing in the list; empty where none is."""
     return f'<p class="q-small q-num" role="status">Reading earlier runs: {num_unread:,} to go</p>' if num_unread else ""
-
-
-def trash_html(number: int, size: int, runs: Sequence[DeletedRun] = (), folder: str = "") -> str:
-    """What of the disk is still taken by what was deleted, with a button that frees it, and how to get it back; empty where there is none.
-
-    `runs` are those among them, `folder` is the path of the trash.
-    """
-    if not number:
-        return ""
-    items = f"{number:,} deleted item{'s' if number != 1 else ''}"
-    words = (
-        f"Remove {items} from the disk, be they runs, checkpoints, models, exports, presets or data files? Nobody can get them back then."
-    )
-    button = act_button("Empty the trash", "empty_trash", confirm=words, yes="Remove for good", no="Keep them", danger="1", look="quiet")
-    line = f'<div class="q-pages"><span class="q-small q-num">In the trash: {items}, {escape(format_bytes(size))}</span>{button}</div>'
-    ways = []
-    for run in runs[:SHOWN_DELETED]:
-        button = act_button("Put it back", "put_back", run.folder, look="link", echo="Putting it back …", title=f"Put back {run.name}")
-        ways.append(f"{escape(run.name)} {button}")
-    rest = f'<p class="q-small">and {len(runs) - SHOWN_DELETED:,} more</p>' if len(runs) > SHOWN_DELETED else ""
-    what = f"What {'else ' if runs else ''}was deleted lies in"
-    place = f'<p class="q-small">{what} <span class="q-mono">{escape(folder)}</span>; a file manager moves it back.</p>'
-    others = place if number > len(runs) else ""
-    return line + fold("Get something back", bullet_list(ways) + rest + others, "put-back")
 
 
 def picked_html(number: int) -> str:
@@ -174,7 +148,7 @@ def _menu(row: RunRow, needed: str) -> str:
     if not row.status.is_live and row.status is not Status.QUEUED:
         if row.has_adapter and row.has_checkpoint:
             entries.append(_delete_checkpoints(row))
-        words = f"Delete “{name}”? It goes to the trash, below the list of runs, where you can put it back until that is emptied. {needed}"
+        words = f"Delete “{name}”? {TO_TRASH} {needed}"
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))
     return (
         f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
@@ -186,7 +160,7 @@ def _menu(row: RunRow, needed: str) -> str:
 def _delete_checkpoints(row: RunRow) -> str:
     """They hold the optimizer's state as well, and take several times what the adapter does."""
     after = "it can then be continued from its first step only" if row.status.can_resume else "earlier steps can then not be laid beside it"
-    words = f"Delete the checkpoints of “{row.name}”? Its adapter stays, and {after}. They go to the trash folder of the workspace."
+    words = f"Delete the checkpoints of “{row.name}”? Its adapter stays, and {after}. They go to the trash, at the end of this tab."
     confirm = {"confirm": words, "yes": "Delete", "no": "Keep them", "danger": "1"}
     return act_button("Delete its checkpoints", "delete_checkpoints", row.id, look="menu", **confirm)
 

@@ -22,6 +22,7 @@ STATUS_WORDS = {
 TITLES = {BUILTIN_MODEL: "SmolLM2-135M-Instruct", BUILTIN_DATA: "Everyday questions, answered by a pirate"}
 ASKING = '<p class="q-small" role="status" aria-busy="true">Asking the Hub …</p>'
 """Stands where its answer will be."""
+TO_TRASH = "It goes to the trash, at the end of the Runs tab, from where you can put it back until that is emptied."
 _LOOKS = {
     Status.STARTING: ("accent q-chip-live", ""),
     Status.RUNNING: ("accent q-chip-live", ""),
