@@ -53,7 +53,7 @@ def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = 
 def act_button(label: str, action: str, run_id: str = "", *, look: str = "", **data: str) -> str:
     """A button that raises `action` for an id.
 
-    `look` is primary, danger, link, chip or empty; `data` are confirm, yes, ask, value, echo, danger, label (see act.js), and
+    `look` is primary, danger, link, chip or empty; `data` are confirm, yes, ask, value, echo, show, danger, label (see act.js), and
     `title`, which becomes the accessible name.
     """
     css = {"link": "q-link", "chip": "q-chip", "quiet": "q-button q-button-quiet"}.get(

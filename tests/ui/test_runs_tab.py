@@ -45,6 +45,7 @@ def test_find_compare_and_see_what_differs(browser: Browser, served: Served, wid
     expect(page.locator("#runs-table tbody tr")).to_have_count(3)
     page.get_by_placeholder("Find by name").fill("pirate")
     expect(page.locator("#runs-table tbody tr")).to_have_count(2)
+    top = page.locator(".q-runs").bounding_box()
     # Both within a moment: before the answer to the first the second is on its way.
     page.get_by_label(re.compile("Compare Pirate")).evaluate_all("both => both.reverse().forEach((one) => one.click())")
     table = page.locator("#runs-compare")
@@ -52,9 +53,10 @@ def test_find_compare_and_see_what_differs(browser: Browser, served: Served, wid
     expect(table).not_to_contain_text("Weight decay")
     expect(page.locator("#runs-charts .q-plot .q-run1.q-line-line")).to_have_count(1)
     expect(page.locator("#runs-charts desc")).to_have_text(re.compile("Pirate (small|large): .*Pirate (small|large): "))
-    # Of a list longer than the screen it stands far above the row that was ticked.
+    assert page.locator(".q-runs").bounding_box() == top, "the list moved under the pointer"
+    # Of a list longer than the screen it stands far from the row that was ticked.
     page.get_by_role("button", name="Show them side by side").click()
-    expect(table).to_be_in_viewport()
+    expect(table.get_by_role("heading", name="Side by side")).to_be_in_viewport()
     page.get_by_label("Differences only").uncheck()
     expect(table).to_contain_text("Weight decay")
     page.get_by_role("button", name="Clear the choice").click()
@@ -90,7 +92,11 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     expect(page.get_by_label("More for Support")).to_be_focused()
     page.get_by_label("More for Support").click()
     page.get_by_role("button", name="Settings and log").click()
-    expect(page.locator("#runs-details")).to_contain_text("name: Tickets")
+    details = page.locator("#runs-details")
+    expect(details).to_contain_text("name: Tickets")
+    expect(details.get_by_role("heading", name="Support")).to_be_in_viewport()
+    details.get_by_role("button", name="Close").click()
+    expect(page.get_by_label("More for Support")).to_be_focused()
     page.get_by_label("More for Support").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Keep it").click()

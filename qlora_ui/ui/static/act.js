@@ -2,6 +2,7 @@
  *
  * data-confirm   a sentence: asks first, in a dialog whose Yes is labelled data-yes
  * data-ask       a question: asks for a line of text (data-value is the old one), sent as `text`; data-long for several lines
+ * data-show      the id of what is brought into view by it, and takes the keyboard
  * data-echo      what the button says from the click until the page is drawn anew
  * <details data-key> keep their state, fields keep what was typed, when the HTML is drawn anew.
  */
@@ -86,6 +87,7 @@ function listenToActions(element, trigger, whenDrawn) {
       setTimeout(() => settle(button), 4000);
     }
     if (data.act === "open") qLive.opening(data.id);
+    if (data.show) qlora.go(data.tab, data.show);
     trigger("act", data);
   }
 

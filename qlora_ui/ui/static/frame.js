@@ -45,7 +45,7 @@
         if (tries--) setTimeout(look, 100);
         return;
       }
-      place.scrollIntoView({ block: "center", behavior: "smooth" });
+      place.scrollIntoView({ block: place.offsetHeight > innerHeight / 2 ? "start" : "center", behavior: "smooth" });
       (place.querySelector("input, textarea, select, button") || place).focus({ preventScroll: true });
       place.classList.add("q-shown");
       setTimeout(() => place.classList.remove("q-shown"), 1600);

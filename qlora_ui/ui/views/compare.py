@@ -45,7 +45,7 @@ def comparison_html(rows: Sequence[RunRow], configs: Sequence[RunConfig | None],
         "Differences only</label>"
     )
     none = f'<tr><td colspan="{len(rows) + 1}" class="q-small">The settings are the same.</td></tr>' if not lines else ""
-    clear = act_button("Clear the choice", "clear", look="quiet")
+    clear = act_button("Clear the choice", "clear", look="quiet", show="runs-table")
     settings_head = f'<thead><tr><th scope="col" colspan="{len(rows) + 1}">Settings {box}</th></tr></thead>'
     table = (
         f'<table class="q-table" style="--q-runs:{len(rows)}">'

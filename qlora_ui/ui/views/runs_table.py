@@ -134,7 +134,7 @@ def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, neede
 def _menu(row: RunRow, needed: str) -> str:
     run, name = row.id, row.name
     entries = [
-        act_button("Settings and log", "details", run, look="menu"),
+        act_button("Settings and log", "details", run, look="menu", show="runs-details"),
         act_button("New run from this one", "copy", run, look="menu"),
         act_button("Rename", "rename", run, look="menu", ask="A name for this run", value=name, yes="Rename"),
         act_button("Notes", "notes", run, look="menu", ask="Notes for this run", value=row.notes, long="1", yes="Keep"),
@@ -152,7 +152,7 @@ def _menu(row: RunRow, needed: str) -> str:
         entries.append(act_button("Delete", "delete", run, look="menu", confirm=words.strip(), yes="Delete", no="Keep it", danger="1"))
     return (
         f'<details class="q-menu" data-menu data-key="menu-{escape(run)}">'
-        f'<summary aria-label="More for {escape(name)}" title="More">⋯</summary>'
+        f'<summary id="more-{escape(run)}" aria-label="More for {escape(name)}" title="More">⋯</summary>'
         f'<div class="q-menu-list">{"".join(entries)}</div></details>'
     )
 
@@ -202,10 +202,11 @@ def details_html(row: RunRow, config: RunConfig | None, log: str) -> str:
     notes = f'<p class="q-sub">{escape(row.notes)}</p>' if row.notes else ""
     said = f'<pre class="q-code q-log" tabindex="0">{escape(log)}</pre>' if log else '<p class="q-small">Nothing was logged.</p>'
     copy = f'<button type="button" class="q-button q-button-quiet" data-copy="{escape(changed)}">Copy</button>'
+    close = act_button("Close", "details", look="quiet", show=f"more-{row.id}")
     start = act_button("New run from its adapter", "start_from", row.id) if row.has_adapter else ""
     return (
         f'<section class="q-card q-details-card"><div class="q-run-top"><h2 class="q-h2">{escape(row.name)}</h2>'
-        f"<span>{start} {act_button('Open', 'open', row.id)} {act_button('Close', 'details', look='quiet')}</span></div>{notes}"
+        f"<span>{start} {act_button('Open', 'open', row.id)} {close}</span></div>{notes}"
         f'<p class="q-small q-mono">{escape(row.id)}</p>'
         f'<div class="q-run-top"><h3 class="q-h3">What differs from the defaults</h3>{copy}</div>'
         f'<pre class="q-code">{escape(changed)}</pre>{whole}<h3 class="q-h3">Log</h3>{said}</section>'
