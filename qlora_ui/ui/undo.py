@@ -18,7 +18,7 @@ from qlora_ui.ui.controls import from_component
 from qlora_ui.ui.handler import handler
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
-from qlora_ui.ui.views.words import describe_model, source_title
+from qlora_ui.ui.views.words import describe_model, source_words
 
 SHOWN = 6
 PRESET = "preset"
@@ -188,13 +188,8 @@ def value_words(option: Option, value: Any) -> str:
     if isinstance(value, dict):
         return middle_cut(", ".join(f"{name}: {part}" for name, part in value.items()) or "nothing", 40)
     if isinstance(value, list | tuple):
-        return middle_cut(", ".join(_source_words(item) if isinstance(item, dict) else str(item) for item in value) or "nothing", 80)
+        return middle_cut(", ".join(source_words(item) if isinstance(item, dict) else str(item) for item in value) or "nothing", 80)
     return describe_model(str(value)) if option.path == "model.id" else middle_cut(str(value), 40)
-
-
-def _source_words(source: Mapping[str, Any]) -> str:
-    rows = f" ({source['rows']})" if source.get("rows") else ""
-    return source_title(str(source.get("id", "")), 32) + rows
 
 
 def _plain(option: Option, value: Any) -> Any:

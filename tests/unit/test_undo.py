@@ -28,6 +28,7 @@ def test_datasets_are_said_by_their_names_and_never_as_json() -> None:
     assert "weight" not in html and LONG not in html
     some = DataSource(id="hub:a/b", rows="first 10")
     assert value_words(sources, (some, DataSource(id="builtin:plain-pirate"))) == "a/b (first 10), Everyday questions, answered by a pirate"
+    assert value_words(sources, (some.model_copy(update={"weight": 2.0}),)) == "a/b (first 10, weight 2)"
     assert value_words(OPTIONS["model.id"], "builtin:smollm2-135m-instruct") == "SmolLM2-135M-Instruct (built in)"
     assert value_words(sources, "[]") == "nothing" and value_words(OPTIONS["lora.targets"], ["q_proj", "v_proj"]) == "q_proj, v_proj"
 

@@ -79,6 +79,17 @@ def test_differences_are_counted_from_the_defaults(workspace: Workspace) -> None
     assert differences_in_words(None) == "settings cannot be read"
 
 
+def test_which_part_of_the_data_and_what_weight_is_told(workspace: Workspace) -> None:
+    # Two runs that differed in nothing else: both lines said "nothing, all defaults", and the comparison named one file twice.
+    sources = ([{"id": "a.jsonl", "rows": "500"}], [{"id": "a.jsonl", "weight": 2.0}, {"id": "b.jsonl"}])
+    runs = [write_run(workspace, values={"data.sources": part}, done=5, num_steps=10) for part in sources]
+    configs = [run.config() for run in runs]
+    assert differences_in_words(configs[0]) == "Data first 500"
+    assert differences_in_words(configs[1]) == "Data a.jsonl (weight 2) + b.jsonl"
+    html = comparison_html([row_of(read_run(run)) for run in runs], configs, only_different=True)
+    assert "<td>a.jsonl (first 500)</td><td>a.jsonl (weight 2), b.jsonl</td>" in html
+
+
 def test_comparison_can_show_differences_only(workspace: Workspace) -> None:
     runs = [write_run(workspace, values={"lora.rank": rank, "output.name": f"r{rank}"}, done=20, num_steps=20) for rank in (8, 32)]
     rows, configs = [row_of(read_run(run)) for run in runs], [run.config() for run in runs]

@@ -9,15 +9,17 @@ from qlora_ui.base.units import format_bytes, format_duration, format_percent
 from qlora_ui.runs.listing import RunRow
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.markup import escape, go_link
+from qlora_ui.ui.markup import end_cut, escape, go_link
 from qlora_ui.ui.views.ready import data_title
-from qlora_ui.ui.views.words import TO_TRASH, ago, fold, model_title, setting_words, status_chip
+from qlora_ui.ui.views.words import TO_TRASH, ago, fold, model_title, part_words, setting_words, source_words, status_chip
 
 PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
+MOST_LETTERS = 90
 _rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "data.sources", "output.name", "output.notes", "output.tags"}
 
@@ -166,16 +168,27 @@ def _delete_checkpoints(row: RunRow) -> str:
 
 
 def differences_in_words(config: RunConfig | None, most: int = SHOWN_DIFFERENCES) -> str:
-    """What was changed from the defaults, the settings that people look at first: `Adapter size 32, Learning rate 0.001, 2 more`."""
+    """What was changed from the defaults, the settings that people look at first: `Adapter size 32, Learning rate 0.001, 2 more`.
+
+    Datasets are named beside the run; here stands what of them was taken, and how they are mixed.
+    """
     if config is None:
         return "settings cannot be read"
     options = option_by_path()
     changed = [path for path in config.differences(RunConfig()) if path not in _NOT_A_DIFFERENCE]
     changed.sort(key=lambda path: options[path].meta.tier != "basic")
-    said = [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:most]]
+    said = _data_in_words(config.data.sources)
+    said += [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:most]]
     if len(changed) > most:
         said.append(f"{len(changed) - most} more")
     return ", ".join(said) or "nothing, all defaults"
+
+
+def _data_in_words(sources: Sequence[DataSource]) -> list[str]:
+    parts = [source.model_dump() for source in sources]
+    if len(parts) > 1:
+        return [end_cut("Data " + " + ".join(source_words(source, 20) for source in parts), MOST_LETTERS)]
+    return [f"Data {', '.join(told)}" for source in parts if (told := part_words(source))]
 
 
 def sparkline(values: Sequence[float], width: int = 84, height: int = 24) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.settings.sections import BUILTIN_DATA, BUILTIN_MODEL
+from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.markup import escape, middle_cut
 
 STATUS_WORDS = {
@@ -64,6 +66,24 @@ def source_title(source_id: str, length: int = 44) -> str:
     return TITLES.get(source_id) or middle_cut(source_id.replace("\\", "/").rsplit("/", 1)[-1] or source_id, length)
 
 
+def source_words(source: Mapping[str, Any], length: int = 32) -> str:
+    """A dataset, and which part of it with what weight: `rows.jsonl (first 500, weight 2)`."""
+    told = ", ".join(part_words(source))
+    return source_title(str(source.get("id", "")), length) + (f" ({told})" if told else "")
+
+
+def part_words(source: Mapping[str, Any]) -> list[str]:
+    """Which part of a dataset is taken and with what weight; empty for all of its rows, as they are."""
+    rows, weight = str(source.get("rows") or ""), f"{source.get('weight', 1)}".removesuffix(".0")
+    parts = (
+        f"subset {source['config']}" if source.get("config") else "",
+        f"split {source['split']}" if source.get("split", "train") != "train" else "",
+        f"first {rows}" if rows.isdigit() else rows,
+        f"weight {weight}" if weight not in ("", "1", "None") else "",
+    )
+    return [part for part in parts if part]
+
+
 def ago(moment: float, now: float | None = None) -> str:
     """A moment as a person says it: `just now`, `12 min ago`, `today 14:05`, `Mon 3 Nov`, `3 Nov 2025`."""
     now = now if now is not None else time.time()
@@ -96,5 +116,4 @@ def setting_words(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple | list):
         return ", ".join(setting_words(item) for item in value) or "none"
-    named = getattr(value, "id", None)
-    return source_title(str(named), 40) if named is not None else middle_cut(str(value), 40)
+    return source_words(value.model_dump(), 40) if isinstance(value, DataSource) else middle_cut(str(value), 40)
