@@ -18,7 +18,7 @@ from typing import Any
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import copied_beside, move, read_json, remove_quietly, replace, write_json
 
-OF_FILES = ("data", "preset")
+OF_FILES = ("data", "preset", "conversation")
 """Kinds that are files; the others are folders, or links to one."""
 
 
@@ -27,7 +27,7 @@ class Note:
     """What something in the trash was."""
 
     kind: str
-    """`run`, `checkpoints`, `export`, `model`, `data` or `preset`."""
+    """`run`, `checkpoints`, `export`, `model`, `data`, `preset` or `conversation`."""
     name: str
     """As a person calls it."""
     place: str
@@ -38,15 +38,19 @@ class Note:
     """What else is needed to put it back."""
 
 
-def throw_away(path: Path, trash: Path, *, kind: str, name: str, stem: str = "", kept: Mapping[str, Any] | None = None) -> Path:
+def throw_away(
+    path: Path, trash: Path, *, kind: str, name: str, stem: str = "", place: str = "", kept: Mapping[str, Any] | None = None
+) -> Path:
     """Move something of the workspace to its `trash` and return where it is now; a link is moved and what it leads to stays.
 
-    `stem` begins the name that it gets there; for the rest see Note. Raises OSError where a program holds it, and QloraUiError where a
-    trash on another disk is full, both with all where it was.
+    `stem` begins the name that it gets there, `place` is where it belongs where that is not `path`; for the rest see Note. Raises OSError
+    where a program holds it, and QloraUiError where a trash on another disk is full, both with all where it was.
     """
     entry = _free_entry(trash, stem or path.stem)
     target = entry / path.name if kind in OF_FILES else entry
-    with _noted(entry, path, kind, name, kept or {}):
+    root = trash.parent
+    where = place or (path.relative_to(root).as_posix() if path.is_relative_to(root) else "")
+    with _noted(entry, {"kind": kind, "name": name, "place": where, "at": time.time(), "kept": kept or {}}):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             move(path, target)
@@ -106,6 +110,13 @@ def take_out(entry: Path, target: Path, *, is_file: bool) -> None:
     os.utime(entry.parent)
 
 
+def discard(entry: Path) -> None:
+    """Remove something from the trash for good, as what it held is elsewhere again."""
+    remove_quietly(entry)
+    _note_path(entry).unlink(missing_ok=True)
+    os.utime(entry.parent)
+
+
 def _put_on_other_disk(source: Path, target: Path) -> None:
     fix = "Free some space there, then do it again"
     aside = copied_beside(source, target, where="where it was", why="The trash is on another disk", fix=fix)
@@ -148,13 +159,11 @@ def _note_path(entry: Path) -> Path:
 
 
 @contextmanager
-def _noted(entry: Path, path: Path, kind: str, name: str, kept: Mapping[str, Any]) -> Iterator[None]:
+def _noted(entry: Path, note: Mapping[str, Any]) -> Iterator[None]:
     """Write the note before the block moves what it is of; it goes again where that fails."""
-    root = entry.parent.parent
-    place = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
     # A full disk keeps nothing from being deleted.
     with suppress(OSError):
-        write_json(_note_path(entry), {"kind": kind, "name": name, "place": place, "at": time.time(), "kept": kept})
+        write_json(_note_path(entry), note)
     try:
         yield
     except BaseException:

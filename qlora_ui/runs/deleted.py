@@ -20,6 +20,8 @@ from qlora_ui.runs.workspace import Workspace
 
 _MARK = re.compile(r"-[0-9a-f]{4}$")
 """What is put behind a name in the trash, so that none takes the place of another."""
+CONVERSATION = "cache/chat.json"
+"""Where the app has its one conversation, below the workspace."""
 _HOMES = ("runs", "models", "datasets", "presets")
 """Folders of a workspace from which things are deleted."""
 
@@ -98,6 +100,8 @@ def _guessed(entry: Path, stem: str) -> Iterator[tuple[str, str]]:
 
 def _is_home(kind: str, place: str) -> bool:
     """Whether a place is one from which such things are deleted: the notes are files that anybody can edit."""
+    if kind == "conversation":
+        return place == CONVERSATION
     parts = PurePosixPath(place).parts
     if len(parts) < 2 or parts[0] not in _HOMES or any(part in ("..", ".") for part in parts):
         return False
@@ -134,6 +138,9 @@ def put_back(workspace: Workspace, folder: str) -> Deleted:
     if not found.place:
         fix = f"Move it from {entry} with a file manager"
         raise RunError(f"The app does not know where {found.name} was.", fix=fix, code="trash-unknown")
+    if found.kind == "conversation":
+        what, where = "A conversation is put back on the page only, where it goes on.", next(entry.glob("*.json"), entry)
+        raise RunError(what, fix=f"Open the app: the end of its Runs tab lists it. What was said is in {where}", code="trash-conversation")
     if found.kind in ("checkpoints", "export"):
         _refuse_without_run(workspace, found)
     note = note_of(entry)

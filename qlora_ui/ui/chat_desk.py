@@ -5,18 +5,24 @@ It lives here and not in a page, so that an answer goes on when a page is reload
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.files import read_json, write_json
 from qlora_ui.base.progress import Cancelled
+from qlora_ui.base.trash import discard, throw_away
 from qlora_ui.data.collect import keep_row
 from qlora_ui.runs.chat_target import ChatTarget
+from qlora_ui.runs.deleted import CONVERSATION
 from qlora_ui.runs.held_back import held_back_rows
 from qlora_ui.settings.sampling import read_sampling
 from qlora_ui.ui.chat_record import Answer, ChatRecord
 from qlora_ui.ui.handler import attempt
+from qlora_ui.ui.markup import end_cut
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
 """Who answers, by the position of the switch."""
 SYSTEM_CHARACTERS = 20_000
+AS_IT_WAS = "The conversation as it was is in the trash, at the end of the Runs tab."
 
 
 class ChatDesk:
@@ -33,7 +40,7 @@ class ChatDesk:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._changed = threading.Condition(threading.RLock())
-        self.record = ChatRecord(service.workspace.cache / "chat.json")
+        self.record = ChatRecord(service.workspace.root / CONVERSATION)
         self._wants_stop = False
         self._next_row = 0
         self.note = self.record.lost
@@ -137,8 +144,10 @@ class ChatDesk:
         """Change a question, forget what came after it and have it answered."""
         with self._changed:
             self._check_free()
+            was_kept = index + 1 < len(self.record.notes) and self._keep_in_trash()
             self.record.edit(index, text)
             self._begin()
+            self.note = AS_IT_WAS if was_kept else self.note
 
     def undo(self) -> str:
         """Take back the last question and its answers; returns the question."""
@@ -150,13 +159,31 @@ class ChatDesk:
             return question
 
     def clear(self) -> None:
-        """Forget the conversation."""
+        """Begin a new conversation; this one goes to the trash."""
         with self._changed:
             self._check_free()
+            self._keep_in_trash()
             self.record.clear()
             self.problems, self.context, self.note = (), (0, 0), ""
             self.record.save()
             self._touch()
+
+    def put_back(self, entry: Path) -> None:
+        """Go on with a conversation of the trash, which lies in the folder `entry`; raises QloraUiError where another is under way."""
+        with self._changed:
+            self._check_free()
+            saved = read_json(next(entry.glob("*.json"), entry / "gone"))
+            if saved is None:
+                raise QloraUiError("This is not in the trash any more.", fix="Look at the list again", code="trash-missing")
+            if self.record.history.turns:
+                fix = "“Clear” there first; that one goes to the trash, too"
+                raise QloraUiError("There is a conversation on the Chat tab.", why="It would be replaced", fix=fix, code="trash-taken")
+            system = self.record.history.system
+            self.record.take(saved)
+            self.record.history.system = system or self.record.history.system
+            self.record.save()
+            self._touch()
+            discard(entry)
 
     def stop(self) -> None:
         """End the answer within a token; what is being loaded is loaded to its end."""
@@ -218,12 +245,14 @@ class ChatDesk:
                 )
             row = rows[self._next_row % len(rows)]
             self._next_row += 1
+            was_kept = bool(self.record.first_own_question)
             self.clear()
             # The adapter learned to answer after it; without it this would be another question.
             if row.system:
                 self.record.history.system = row.system[:SYSTEM_CHARACTERS]
             self.record.history.tools = row.tools
             self.say(row.question, reference=row.answer)
+            self.note = AS_IT_WAS if was_kept else self.note
 
     # The answering thread --------------------------------------------------------------------------------------------
 
@@ -300,6 +329,18 @@ class ChatDesk:
             self._touch()
 
     # Small things ----------------------------------------------------------------------------------------------------
+
+    def _keep_in_trash(self) -> bool:
+        """Whether there was something to keep: nobody types a conversation again, but the question of a held-back row comes again."""
+        question = self.record.first_own_question
+        if not question:
+            return False
+        workspace, number = self._service.workspace, len(self.record.notes)
+        file = workspace.temp / f"conversation-{secrets.token_hex(4)}.json"
+        write_json(file, self.record.said())
+        name = f"{end_cut(' '.join(question.split()), 60)} ({number:,} question{'s' if number != 1 else ''})"
+        throw_away(file, workspace.trash, kind="conversation", name=name, stem="conversation", place=CONVERSATION)
+        return True
 
     def _turn_to(self, who: ChatTarget) -> None:
         if who != self.who:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import put_aside, read_json, write_json
@@ -55,25 +57,40 @@ class ChatRecord:
         saved = found if isinstance(found, dict) else {}
         if isinstance(saved.get("heard"), list):
             self.heard.extend(map(str, saved["heard"]))
+        self.history = ChatHistory()
+        self.notes: list[TurnNotes] = []
         try:
-            self.history = ChatHistory.from_dict(saved)
+            self.take(saved)
         except QloraUiError:
-            self.history = ChatHistory()
             if file.exists():
                 aside = put_aside(file).name
                 self.lost = f"The last conversation could not be read. It is kept in the workspace as cache/{aside}."
         with contextlib.suppress(QloraUiError):
             self.sampling = read_sampling(saved["sampling"] if isinstance(saved.get("sampling"), dict) else {})
+
+    def take(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `said` gave; raises QloraUiError, with all as it was, where it is something else."""
+        talks_to, self.history = self.history.talks_to, ChatHistory.from_dict(saved)
+        self.history.talks_to = talks_to
         self.notes = [TurnNotes() for _ in self.history.turns]
         kept = saved["kept"] if isinstance(saved.get("kept"), list) else []
         for notes, sides in zip(self.notes, kept, strict=False):
             notes.answers.update({str(side): Answer(is_kept=True) for side in (sides if isinstance(sides, list) else ())})
 
+    def said(self) -> dict[str, Any]:
+        """The conversation as plain data, with the answers that were kept as rows."""
+        kept = [[side for side, answer in notes.answers.items() if answer.is_kept] for notes in self.notes]
+        return {**self.history.as_dict(), "kept": kept}
+
+    @property
+    def first_own_question(self) -> str:
+        """Of somebody who typed it; empty where there are only questions of held-back rows."""
+        return next((turn.question for turn, notes in zip(self.history.turns, self.notes, strict=True) if not notes.reference), "")
+
     def save(self) -> None:
         """Keep it for the next app."""
         try:
-            kept = [[side for side, answer in notes.answers.items() if answer.is_kept] for notes in self.notes]
-            write_json(self._file, {**self.history.as_dict(), "heard": list(self.heard), "kept": kept, "sampling": asdict(self.sampling)})
+            write_json(self._file, {**self.said(), "heard": list(self.heard), "sampling": asdict(self.sampling)})
         except OSError:
             # A full disk must not end a conversation; it is only forgotten when the app ends.
             return

@@ -6,15 +6,25 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_ui.runs.deleted import deleted, empty_trash, put_back
+from qlora_ui.runs.deleted import Deleted, deleted, empty_trash, put_back
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.handler import handler, toast_html
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.recipe import preset_choices
 from qlora_ui.ui.views.trash import IS_BACK, trash_html
 
 INFO_S = 8
+
+
+def _put_back(service: Service, folder: str) -> Deleted:
+    found = next((one for one in deleted(service.workspace) if one.folder == folder and one.kind == "conversation"), None)
+    if found is None:
+        return put_back(service.workspace, folder)
+    # The app has it in its hands while it is open.
+    service.desk.put_back(service.workspace.trash / folder)
+    return found
 
 
 def build_trash(page: Page) -> None:
@@ -31,7 +41,7 @@ def build_trash(page: Page) -> None:
             empty_trash(workspace)
         if action.name != "put_back":
             return [gr.skip(), gr.skip()]
-        found = put_back(workspace, action.id)
+        found = _put_back(service, action.id)
         service.run_lists.forget()
         service.models_changed()
         gr.Info(toast_html(f"“{found.name}” is put back", f"<p>{escape(IS_BACK[found.kind])}</p>"), duration=INFO_S)

@@ -113,7 +113,7 @@ def test_rename_settings_and_delete_to_trash(browser: Browser, served: Served) -
     # What other tabs deleted lies there as well, and is back on them at once.
     save_preset("my-look", "My Look", RunConfig(), served.service.workspace.presets)
     delete_preset("my-look", served.service.workspace.presets, served.service.workspace.trash)
-    trash.get_by_role("button", name="Put back My Look").click()
+    trash.get_by_role("button", name="Put it back: My Look").click()
     expect(page.get_by_text("“My Look” is put back")).to_be_visible()
     expect(trash).to_contain_text("1 deleted item, ")
     page.get_by_role("tab", name="Recipe").click()

@@ -25,7 +25,9 @@ from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import delete_preset, save_preset
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.chat_record import Answer
 from qlora_ui.ui.new_data import keep_pasted
+from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.trash import IS_BACK, KINDS, SHOWN, trash_html
 from tests.journals import run_with_checkpoint, write_run
 
@@ -70,14 +72,17 @@ def test_everything_that_is_deleted_is_listed_and_comes_back_as_it_was(workspace
         for note in workspace.trash.glob(".*.json"):
             note.unlink()
     lies = deleted(workspace)
-    assert sorted(one.kind for one in lies) == sorted(KINDS_OF_ALL) and set(KINDS_OF_ALL) == set(IS_BACK) == set(KINDS) - {"other"}
+    assert sorted(one.kind for one in lies) == sorted(KINDS_OF_ALL) and set(IS_BACK) == set(KINDS) - {"other"} == {
+        *KINDS_OF_ALL,
+        "conversation",
+    }
     names = {one.kind: one.name for one in lies}
     assert names["run"] == "Pirate" and "Parts" in names["checkpoints"] and "Parts" in names["export"]
     if has_notes:
         assert names["preset"] == "My Look" and names["export"] == "GGUF, 8 bits, of Parts"
         assert [one.kind for one in lies] == KINDS_OF_ALL[::-1], "the last deleted first"
     page = trash_html(lies, str(workspace.trash))
-    assert page.count("Put it back") == 6 and "6 deleted items" in page and str(workspace.trash) not in page
+    assert page.count(">Put it back<") == 6 and "6 deleted items" in page and str(workspace.trash) not in page
     for one in lies:
         put_back(workspace, one.folder)
     after = tree(workspace)
@@ -283,3 +288,48 @@ def test_a_long_trash_is_folded_and_names_are_no_markup(workspace: Workspace) ->
         delete_run(workspace, run)
     page = trash_html(deleted(workspace), "")
     assert "2 more" in page and "<b>" not in page
+
+
+def test_a_conversation_that_was_cleared_goes_on_as_it_was(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    desk = Service(workspace).desk
+    desk.set_up(system="Be brief.")
+    for question in ("How do I\nboil an egg?", "And two?"):
+        desk.record.ask(question)
+        desk.record.history.add("base", f"{question} In water.")
+    desk.record.notes[1].answers["base"] = Answer(is_kept=True)
+    before = desk.record.said()
+    desk.clear()
+    assert not desk.record.history.turns and not list(workspace.temp.glob("conversation*"))
+    (found,) = deleted(workspace)
+    assert (found.kind, found.name) == ("conversation", "How do I boil an egg? (2 questions)")
+    assert "Conversation · deleted just now" in trash_html((found,), "") and "Put it back" in trash_html((found,), "")
+    # Another process would write what the open app writes over at its next answer.
+    assert main(["runs", "put-back", "--workspace", str(workspace.root)]) != 0
+    assert "put back on the page only" in capsys.readouterr().err
+    desk.record.ask("Another")
+    with pytest.raises(QloraUiError, match="There is a conversation on the Chat tab"):
+        desk.put_back(workspace.trash / found.folder)
+    desk.undo()
+    desk.put_back(workspace.trash / found.folder)
+    assert desk.record.said() == before == Service(workspace).desk.record.said() and not list(workspace.trash.iterdir())
+    with pytest.raises(QloraUiError, match="not in the trash any more"):
+        desk.put_back(workspace.trash / found.folder)
+
+
+def test_no_question_that_somebody_typed_is_lost_and_rows_do_not_fill_the_trash(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Service(workspace).desk
+    monkeypatch.setattr(desk, "_work", lambda: None)
+    desk.record.ask("What is thunder?", reference="Arrr")
+    desk.clear()
+    assert not deleted(workspace)
+    for question in ("One", "Two", "Three"):
+        desk.record.ask(question)
+    desk.edit(1, "Two and a half")
+    (found,) = deleted(workspace)
+    assert (
+        "(3 questions)" in found.name
+        and "in the trash" in desk.note
+        and [turn.question for turn in desk.record.history.turns][1:] == ["Two and a half"]
+    )

@@ -52,7 +52,7 @@ def test_both_sides_stand_in_one_order_with_their_numbers() -> None:
 
 
 def test_the_change_of_an_earlier_question_says_what_it_costs() -> None:
-    words = "What was said after it will be forgotten"
+    words = "kept in the trash"
     assert words in turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=False, is_answering=False)
     assert words not in turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=True, is_answering=False)
 

@@ -98,7 +98,7 @@ function mountChat(id, element, server) {
     at("context").textContent = [next.loaded, next.context].filter(Boolean).join(" · ");
     at("unload").hidden = !next.loaded;
     at("unseen").hidden = !next.unseen || Boolean(next.busy);
-    if (next.own) at("unseen").dataset.confirm = "Such a row is asked in a fresh conversation: this one will be forgotten. Rows that you kept stay.";
+    if (next.own) at("unseen").dataset.confirm = "Such a row is asked in a fresh conversation: this one goes to the trash, at the end of the Runs tab, from where you can put it back. Rows that you kept stay.";
     else delete at("unseen").dataset.confirm;
     at("clear").hidden = next.turns.length === 0 || Boolean(next.busy);
     at("save").hidden = next.files.length === 0;
@@ -281,7 +281,7 @@ const Q_CHAT = `
       <button type="button" class="q-button q-button-menu" data-act="save" data-as="adapter">The adapter’s answers, as rows to learn from (JSONL)</button>
       <button type="button" class="q-button q-button-menu" data-act="save" data-as="base">The base model’s answers, as rows to learn from (JSONL)</button>
     </div></details>
-    <button type="button" class="q-link" data-act="clear" data-part="clear" data-confirm="Forget this conversation? Rows that you kept stay." data-yes="Clear" hidden>Clear</button>
+    <button type="button" class="q-link" data-act="clear" data-part="clear" data-confirm="Clear this conversation? It goes to the trash, at the end of the Runs tab, from where you can put it back until that is emptied. Rows that you kept stay." data-yes="Clear" hidden>Clear</button>
     <button type="button" class="q-link" data-act="unload" data-part="unload" hidden>Free the memory</button>
   </span>
   <span class="q-small q-num" data-part="context"></span>

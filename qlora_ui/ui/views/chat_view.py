@@ -64,7 +64,11 @@ def turn_html(
 
 
 def _question_tools(key: str, question: str, *, is_last: bool) -> str:
-    ask = "Change the question" if is_last else "Change the question. What was said after it will be forgotten."
+    ask = (
+        "Change the question"
+        if is_last
+        else "Change the question. What was said after it goes; all of it as it is now is kept in the trash."
+    )
     edit = act_button("Edit", "edit", look="link", of=key, ask=ask, value=question, long="1", yes="Ask again")
     more = act_button("Try again", "retry", look="link", of=key) + act_button("Take back", "undo", look="link", of=key) if is_last else ""
     return f'<div class="q-turn-tools">{more}{edit}</div>'

@@ -18,6 +18,7 @@ KINDS = {
     "model": "Model",
     "data": "Data file",
     "preset": "Preset",
+    "conversation": "Conversation",
     "other": "The app does not know what it is; a file manager moves it back from",
 }
 IS_BACK = {
@@ -27,6 +28,7 @@ IS_BACK = {
     "model": "It is on the Model tab again.",
     "data": "It is on the Data tab again, under “Kept files”.",
     "preset": "It is on the Recipe tab again, among the presets.",
+    "conversation": "It is on the Chat tab again.",
 }
 """Where to find what was put back."""
 
@@ -58,7 +60,7 @@ def _row(one: Deleted, folder: str) -> str:
     where = f' <span class="q-mono">{escape(folder)}/{escape(one.folder)}</span>' if one.kind == "other" else ""
     button = ""
     if one.place:
-        button = act_button("Put it back", "put_back", one.folder, look="link", echo="Putting it back …", title=f"Put back {one.name}")
+        button = act_button("Put it back", "put_back", one.folder, look="link", echo="Putting it back …", title=f"Put it back: {one.name}")
     about = f"{escape(KINDS[one.kind])}{where} · deleted {escape(ago(one.at))}"
     return (
         f'<tr><th scope="row">{escape(middle_cut(one.name, 80))}<small>{about}</small></th>'
