@@ -19,7 +19,7 @@ PAGE_ROWS = 25
 MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
-MOST_LETTERS = 90
+MOST_LETTERS = 160
 _rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "data.sources", "output.name", "output.notes", "output.tags"}
 
