@@ -23,15 +23,25 @@ class Metric:
     title: str
     better: Literal["higher", "lower"]
     help: str
+    term: str = ""
+    """The field's word, where the title is everybody's."""
 
 
 METRICS = (
     Metric("loss", "Loss", "lower", "Surprise at each learned token of the held-back rows, in nats: the number that training lowers."),
     Metric("perplexity", "Perplexity", "lower", "e to the loss: among how many equally likely words the model hesitates."),
     Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself."),
-    Metric("exact_match", "Exact match", "higher", "Share of answers equal to the reference, but for case and spaces."),
-    Metric("label_f1", "Label F1", "higher", "Balance of hits and false alarms, averaged over the labels."),
-    Metric("rouge_l", "ROUGE-L", "higher", "Overlap with the reference: the longest common sequence of words, as F1."),
+    Metric(
+        "exact_match",
+        "Word for word",
+        "higher",
+        "Share of answers that say just what the row says, but for case and spaces.",
+        "exact match",
+    ),
+    Metric("label_f1", "The right label", "higher", "Balance of hits and false alarms, the mean of all labels.", "F1"),
+    Metric(
+        "rouge_l", "Words in common", "higher", "How much of an answer and of the row's are the same words in the same order.", "ROUGE-L"
+    ),
     Metric("json_validity", "Valid JSON", "higher", "Share of answers that are JSON."),
 )
 

@@ -31,7 +31,7 @@ def test_a_measure_without_an_interval_is_drawn() -> None:
     sides = {side: label_scores(answers, references) for side, answers in (("base", references[::-1]), ("adapter", references))}
     task = {"metric": "label_f1"} | {side: {"value": scores.pop("f1"), **scores} for side, scores in sides.items()}
     page = receipt_html(result_with(tasks=[task]), "1")
-    assert "<td>0 %</td><td>100 %</td>" in page and "Label F1" in page
+    assert "<td>0 %</td><td>100 %</td>" in page and "The right label <small>F1</small>" in page
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "rouge_l", "json_validity"])
@@ -129,3 +129,12 @@ def test_an_evaluation_that_ended_with_the_app_is_told_of_until_the_next(workspa
 def test_the_ends_of_a_scale_differ(losses: tuple[float, float], ticks: list[str]) -> None:
     scores = [{"variant": name, "title": name, "loss": loss} for name, loss in zip(("base-4bit", "adapter-4bit"), losses, strict=True)]
     assert re.findall(r">([\d.]+)</i>", dotplot_html({"scores": scores})) == ticks
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "missing"), [("better", "export", "copy"), ("worse", "copy", "export"), ("unsure", "chat", "export")]
+)
+def test_the_verdict_leads_on(kind: str, first: str, missing: str) -> None:
+    page = receipt_html(result_with(verdict={"kind": kind, "text": "Text."}), "run-1")
+    begin = page.index("q-receipt-next")
+    assert page.index(f'data-act="{first}"', begin) < page.index("</p>", begin) and f'data-act="{missing}"' not in page

@@ -82,10 +82,20 @@ def receipt_html(
         f'<section class="q-receipt q-receipt-{kind}"><span class="q-receipt-sign" aria-hidden="true">{sign}</span>'
         f'<div><h2 class="q-h2">{escape(_HEADLINES.get(str(verdict.get("kind")), ""))}</h2>'
         f'<p class="q-receipt-text">{escape(verdict.get("text", ""))}</p>'
-        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_notes(result, adapter_sha256, is_finished)}</div>'
+        f'<p class="q-small q-num">{escape(facts)} · {escape(when)}</p>{_notes(result, adapter_sha256, is_finished)}'
+        f"{_next_steps(str(verdict.get('kind')), run_id)}</div>"
         f"{again}</section>"
         f"{_dots(result)}{_tasks(result)}{_answers(result.get('answers') or [])}"
     )
+
+
+def _next_steps(kind: str, run_id: str) -> str:
+    """Where to go from the verdict."""
+    again = act_button("Change the settings and train again", "copy", run_id, look="link")
+    chat = act_button("Chat with it", "chat", run_id, look="link")
+    take = act_button("Take it with you", "export", run_id, look="link")
+    steps = (again, chat) if kind in ("worse", "same") else (take, chat) if kind == "better" else (chat, again)
+    return f'<p class="q-receipt-next">{" ".join(steps)}</p>'
 
 
 def _notes(result: Mapping[str, Any], adapter_sha256: str, is_finished: bool) -> str:
@@ -177,7 +187,10 @@ def _tasks(result: Mapping[str, Any]) -> str:
 def _metric(name: str) -> str:
     """A measure's name with what it says in small."""
     known = _METRICS.get(name)
-    return f"{escape(known.title)}<br><small>{escape(known.help)}</small>" if known else escape(name)
+    if known is None:
+        return escape(name)
+    term = f" <small>{escape(known.term)}</small>" if known.term else ""
+    return f"{escape(known.title)}{term}<br><small>{escape(known.help)}</small>"
 
 
 def _share(measured: Mapping[str, Any]) -> str:
