@@ -320,9 +320,12 @@ def stock_trainer(a: argparse.Namespace, named: dict[str, Any]) -> Any:
     import torch
     from trl import SFTTrainer
 
+    from qlora_ui.engine.fast.packing import COUNTED, PADDING
+
     if a.packed:
         packed = named["data_collator"]
-        named = {**named, "data_collator": lambda rows: {key: value for key, value in packed(rows).items() if key != "counted_positions"}}
+        ours = (COUNTED, PADDING)
+        named = {**named, "data_collator": lambda rows: {key: value for key, value in packed(rows).items() if key not in ours}}
     trainer = SFTTrainer(args=(args := sft_config(a)), **named, **optimizer(a, args))
     if a.stack == "plain":
         in_dtype(trainer.model, getattr(torch, a.dtype))
