@@ -114,6 +114,14 @@ def test_on_a_narrow_screen_start_is_in_sight_where_the_words_send_to_it(visit: 
     expect(page.locator("#q-start")).to_be_in_viewport()
     open_tab(page, "chat")
     expect(page.locator("#q-start")).to_be_hidden()
+    # A window of 1280 × 800 at 200 %: the strip, and Start in a line of its own, left half of it to the page.
+    page.set_viewport_size({"width": 640, "height": 400})
+    open_tab(page, "recipe")
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_in_viewport()
+    height = page.locator("#q-side").evaluate("(bar) => bar.offsetHeight")
+    assert height < 72, height
+    page.evaluate("scrollTo(0, 400)")
+    expect(page.locator("#q-strip")).not_to_be_in_viewport()
 
 
 def test_copy_works_where_the_browser_keeps_the_clipboard_away(visit: Visit) -> None:
