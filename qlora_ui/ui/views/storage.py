@@ -44,7 +44,7 @@ def _table(storage: Storage, names: Mapping[str, str]) -> str:
         ("Rows and tokens that were read", storage.remade_bytes, kept + ("; some are in use" if in_use else ""), freed),
         ("Working files", storage.working_bytes, "what browsers fetch and tools for exports; most go with the next start", ""),
         ("Models", storage.model_bytes, "the Model tab deletes them", ""),
-        ("Trash", storage.trash_bytes, "deleted runs, checkpoints, models, exports, presets and data files", ""),
+        ("Trash", storage.trash_bytes, "what was deleted on any tab; its list, above, puts things back", ""),
         ("Models that were downloaded", storage.hub_bytes, HUB_WORDS, ""),
         ("Data that was downloaded", storage.hub_data_bytes, HUB_DATA_WORDS, ""),
     ]
