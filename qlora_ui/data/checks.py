@@ -229,7 +229,7 @@ class TextChecks:
                 fix = "Look at the rows; drop them if the order is wrong."
                 found.append((code, "warning", len(rows), rows, f"{words} in {_count(rows)}.", why, fix, _drop(code)))
         if rows := self.flags.get("no-answer"):
-            found.append(self._label("DATA-LABEL", rows, "no assistant turn, so nothing to learn from", "They would be left out."))
+            found.append(self._label("DATA-LABEL", rows, "no assistant turn, so nothing to learn from", "Such rows would be left out."))
         if rows := self.flags.get("empty-answer"):
             found.append(self._label("DATA-LABEL-EMPTY", rows, "an empty answer", "The model would learn to say nothing and stop."))
         if rows := self.flags.get("empty-text"):
@@ -237,7 +237,7 @@ class TextChecks:
         if rows := self.flags.get("empty-turn"):
             found.append(
                 ("DATA-EMPTY-TURN", "warning", len(rows), rows, f"A turn of the user, system or a tool is empty in {_count(rows)}.",
-                 "An answer to nothing teaches to make things up.", "Drop the rows.", _drop("DATA-EMPTY-TURN"))
+                 "An answer to nothing teaches to make things up.", "Leave such rows out.", _drop("DATA-EMPTY-TURN"))
             )  # fmt: skip
         return found
 
@@ -245,7 +245,7 @@ class TextChecks:
         everything = len(rows) == self.num_rows
         severity: Severity = "error" if everything else "warning"
         what = f"{_count(rows)[:1].upper()}{_count(rows)[1:]} {'has' if len(rows) == 1 else 'have'} {has}."
-        fix = "Use data with answers, or map the column that holds them." if everything else "Drop the rows."
+        fix = "Use data with answers, or map the column that holds them." if everything else "Leave such rows out."
         return (code, severity, len(rows), rows, what, why, fix, None if everything else _drop(code))
 
     def _texts_found(self) -> list[_Found]:

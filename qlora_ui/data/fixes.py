@@ -28,32 +28,37 @@ def apply_fix(
     """Do what a finding's `fix_action` says; returns the settings to change, by option path.
 
     `drop` leaves out the rows of a finding: those at `positions` of the loaded conversations, else those that the check of
-    the text flagged under the code, in the file that `source` names or in all. Rows that could not be read are left out by
-    every new version. `mask-email` writes `<email>` for addresses. `set` changes one setting. Raises DataError where no row
-    would be left, or a file was not read to its end.
+    the text flagged under the code, in the file that `source` names or in all; `drop-all` does so for each of the drops in `of`.
+    Rows that could not be read are left out by every new version. `mask-email` writes `<email>` for addresses. `set` changes one
+    setting. Raises DataError where no row would be left, or a file was not read to its end.
     """
     kind = action.get("action")
     if kind == "set":
         return {str(action["path"]): action["value"]}
     loaded = load_anyway(data, workspace)
     loaded.report.raise_if_unread()
-    if kind == "drop":
+    if kind in ("drop", "drop-all"):
+        drops = drops_of(action)
+        if positions is None:
+            positions = [place for drop in drops for place in flagged_positions(loaded.conversations, drop)]
         keep = np.ones(len(loaded.conversations), dtype=bool)
-        keep[
-            _positions(loaded.conversations, str(action.get("code", "")), str(action.get("source", "")))
-            if positions is None
-            else list(positions)
-        ] = False
-        return _new_versions(data, workspace, loaded.conversations, keep, code=str(action.get("code", "")), change=_same)
+        keep[list(positions)] = False
+        code = ", ".join(dict.fromkeys(str(drop.get("code", "")) for drop in drops))
+        return _new_versions(data, workspace, loaded.conversations, keep, code=code, change=_same)
     if kind == "mask-email":
         everything = np.ones(len(loaded.conversations), dtype=bool)
         return _new_versions(data, workspace, loaded.conversations, everything, code="DATA-EMAIL", change=_without_email)
     raise DataError("This finding has no automatic fix.", fix="Correct the rows in your file.", code="DATA-FIX")
 
 
-def _positions(conversations: Conversations, code: str, source: str) -> list[int]:
+def drops_of(action: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The `drop`s that a `drop` or a `drop-all` is made of."""
+    return list(action["of"]) if action.get("action") == "drop-all" else [action]
+
+
+def flagged_positions(conversations: Conversations, drop: Mapping[str, Any]) -> list[int]:
     """Positions of the rows that the check of the text flagged under a code, in the file of that name; in all for an empty one."""
-    flagged = []
+    code, source, flagged = str(drop.get("code", "")), str(drop.get("source", "")), []
     for number, file in enumerate(conversations.files):
         path = Path(file.report.folder) / "flags.npz"
         if not path.exists() or source not in ("", file.report.name):

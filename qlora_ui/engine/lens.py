@@ -12,7 +12,7 @@ import numpy as np
 from qlora_ui.base.errors import DataError, ModelError
 from qlora_ui.base.files import typed_path
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
-from qlora_ui.data.fixes import apply_fix
+from qlora_ui.data.fixes import apply_fix, drops_of, flagged_positions
 from qlora_ui.data.load import Conversations, load_anyway
 from qlora_ui.data.report import DataReport
 from qlora_ui.engine.dataset import split_rows, usable_rows
@@ -114,11 +114,12 @@ class Lens:
 
         Raises DataError where nothing would be left.
         """
-        code = action.get("code")
         positions = None
-        if action.get("action") == "drop" and code:
-            flagged = self.look(config).lint.flagged.get(str(code))
-            positions = None if flagged is None else flagged.tolist()
+        if action.get("action") in ("drop", "drop-all"):
+            look, positions = self.look(config), list[int]()
+            for drop in drops_of(action):
+                flagged = look.lint.flagged.get(str(drop.get("code", "")))
+                positions += flagged_positions(look.conversations, drop) if flagged is None else flagged.tolist()
         return apply_fix(config.data, self._workspace, action, positions=positions)
 
 

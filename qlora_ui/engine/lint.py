@@ -177,10 +177,10 @@ def _words(code: str, rows: Array, tokens: dict[str, Any], table: TokenTable, da
         case "TPL-ROWS":
             severity: Severity = "error" if count == total else "warning"
             what = f"{of_all} cannot be written by the chat template: {table.refused[int(rows[0])]}."
-            return severity, what, "They are left out.", "Drop them.", _drop(code)
+            return severity, what, "Such rows are left out.", "Drop them from the file.", _drop(code)
         case "DATA-LABEL":
             what = f"{of_all} {'have' if count > 1 else 'has'} nothing to learn: no answer."
-            return "error" if count == total else "warning", what, "They are left out.", "Drop them.", _drop(code)
+            return "error" if count == total else "warning", what, "Such rows are left out.", "Drop them from the file.", _drop(code)
         case "DATA-ANSWER-LOST" | "DATA-ANSWER-CUT" | "DATA-TRUNCATED":
             return _length_words(code, rows, tokens, table, data, of_all=of_all)
         case "DATA-CONTEXT":

@@ -276,6 +276,9 @@ def test_a_lens_counts_previews_and_fixes(tiny_model_dir: Path, workspace: Works
     codes = {finding.code for finding in lens.report(dropped).findings}
     assert not codes & {"DATA-TRUNCATED", "DATA-ANSWER-LOST", "DATA-ANSWER-CUT"}
     assert lens.report(dropped).num_rows == 120 - findings["DATA-TRUNCATED"].count
+    both = [{"action": "drop", "code": code} for code in ("DATA-TRUNCATED", "DATA-SPECIAL")]
+    clean = config.changed(lens.fix(config, {"action": "drop-all", "of": both}))
+    assert not {finding.code for finding in lens.report(clean).findings} & {"DATA-TRUNCATED", "DATA-SPECIAL"}
     raised = config.changed(lens.fix(config, findings["DATA-ANSWER-LOST"].fix_action or {}))
     assert raised.data.max_length > 96 and "DATA-ANSWER-LOST" not in {finding.code for finding in lens.report(raised).findings}
     disarmed = config.changed(lens.fix(config, findings["DATA-SPECIAL"].fix_action or {}))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.base.files import read_json
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.cli import main
 from qlora_ui.data import parse
@@ -28,6 +29,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.new_data import kept_source
+from qlora_ui.ui.views.data_report import drops
 
 ROWS = [{"question": f"What is {n} and {n}, “please”?", "answer": f"It is {2 * n},\nof course."} for n in range(1, 21)]
 
@@ -204,6 +206,12 @@ def test_fixes_write_new_versions_and_never_touch_the_file(tmp_path: Path, works
     assert Path(again["data.sources"][0].id).name == "mine-v3.jsonl"
     masked = load_anyway(data.model_copy(update={"sources": again["data.sources"]}), workspace)
     assert masked.conversations[12].messages[0].content == "Mail <email>?"
+    # All findings at once are one new version, and not one each.
+    every = [{**(found.fix_action or {}), "source": found.source} for found in drops(report)]
+    assert [found.code for found in drops(report)] == ["DATA-JSON", "DATA-DUPLICATE"]
+    (at_once,) = apply_fix(data, workspace, {"action": "drop-all", "of": every})["data.sources"]
+    assert {finding.code for finding in inspect(data.model_copy(update={"sources": (at_once,)}), workspace).findings} == {"DATA-EMAIL"}
+    assert read_json(Path(at_once.id).with_suffix(".json")) == {"from": "mine.jsonl", "fix": "DATA-JSON, DATA-DUPLICATE", "rows": 13}
     assert path.read_text(encoding="utf-8") == broken
     assert apply_fix(data, workspace, {"action": "set", "path": "data.max_length", "value": 64}) == {"data.max_length": 64}
 

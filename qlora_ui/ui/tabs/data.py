@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -190,20 +190,21 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
     def propose(data: dict[Any, Any], action: Action) -> Change | None:
         if action.name == "set-length" and action.id.isdigit():
             return Change("Longest conversation as the data proposes", {"data.max_length": int(action.id)})
-        if action.name != "fix":
+        if action.name not in ("fix", "fix-all"):
             return None
         draft = page.service.draft(page.form.values(data))
+        if action.name == "fix-all" and draft.config is not None and draft.report is not None and (dropped := views.drops(draft.report)):
+            every = [{**(finding.fix_action or {}), "source": finding.source} for finding in dropped]
+            return Change(
+                "All rows that the verdict named are left out", _fixed(page, draft, draft.config, {"action": "drop-all", "of": every})
+            )
         meant = (action.id, action.data.get("source", ""))
         known = draft.report.findings if draft.report is not None else ()
         finding = next((found for found in known if (found.code, found.source) == meant), None)
         if draft.config is None or finding is None or not finding.fix_action:
             raise DataError("This finding is gone by now.", why="The data was read anew", fix="Look at the list again", code="DATA-FIX")
         fix = {**finding.fix_action, "source": finding.source}
-        if draft.look is not None and draft.look.is_done:
-            values = page.service.lens.fix(draft.config, fix)
-        else:
-            values = apply_fix(draft.config.data, page.service.workspace, fix)
-        return Change(views.fix_words(finding), values)
+        return Change(views.fix_words(finding), _fixed(page, draft, draft.config, fix))
 
     def row_number(data: dict[Any, Any], event: Action) -> list[Any]:
         if event.name != "show-row" or not event.id.isdigit():
@@ -213,6 +214,13 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
         return [gr.update(value=position + 1)]
 
     page.undo.offer(verdict.act, propose, extra_outputs=[row], extra_values=row_number)
+
+
+def _fixed(page: Page, draft: Draft, config: RunConfig, fix: Mapping[str, Any]) -> dict[str, Any]:
+    if draft.look is not None and draft.look.is_done:
+        values: dict[str, Any] = page.service.lens.fix(config, fix)
+        return values
+    return apply_fix(config.data, page.service.workspace, fix)
 
 
 def _wire_reading(page: Page, verdict: Any) -> None:

@@ -32,6 +32,7 @@ VERDICTS = {
 }
 SEVERITIES = {"error": ("■", "Stops training", "bad"), "warning": ("▲", "Worth a look", "warn"), "note": ("●", "Good to know", "note")}
 SHOWN_KEPT = 50
+ALL_OUT = "Leave out all rows that are named here"
 _OF_CONTENT = re.compile("[0-9a-f]{8}")
 """The folder of a file that the workspace keeps, named by its content."""
 ROLES = (("", "not used"), ("user", "question"), ("assistant", "answer"), ("system", "system prompt"), ("thinking", "thinking"))
@@ -72,7 +73,8 @@ def verdict_html(draft: Draft) -> str:
     )
     is_sliced = draft.config is not None and any(source.rows for source in draft.config.data.sources)
     of_all = '<p class="q-small">What is found is said of whole files, not only of the rows that you chose.</p>' if is_sliced else ""
-    listed = f'{of_all}<ul class="q-findings">{findings}</ul>' if findings else ""
+    at_once = f'<div class="q-finding-do">{act_button(ALL_OUT, "fix-all", echo="Changing …")}</div>' if len(drops(report)) > 1 else ""
+    listed = f'{of_all}{at_once}<ul class="q-findings">{findings}</ul>' if findings else ""
     label = option_by_path()["data.format"].meta.choices.get(report.format)
     form = f"in the format “{label}”" if label else "in several formats"
     counted = f"{format_count(report.num_rows)} {'row' if report.num_rows == 1 else 'rows'} {form}."
@@ -276,6 +278,11 @@ def _finding(finding: Finding, *, is_one_of: bool, has_fix: bool = True) -> str:
         f'<div>{of}<strong>{prose(finding.what.rstrip("."))}.</strong> <span class="q-finding-rest">{prose(rest)}</span>'
         f'<div class="q-finding-do">{fix}{show}</div></div></li>'
     )
+
+
+def drops(report: DataReport) -> list[Finding]:
+    """The findings whose rows can be left out."""
+    return [finding for finding in report.findings if (finding.fix_action or {}).get("action") == "drop"]
 
 
 def fix_words(finding: Finding) -> str:
