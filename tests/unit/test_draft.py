@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from qlora_ui.base.errors import DataError
+from qlora_ui.base.errors import DataError, SettingsError
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.source import DataSource
@@ -19,7 +19,7 @@ from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.elsewhere import elsewhere_html
 from qlora_ui.ui.new_data import named_source
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.tabs.recipe import PresetPicker, _layer_choices
+from qlora_ui.ui.tabs.recipe import PresetPicker, _advice, _layer_choices
 from qlora_ui.ui.views.ready import ready_html
 from tests.journals import write_run
 
@@ -200,3 +200,12 @@ def test_a_page_that_asks_while_its_preset_is_deleted_is_answered() -> None:
     assert picker.get_block_name() == "dropdown" and picker.preprocess("mine") == "mine"
     picker.choices = [("No preset", "")]  # as the deletion leaves it, while the page still sends what it shows
     assert picker.preprocess("mine") == "" and picker.preprocess(None) == ""
+
+
+def test_what_is_wrong_with_the_model_is_no_matter_of_a_download(workspace: Workspace) -> None:
+    # “Make it fit” sent somebody with a folder that is not there to download it.
+    values = {"model.id": str(workspace.root / "nowhere")}
+    form = SimpleNamespace(values=lambda data: values)
+    page = cast(Any, SimpleNamespace(service=Service(workspace), form=form, preset="preset", device="device"))
+    with pytest.raises(SettingsError, match="There is no folder"):
+        _advice(page, {}, "fit")

@@ -177,6 +177,8 @@ def _advice(page: Page, data: dict[Any, Any], kind: str) -> Change | None:
     if draft.config is None:
         raise SettingsError(problems=draft.problems)
     if draft.facts is None:
+        if wrong := draft.problems_of("model.id"):
+            raise SettingsError(problems=wrong)
         raise SettingsError("The model's shape is not known yet.", fix="Download it on the Model tab", where="model.id")
     advice = (make_it_fit if kind == "fit" else use_the_memory)(draft.facts, draft.config, draft.device, draft.shape)
     words = " ".join(advice.sentences)
