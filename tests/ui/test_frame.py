@@ -114,6 +114,10 @@ def test_on_a_narrow_screen_start_is_in_sight_where_the_words_send_to_it(visit: 
     expect(page.locator("#q-start")).to_be_in_viewport()
     open_tab(page, "chat")
     expect(page.locator("#q-start")).to_be_hidden()
+    # Nor fields there that would say “Train one first”.
+    open_tab(page, "evaluate")
+    expect(page.get_by_text("Nothing to evaluate yet")).to_be_visible()
+    expect(page.locator("#q-comparison")).to_be_hidden()
     # A window of 1280 × 800 at 200 %: the strip, and Start in a line of its own, left half of it to the page.
     page.set_viewport_size({"width": 640, "height": 400})
     open_tab(page, "recipe")

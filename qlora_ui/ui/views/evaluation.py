@@ -23,8 +23,8 @@ _HEADLINES = {
 _SHOWN = 16
 """Examples that are open to see."""
 NOTHING = (
-    '<div class="q-empty"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, paused or stopped, you see here '
-    "whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
+    '<div class="q-empty q-no-run"><h2>Nothing to evaluate yet</h2><p>Once a run with held-back rows is done, paused or stopped, you see '
+    "here whether its adapter helps, what 4-bit cost, and in which form to keep it.</p></div>"
 )
 ABOUT = (
     "The rows that training never saw are scored on the base in full and in 4-bit, with your adapter, and merged in two ways; "
