@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.files import copied_beside, move, read_json, remove_quietly, replace, write_json
+from qlora_ui.base.files import MAX_STEM_BYTES, copied_beside, move, read_json, remove_quietly, replace, write_json
 
 OF_FILES = ("data", "preset", "conversation")
 """Kinds that are files; the others are folders, or links to one."""
@@ -79,11 +79,11 @@ def throw_away_file(path: Path, folder: Path, trash: Path, *, kind: str, name: s
 
 def note_of(entry: Path) -> Note | None:
     """What was written down of something in the trash; None for what an earlier version of the app, or a full disk, left without."""
-    found = read_json(_note_path(entry))
     try:
+        found = read_json(_note_path(entry))
         kept = found.get("kept") or {}
         return Note(str(found["kind"]), str(found["name"]), str(found["place"]), float(found["at"]), kept if isinstance(kept, dict) else {})
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
         return None
 
 
@@ -106,14 +106,16 @@ def take_out(entry: Path, target: Path, *, is_file: bool) -> None:
     if is_file:
         with suppress(OSError):
             entry.rmdir()
-    _note_path(entry).unlink(missing_ok=True)
+    with suppress(OSError):
+        _note_path(entry).unlink(missing_ok=True)
     os.utime(entry.parent)
 
 
 def discard(entry: Path) -> None:
     """Remove something from the trash for good, as what it held is elsewhere again."""
     remove_quietly(entry)
-    _note_path(entry).unlink(missing_ok=True)
+    with suppress(OSError):
+        _note_path(entry).unlink(missing_ok=True)
     os.utime(entry.parent)
 
 
@@ -149,7 +151,8 @@ def _put(source: Path, target: Path) -> None:
 
 
 def _free_entry(trash: Path, stem: str) -> Path:
-    while os.path.lexists(entry := trash / f"{stem}-{secrets.token_hex(2)}"):
+    short = stem.encode()[:MAX_STEM_BYTES].decode(errors="ignore")
+    while os.path.lexists(entry := trash / f"{short}-{secrets.token_hex(2)}"):
         pass
     return entry
 

@@ -333,3 +333,17 @@ def test_no_question_that_somebody_typed_is_lost_and_rows_do_not_fill_the_trash(
         and "in the trash" in desk.note
         and [turn.question for turn in desk.record.history.turns][1:] == ["Two and a half"]
     )
+
+
+def test_a_name_as_long_as_the_system_takes_is_deleted_and_put_back(workspace: Workspace) -> None:
+    long, old = workspace.models / ("m" * 250), workspace.trash / ("o" * 250)
+    for folder in (long, old):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    delete_model(workspace, str(long), [])
+    by_name = {one.name: one for one in deleted(workspace)}
+    put_back(workspace, by_name[long.name].folder)
+    assert (long / "config.json").is_file()
+    # By an earlier version, whose names leave no room for a note.
+    put_back(workspace, old.name)
+    assert (workspace.models / old.name).is_dir() and not list(workspace.trash.iterdir())
