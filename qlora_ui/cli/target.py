@@ -8,6 +8,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
+from qlora_ui.settings.sections.model import pasted_model
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -26,5 +27,5 @@ def target_of(arguments: argparse.Namespace, workspace: Workspace) -> ChatTarget
     if arguments.revision and not arguments.model:
         raise QloraUiError("A version belongs to a model of the Hub.", fix="Give --model too.", where="--revision", code="usage")
     run_id = find_run(workspace, arguments.run).id if arguments.run else None
-    named = {"model_id": arguments.model} if arguments.model else {}
+    named = {"model_id": pasted_model(arguments.model)} if arguments.model else {}
     return ChatTarget(**named, revision=arguments.revision, run_id=run_id, checkpoint=arguments.checkpoint)

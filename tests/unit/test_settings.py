@@ -28,6 +28,22 @@ def test_defaults_are_the_ones_of_the_qlora_paper_and_lesson() -> None:
     assert config.effective_batch == 16
 
 
+@pytest.mark.parametrize(
+    ("pasted", "meant"),
+    [
+        ('"C:\\My models\\one"', "C:\\My models\\one"),
+        ("'/models/one'", "/models/one"),
+        ("/models/it's mine'", "/models/it's mine'"),
+        ("https://huggingface.co/Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+        ("https://hf.co/Qwen/Qwen3-4B/tree/main?library=transformers", "Qwen/Qwen3-4B"),
+        ("https://huggingface.co/Qwen/Qwen3-4B/tree/other", "https://huggingface.co/Qwen/Qwen3-4B/tree/other"),
+        ("builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct"),
+    ],
+)
+def test_a_pasted_model_is_the_one_that_is_meant(pasted: str, meant: str) -> None:
+    assert RunConfig().changed({"model.id": pasted}).model.id == meant
+
+
 def test_every_wrong_setting_is_named_at_once_with_what_to_do() -> None:
     found = problems({"lora.rank": "0", "train.learning_rate": "fast", "quant.type": "nf5", "lora.ranc": 8, "data.max_length": "1.5"})
     assert set(found) == {"lora.rank", "train.learning_rate", "quant.type", "lora.ranc", "data.max_length"}

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from qlora_ui.settings.option import Section, option
 
 BUILTIN_MODEL = "builtin:smollm2-135m-instruct"
+_QUOTED = re.compile(r"^([\"'])(.+)\1$")
+_ON_THE_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)(?:/tree/main)?/?(?:\?.*)?")
+
+
+def pasted_model(text: str) -> str:
+    """A model's id or folder as it was meant: Windows copies a path in quotation marks, a browser the address of a model's page.
+
+    An address of another branch stays as it is: its version belongs into an option of its own.
+    """
+    bare = _QUOTED.sub(r"\2", text.strip())
+    on_the_hub = _ON_THE_HUB.fullmatch(bare)
+    return on_the_hub[1] if on_the_hub else bare
 
 
 class ModelSection(Section):
     """Which model is the base."""
 
-    id: str = option(
+    id: Annotated[str, AfterValidator(pasted_model)] = option(
         BUILTIN_MODEL,
         "The model that is fine-tuned: the built-in one, a folder, or an id on the Hub.",
         label="Base model",
