@@ -233,14 +233,15 @@ def _source_facts(source: SourceReport) -> dict[str, Any]:
 def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple[Array, Array]:
     """Positions for training and for checking, both ascending; the same seed gives the same split.
 
-    Equal rows stay together, whether a file has them twice or a weight repeats them: a checked row whose double is trained on
-    would look better than it is. Only where no group of equal rows is small enough for the last places is one divided.
+    Equal rows stay together, whether a file has them twice or a weight repeats them, and so do a talk and its continuation: a checked row
+    that is trained on as another, or as a part of it, would look better than it is. Only where no such group is small enough for the last
+    places is one divided.
     """
     num_eval = num_held_back(len(rows), share)
     if not num_eval:
         return rows, rows[:0]
     order = np.random.default_rng(seed).permutation(len(rows))
-    _, group_of, sizes = np.unique(table.hashes()[rows], return_inverse=True, return_counts=True)
+    _, group_of, sizes = np.unique(table.groups(num_eval)[rows], return_inverse=True, return_counts=True)
     first_places = np.unique(group_of[order], return_index=True)[1]
     is_held = np.zeros(len(sizes), dtype=bool)
     num_left = num_eval
@@ -251,7 +252,9 @@ def split_rows(rows: Array, table: TokenTable, share: float, seed: int) -> tuple
             if not num_left:
                 break
     held = is_held[group_of]
-    held[order[~held[order]][:num_left]] = True
+    # The last places go to as few groups as there may be.
+    rest = order[~held[order]]
+    held[rest[np.argsort(first_places[group_of[rest]], kind="stable")][:num_left]] = True
     return rows[~held], rows[held]
 
 

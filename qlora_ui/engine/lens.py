@@ -137,8 +137,8 @@ def _overlap(table: TokenTable, config: RunConfig) -> np.ndarray[Any, Any]:
     train, held = split_rows(np.flatnonzero(usable_rows(table, config.data)), table, config.eval.share, config.train.seed)
     if not len(held):
         return held
-    hashes = table.hashes()
-    return np.asarray(held[np.isin(hashes[held], hashes[train])])
+    copies = table.groups(0)
+    return np.asarray(held[np.isin(copies[held], copies[train])])
 
 
 def _stamps(data: DataSection) -> tuple[tuple[int, int], ...]:

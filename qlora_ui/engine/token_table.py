@@ -66,18 +66,41 @@ class TokenTable:
         end = end if max_length is None else min(end, start + max_length)
         return self.ids[start:end], self.trained[start:end]
 
-    def hashes(self) -> Array:
-        """A number for each row's tokens: equal for equal rows."""
-        hashes = np.zeros(len(self), dtype=np.uint64)
+    def groups(self, most: int) -> Array:
+        """A number for each row: equal for rows of which one begins with all that the other teaches, as a talk that goes on does.
+
+        Copies begin so, too; what follows the last learned token does not count. What more than `most` rows begin with, such as a greeting
+        that is a row by itself, does not make a group of them; 0 leaves the copies alone.
+        """
+        own = np.zeros(len(self), dtype=np.uint64)
+        rows_of, hashes_of, is_last = [], [], []
         for rows in self._blocks():
-            offsets = self.offsets[rows.start : rows.stop + 1] - self.offsets[rows.start]
-            values = self.ids[int(self.offsets[rows.start]) : int(self.offsets[rows.stop])].astype(np.uint64) + np.uint64(1)
-            within = np.arange(len(values), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
-            mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
-            mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-            sums = np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))
-            hashes[rows] = sums[offsets[1:]] - sums[offsets[:-1]]
-        return hashes
+            first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
+            offsets = self.offsets[rows.start : rows.stop + 1] - first
+            row_of = np.repeat(np.arange(rows.start, rows.stop), np.diff(offsets))
+            sums = _hash_sums(self.ids[first:last], offsets)
+            own[rows] = sums[offsets[1:]] - sums[offsets[:-1]]
+            trained = self.trained[first:last]
+            # Where answers end: a learned token before one that is not, or before another row.
+            ends = np.flatnonzero(trained & np.append(~trained[1:] | (row_of[1:] != row_of[:-1]), True))
+            rows_of.append(row_of[ends])
+            hashes_of.append(sums[ends + 1] - sums[offsets[row_of[ends] - rows.start]])
+            is_last.append(np.append(row_of[ends][1:] != row_of[ends][:-1], True)[: len(ends)])
+        if not rows_of:
+            return own
+        row_of_end, hash_of_end, is_last_end = np.concatenate(rows_of), np.concatenate(hashes_of), np.concatenate(is_last)
+        own[row_of_end[is_last_end]] = hash_of_end[is_last_end]
+        known, groups = np.unique(own), own.copy()
+        while True:
+            # The earliest end at which everything that some row teaches has been said; its own last one at the latest.
+            is_whole = is_last_end | np.isin(hash_of_end, known)
+            found, places = np.unique(row_of_end[is_whole], return_index=True)
+            groups[found] = hash_of_end[is_whole][places]
+            numbers, sizes = np.unique(groups, return_counts=True)
+            too_common = np.intersect1d(numbers[sizes > most], groups[groups != own])
+            if not len(too_common):
+                return groups
+            known = np.setdiff1d(known, too_common)
 
     def save(self, folder: Path) -> None:
         """Write to a folder, which is there as a whole or not at all: other processes may be writing the same one."""
@@ -111,3 +134,12 @@ class TokenTable:
             return None
         mark_used(folder)
         return table
+
+
+def _hash_sums(ids: Array, offsets: Array) -> Array:
+    """Running sums over the tokens of some rows, of which a difference is a number for the tokens between, by their places in the row."""
+    values = ids.astype(np.uint64) + np.uint64(1)
+    within = np.arange(len(values), dtype=np.int64) - np.repeat(offsets[:-1], np.diff(offsets))
+    mixed = (values * np.uint64(0x9E3779B97F4A7C15)) ^ (within.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.concatenate((np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)))

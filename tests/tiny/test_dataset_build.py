@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,32 @@ def test_rows_that_a_weight_repeats_are_held_back_together(tiny_model_dir: Path,
         assert len(trained & checked) <= 1
         held += sum("many" in tokenizer.decode(row) for row in built.eval["input_ids"])
     assert held > 5 * 22 / 2  # They are ten in eleven rows; only rows that occur once were held back before.
+
+
+def test_a_talk_and_its_continuation_are_not_parted(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    """As in files that have a row for each answer of a talk, with all that was said before it."""
+    path, tokenizer = tmp_path / "talks.jsonl", load_tokenizer(tiny_model_dir)
+    # As a row of its own, what many talks begin with must not keep them all from being checked.
+    lines = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]]
+    for talk in range(20):
+        turns = list(lines[0]) if talk < 10 else []
+        for turn in range(3):
+            turns = [*turns, {"role": "user", "content": f"Talk {talk}, {turn}?"}, {"role": "assistant", "content": f"{talk}-{turn}"}]
+            lines.append(turns)
+    path.write_text("\n".join(json.dumps({"messages": turns}) for turns in lines), encoding="utf-8")
+    held_talks = set()
+    for seed in range(4):
+        config = config_for(str(path), tiny_model_dir, **{"eval.share": 0.1, "train.seed": seed, "data.max_length": 512})
+        built = build_datasets(config, workspace, tokenizer)
+        assert built.eval is not None and len(built.eval) == 6
+        train, held = (
+            {name for row in part["input_ids"] for name in re.findall(r"Talk (\d+)", tokenizer.decode(row))}
+            for part in (built.train, built.eval)
+        )
+        # The last places may be fewer than the rows of any talk that is left.
+        assert len(train & held) <= 1 and len(held) <= 3
+        held_talks |= held
+    assert any(int(talk) < 10 for talk in held_talks)
 
 
 def test_rows_of_another_parser_are_not_taken_for_those_that_were_tokenized(
