@@ -6,6 +6,7 @@ it. So the spans are right for templates that add a default system prompt, drop 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,7 @@ class Renderer:
         self._knows_thinking = self._writes(_THOUGHT, [ask, {**answer, "reasoning_content": _THOUGHT}])
         # Beside a list of tools another template may serve than without one.
         self._knows_calls = {True: self._writes_calls(ask, [tool]), False: self._writes_calls(ask, None)}
+        self._wants_short_ids = any(self._knows_calls.values()) and not self._writes_calls(ask, [tool], "call_of_another_length")
         whole = self.render([ask, answer])
         prompt = self.render([ask], prompt=True)
         tail = whole.rpartition(_MARK)[2]
@@ -106,10 +108,10 @@ class Renderer:
         except RowRefused:
             return False
 
-    def _writes_calls(self, ask: Turn, tools: list[Any] | None) -> bool:
+    def _writes_calls(self, ask: Turn, tools: list[Any] | None, call_id: str = "call00001") -> bool:
         """Whether a call of a tool is written, with words beside it and without, and what the tool answered."""
-        call = {"type": "function", "id": "call00001", "function": {"name": _NAME, "arguments": {"place": "here"}}}
-        answered = {"role": "tool", "name": _NAME, "content": _MARK, "tool_call_id": "call00001"}
+        call = {"type": "function", "id": call_id, "function": {"name": _NAME, "arguments": {"place": "here"}}}
+        answered = {"role": "tool", "name": _NAME, "content": _MARK, "tool_call_id": call_id}
         called = [{"role": "assistant", "content": words, "tool_calls": [call]} for words in ("", "Let me look.")]
         return all(self._writes(_NAME, [ask, turn], tools) and self._writes(_MARK, [ask, turn, answered], tools) for turn in called)
 
@@ -134,6 +136,8 @@ class Renderer:
         tools: list[Any] | None = [dict(tool) for tool in conversation.tools] or None
         knows_calls = self._knows_calls[bool(tools) and self.knows_tool_list]
         turns = [self._turn(message.as_dict(), knows_calls) for message in conversation.messages]
+        if knows_calls and self._wants_short_ids:
+            turns = _with_short_ids(turns)
         if tools and not self.knows_tool_list:
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
             turns = _with_system(turns, f"You may call these tools:\n{listed}")
@@ -178,23 +182,30 @@ class Renderer:
         return Rendered(text, tuple(spans), tuple(lost))
 
     def _as_asked(self, text: str, spans: list[Span], turns: list[Turn], tools: list[Any] | None) -> tuple[str, list[Span]]:
-        """The last answer behind the very prompt that asks for it in a chat, where that opens a thought and the finished turn has none.
+        """The last answer behind the very prompt that asks for it in a chat, where the finished turn stands behind another one.
 
-        DeepSeek-R1's template drops the thoughts of every answer, since a chat goes on without them. Learned like that, the answer
-        would stand behind a prompt that no chat asks with, and what the data thinks would be lost.
+        Mistral's templates write the system prompt only into a question that is the last turn: behind an answer it is gone. DeepSeek-R1's
+        asks with an opened thought and drops the thoughts of every answer. Learned like that, the answer would stand behind a prompt that
+        no chat asks with, and what the data says or thinks would be lost.
         """
         last = turns[-1]
-        if self._opened is None or len(turns) == 1 or last["role"] != "assistant" or "tool_calls" in last:
+        if len(turns) == 1 or last["role"] != "assistant" or (self._opened is not None and "tool_calls" in last):
             return text, spans
         try:
             prompt = self.render(turns[:-1], tools, prompt=True)
         except RowRefused:
             return text, spans
-        if text.startswith(prompt) or not prompt.startswith(text[: spans[-1][0]]):
+        shared = _shared(text, prompt)
+        if shared == len(prompt) or any(end > shared for _, end in spans[:-1]):
             return text, spans
-        thought, answer = _thought_of(last)
-        said = f"{thought}{self._opened}</think>{2 * self._opened}{answer}{self.end}"
-        return prompt + said + self.filler, [*spans[:-1], (len(prompt), len(prompt) + len(said))]
+        start, end = spans[-1]
+        said = text[start:end]
+        if self._opened is not None and prompt.startswith(text[:start]):
+            thought, answer = _thought_of(last)
+            said = f"{thought}{self._opened}</think>{2 * self._opened}{answer}{self.end}"
+        elif not (prompt.endswith(self.header) and text.endswith(self.header, 0, start)):
+            return text, spans  # Another answer than the one that is asked for, such as one that was thought over.
+        return prompt + said + text[end:], [*spans[:-1], (len(prompt), len(prompt) + len(said))]
 
     def _span(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int) -> Span:
         start = self._start_by_prefix(text, turns, tools, position)
@@ -312,6 +323,30 @@ def _with_system(turns: list[Turn], text: str) -> list[Turn]:
     if turns and turns[0]["role"] == "system":
         return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]
+
+
+def _with_short_ids(turns: list[Turn]) -> list[Turn]:
+    """The turns with ids of calls as Mistral's templates demand them, nine letters or digits, made of the data's own where it has some.
+
+    A tool's answer without one belongs to the first call before it that has no answer yet.
+    """
+    changed, waiting = [], list[str]()
+    for place, turn in enumerate(turns):
+        more: Turn = {}
+        if calls := turn.get("tool_calls"):
+            waiting = [_short_id(str(call.get("id") or f"{place} {number}")) for number, call in enumerate(calls)]
+            more = {"tool_calls": [{**call, "id": name} for call, name in zip(calls, waiting, strict=True)]}
+        elif turn["role"] == "tool":
+            given = turn.get("tool_call_id")
+            name = _short_id(str(given)) if given else (waiting or [_short_id(str(place))])[0]
+            more = {"tool_call_id": name}
+            waiting = [other for other in waiting if other != name]
+        changed.append({**turn, **more})
+    return changed
+
+
+def _short_id(name: str) -> str:
+    return name if len(name) == 9 and name.isascii() and name.isalnum() else hashlib.sha256(name.encode()).hexdigest()[:9]
 
 
 def _system_in_question(turns: list[Turn]) -> list[Turn]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from template_families import CLOCK, CLOCK_JSON, FAMILIES, TALK, TIMED, Case, Family
+from template_families import CLOCK, CLOCK_JSON, FAMILIES, TALK, TIMED, Case, Family, says, user
 from template_tools import MARKED, TALK_WITH_TOOLS
 
 from qlora_ui.catalog.templates import template_named
@@ -179,3 +179,52 @@ def test_a_system_prompt_is_read_where_the_template_passes_over_it() -> None:
     tokenizer = make_tokenizer(special, "<|endoftext|>", "<|endoftext|>", PASSES_OVER_SYSTEM)
     text = Renderer(tokenizer).rendered(conversation_of(Case("", TALK[:3], ""))).text
     assert text == "<|endoftext|><|user|>\nBe brief.\n\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n"
+
+
+MISTRAL_IDS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS]"
+    "{% for c in m.tool_calls %}{% if c.id is not defined or c.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}{{ c.function.name }}:{{ c.id }} {% endfor %}</s>"
+    "{% elif m.role == 'tool' %}{% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should have length 9!') }}{% endif %}"
+    "[TOOL_RESULTS]{{ m.tool_call_id }} {{ m.content }}[/TOOL_RESULTS]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "ids", [("call_abc123xyz", "call_def456uvw"), ("", ""), ("D681PevKs", "a1B2c3D4e")], ids=["OpenAI's", "none", "Mistral's"]
+)
+def test_a_template_that_demands_short_ids_gets_them(ids: tuple[str, str]) -> None:
+    """Rows with the ids of other services, or none, were all refused."""
+    tokenizer = make_tokenizer(
+        ("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "</s>"), "</s>", None, MISTRAL_IDS
+    )
+    made = [{"function": {"name": name, "arguments": {}}, **({"id": one} if one else {})} for name, one in zip("ab", ids, strict=True)]
+    told = [{"role": "tool", "content": name, **({"tool_call_id": one} if one else {})} for name, one in zip("AB", ids, strict=True)]
+    turns = [user("?"), {"role": "assistant", "content": "", "tool_calls": made}, *told, says("Done.")]
+    text = Renderer(tokenizer).rendered(Conversation.from_dict({"messages": turns})).text
+    found = re.findall(r"([abAB])[: ]*(\w{9}) |\[TOOL_RESULTS\](\w{9}) ([AB])", text)
+    called = {name: one for name, one, _, _ in found if name}
+    answered = {name.lower(): one for _, _, one, name in found if name}
+    assert called == answered and len(set(called.values())) == 2
+    assert ids[0][:4] == "call" or not ids[0] or called == dict(zip("ab", ids, strict=True))
+
+
+SYSTEM_IN_A_LAST_QUESTION = (
+    "{% if messages[0].role == 'system' %}{% set told = messages[0].content %}{% set turns = messages[1:] %}{% else %}"
+    "{% set turns = messages %}{% endif %}{{ bos_token }}{% for m in turns %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.last and told is defined %}{{ told }}\n\n{% endif %}"
+    "{{ m.content }}[/INST]{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("num_turns", [3, 5])
+def test_a_system_prompt_that_only_a_last_question_gets_is_learned_with_its_answer(num_turns: int) -> None:
+    """As Mistral's templates do since v0.3: no finished row had its system prompt, and every chat has."""
+    tokenizer = make_tokenizer(("<s>", "</s>", "[INST]", "[/INST]"), "</s>", "<s>", SYSTEM_IN_A_LAST_QUESTION)
+    renderer = Renderer(tokenizer)
+    rendered = renderer.rendered(conversation_of(Case("", TALK[:num_turns], "")))
+    start, end = rendered.spans[-1]
+    assert rendered.text[:start] == renderer.render(TALK[: num_turns - 1], prompt=True)
+    assert [rendered.text[slice(*span)] for span in rendered.spans] == [" Hello!</s>", " See you.</s>"][: num_turns // 2]
+    assert rendered.text.count("Be brief.") == 1 and rendered.text[end:] == ""
