@@ -136,7 +136,9 @@ class Renderer:
         tools: list[Any] | None = [dict(tool) for tool in conversation.tools] or None
         knows_calls = self._knows_calls[bool(tools) and self.knows_tool_list]
         turns = [self._turn(message.as_dict(), knows_calls) for message in conversation.messages]
-        if knows_calls and self._wants_short_ids:
+        if not knows_calls:
+            turns = _joined_results(turns, [message.role for message in conversation.messages])
+        elif self._wants_short_ids:
             turns = _with_short_ids(turns)
         if tools and not self.knows_tool_list:
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
@@ -323,6 +325,17 @@ def _with_system(turns: list[Turn], text: str) -> list[Turn]:
     if turns and turns[0]["role"] == "system":
         return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]
+
+
+def _joined_results(turns: list[Turn], roles: list[str]) -> list[Turn]:
+    """The turns with what several tools answered in one: as questions of their own they would follow each other, which templates refuse."""
+    joined: list[Turn] = []
+    for turn, role, before in zip(turns, roles, ["", *roles], strict=False):
+        if role == before == "tool":
+            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{turn['content']}"}
+        else:
+            joined.append(turn)
+    return joined
 
 
 def _with_short_ids(turns: list[Turn]) -> list[Turn]:

@@ -228,3 +228,11 @@ def test_a_system_prompt_that_only_a_last_question_gets_is_learned_with_its_answ
     assert rendered.text[:start] == renderer.render(TALK[: num_turns - 1], prompt=True)
     assert [rendered.text[slice(*span)] for span in rendered.spans] == [" Hello!</s>", " See you.</s>"][: num_turns // 2]
     assert rendered.text.count("Be brief.") == 1 and rendered.text[end:] == ""
+
+
+def test_answers_of_several_tools_are_one_question_where_turns_must_alternate() -> None:
+    family = next(family for family in FAMILIES if family.name == "gemma")
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    text = Renderer(tokenizer).rendered(conversation_of(Case("", (*TIMED[:3], TIMED[2], *TIMED[3:]), ""))).text
+    result = "<tool_response>\n12:40\n</tool_response>"
+    assert f"<start_of_turn>user\n{result}\n{result}<end_of_turn>\n<start_of_turn>model\nTwenty to one.<end_of_turn>" in text
