@@ -232,6 +232,14 @@ def test_a_card_has_only_what_the_hub_takes(tiny_model_dir: Path, workspace: Wor
     assert 'from_pretrained("owner/name", revision="v2", ' in card
 
 
+def test_a_card_says_from_which_steps_the_kept_adapter_has_learned(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
+    run = create_run(workspace, _config(tiny_model_dir))
+    for status, words in (("done", "18 of 40, where the held-back loss was lowest"), ("stopped", "40")):
+        run.receipt_path.write_text(json.dumps({"status": status, "measured": {"steps": 40, "best_eval_step": 18}}))
+        write_card(tmp_path, run, tiny_model_dir, "adapter")
+        assert f"| effective batch / steps | {run.config().effective_batch} / {words} |" in (tmp_path / "README.md").read_text()
+
+
 def test_a_card_of_a_model_without_a_template_asks_for_no_chat(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model_dir, base)

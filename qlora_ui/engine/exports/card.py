@@ -75,8 +75,10 @@ def _usage(name: str, form: str, config: RunConfig, base: Path) -> str:
         origin = json.dumps(name) + (f", revision={json.dumps(config.model.revision)}" if config.model.revision else "")
         elsewhere = "" if is_on_hub(config.model.id) else "  # the folder of the base model"
         load = (
-            f'bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{config.quant.type}", '
-            f"bnb_4bit_use_double_quant={config.quant.double_quant})\n"
+            f'bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{config.quant.type}",\n'
+            f"                         bnb_4bit_use_double_quant={config.quant.double_quant}, "
+            # Its default, fp32, is many times slower.
+            f'bnb_4bit_compute_dtype="{config.quant.compute_dtype if config.quant.compute_dtype != "auto" else "bfloat16"}")\n'
             f'base = AutoModelForCausalLM.from_pretrained({origin}, quantization_config=bnb, device_map="auto"){elsewhere}\n'
             'model = PeftModel.from_pretrained(base, ".")'
         )
@@ -110,7 +112,7 @@ def _training(config: RunConfig, receipt: Mapping[str, Any], step: int | None) -
         ("longest conversation, tokens", config.data.max_length),
         ("LoRA rank / alpha / dropout", f"{config.lora.rank} / {config.alpha} / {config.lora.dropout}"),
         ("layers", ", ".join(config.lora.targets)),
-        ("effective batch / steps", f"{config.effective_batch} / {step or measured.get('steps') or plan.get('steps') or '?'}"),
+        ("effective batch / steps", f"{config.effective_batch} / {step or _steps(config, receipt) or plan.get('steps') or '?'}"),
         ("learning rate", f"{config.train.learning_rate:g}, {config.train.schedule}"),
         ("seed", config.train.seed),
         ("first / last training loss", _pair(measured.get("first_loss"), measured.get("final_loss"))),
@@ -119,6 +121,14 @@ def _training(config: RunConfig, receipt: Mapping[str, Any], step: int | None) -
         ("QLoRA UI", __version__),
     ]
     return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+def _steps(config: RunConfig, receipt: Mapping[str, Any]) -> str:
+    """How many steps the finished adapter has learned from: those up to the best check, where that one was kept."""
+    measured = receipt.get("measured") or {}
+    steps, best = measured.get("steps"), measured.get("best_eval_step")
+    is_earlier = config.eval.keep_best and receipt.get("status") == "done" and best and best != steps
+    return f"{best} of {steps}, where the held-back loss was lowest" if is_earlier else str(steps or "")
 
 
 _NAMED = ("torch", "transformers", "trl", "peft", "bitsandbytes")
