@@ -170,47 +170,46 @@ class Renderer:
         turns, tools = self.turns_of(conversation)
         text = self.render(turns, tools)
         spans: list[Span] = []
+        prompts: dict[int, str] = {}
         for position, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
             after = spans[-1][1] if spans else 0
-            start, end = self._span(text, turns, tools, position, after)
+            start, end = self._span(text, turns, tools, position, after, prompts)
             if not after <= start <= end <= len(text):
                 raise RowRefused("the chat template moves its turns around, so that answers cannot be told apart")
             spans.append((start, end))
-        text, spans = self._as_asked(text, spans, turns, tools)
+        text, spans = self._as_asked(text, spans, turns, prompts.get(len(turns) - 1, ""))
         answers = [turn for turn in turns if turn["role"] == "assistant"]
         lost = (_lost(turn, text[start:end]) for turn, (start, end) in zip(answers, spans, strict=True))
         return Rendered(text, tuple(spans), tuple(lost))
 
-    def _as_asked(self, text: str, spans: list[Span], turns: list[Turn], tools: list[Any] | None) -> tuple[str, list[Span]]:
+    def _as_asked(self, text: str, spans: list[Span], turns: list[Turn], prompt: str) -> tuple[str, list[Span]]:
         """The last answer behind the very prompt that asks for it in a chat, where the finished turn stands behind another one.
 
         Mistral's templates write the system prompt only into a question that is the last turn: behind an answer it is gone. DeepSeek-R1's
         asks with an opened thought and drops the thoughts of every answer. Learned like that, the answer would stand behind a prompt that
         no chat asks with, and what the data says or thinks would be lost.
         """
-        last = turns[-1]
-        if len(turns) == 1 or last["role"] != "assistant" or (self._opened is not None and "tool_calls" in last):
-            return text, spans
-        try:
-            prompt = self.render(turns[:-1], tools, prompt=True)
-        except RowRefused:
+        if not prompt or text.startswith(prompt) or (self._opened is not None and "tool_calls" in turns[-1]):
             return text, spans
         shared = _shared(text, prompt)
-        if shared == len(prompt) or any(end > shared for _, end in spans[:-1]):
+        if any(end > shared for _, end in spans[:-1]):
             return text, spans
         start, end = spans[-1]
         said = text[start:end]
         if self._opened is not None and prompt.startswith(text[:start]):
-            thought, answer = _thought_of(last)
+            thought, answer = _thought_of(turns[-1])
             said = f"{thought}{self._opened}</think>{2 * self._opened}{answer}{self.end}"
         elif not (prompt.endswith(self.header) and text.endswith(self.header, 0, start)):
             return text, spans  # Another answer than the one that is asked for, such as one that was thought over.
         return prompt + said + text[end:], [*spans[:-1], (len(prompt), len(prompt) + len(said))]
 
-    def _span(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int) -> Span:
-        start = self._start_by_prefix(text, turns, tools, position)
+    def _span(  # noqa: PLR0917
+        self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, after: int, prompts: dict[int, str]
+    ) -> Span:
+        """Where an answer stands; what asks for it is kept in `prompts`."""
+        start = self._start_by_prefix(text, turns, tools, position, prompts)
         end = self._end_by_prefix(text, turns, tools, position) if start is not None else None
         if start is None or end is None or start < after:
             by_mark = self._by_mark(text, turns, tools, position, after)
@@ -218,11 +217,11 @@ class Renderer:
             end = by_mark[1] if end is None else end
         return start, self._end_of_turn(text, start, end)
 
-    def _start_by_prefix(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int) -> int | None:
+    def _start_by_prefix(self, text: str, turns: list[Turn], tools: list[Any] | None, position: int, prompts: dict[int, str]) -> int | None:
         if not position:
             return None
         try:
-            prompt = self.render(turns[:position], tools, prompt=True)
+            prompt = prompts[position] = self.render(turns[:position], tools, prompt=True)
         except RowRefused:
             return None
         if text.startswith(prompt):
