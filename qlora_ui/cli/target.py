@@ -8,7 +8,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.sections.model import pasted_model
+from qlora_ui.settings.sections import pasted_model
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from qlora_ui.runs.process import has_card
 from qlora_ui.runs.start_from import PATH as START_FROM
 from qlora_ui.runs.start_from import find_start
 from qlora_ui.settings.run_config import RunConfig, option_by_path
-from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.sections import DataSection, pasted_model
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.inspection import Pending
 
@@ -72,6 +72,11 @@ class Draft:
     """Whether Start would download the model first."""
     elsewhere: Mapping[str, Any] | None = None
     """Option path to its value on another page that was changed later, where it is another than here."""
+
+    @property
+    def model_id(self) -> str:
+        """The model that is meant, also while a setting is wrong."""
+        return pasted_model(str(self.values.get("model.id", "")))
 
     @property
     def report(self) -> DataReport | None:
@@ -232,7 +237,7 @@ def _checked(values: Mapping[str, Any], problems: list[Problem]) -> RunConfig | 
 
 def _facts(service: Service, values: Mapping[str, Any], problems: list[Problem]) -> ModelFacts | None:
     try:
-        return service.facts(str(values.get("model.id", "")).strip(), values.get("model.revision") or None)
+        return service.facts(pasted_model(str(values.get("model.id", ""))), values.get("model.revision") or None)
     except QloraUiError as error:
         problems.extend(replace(problem, where="model.id") for problem in error.problems)
         return None

@@ -6,7 +6,7 @@ from qlora_ui.settings.sections.data import BUILTIN_DATA, DataSection
 from qlora_ui.settings.sections.eval import EvalSection
 from qlora_ui.settings.sections.launch import LaunchSection
 from qlora_ui.settings.sections.lora import LoraSection
-from qlora_ui.settings.sections.model import BUILTIN_MODEL, ModelSection
+from qlora_ui.settings.sections.model import BUILTIN_MODEL, ModelSection, pasted_model
 from qlora_ui.settings.sections.output import OutputSection
 from qlora_ui.settings.sections.quant import QuantSection
 from qlora_ui.settings.sections.train import TrainSection
@@ -22,4 +22,5 @@ __all__ = [
     "OutputSection",
     "QuantSection",
     "TrainSection",
+    "pasted_model",
 ]

@@ -63,7 +63,7 @@ def _wire(page: Page, outputs: tuple[Any, ...], progress: Any) -> None:
 
     def draw(draft: Draft) -> tuple[str, str, str, str]:
         entries = service.models()
-        entry = _entry(entries, str(draft.values.get("model.id", "")))
+        entry = _entry(entries, draft.model_id)
         return (
             views.cards_html(draft, entries),
             views.facts_html(
@@ -130,13 +130,12 @@ def _entry(entries: list[ModelEntry], model_id: str) -> ModelEntry | None:
 
 
 def _is_missing(page: Page, draft: Draft) -> bool:
-    model_id, revision = str(draft.values.get("model.id", "")).strip(), draft.values.get("model.revision") or None
-    return needs_download(model_id, revision, page.service.workspace)
+    return needs_download(draft.model_id, draft.values.get("model.revision") or None, page.service.workspace)
 
 
 def _kept(service: Service, draft: Draft, entry: ModelEntry | None) -> str:
     """What the chosen model takes of the disk, and how to delete it."""
-    model_id = str(draft.values.get("model.id", "")).strip()
+    model_id = draft.model_id
     kept = kept_model(service.workspace, model_id)
     if kept is not None:
         return kept_model_html(kept, runs_on(model_id, service.run_lists.rows()))

@@ -29,14 +29,14 @@ KINDS = {"builtin": "comes with the app", "folder": "folder", "hub": "downloaded
 
 def cards_html(draft: Draft, entries: Sequence[ModelEntry]) -> str:
     """A card for each model: name, size, licence, and whether it fits for training with the recipe as it is."""
-    chosen = str(draft.values.get("model.id", ""))
+    chosen = draft.model_id
     cards = "".join(_card(draft, entry, entry.id == chosen) for entry in entries)
     return f'<div class="q-cards" role="radiogroup" aria-label="Models on this computer">{cards}</div>'
 
 
 def known_html(draft: Draft, models: Sequence[tuple[str, ModelFacts]]) -> str:
     """Models of the Hub whose shape is known without asking, with the same verdict."""
-    chosen = str(draft.values.get("model.id", ""))
+    chosen = draft.model_id
     rows = "".join(
         f'<li{_chosen(model_id == chosen)}><button type="button" class="q-row-button" data-act="choose" data-id="{escape(model_id)}">'
         f'<span class="q-row-name">{escape(model_id)}</span><span class="q-small q-num">{escape(_size_and_time(draft, facts))}</span>'
@@ -73,7 +73,7 @@ def not_found_html(error: ModelError) -> str:
 
 def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None, *, is_missing: bool, kept: str = "") -> str:
     """What is known of the chosen model, how to get it where it `is_missing` on this computer, and what it takes where it is `kept`."""
-    model_id = str(draft.values.get("model.id", "")).strip()
+    model_id = draft.model_id
     if draft.problems_of("model.id"):
         return ""  # said beside the control
     facts = draft.facts
