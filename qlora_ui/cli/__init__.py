@@ -69,22 +69,25 @@ def main(words: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # what is no text in the terminal's encoding; it would come as half letters
     given = list(sys.argv[1:] if words is None else words)
     if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help", "--version")):
         given.insert(0, "ui")
     wants_json = "--json" in given
     with _interrupts() as interrupts:
         try:
-            return _run(given)
+            code = _run(given)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here it can still be told where that fails
+            return code
         except QloraUiError as error:
             print_error(error, as_json=wants_json)
             return 2
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            # The reader (head, less) left; nothing more can be said to it.
-            silence(sys.stdout)
-            return 1
+            return 1  # the reader (head, less) left
         except Exception as error:
             if interrupts and time.monotonic() - interrupts[-1] < AFTERMATH_S:
                 return INTERRUPTED
@@ -93,6 +96,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 raise
             print_error(told, as_json=wants_json)
             return 2
+        finally:
+            _let_go_of_the_unsaid()
 
 
 def _run(given: list[str]) -> int:
@@ -143,6 +148,15 @@ def _unknown_words(word: str, unknown: list[str]) -> QloraUiError:
     return QloraUiError(f"Unrecognized arguments: {' '.join(unknown)}", fix=fix, where="command line", code="usage")
 
 
+def _let_go_of_the_unsaid() -> None:
+    """What nobody takes (a reader that left, a full disk) would fail once more when Python ends, which makes 120 of every exit code."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            silence(stream)
+
+
 def silence(stream: TextIO) -> None:
     """Let whatever is written to the stream from now on, by anybody in this process, vanish: nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
@@ -150,12 +164,25 @@ def silence(stream: TextIO) -> None:
 
 
 def print_error(error: QloraUiError, *, as_json: bool) -> None:
-    """All problems of an error: one JSON line on stdout, or sentences on stderr."""
+    """All problems of an error: one JSON line on stdout, or sentences on stderr, which also get what stdout does not take."""
     if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), flush=True)
-        return
-    for problem in error.problems:
-        print(problem.sentence(), file=sys.stderr)
+        try:
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), flush=True)
+            return
+        except OSError:
+            silence(sys.stdout)
+    with contextlib.suppress(OSError):
+        for problem in error.problems:
+            print(problem.sentence(), file=sys.stderr, flush=True)
+
+
+def text_word(word: str) -> str:
+    """A word that is kept or read by a model, so that it must be text; what a terminal passes on may be bytes of any encoding."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"“{word}” is no text in UTF-8") from None
+    return word
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.cli import text_word
 from qlora_ui.cli.target import add_target, target_of
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.runs.card import Card
@@ -21,8 +22,8 @@ COMMANDS = "/retry  /undo  /clear  /system TEXT  /base (both sides, or the adapt
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who is asked, what, and how the answer is chosen."""
     add_target(parser)
-    parser.add_argument("--prompt", help="one question; without it a conversation begins")
-    parser.add_argument("--system", default="", help="system prompt")
+    parser.add_argument("--prompt", type=text_word, help="one question; without it a conversation begins")
+    parser.add_argument("--system", type=text_word, default="", help="system prompt")
     parser.add_argument("--no-base", action="store_true", help="with --run: only the adapter answers")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the likeliest word (default 0.7)")
     parser.add_argument("--top-p", type=float, default=0.9, help="choose among the likeliest words up to this probability (default 0.9)")
@@ -97,6 +98,9 @@ def _talk(service: Any, arguments: argparse.Namespace, sampling: Sampling, known
             continue
         if word == "/undo":
             history.undo()
+            continue
+        if word != "/retry" and line.startswith("/") and word[1:].isalpha():
+            print(f"There is no {word}; there is {COMMANDS}. With a space before it, it is sent to the model.", file=sys.stderr)
             continue
         try:
             if word == "/retry":

@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.units import format_bytes, format_duration
+from qlora_ui.cli import text_word
 from qlora_ui.cli.config_flags import table
 from qlora_ui.runs.deleted import Deleted, deleted, empty_trash, put_back
 from qlora_ui.runs.ending import config_or_none
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("word", nargs="?", default="list", choices=_WORDS, help="what to do (default: list)")
     which = "id of a run (default: the newest); for put-back a name that “trash” lists (default: the last deleted)"
     parser.add_argument("run", nargs="?", default="latest", metavar="RUN", help=which)
-    parser.add_argument("rest", nargs="*", metavar="WORD", help="the new name, the tags, or the other runs to compare with")
+    parser.add_argument("rest", nargs="*", type=text_word, metavar="WORD", help="the new name, the tags, or the other runs to compare with")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import DISK_FULL
 from qlora_ui.base.units import format_bytes
 from qlora_ui.runs.events import Failed
-from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -80,9 +80,11 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
     if isinstance(error, QloraUiError):
         problem = error.problems[0]
         rest = " ".join(item.sentence() for item in error.problems[1:])
+        # A place in a file is part of what happened; an option is named by the words themselves.
+        place = f"{problem.where}: " if problem.where and problem.where not in option_by_path() else ""
         return Failed(
             code=problem.code or error.code,
-            what=problem.what,
+            what=f"{place}{problem.what}",
             why=problem.why,
             fix=f"{problem.fix} {rest}".strip(),
             suggestions=getattr(error, "suggestions", []),

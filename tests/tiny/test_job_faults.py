@@ -149,6 +149,11 @@ def test_ways_out_of_a_full_memory_need_less_than_what_filled_it() -> None:
     assert "before the training began" in early.what and not early.suggestions and "smaller model" in early.fix
 
 
+def test_a_run_that_fails_over_its_data_names_the_file(workspace: Workspace, config: RunConfig, tmp_path: Path) -> None:
+    failed = train(workspace, config.changed({"data.sources": [{"id": str(tmp_path / "gone.jsonl")}]})).ended
+    assert isinstance(failed, Failed) and failed.what.startswith("gone.jsonl: ")
+
+
 @pytest.mark.parametrize("packing", [pytest.param("off", marks=pytest.mark.slow), "on"])
 @pytest.mark.parametrize("is_training", [True, False], ids=["in a step", "in the try before"])
 def test_a_check_that_runs_out_of_memory_halves_the_check_alone(  # noqa: PLR0917

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from qlora_ui.cli import _parser, main
+from qlora_ui.cli.chat import _talk
 from qlora_ui.cli.config_flags import given_settings
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.views.recipe import command_line
 
 
@@ -48,6 +53,25 @@ def test_a_misspelt_setting_beside_a_run_is_refused_too(capsys: pytest.CaptureFi
 def test_flags_before_the_word_are_told_where_they_go(capsys: pytest.CaptureFixture[str]) -> None:
     assert "“runs” comes first: app.py runs …" in _said(["--workspace", "somewhere", "runs"], capsys)
     assert "“app.py runs --help”" in _said(["runs", "--zonk"], capsys)
+
+
+@pytest.mark.parametrize(("line", "end"), [("runs", (1, "")), ("train --preset nope --json", (2, "There is no preset “nope”."))])
+def test_a_reader_that_left_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workspace: Workspace, line: str, end: tuple[int, str]
+) -> None:
+    code, told = end
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main([*line.split(), "--workspace", str(workspace.root)]) == code
+        assert told in capsys.readouterr().err
+        stdout.flush()  # as Python does at its end; where that fails, the exit code is 120
+
+
+def test_words_that_are_no_text_are_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["runs", "rename", "latest", "n\udcff"], ["chat", "--prompt", "n\udcff"]):
+        assert "is no text in UTF-8" in _said([*words, "--workspace", str(workspace.root)], capsys)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +140,13 @@ def test_the_command_of_the_page_is_taken_by_the_command_line() -> None:
     words = shlex.split(command_line(config))
     arguments = _parser("train").parse_args(words[2:])
     assert RunConfig().changed(given_settings(arguments)) == config
+
+
+def test_a_word_that_the_talk_does_not_know_is_not_sent_to_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["/help", "/retyr", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert _talk(None, Namespace(system=""), Sampling(), ("base",), ("base",)) == 0
+    said = capsys.readouterr().err
+    assert "There is no /help; there is /retry" in said and "There is no /retyr" in said
