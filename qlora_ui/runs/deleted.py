@@ -83,7 +83,7 @@ def _described(workspace: Workspace, entry: Path) -> Deleted:
 
 def _guessed(entry: Path, stem: str) -> Iterator[tuple[str, str]]:
     """Kind and place of what an earlier version of the app, or a full disk, left without a note."""
-    if (entry / "config.yaml").is_file() and (entry / "events.jsonl").is_file():
+    if (entry / "events.jsonl").is_file():  # its settings may be lost: what is left can still be looked at
         yield "run", f"runs/{stem}"
     if stem.endswith("-checkpoints") and any(entry.glob("checkpoint-*")):
         yield "checkpoints", f"runs/{stem.removesuffix('-checkpoints')}/checkpoints"

@@ -6,8 +6,9 @@ Plain dataclasses: they are written in the training loop, where nothing needs va
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -227,6 +228,12 @@ class Failed(Ended):
     """Changes that would help: `{"label": …, "values": {option path: value}}`, each with an Apply button."""
 
 
+def _kinds_of(hint: Any) -> tuple[type, ...]:
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = tuple(get_origin(part) or part for part in parts)
+    return (*kinds, int, float) if {int, float}.intersection(kinds) else kinds
+
+
 _CLASSES: dict[str, type[Event]] = {
     cls.__name__: cls
     for cls in (
@@ -249,7 +256,12 @@ _CLASSES: dict[str, type[Event]] = {
     )
 }
 
-_FIELDS: dict[type[Event], frozenset[str]] = {cls: frozenset(item.name for item in fields(cls)) for cls in _CLASSES.values()}
+_KINDS: dict[type[Event], dict[str, tuple[type, ...]]] = {
+    cls: {name: _kinds_of(hint) for name, hint in get_type_hints(cls).items()} for cls in _CLASSES.values()
+}
+"""What may stand in each field; a number is a number, whether it has a point or not."""
+_fitting: set[tuple[object, ...]] = set()
+"""Classes with names and kinds of values that fit: a long journal has few of them, and hundreds of thousands of lines."""
 
 
 def to_line(event: Event) -> str:
@@ -272,11 +284,16 @@ def from_line(line: str | bytes) -> Event | None:
 
 
 def _made(cls: type[Event], values: dict[str, Any]) -> Event:
-    try:
-        return cls(**values)
-    except TypeError:
-        # Of a newer version; not asked of each, since a long journal has hundreds of thousands.
-        return cls(**{name: value for name, value in values.items() if name in _FIELDS[cls]})
+    shape = (cls, *values, *map(type, values.values()))
+    if shape not in _fitting:
+        kinds = _KINDS[cls]
+        if not all(isinstance(value, kinds[name]) for name, value in values.items() if name in kinds):
+            raise ValueError("a value of another kind")  # one such line would end the reading of all runs
+        if not kinds.keys() >= values.keys():
+            # Of a newer version.
+            return cls(**{name: value for name, value in values.items() if name in kinds})
+        _fitting.add(shape)
+    return cls(**values)
 
 
 def _values(line: str | bytes) -> Any:

@@ -64,6 +64,17 @@ def one_of_each(workspace: Workspace) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("has_notes", [True, False], ids=["noted", "of an earlier version"])
+def test_a_run_that_has_lost_its_settings_comes_back(workspace: Workspace, has_notes: bool) -> None:
+    run = write_run(workspace, num_steps=4)
+    run.config_path.unlink()
+    folder = delete_run(workspace, run).name
+    if not has_notes:
+        for note in workspace.trash.glob(".*.json"):
+            note.unlink()
+    assert put_back(workspace, folder).run_id == run.id and run.journal_path.is_file()
+
+
+@pytest.mark.parametrize("has_notes", [True, False], ids=["noted", "of an earlier version"])
 def test_everything_that_is_deleted_is_listed_and_comes_back_as_it_was(workspace: Workspace, has_notes: bool) -> None:
     deletes, before = one_of_each(workspace), tree(workspace)
     for delete in deletes.values():

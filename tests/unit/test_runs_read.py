@@ -153,6 +153,23 @@ def test_reading_is_incremental_and_unchanged_is_the_same_object(run: RunDir) ->
     assert reader.view().notes == "remember"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event":"StepLogged","time":"x","step":1,"loss":1.0,"learning_rate":0.1}',
+        '{"event":"StepLogged","time":1.0,"step":1,"loss":[],"learning_rate":0.1}',
+        '{"event":"Finished","time":1.0,"step":1,"duration_s":"long","of_a_newer_version":1}',
+        '{"event":["Queued"]}',
+    ],
+)
+def test_a_value_of_another_kind_does_not_end_the_reading_of_all_runs(workspace: Workspace, run: RunDir, line: str) -> None:
+    JournalWriter(run.journal_path).write(StepLogged(loss=2, learning_rate=1e-4, step=3))
+    with run.journal_path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    assert [row.step for row in RunList(workspace).rows()] == [3]
+    assert [type(event).__name__ for event in read_events(run.journal_path)] == ["Queued", "StepLogged"]
+
+
 def test_broken_lines_and_newer_events_are_passed_over(run: RunDir) -> None:
     JournalWriter(run.journal_path).write(step(1))
     with run.journal_path.open("ab") as file:
