@@ -45,11 +45,8 @@ def main(words: "list[str]") -> int:
     try:
         refuse_machine(sys.version_info[:2], platform.system(), platform.machine(), sys.maxsize > 2**32)
         stamps = STAMPS if wants_tests else STAMPS[:1]
-        is_usable = venv_is_usable()
-        if not is_usable and os.path.exists(os.path.join(VENV, STAMPS[0][0])):
-            say("The Python that .venv was made with is gone, or is another version since an update: .venv is made anew.")
-        if not is_usable or any(read(os.path.join(VENV, name)) != fingerprint(files) for name, files in stamps):
-            set_up(stamps)
+        if not is_set_up(stamps):
+            set_up_alone(stamps)
     except (SetupFailed, OSError) as error:
         failure = error if isinstance(error, SetupFailed) else SetupFailed("writing into .venv", str(error), advice(str(error)))
         say(f"\nThe set-up stopped: {failure.step}.")
@@ -95,6 +92,11 @@ def refuse_machine(version: "tuple[int, ...]", system: str, machine: str, is_64_
         raise SetupFailed("this is a 32-bit Python, and PyTorch exists for 64-bit ones only", fix="Install a 64-bit Python.")
     if system == "Darwin" and machine == "x86_64":
         raise SetupFailed("PyTorch is no longer made for Intel Macs", fix="Use a Mac with an M chip, or a Linux or Windows computer.")
+
+
+def is_set_up(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> bool:
+    """Whether .venv can be used and holds what the requirement files ask for."""
+    return venv_is_usable() and all(read(os.path.join(VENV, name)) == fingerprint(files) for name, files in stamps)
 
 
 def fingerprint(files: "tuple[str, ...]") -> str:
@@ -150,6 +152,40 @@ def read(path: str) -> str:
 def say(text: str) -> None:
     """A line for the user."""
     print(text, file=sys.stderr, flush=True)
+
+
+def set_up_alone(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> None:
+    """`set_up` while no other start is at it: two in one .venv spoil it for both. One that had to wait may find all done."""
+    import time
+
+    with open(f"{VENV}.lock", "w", encoding="utf-8") as file:
+        if not try_lock(file.fileno()):
+            say("Another start is setting QLoRA UI up; this one waits for it.")
+            while not try_lock(file.fileno()):
+                time.sleep(1)
+            if is_set_up(stamps):
+                return
+        if not venv_is_usable() and os.path.exists(os.path.join(VENV, STAMPS[0][0])):
+            say("The Python that .venv was made with is gone, or is another version since an update: .venv is made anew.")
+        set_up(stamps)
+
+
+def try_lock(file: int) -> bool:
+    """Lock an open file until it is closed; False where another has it. A disk that knows no locks has to do without."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def set_up(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> None:

@@ -264,3 +264,23 @@ def test_tests_that_are_interrupted_end_without_a_traceback(monkeypatch: pytest.
 
     monkeypatch.setattr(subprocess, "call", interrupted)
     assert start.run_all_tests({}) == 130
+
+
+def test_a_second_start_waits_while_the_first_sets_up(
+    venv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+    first = open(f"{venv}.lock", "w", encoding="utf-8")  # noqa: SIM115
+    assert start.try_lock(first.fileno())
+    monkeypatch.setattr(time, "sleep", lambda seconds: first.close())
+    monkeypatch.setattr(start, "is_set_up", lambda stamps: True)
+    monkeypatch.setattr(start, "set_up", lambda stamps: done.append("a second time"))
+    start.set_up_alone(start.STAMPS[:1])
+    assert not done and "this one waits for it" in capsys.readouterr().err
+
+
+def test_without_the_packages_the_app_says_what_brings_them() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", str(ROOT / "app.py"), "runs"]  # without what is installed
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "start.py" in done.stderr and "Traceback" not in done.stderr
