@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_ui import __version__
+from qlora_ui.base.errors import Problem, RunError
 from qlora_ui.base.files import free_bytes
 from qlora_ui.base.units import GIB, format_bytes
 from qlora_ui.cli.config_flags import table
@@ -41,11 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; 1 where something keeps runs from working."""
-    workspace = Workspace.at(arguments.workspace)
+    try:
+        workspace, refusal = Workspace.at(arguments.workspace), None
+    except RunError as error:
+        # Who asks a doctor has reasons to: all else is told as well.
+        if arguments.forget or arguments.free:
+            raise
+        workspace, refusal = Workspace.named(arguments.workspace), error.problems[0]
     if arguments.forget:
         forget_learned(workspace)
     freed = free_remade(workspace) if arguments.free else 0
-    values = _look(workspace) | ({"freed_bytes": freed} if arguments.free else {})
+    values = _look(workspace, refusal) | ({"freed_bytes": freed} if arguments.free else {})
     if arguments.json:
         print(json.dumps(values, ensure_ascii=False))
     else:
@@ -53,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if any(problem["stops_runs"] for problem in values["problems"]) else 0
 
 
-def _look(workspace: Workspace) -> dict[str, Any]:
+def _look(workspace: Workspace, refusal: Problem | None) -> dict[str, Any]:
     system, found = read_system(), versions()
     cards = [_card(gpu, workspace) for gpu in read_gpus(visible_only=False)]
     torch = _ask_torch() if cards and "torch" in found else None
@@ -67,11 +74,15 @@ def _look(workspace: Workspace) -> dict[str, Any]:
         "device": asdict(cpu_profile(workspace)) if not cards else cards[0],
         "workspace": str(workspace.root),
         "workspace_free_bytes": free_bytes(workspace.root),
-        "workspace_bytes": _holdings(workspace),
+        "workspace_bytes": None if refusal else _holdings(workspace),
         "has_builtin_model": gguf_path() is not None,
         "files_read_without_network_by": "kernel" if can_refuse_network() else "python",
-        "problems": _problems(workspace, found, bool(cards), torch),
+        "problems": _refused(refusal) + _problems(workspace, found, bool(cards), torch),
     }
+
+
+def _refused(refusal: Problem | None) -> list[dict[str, Any]]:
+    return [{"stops_runs": True, "what": f"{refusal.what} {refusal.why}.", "fix": refusal.fix}] if refusal else []
 
 
 def _holdings(workspace: Workspace) -> dict[str, int]:
@@ -190,7 +201,8 @@ def _say(values: dict[str, Any]) -> None:
     if not values["cards"] and values["device"]["speeds"]:
         print(f"CPU: learned from earlier runs{_speeds(values['device']['speeds'])}")
     print(f"Workspace {values['workspace']}: {format_bytes(values['workspace_free_bytes'])} free")
-    print(_holdings_in_words(values["workspace_bytes"]))
+    if values["workspace_bytes"]:
+        print(_holdings_in_words(values["workspace_bytes"]))
     if values.get("freed_bytes"):
         print(f"{format_bytes(values['freed_bytes'])} are free again")
     refuser = "the kernel" if values["files_read_without_network_by"] == "kernel" else "only Python itself (an audit hook)"

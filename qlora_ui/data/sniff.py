@@ -84,6 +84,14 @@ def _head(path: Path) -> bytes:
                 fix="Choose the file with the rows.",
                 code="DATA-TYPE",
             )
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(
+                "This is a pipe or a device.",
+                where=path.name,
+                why="A file is read more than once, and a pipe gives its rows only once.",
+                fix="Write the rows to a file and give that.",
+                code="DATA-TYPE",
+            )
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError as error:

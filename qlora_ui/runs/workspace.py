@@ -48,12 +48,15 @@ class Workspace:
     root: Path
 
     @classmethod
-    def at(cls, folder: str | Path | None = None) -> Self:
-        """The workspace in `folder`, else in QLORA_UI_HOME, else in the user's data folder.
+    def named(cls, folder: str | Path | None = None) -> Self:
+        """The workspace in `folder`, else in QLORA_UI_HOME, else in the user's data folder, as it is: it may not be there."""
+        return cls(Path(folder or os.environ.get("QLORA_UI_HOME") or _users_own()).expanduser().resolve())
 
-        Raises RunError where the folder cannot be made or written.
-        """
-        root = Path(folder or os.environ.get("QLORA_UI_HOME") or _users_own()).expanduser().resolve()
+    @classmethod
+    def at(cls, folder: str | Path | None = None) -> Self:
+        """The same with all its folders; raises RunError where they cannot be made or written."""
+        workspace = cls.named(folder)
+        root = workspace.root
         try:
             for name in ("runs", "models", "datasets", "presets", "temp", "trash", "cache"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,7 @@ class Workspace:
                 fix="Give another folder with --workspace DIR.",
                 code="workspace",
             ) from None
-        return cls(root)
+        return workspace
 
     @property
     def flag(self) -> str:

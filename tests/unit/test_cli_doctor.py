@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A card with a driver of CUDA 12."""
     monkeypatch.setattr(doctor, "read_gpus", lambda *, visible_only=True: [CARD])
     monkeypatch.setattr(doctor, "driver_version", lambda: "550.1")
+
+
+def test_it_says_the_rest_where_the_workspace_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    assert main(["doctor", "--workspace", str(file / "ws")]) == 1
+    said = capsys.readouterr().out
+    assert "transformers" in said and f"! The workspace {file / 'ws'} cannot be written." in said
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -450,3 +451,10 @@ def test_a_reader_that_ended_for_want_of_room_is_not_laid_to_the_file(workspace:
     assert "was ended by this file (code 120)" in str(child._died(120))
     monkeypatch.setattr(parse, "free_bytes", lambda folder: 0)
     assert "The disk is full." in str(child._died(120))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_refused_where_opening_it_would_wait_for_ever(workspace: Workspace, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="This is a pipe or a device"):
+        inspect(DataSection(sources=(DataSource(id=str(tmp_path / "rows.jsonl")),)), workspace)
