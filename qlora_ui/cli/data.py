@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.base.units import MIB
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.cli.lint import add_source_arguments, source_settings
 from qlora_ui.data.fixes import write_rows
@@ -20,7 +21,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 
 HELP = "convert a dataset to JSONL messages, or list the formats that are understood"
-_BLOCK = 1 << 20
+_BLOCK = MIB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from qlora_ui.base.errors import DataError, Problem
+from qlora_ui.base.units import MIB
 from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.catalog.formats.columns import guess_mapping
 from qlora_ui.catalog.formats.format import ROLES, DataFormat, RowProblem
@@ -39,7 +40,7 @@ from qlora_ui.data.threads import joined
 from qlora_ui.data.unpack import unpack
 
 _IGNORED = ("chat_template_kwargs", "chat_template")
-_SAMPLE_BYTES = 32 << 20
+_SAMPLE_BYTES = 32 * MIB
 _MOST_SHAPES = 1000
 """Sets of columns that are known; each row of a file may have its own."""
 _STANDARD = {"messages", "text"}

@@ -19,7 +19,7 @@ from typing import Any
 from qlora_ui.base.errors import DataError, ModelError
 from qlora_ui.base.files import free_bytes, read_json, write_json
 from qlora_ui.base.progress import Cancelled, IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.base.units import MIB, format_bytes
+from qlora_ui.base.units import KIB, MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.models.hub import MAKE_ROOM, TIMEOUT_S, ask_once, endpoint, hub_errors, licence_in
 from qlora_ui.models.hub_cache import DATASETS, cache_folder, download_mark
@@ -27,10 +27,10 @@ from qlora_ui.models.hub_cache import DATASETS, cache_folder, download_mark
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps its own Parquet copy of datasets whose files are of other kinds."""
-PREVIEW_BYTES = 512 << 10
+PREVIEW_BYTES = 512 * KIB
 ROOM_BYTES = 256 * MIB
 """Left free on the disk after a download."""
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 256 * KIB
 _ROWS_SERVER = "https://datasets-server.huggingface.co"
 _NO_DATA = ("dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
 _SPLIT = re.compile(r"(?:^|[/_.\-])(train(?:ing)?|validation|valid|val|dev|test|testing|eval|evaluation)(?:[/_.\-]|$)", re.IGNORECASE)

@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 import orjson
 
 from qlora_ui.base.errors import DataError
+from qlora_ui.base.units import MIB
 from qlora_ui.catalog.formats.format import RowProblem
 from qlora_ui.data.json_errors import MAX_DEPTH, careful_loads, depth_problem, explain, note_nan, too_deep
 from qlora_ui.data.json_shapes import rows_in_object
 from qlora_ui.data.row_stream import BLOCK, MAX_ROW_BYTES, Item, Notice, Progress, as_row, too_long
 
-_ONE_OBJECT_BYTES = 64 << 20
+_ONE_OBJECT_BYTES = 64 * MIB
 _LONGEST_WORD = 16
 """Nothing but a text is longer where the end of the buffer may cut it: -Infinity, \\u1234, the exponent of a number."""
 

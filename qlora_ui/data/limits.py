@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from qlora_ui.base.units import GIB
 from qlora_ui.data.no_network import refuse_network
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = GIB
 """What a child may hold; the parent ends it beyond."""
-ADDRESS_BYTES = 3 << 30
+ADDRESS_BYTES = 3 * GIB
 """Address space, which libraries reserve more of than they use."""
 
 _FORBIDDEN = (

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import GIB, KIB, MIB, format_bytes
 from qlora_ui.catalog.formats.format import RowProblem
 from qlora_ui.data.json_errors import depth_problem, too_deep
 from qlora_ui.data.row_stream import MAX_COLUMNS, Item, Progress
 
 _BATCH_ROWS = 32
-_BATCH_BYTES = 128 << 20
+_BATCH_BYTES = 128 * MIB
 _DECODED_RATIO = 100
-_DECODED_FREE = 64 << 20
-_DECODED_MOST = 4 << 30
+_DECODED_FREE = 64 * MIB
+_DECODED_MOST = 4 * GIB
 """Unpacked bytes of a file that packs better than the ratio; they pass through memory a few rows at a time."""
-_LONG_ROW_BYTES = 256 << 10
+_LONG_ROW_BYTES = 256 * KIB
 """A prompt that all rows share packs better than the ratio too, and is never so long."""
 
 

@@ -24,7 +24,7 @@ from qlora_ui.base.bounded import keep_within, mark_used
 from qlora_ui.base.errors import DataError, Problem, QloraUiError
 from qlora_ui.base.files import free_bytes, read_json, safe_stem, write_json
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.base.units import MIB, format_bytes
+from qlora_ui.base.units import GIB, MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.limits import MEMORY_BYTES
 from qlora_ui.data.report import SourceReport
@@ -35,10 +35,10 @@ PARSER_VERSION = 8
 """Part of the cache's key; raised when the same bytes would give another result."""
 _BASE_S = 60.0
 _SLOWEST_BYTES_PER_S = 2_000_000
-_BLOCK = 4 << 20
-MOST_UNPACKED_BYTES = 8 << 30
+_BLOCK = 4 * MIB
+MOST_UNPACKED_BYTES = 8 * GIB
 """A small archive can hold any amount of the same letter."""
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 * MIB
 """Stays free for what a run writes meanwhile."""
 _UNPACKED_BYTES_PER_S = 20_000_000
 

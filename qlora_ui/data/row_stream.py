@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.catalog.formats.format import RowProblem, kind_of
 
-MAX_ROW_BYTES = 16 << 20
+MAX_ROW_BYTES = 16 * MIB
 MAX_COLUMNS = 1000
-BLOCK = 1 << 20
+BLOCK = MIB
 
 Item = tuple[int, "dict[str, Any] | RowProblem"]
 Notice = Callable[[str, str], None]

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from qlora_ui.base.units import MIB
+
 
 class RowWriter:
     """The rows of a folder as they are written: lines of JSON, where each begins, and its number in the file that was read."""
@@ -20,7 +22,7 @@ class RowWriter:
         self._position = 0
 
     def __enter__(self) -> RowWriter:
-        self._file = (self._folder / "rows.jsonl").open("wb", buffering=1 << 20)
+        self._file = (self._folder / "rows.jsonl").open("wb", buffering=MIB)
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:

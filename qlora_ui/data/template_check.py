@@ -9,10 +9,10 @@ from functools import lru_cache
 
 from qlora_ui.base import children
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import KIB, format_bytes
 from qlora_ui.catalog.templates import TEMPLATES
 
-MAX_TEMPLATE_BYTES = 64 << 10
+MAX_TEMPLATE_BYTES = 64 * KIB
 _CPU_S = 2.0
 """Of the processor; a good template takes a few milliseconds."""
 TIME_LIMIT_S = 4.5 if sys.platform == "win32" else 60.0

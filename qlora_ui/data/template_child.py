@@ -14,9 +14,10 @@ import jinja2.parser
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qlora_ui.base.units import MIB
 from qlora_ui.data.limits import confine
 
-_TRIAL_BYTES = 512 << 20
+_TRIAL_BYTES = 512 * MIB
 _TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}}
 _TRIALS: tuple[tuple[list[dict[str, Any]], list[Any] | None], ...] = (
     ([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], None),

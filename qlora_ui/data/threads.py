@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_ui.base.errors import DataError
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.catalog.formats.format import ROLES, RowProblem
 from qlora_ui.data.row_stream import Item, Notice
 
-_HELD_BYTES = 256 << 20
+_HELD_BYTES = 256 * MIB
 """Text that is held while the messages of a file are put together; the child may hold four times as much."""
 _LONGEST = 1000
 

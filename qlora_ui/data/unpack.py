@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from qlora_ui.base.errors import DataError
 from qlora_ui.base.files import DISK_FULL
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 OFFICE = b"[Content_Types].xml"
@@ -17,7 +17,7 @@ OFFICE = b"[Content_Types].xml"
 OFFICE_PARTS = frozenset(("[Content_Types].xml", "mimetype"))
 """Files that tell a workbook from a plain archive wherever they stand in it: some programs write them last, LibreOffice another one."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_BLOCK = 1 << 20
+_BLOCK = MIB
 _SHOWN_NAMES = 3
 
 

@@ -20,6 +20,7 @@ import torch
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import OnProgress, silent
+from qlora_ui.base.units import MIB
 from qlora_ui.data.rows import Message
 from qlora_ui.engine.adapter import noted_weights
 from qlora_ui.engine.chat_adapters import BASE
@@ -332,7 +333,7 @@ class ChatService:
             return False
         on_card = torch.cuda.is_available() and config.launch.device != "cpu"
         free = torch.cuda.mem_get_info()[0] if on_card else psutil.virtual_memory().available
-        return bool(free > (0.5 if on_card else 1.5) * size_of_tree(folder) + 512 * 2**20)
+        return bool(free > (0.5 if on_card else 1.5) * size_of_tree(folder) + 512 * MIB)
 
     def _give_card(self) -> None:
         if self._hold is not None:

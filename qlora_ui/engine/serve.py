@@ -23,10 +23,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.units import MIB
 from qlora_ui.engine.chat import ChatService
 from qlora_ui.engine.chat_request import BadRequest, ChatRequest, error_body, read_request, side_named, status_of
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_BODY_BYTES = 4 * MIB
 _log = logging.getLogger(__name__)
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _REASONS = {"end": "stop", "length": "length", "context": "length"}

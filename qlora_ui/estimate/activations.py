@@ -24,7 +24,7 @@ LOSS_TOKENS = 2048
 """Tokens of a tile of the fast path's loss; TRL's are 4,096, which would need twice the memory."""
 LOSS_WORDS = 32768
 """Words that TRL's fused head multiplies at a time."""
-LOGIT_BYTES = 160 * 2**20
+LOGIT_BYTES = 160 * MIB
 """Logits that take no more are kept for their gradient; larger ones are multiplied again, as TRL does, or come in fewer rows."""
 
 

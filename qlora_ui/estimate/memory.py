@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qlora_ui.base.units import MIB
+from qlora_ui.base.units import KIB, MIB
 from qlora_ui.estimate.activations import layer_bytes, logit_tile, tile_rows
 from qlora_ui.estimate.adapter import Adapter, adapter_of, optimizer_bytes
 from qlora_ui.estimate.workload import DataShape, Workload, workload_of
@@ -44,7 +44,7 @@ PART_WORDS: Mapping[str, str] = {
 CHECKPOINT_MARGIN_BYTES = 64 * MIB
 """Of the disk: no checkpoint is written that would leave less."""
 PLAIN_TILE_TOKENS, PLAIN_TILE_WORDS = 4096, 32768
-WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8 * MIB + 128 * 1024, 32 * MIB
+WORKSPACE_BYTES, HOPPER_WORKSPACE_BYTES = 8 * MIB + 128 * KIB, 32 * MIB
 """cuBLAS' own buffer, one for each thread and stream that multiplies: forward, backward and, where it is another, the captured step's."""
 SPREAD, DOUBTFUL_SPREAD = 0.05, 0.1
 """Of everything but the context: the largest error of 31 jobs on an H100 was 4.1 % (`tests/bench/results/vram-H100.json`)."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.units import MIB, format_bytes
+from qlora_ui.base.units import KIB, MIB, format_bytes
 from qlora_ui.models.architecture import facts_from_config
 from qlora_ui.models.facts import ModelFacts
 from qlora_ui.models.hub_cache import folder_title
@@ -29,7 +29,7 @@ MAX_JSON_BYTES = 4 * MIB
 MAX_TOKENIZER_BYTES = 100 * MIB
 """The largest tokenizers in use take 35 MB."""
 MAX_HEADER_BYTES = 100 * MIB
-MAX_TEMPLATE_BYTES = 256 * 1024
+MAX_TEMPLATE_BYTES = 256 * KIB
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _QUANTIZATION_KEYS = ("quantization_config", "quantization")
 """The second is MLX's, which alone its older 4-bit folders have."""

@@ -13,6 +13,7 @@ import yaml
 from qlora_ui.base.errors import SettingsError
 from qlora_ui.base.files import safe_stem, write_text
 from qlora_ui.base.trash import throw_away_file
+from qlora_ui.base.units import KIB
 from qlora_ui.settings.migrate import VERSION
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
@@ -20,7 +21,7 @@ from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
 SHIPPED = Path(__file__).resolve().parents[2] / "presets"
 FIRST_PRESET = "demo"
 """What a first visit begins with."""
-MAX_YAML_BYTES = 256 * 1024
+MAX_YAML_BYTES = 256 * KIB
 MAX_TITLE = 80
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import free_bytes, size_of_tree, written_aside
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent, stop_if
-from qlora_ui.base.units import GIB, format_bytes
+from qlora_ui.base.units import GIB, MIB, format_bytes
 
 MOST_BYTES = 4 * GIB
 """Of what is sent to a browser."""
 KEPT_S = 3600.0
 """Long enough for a browser to fetch it; the next packing removes what is older, and the next start of the app everything."""
-_BLOCK = 4 << 20
+_BLOCK = 4 * MIB
 _TEXTS = (".json", ".jsonl", ".jinja", ".md", ".py", ".txt", ".yaml")
 
 

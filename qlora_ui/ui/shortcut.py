@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
+from qlora_ui.base.units import KIB
 from qlora_ui.ui.blocks import Asked, Blocks
 from qlora_ui.ui.guard import HEADERS, Guard
 
@@ -22,7 +23,7 @@ SERVER_FUNCTION = "/gradio_api/component_server"
 """Gradio's page asks with a slash at the end."""
 NEWS = "news"
 """What a page's clock asks for (ui/pulse.py)."""
-MOST_BYTES = 64 * 1024
+MOST_BYTES = 64 * KIB
 """Longer requests are none of these."""
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from qlora_ui.base.files import disk_full_in_words, free_bytes
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 from qlora_ui.ui.handler import toast_html
 
 UPLOAD = "/gradio_api/upload"
 COPIES = 2
 """Gradio's file, and the workspace's own (ui/new_data.py)."""
-SPARE_BYTES = 16 * 2**20
+SPARE_BYTES = 16 * MIB
 """Stays free for what a run writes meanwhile."""
 NO_ROOM = 507
 PATH_WORDS = "A file on the computer that the app runs on need not be uploaded: give its path."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qlora_ui.base.errors import ModelError, QloraUiError
 from qlora_ui.base.files import size_of_tree
-from qlora_ui.base.units import MIB
+from qlora_ui.base.units import KIB, MIB
 from qlora_ui.models.folder import read_header, weight_files
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
 from qlora_ui.settings.sections import LoraSection
@@ -17,7 +17,7 @@ Q8_0_BYTES = 34 / 32
 """A block of 32 weights takes 32 bytes and a 2-byte scale."""
 NF4_BYTES = 0.516
 """4 bits, 8-bit scales per 64 weights, and their fp32 scales per 256."""
-CARD_BYTES = 64 * 1024
+CARD_BYTES = 64 * KIB
 """The model card and what else is text."""
 TORCH_BYTES = 700 * MIB
 """A Python process with torch and transformers loaded."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_ui.base.units import format_bytes, format_count
+from qlora_ui.base.units import MIB, format_bytes, format_count
 from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.settings.run_config import option_by_path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 300, 64
 _MAX_LENGTH = "data.max_length"
-_NOTICED_BYTES = 16 << 20
+_NOTICED_BYTES = 16 * MIB
 """A smaller difference in memory is none to a user."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_ui.base.units import format_bytes, format_duration, format_percent
+from qlora_ui.base.units import MIB, format_bytes, format_duration, format_percent
 from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.hardware.system import SystemState
 from qlora_ui.runs.read import RunView
@@ -16,7 +16,7 @@ THEME_BUTTON = (
     '<path d="M10 3a7 7 0 0 1 0 14z" fill="currentColor"/></svg></button>'
 )
 OURS = "var(--q-accent)"
-STEP_BYTES = 16 * 1024**2
+STEP_BYTES = 16 * MIB
 """Memory of a computer moves all the time: steps of this size keep the strip from being sent anew every second."""
 
 
