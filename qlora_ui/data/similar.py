@@ -20,15 +20,23 @@ MAX_ROWS = 1_000_000
 
 Array = np.ndarray[Any, Any]
 
-_random = np.random.default_rng(20231)
-_MULTIPLIERS = _random.integers(1 << 62, dtype=np.uint64, size=_NUM_HASHES) * np.uint64(2) + np.uint64(1)
-_LETTER = np.zeros(256, dtype=np.uint64)
-for _byte in range(256):
-    _sign = chr(_byte).lower()
-    if _byte >= 128 or _sign.isalnum():
-        _LETTER[_byte] = np.uint64(int(_random.integers(1, 1 << 62)) if _byte < 128 else 0x9E3779B97F4A7C15 + _byte * 0x1000193)
-for _byte in range(ord("A"), ord("Z") + 1):
-    _LETTER[_byte] = _LETTER[_byte + 32]
+
+def _drawn() -> tuple[Array, Array]:
+    """The hashes' multipliers and a number for each byte that is part of a word (0 for any other), the same in every process."""
+    draw = np.random.default_rng(20231)
+    multipliers = draw.integers(1 << 62, dtype=np.uint64, size=_NUM_HASHES) * np.uint64(2) + np.uint64(1)
+    letters = np.zeros(256, dtype=np.uint64)
+    for byte in range(256):
+        if byte >= 128:
+            letters[byte] = np.uint64(0x9E3779B97F4A7C15 + byte * 0x1000193)
+        elif chr(byte).lower().isalnum():
+            letters[byte] = np.uint64(int(draw.integers(1, 1 << 62)))
+    capitals = np.arange(ord("A"), ord("Z") + 1)
+    letters[capitals] = letters[capitals + 32]
+    return multipliers, letters
+
+
+_MULTIPLIERS, _LETTER = _drawn()
 _IS_LETTER = _LETTER != 0
 _RADIX = 0x5851F42D4C957F2D
 _RADIX_INVERSE = pow(_RADIX, -1, 1 << 64)
