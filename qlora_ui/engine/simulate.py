@@ -87,7 +87,7 @@ def build(request: dict[str, Any], config: RunConfig, num_layers: int) -> tuple[
     base = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=_attention_name(request))
     for name, module in list(base.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            base.set_submodule(name, SimulatedLinear4bit(module, config.quant.double_quant, dtype, on_card=not request["is_cpu"]))
+            base.set_submodule(name, SimulatedLinear4bit(module, config.quant.double_quant, dtype))
     torch.set_default_dtype(torch.float32)
     base.is_loaded_in_4bit = True
     base.config.use_cache = False
@@ -179,7 +179,7 @@ def mark_layers(base: Any, trace: Trace) -> Callable[[str], None]:
     return begin
 
 
-def plain_step(model: Any, base: Any, request: dict[str, Any], rows: int, row_tokens: int, *, is_eval: bool) -> None:
+def plain_step(base: Any, request: dict[str, Any], rows: int, row_tokens: int, *, is_eval: bool) -> None:
     """Forward, TRL's fused loss and backward of one batch, as SFTTrainer runs them."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
@@ -283,7 +283,7 @@ def simulate(request: dict[str, Any]) -> Trace:
             else:
                 for name in ("first", "second")[: 2 if request["accumulates"] else 1]:
                     begin(name)
-                    plain_step(model, base, request, request["rows"], request["row_tokens"], is_eval=False)
+                    plain_step(base, request, request["rows"], request["row_tokens"], is_eval=False)
                     trace.segment = Segment(name, "end", None)
             if request["eval_rows"]:
                 _evaluate(model, base, request, trace, begin)
@@ -329,7 +329,7 @@ def _evaluate(model: Any, base: Any, request: dict[str, Any], trace: Trace, begi
         for parameter in model.parameters():
             parameter.grad = None
     begin("evaluation")
-    plain_step(model, base, request, request["eval_rows"], request["eval_row_tokens"], is_eval=True)
+    plain_step(base, request, request["eval_rows"], request["eval_row_tokens"], is_eval=True)
     trace.segment = Segment("evaluation", "end", None)
 
 

@@ -29,7 +29,7 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
 class SimulatedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
     """A 4-bit layer whose packed weights and scales have the right sizes and no values."""
 
-    def __init__(self, linear: nn.Linear, double_quant: bool, dtype: torch.dtype, *, on_card: bool) -> None:
+    def __init__(self, linear: nn.Linear, double_quant: bool, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         count = self.in_features * self.out_features

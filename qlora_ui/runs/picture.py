@@ -47,6 +47,7 @@ class Picture:
     peak_measured_bytes: int = 0
 
     def add(self, event: Event) -> None:
+        """Take the next event of the journal."""
         if isinstance(event, Queued | Started):
             # Before `latest` moves on: the time since the last event was a crash or a pause.
             self._close_attempt()
@@ -89,6 +90,7 @@ class Picture:
         self.timeline.append(event)
 
     def elapsed_s(self, now: float, is_live: bool) -> float:
+        """Time in jobs up to `now` (Unix seconds), or up to the last event where none works on it."""
         if self.started is None:
             return 0.0
         return self.earlier_s + (self._attempt_s(now if is_live else self.latest) if not isinstance(self.state, Queued) else 0.0)

@@ -113,6 +113,7 @@ class RunView:
 
     @property
     def best_eval(self) -> EvalLogged | None:
+        """The check with the lowest loss."""
         return min(self.evals, key=lambda event: event.loss, default=None)
 
     @property

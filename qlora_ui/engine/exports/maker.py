@@ -46,16 +46,16 @@ class Maker:
             copy_adapter(self.adapter, self.config.model.id, self.out)
             write_card(self.out, self.run, self.base, form, self.step)
         elif form.startswith("merged-"):
-            self.merged(self.out, form)
+            self._merged(self.out, form)
         elif form == "gguf-lora":
-            self.gguf_lora()
+            self._gguf_lora()
         else:
-            self.gguf("q8_0" if form == "ollama" else form.removeprefix("gguf-"))
+            self._gguf("q8_0" if form == "ollama" else form.removeprefix("gguf-"))
             if form == "ollama":
-                return self.modelfile()
+                return self._modelfile()
         return ()
 
-    def merged(self, folder: Path, form: str, *, for_gguf: bool = False) -> None:
+    def _merged(self, folder: Path, form: str, *, for_gguf: bool = False) -> None:
         import torch
 
         from qlora_ui.engine.exports.merge import merge
@@ -76,13 +76,13 @@ class Maker:
         clean_tokenizer(folder)
         write_card(folder, self.run, self.base, form, self.step)
 
-    def gguf(self, outtype: str) -> None:
+    def _gguf(self, outtype: str) -> None:
         from qlora_ui.engine.exports.begin import adds_a_begin, leave_out_begin
         from qlora_ui.engine.exports.llama_cpp import convert_model, converter
         from qlora_ui.engine.exports.stops import name_turn_end
 
         tool = converter(self.workspace, self.on_progress, self.is_cancelled)
-        self.merged(self.work / self.name, "merged-dequantized", for_gguf=True)
+        self._merged(self.work / self.name, "merged-dequantized", for_gguf=True)
         name_turn_end(self.work / self.name)
         target = self.out / f"{self.name}-{outtype}.gguf"
         convert_model(
@@ -98,7 +98,7 @@ class Maker:
             leave_out_begin(target)
         shutil.rmtree(self.work)
 
-    def gguf_lora(self) -> None:
+    def _gguf_lora(self) -> None:
         from qlora_ui.engine.exports.llama_cpp import convert_lora, converter
         from qlora_ui.engine.exports.lora import write_plain_alpha
 
@@ -112,7 +112,7 @@ class Maker:
         convert_lora(tool, folder, target, base=self.base, on_progress=self.on_progress, is_cancelled=self.is_cancelled)
         shutil.rmtree(self.work)
 
-    def modelfile(self) -> tuple[str, ...]:
+    def _modelfile(self) -> tuple[str, ...]:
         from qlora_ui.engine.exports.ollama import write_modelfile
         from qlora_ui.engine.exports.stops import stop_ids
         from qlora_ui.engine.tokenizer import load_tokenizer
