@@ -383,10 +383,4 @@ def ask(run: RunDir, request: Request) -> str:
         )
     run.request(request)
     after = "after this step" if view.steps else "as soon as this phase allows"
-    when = f"{after}, in about {format_duration(max(view.step_s, 1.0))}" if view.step_s else after
-    return {
-        Request.STOP: f"Stopping {when}; what was learned is saved.",
-        Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
-        Request.PAUSE: f"Pausing {when}; the memory is freed and you can continue later.",
-        Request.SAVE_NOW: f"Saving a checkpoint {when}; the run goes on.",
-    }[request]
+    return request.promise(f"{after}, in about {format_duration(max(view.step_s, 1.0))}" if view.step_s else after)

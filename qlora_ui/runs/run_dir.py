@@ -95,6 +95,15 @@ class Request(StrEnum):
     SAVE_NOW = "save_now"
     """Write a checkpoint after this step and go on."""
 
+    def promise(self, when: str = "after this step") -> str:
+        """What the one who asks is told, in a sentence."""
+        return {
+            Request.STOP: f"Stopping {when}; what was learned is saved.",
+            Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
+            Request.PAUSE: f"Pausing {when}; the memory is freed and you can continue later.",
+            Request.SAVE_NOW: f"Saving a checkpoint {when}; the run goes on.",
+        }[self]
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:

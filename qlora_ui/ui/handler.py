@@ -69,6 +69,11 @@ def problems_html(problems: tuple[Problem, ...]) -> str:
     return bullet_list([_paragraph(problem) for problem in problems], "q-problems")
 
 
+def refused_html(error: QloraUiError) -> str:
+    """Why there is no answer, and what to do, in the place of the answer; read out at once."""
+    return f'<div role="alert">{problems_html(error.problems)}</div>'
+
+
 def toast_html(title: str, body: str) -> str:
     """A message that passes by, under a heading of its own: `title` is plain text, `body` ready-made HTML.
 

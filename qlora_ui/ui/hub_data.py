@@ -12,7 +12,7 @@ from qlora_ui.data.sources import hub_id
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.data_adders import Adds
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import handler, refused_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import hub_data as views
 from qlora_ui.ui.views.words import ASKING
@@ -48,7 +48,7 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, outputs: tuple
         except DataError as error:
             # A dataset that was looked at before is known without a network.
             if hub_id(words) is None:
-                return views.refused_html(error), "", NOTHING_CHOSEN
+                return refused_html(error), "", NOTHING_CHOSEN
             return "", *_look(page, words, "", "")
         if not datasets and hub_id(words) is not None:
             return "", *_look(page, words, "", "")
@@ -99,7 +99,7 @@ def _look(page: Page, repo: str, subset: str, split: str) -> tuple[str, dict[str
     try:
         splits = splits_of(repo, workspace)
     except DataError as error:
-        return views.refused_html(error), NOTHING_CHOSEN
+        return refused_html(error), NOTHING_CHOSEN
     subset, split = _existing(splits, subset, split)
     try:
         look = views.HubLook(splits, subset, split, first_rows(repo, subset, split, workspace, views.SHOWN_ROWS))

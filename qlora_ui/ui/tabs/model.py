@@ -16,7 +16,7 @@ from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.runs.kept_models import delete_model, kept_model, runs_on
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import handler, refused_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views import model_card as views
@@ -87,7 +87,7 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) ->
         try:
             return views.found_html(search(words), words)
         except ModelError as error:
-            return views.not_found_html(error)
+            return refused_html(error)
 
     def wire() -> None:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

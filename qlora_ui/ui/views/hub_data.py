@@ -11,7 +11,7 @@ from qlora_ui.base.errors import DataError
 from qlora_ui.base.units import format_bytes, format_count
 from qlora_ui.data.hub import HubDataset, HubSplits
 from qlora_ui.ui.action import act_button
-from qlora_ui.ui.handler import problems_html
+from qlora_ui.ui.handler import refused_html
 from qlora_ui.ui.markup import escape, middle_cut
 
 SHOWN_ROWS = 5
@@ -45,11 +45,6 @@ def found_html(datasets: Sequence[HubDataset], text: str) -> str:
             f'<span class="q-small">{escape(found.licence)}</span>{gate}</button></li>'
         )
     return f'<ul class="q-rows" aria-label="Datasets found">{"".join(rows)}</ul>'
-
-
-def refused_html(error: DataError) -> str:
-    """Why the Hub gave no answer, and what to do."""
-    return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
 def look_html(look: HubLook) -> str:

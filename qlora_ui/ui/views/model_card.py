@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qlora_ui.base.errors import ModelError
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.estimate.memory import estimate_memory
@@ -64,11 +63,6 @@ def found_html(models: Sequence[HubModel], text: str) -> str:
             f'<span class="q-small">{escape(model.licence)}</span>{gate}</button></li>'
         )
     return f'<ul class="q-rows">{"".join(rows)}</ul>'
-
-
-def not_found_html(error: ModelError) -> str:
-    """Why the Hub gave no answer, and what to do."""
-    return f'<div role="alert">{problems_html(error.problems)}</div>'
 
 
 def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None, *, is_missing: bool, kept: str = "") -> str:

@@ -12,7 +12,7 @@ from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.settings.run_config import label_of
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import bullet_list, escape, with_units
-from qlora_ui.ui.views.words import REQUEST_WORDS, describe_model, fold, status_chip
+from qlora_ui.ui.views.words import describe_model, fold, status_chip
 
 PHASES = (
     ("download", "Get model"),
@@ -152,11 +152,11 @@ def _echo(view: RunView) -> str:
     """What was asked of the job and is not done yet: it stands here on every page, also after a reload."""
     if not view.status.is_live:
         return ""
-    words = [REQUEST_WORDS[request] for request in view.pending]
+    words = [request.promise() for request in view.pending]
     begun = view.started.time if view.started else 0.0
     last = view.timeline[-1] if view.timeline else None
     if not words and isinstance(last, RequestSeen) and last.time >= begun:
-        words = [last.detail or REQUEST_WORDS.get(Request(last.request), "") if last.request in list(Request) else last.detail]
+        words = [last.detail or (Request(last.request).promise() if last.request in list(Request) else "")]
     text = " ".join(word for word in words if word)
     return f'<p class="q-note q-note-live" role="status">{escape(text)}</p>' if text else ""
 

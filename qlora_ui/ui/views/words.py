@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_ui.runs.run_dir import Request, Status
+from qlora_ui.runs.run_dir import Status
 from qlora_ui.settings.sections import BUILTIN_DATA, BUILTIN_MODEL
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.markup import escape, middle_cut
@@ -34,12 +34,6 @@ _LOOKS = {
     Status.FAILED: ("bad", "✕ "),
     Status.CRASHED: ("warn", "! "),
     Status.QUEUED: ("plain", "… "),
-}
-REQUEST_WORDS = {
-    Request.STOP: "Stopping after this step; what was learned is saved.",
-    Request.STOP_NOW: "Stopping now; the last checkpoint stays.",
-    Request.PAUSE: "Pausing after this step; the memory is freed and you can continue later.",
-    Request.SAVE_NOW: "Saving a checkpoint after this step; the run goes on.",
 }
 
 
