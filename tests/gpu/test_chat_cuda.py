@@ -17,7 +17,7 @@ from qlora_ui.runs.card import Card
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
-from tests.tiny.test_chat import HELLO, answers, write_adapter
+from tests.tiny.talk import HELLO, answers, write_adapter
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from talk import HELLO, answers, write_adapter
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError, SettingsError
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.data.rows import Message
-from qlora_ui.engine.chat import ChatService, Delta
+from qlora_ui.engine.chat import ChatService
 from qlora_ui.engine.chat_adapters import check_adapter, layer_shapes
 from qlora_ui.engine.chat_model import unpack_for_cpu
 from qlora_ui.engine.decode import GrowingText, Noise, choose_tokens
@@ -31,22 +32,6 @@ from qlora_ui.settings.sampling import Sampling
 from tests.conftest import make_tiny_model
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
-HELLO = [Message("user", "hello world, how are you")]
-
-
-def write_adapter(folder: Path, model_dir: Path, seed: int, **changes: Any) -> Path:
-    """An adapter that changes what the tiny model says."""
-    from peft import LoraConfig, get_peft_model
-
-    model = load_quantized(model_dir, RunConfig(), torch.device("cpu"))
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes}
-    torch.manual_seed(seed)
-    peft_model = get_peft_model(model, LoraConfig(**settings))
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name or "magnitude" in name:
-            torch.nn.init.normal_(parameter, std=0.3) if "lora_B" in name else parameter.data.mul_(1.3)
-    peft_model.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +51,6 @@ def service(shared: tuple[Workspace, str]) -> Iterator[ChatService]:
     service.load(ChatTarget(run_id=shared[1]))
     yield service
     service.close()
-
-
-def answers(deltas: Iterator[Delta]) -> dict[str, str]:
-    text: dict[str, str] = {}
-    for delta in deltas:
-        text[delta.side] = text.get(delta.side, "") + delta.text
-    return text
 
 
 def reference(service: ChatService, messages: list[Message], side: str, max_new_tokens: int = 24) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talk import HELLO, answers, write_adapter
 
 from qlora_ui.engine.chat import ChatService, Delta
 from qlora_ui.engine.serve import ChatServer
@@ -24,7 +25,6 @@ from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
-from tests.tiny.test_chat import HELLO, answers, write_adapter
 
 GREEDY = {"messages": [{"role": "user", "content": HELLO[0].content}], "temperature": 0, "max_tokens": 16}
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from talk import write_adapter
 
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import read_json, sha256_of, write_json
@@ -39,7 +40,6 @@ from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
-from tests.tiny.test_chat import write_adapter
 
 
 @pytest.fixture(scope="module")
