@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from starlette.responses import PlainTextResponse
+
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = (
     (b"x-frame-options", b"DENY"),
@@ -39,7 +41,8 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await _answer(send, *refusal)
+            status, sentence = refusal
+            await PlainTextResponse(sentence, status)(scope, receive, _with_headers(send))
 
     def lets_in(self, scope: Any) -> bool:
         """Whether the request may pass."""
@@ -53,11 +56,11 @@ class Guard:
         origins = headers.get("origin", [])
         if origins:
             own = f"{'https' if scheme in ('https', 'wss') else 'http'}://{hosts[0].lower()}"
-            if len(origins) != 1 or origins[0].lower() != own:
-                return 403, "Another page may not use this app."
-        elif method not in SAFE_METHODS and any(site in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", [])):
-            return 403, "Another page may not use this app."
-        return None
+            is_foreign = len(origins) != 1 or origins[0].lower() != own
+        else:
+            sites = headers.get("sec-fetch-site", [])
+            is_foreign = method not in SAFE_METHODS and any(site in ("cross-site", "same-site") for site in sites)
+        return (403, "Another page may not use this app.") if is_foreign else None
 
 
 def _headers(scope: Any) -> dict[str, list[str]]:
@@ -85,10 +88,3 @@ def _with_headers(send: Any) -> Any:
         await send(message)
 
     return send_guarded
-
-
-async def _answer(send: Any, status: int, sentence: str) -> None:
-    body = sentence.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *HEADERS]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 from qlora_ui.base.files import disk_full_in_words, free_bytes
 from qlora_ui.base.units import MIB, format_bytes
@@ -43,7 +44,8 @@ class Uploads:
             # A browser that is still sending would not read the answer.
             while (await receive()).get("more_body"):
                 pass
-            await _refuse(send, f"{format_bytes(free)} are free, {format_bytes(needed)} are needed. Free some space. {PATH_WORDS}")
+            refusal = _refusal(f"{format_bytes(free)} are free, {format_bytes(needed)} are needed. Free some space. {PATH_WORDS}")
+            await refusal(scope, receive, send)
             return
         self._num_busy += 1
         try:
@@ -54,7 +56,7 @@ class Uploads:
             # Others have filled the disk meanwhile.
             if disk_full_in_words(error) is None:
                 raise
-            await _refuse(send, f"Free some space, then do it again. {PATH_WORDS}")
+            await _refusal(f"Free some space, then do it again. {PATH_WORDS}")(scope, receive, send)
         finally:
             self._num_busy -= 1
             if not self._num_busy:
@@ -74,8 +76,5 @@ def _remove_parts(folder: Path) -> None:
                 os.unlink(entry)
 
 
-async def _refuse(send: Any, sentences: str) -> None:
-    body = toast_html("The disk has no room for this", f"<p>{sentences}</p>").encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": NO_ROOM, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _refusal(sentences: str) -> PlainTextResponse:
+    return PlainTextResponse(toast_html("The disk has no room for this", f"<p>{sentences}</p>"), NO_ROOM)
