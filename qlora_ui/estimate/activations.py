@@ -120,7 +120,7 @@ def _working_in_tiles(facts: ModelFacts, work: Workload, tokens: int) -> int:
     Attention has the gradients of its output, of q in fp32 and of keys and values for every head; then all of them twice, to join them.
     """
     e, hidden, mlp = work.element_bytes, facts.hidden_size, facts.intermediate_size
-    q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    q, kv = facts.query_width, facts.key_width
     in_mlp = 3 * mlp * e * (hidden + tile_rows(tokens, hidden)) + tokens * e * hidden
     repeated = 2 * q * e if kv < q else 0
     return max(in_mlp, tokens * max(2 * q * e + 4 * q + repeated + 2 * kv * e, q * e + 2 * (q + 2 * kv) * e))
@@ -129,7 +129,7 @@ def _working_in_tiles(facts: ModelFacts, work: Workload, tokens: int) -> int:
 def _saved_plain(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Workload, masked: float) -> tuple[float, float]:
     """Bytes a token, of attention with the norm before it and of the rest: transformers' layer with PEFT's LoRA on bitsandbytes' layers."""
     e, stream, hidden, mlp = work.element_bytes, work.stream_bytes, facts.hidden_size, facts.intermediate_size
-    q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    q, kv = facts.query_width, facts.key_width
     norms = facts.norms_per_layer * (4 * hidden + 4) / 2  # fp32 input of each norm, and its 1/rms
     inputs = {"qkv": hidden, "o": q, "mlp": hidden, "down": mlp}
     kept = dict.fromkeys(inputs, 0.0)
@@ -168,7 +168,7 @@ def _saved_fast(facts: ModelFacts, adapter: Adapter, lora: LoraSection, work: Wo
     Dropout costs nothing: its mask is computed again.
     """
     e, hidden, mlp = work.element_bytes, facts.hidden_size, facts.intermediate_size
-    q, kv = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    q, kv = facts.query_width, facts.key_width
     total = 2.0 * facts.norms_per_layer * hidden * e + facts.norms_per_layer * 4
     total += (q + 2 * kv) * e + q * e + 4 * facts.num_heads
     if facts.has_qk_norm:
@@ -229,7 +229,7 @@ def _forward_scores(facts: ModelFacts, work: Workload, rows: int, row_tokens: in
         return _quadratic(facts, work, rows, row_tokens)[1]
     e, tokens = work.element_bytes, rows * row_tokens
     # The scores as they are, in fp32 and after softmax at once, beside keys and values for every head.
-    repeated = 2 * e * tokens * facts.num_heads * facts.head_dim if facts.num_kv_heads < facts.num_heads else 0
+    repeated = 2 * e * tokens * facts.query_width if facts.num_kv_heads < facts.num_heads else 0
     return (e + 2 * 4) * tokens * row_tokens * facts.num_heads + repeated
 
 

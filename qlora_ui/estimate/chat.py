@@ -11,7 +11,7 @@ def cache_bytes(facts: ModelFacts, num_tokens: int, *, num_rows: int = 1, elemen
 
     The cache grows by doubling, so that up to twice as many tokens may be reserved as are held; windows do not shorten it.
     """
-    return 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * element_bytes * num_tokens * num_rows
+    return 2 * facts.num_layers * facts.key_width * element_bytes * num_tokens * num_rows
 
 
 def chat_bytes(facts: ModelFacts, num_tokens: int, *, double_quant: bool = True, num_rows: int = 1, element_bytes: int = 2) -> int:

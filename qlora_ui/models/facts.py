@@ -62,6 +62,16 @@ class ModelFacts:
     """None where the folder was not looked at."""
 
     @property
+    def query_width(self) -> int:
+        """Numbers of all heads' queries, for one token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of the keys of one token, or of its values; less than of its queries where heads share them in groups."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
     def num_quantized_params(self) -> int:
         """Weights that become 4-bit: every linear layer but the output layer."""
         return self.num_layers * sum(linear.num_weights for linear in self.linears)
