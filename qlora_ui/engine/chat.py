@@ -18,7 +18,6 @@ import psutil
 import torch
 
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
-from qlora_ui.base.files import size_of_tree
 from qlora_ui.base.progress import OnProgress, silent
 from qlora_ui.base.units import MIB
 from qlora_ui.data.rows import Message
@@ -29,6 +28,7 @@ from qlora_ui.engine.chat_cache import ChatCache
 from qlora_ui.engine.chat_model import ChatModel, out_of_memory_in_words
 from qlora_ui.engine.chat_step import ForwardPass
 from qlora_ui.models.catalogue import find_model_folder
+from qlora_ui.models.folder import read_folder
 from qlora_ui.models.weights_mark import replaced_words, weights_mark
 from qlora_ui.runs.card import Card, Hold
 from qlora_ui.runs.chat_target import ChatTarget, adapter_folder, target_config
@@ -333,7 +333,7 @@ class ChatService:
             return False
         on_card = torch.cuda.is_available() and config.launch.device != "cpu"
         free = torch.cuda.mem_get_info()[0] if on_card else psutil.virtual_memory().available
-        return bool(free > (0.5 if on_card else 1.5) * size_of_tree(folder) + 512 * MIB)
+        return bool(free > (0.5 if on_card else 1.5) * read_folder(folder).size_bytes + 512 * MIB)
 
     def _give_card(self) -> None:
         if self._hold is not None:

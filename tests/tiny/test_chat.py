@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -367,6 +368,22 @@ def test_unload_frees_and_gives_the_card_back(shared: tuple[Workspace, str]) -> 
     with card.hold("training", "x"), pytest.raises(RunError, match="training run"):
         service._fits_beside = lambda config: False  # type: ignore[method-assign]
         service.load(ChatTarget(run_id=shared[1]))
+    service.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows, where the Hub's cache does without them")
+def test_a_model_of_the_hubs_cache_is_as_large_as_the_files_behind_its_links(
+    shared: tuple[Workspace, str], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Links have no size: a model of any size was loaded beside a run wherever 512 MiB were free.
+    for file in tiny_model_dir.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    card = Card()
+    service = ChatService(shared[0], card)
+    free = psutil.virtual_memory()._replace(available=512 * 2**20 + (tiny_model_dir / "model.safetensors").stat().st_size)
+    monkeypatch.setattr("qlora_ui.engine.chat.psutil.virtual_memory", lambda: free)
+    with card.hold("training", "x"), pytest.raises(RunError, match="training run"):
+        service.load(ChatTarget(model_id=str(tmp_path)))
     service.close()
 
 
