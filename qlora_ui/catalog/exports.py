@@ -17,34 +17,24 @@ class ExportForm:
     title: str
     about: str
     """What it is for, in a sentence or two."""
-    used_with: str
 
 
 EXPORT_FORMS: tuple[ExportForm, ...] = (
-    ExportForm(
-        "adapter",
-        "Adapter",
-        "The small file that was trained, for use beside its base model. The form that loses nothing.",
-        "transformers + peft, vLLM, this app",
-    ),
+    ExportForm("adapter", "Adapter", "The small file that was trained, for use beside its base model. The form that loses nothing."),
     ExportForm(
         "merged-dequantized",
         "Whole model, as trained",
         "Base and adapter in one, in 16 bits, on the 4-bit weights that the adapter was trained with: answers as the chat does.",
-        "transformers, vLLM, TGI, any converter",
     ),
     ExportForm(
         "merged-original",
         "Whole model, original weights",
         "Base and adapter in one, in 16 bits, on the original weights: often a little better, sometimes a little different.",
-        "transformers, vLLM, TGI, any converter",
     ),
-    ExportForm(
-        "gguf-q8_0", "GGUF, 8 bits", "One file for llama.cpp and what is built on it; half the size of 16 bits.", "llama.cpp, LM Studio"
-    ),
-    ExportForm("gguf-f16", "GGUF, 16 bits", "One file for llama.cpp, to quantize further there.", "llama.cpp, llama-quantize"),
-    ExportForm("gguf-lora", "Adapter as GGUF", "The adapter for llama.cpp, beside a GGUF of its base.", "llama.cpp --lora"),
-    ExportForm("ollama", "Ollama", "A folder with the model and a Modelfile whose template and stop words are right.", "ollama create"),
+    ExportForm("gguf-q8_0", "GGUF, 8 bits", "One file for llama.cpp and what is built on it; half the size of 16 bits."),
+    ExportForm("gguf-f16", "GGUF, 16 bits", "One file for llama.cpp, to quantize further there."),
+    ExportForm("gguf-lora", "Adapter as GGUF", "The adapter for llama.cpp, beside a GGUF of its base."),
+    ExportForm("ollama", "Ollama", "A folder with the model and a Modelfile whose template and stop words are right."),
 )
 
 SCRIPTS = {

@@ -41,8 +41,6 @@ class CheckedMemory:
     """What the card will show for this process; of a processor, what all processes of the run take together."""
     allocated_bytes: int
     reserved_bytes: int
-    static_bytes: int
-    """Weights, adapter and optimizer."""
     seconds: float = 0.0
     """What the check took."""
 
@@ -201,5 +199,5 @@ def replay(  # noqa: PLR0917
     if work.is_fast:
         peak_reserved += _beyond_the_record(facts, config, work, main.peak_allocated_bytes - static - overhead.workspace_bytes)
     reserved = max(peak_reserved, load_reserved_bytes(facts, config, work))
-    found = (reserved + overhead.context_bytes, peak_allocated, reserved, static)
+    found = (reserved + overhead.context_bytes, peak_allocated, reserved)
     return CheckedMemory(*(work.num_sharing * num_bytes for num_bytes in found))

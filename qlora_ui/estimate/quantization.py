@@ -32,9 +32,6 @@ class Explanation:
     """The panel's numbers."""
 
     rows: tuple[QuantizationRow, ...]
-    quantized_share: float
-    """Share of all parameters that become 4-bit."""
-    double_quant_saves_bytes: int
     sentences: tuple[str, ...]
 
 
@@ -57,4 +54,4 @@ def explain(facts: ModelFacts) -> Explanation:
         f"{format_percent(share)} of the weights become 4-bit; {kept} stay in 16 bits.",
         "The 4-bit weights are never changed: they are turned back into 16 bits for each product, and the adapter learns beside them.",
     )
-    return Explanation(rows, share, plain - double, sentences)
+    return Explanation(rows, sentences)
