@@ -261,9 +261,9 @@ def store_step_ratio(workspace: HasCache, uuid: str, name: str, way: str, ratio:
         _store(workspace, uuid, name=name, **{key: [*_numbers(workspace, uuid, key), ratio][-_RUNS_KEPT:]})
 
 
-def forget_learned(workspace: HasCache, uuid: str | None = None) -> None:
-    """Forget what runs have taught of a device's memory and speed, or of all of them; the measured context stays."""
-    for known in [uuid] if uuid is not None else list(_stored(workspace)):
+def forget_learned(workspace: HasCache) -> None:
+    """Forget what runs have taught of all devices' memory and speed; the measured context stays."""
+    for known in list(_stored(workspace)):
         _store(workspace, known, ratios=[], **{key: [] for key in _STEP_RATIOS.values()})
 
 

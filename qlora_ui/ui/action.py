@@ -35,7 +35,7 @@ WHEN_TOLD = "q-when-told"
 """Class of what is not seen before `Page.live` makes it visible. It is on the page all the time, so that its script hears of it."""
 
 
-def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = True) -> Any:
+def live_html(value: str, elem_id: str, *, visible: bool = True) -> Any:
     """A gr.HTML that shows what `Page.live` draws and whose buttons raise its event `act`.
 
     Listen with `component.act(handler, …, trigger_mode="multiple")`, a handler that takes a gr.EventData. Without it, what is pressed
@@ -45,7 +45,7 @@ def live_html(value: str, elem_id: str, *, css_class: str = "", visible: bool = 
         value,
         js_on_load=f"mountActions({json.dumps(elem_id)}, element, trigger, watch); // raises 'act'",
         elem_id=elem_id,
-        elem_classes=[name for name in (css_class, "" if visible else WHEN_TOLD) if name],
+        elem_classes=[] if visible else [WHEN_TOLD],
         apply_default_css=False,
     )
 

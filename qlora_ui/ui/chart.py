@@ -109,9 +109,7 @@ GRADIENT = Panel(
 SPEED = Panel("speed", "Tokens per second", (Series("speed", "Tokens/s", smooth=True),), zero=True, empty="Measured speed.")
 
 
-def charts(
-    elem_id: str, panels: Sequence[Panel], curves: Callable[[dict[str, Any]], list[dict[str, Any]]], *, tools: bool = True
-) -> gr.HTML:
+def charts(elem_id: str, panels: Sequence[Panel], curves: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> gr.HTML:
     """Charts that stand together and share their tools; let `Page.live` give the component `chart_value(...)` to draw runs.
 
     `curves({"runs": [id, …], "cursors": [cursor or None, …]})` answers with what is new in each run (views/curves.py).
@@ -121,7 +119,7 @@ def charts(
         return curves(asked)
 
     ask.__name__ = "curves"
-    spec = {"id": elem_id, "tools": tools, "panels": [asdict(panel) for panel in panels]}
+    spec = {"id": elem_id, "panels": [asdict(panel) for panel in panels]}
     return gr.HTML(
         "",
         html_template=f'<div class="q-charts" data-spec="{escape(json.dumps(spec))}"></div>',

@@ -63,7 +63,6 @@ class Undo:
         self,
         listener: Callable[..., Any],
         propose: Callable[[dict[Any, Any], Action], Change | None],
-        extra_inputs: Sequence[Any] = (),
         extra_outputs: Sequence[Any] = (),
         extra_values: Callable[[dict[Any, Any], Action], list[Any]] | None = None,
     ) -> None:
@@ -72,13 +71,12 @@ class Undo:
 
         None, or a change that changes nothing, leaves the settings alone. `extra_values` gives values for `extra_outputs`.
         """
-        self._page.when_complete(lambda: self._offer(listener, propose, extra_inputs, extra_outputs, extra_values))
+        self._page.when_complete(lambda: self._offer(listener, propose, extra_outputs, extra_values))
 
     def _offer(
         self,
         listener: Callable[..., Any],
         propose: Callable[[dict[Any, Any], Action], Change | None],
-        extra_inputs: Sequence[Any],
         extra_outputs: Sequence[Any],
         extra_values: Callable[[dict[Any, Any], Action], list[Any]] | None,
     ) -> None:
@@ -104,7 +102,7 @@ class Undo:
             return [*form.show_values(differing), words, gr.update(visible=True), kept, preset, picked, *extras]
 
         outputs = [*form.outputs, self._words, self._bar, self._old, self.preset, self._page.preset, *extra_outputs]
-        inputs = form.inputs | self._page.pickers | {self.preset, self._old} | set(extra_inputs)
+        inputs = form.inputs | self._page.pickers | {self.preset, self._old}
         # In turn, so that a second press of the same button is known for one.
         in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
         event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private", **in_turn)

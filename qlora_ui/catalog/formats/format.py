@@ -135,11 +135,11 @@ def content_of(value: Any, number: int, *, may_be_missing: bool = False) -> str:
     )
 
 
-def list_in(value: Any, column: str, *, what: str = "messages") -> list[Any]:
+def list_in(value: Any, column: str) -> list[Any]:
     """A list, also one written as JSON inside a text cell where `{column}` came from a CSV; raises RowProblem."""
     if isinstance(value, list):
         if not value:
-            raise RowProblem("DATA-SHAPE", f"has no {what}: `{column}` is an empty list", column, "Drop the row.")
+            raise RowProblem("DATA-SHAPE", f"has no messages: `{column}` is an empty list", column, "Drop the row.")
         return value
     if isinstance(value, str):
         raise RowProblem(

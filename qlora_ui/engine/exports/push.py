@@ -40,7 +40,7 @@ def can_push_or_fail(repository: str) -> None:
         )
 
 
-def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: bool = False, message: str = "") -> Pushed:
+def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: bool = False) -> Pushed:
     """Upload an export's folder as a model of the user's on the Hub.
 
     The token comes from HF_TOKEN or the Hub's own login. Raises RunError without one, ModelError where the Hub refuses, and
@@ -69,7 +69,7 @@ def push_folder(folder: Path, repository: str, workspace: Workspace, *, public: 
                 repo_id=repository,
                 folder_path=folder,
                 ignore_patterns=_NEVER,
-                commit_message=message or "Upload from QLoRA UI",
+                commit_message="Upload from QLoRA UI",
             )
         except ValueError as error:
             if not str(error).startswith("Invalid metadata"):

@@ -27,9 +27,9 @@ function mountChart(id, element, server) {
   let frame = 0;
 
   const figures = spec.panels.map((panel) => qFigure(panel, spec));
-  const tools = spec.tools ? qTools(store, schedule) : null;
+  const tools = qTools(store, schedule);
   root.replaceChildren(qGrid(figures));
-  if (tools) figures[0].node.appendChild(tools);
+  figures[0].node.appendChild(tools);
   const status = root.appendChild(qNode("p", { class: "q-sr", "aria-live": "polite" }));
 
   figures.forEach((figure) => {

@@ -94,10 +94,9 @@ def ago(moment: float, now: float | None = None) -> str:
     return f"{then.tm_mday} {time.strftime('%b %Y', then)}"
 
 
-def fold(title: str, body: str, key: str, *, is_open: bool = False) -> str:
+def fold(title: str, body: str, key: str) -> str:
     """A part that unfolds; `title` is plain text, `body` ready-made HTML. It keeps its state when the page is drawn anew."""
-    state = " open" if is_open else ""
-    return f'<details class="q-details" data-key="{escape(key)}"{state}><summary>{escape(title)}</summary>{body}</details>'
+    return f'<details class="q-details" data-key="{escape(key)}"><summary>{escape(title)}</summary>{body}</details>'
 
 
 def setting_words(value: Any) -> str:
