@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -256,12 +257,10 @@ _CLASSES: dict[str, type[Event]] = {
     )
 }
 
-_KINDS: dict[type[Event], dict[str, tuple[type, ...]]] = {
-    cls: {name: _kinds_of(hint) for name, hint in get_type_hints(cls).items()} for cls in _CLASSES.values()
+_KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+    word: {name: _kinds_of(hint) for name, hint in get_type_hints(cls).items()} for word, cls in _CLASSES.items()
 }
 """What may stand in each field; a number is a number, whether it has a point or not."""
-_fitting: set[tuple[object, ...]] = set()
-"""Classes with names and kinds of values that fit: a long journal has few of them, and hundreds of thousands of lines."""
 
 
 def to_line(event: Event) -> str:
@@ -273,27 +272,30 @@ def from_line(line: str | bytes) -> Event | None:
     """The event in a line; None for a line that is broken or from a newer version."""
     try:
         values = _values(line)
-        cls = _CLASSES.get(values.pop("event"))
+        word = values.pop("event")
+        cls = _CLASSES.get(word)
         if cls is None:
             return None
         if cls is Planned:
             values |= {name: tuple(value) for name, value in values.items() if name.startswith("fast_path")}
-        return _made(cls, values)
+        known = _known(word, *values, *map(type, values.values()))
+        return cls(**values) if len(known) == len(values) else cls(**{name: values[name] for name in known})
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _made(cls: type[Event], values: dict[str, Any]) -> Event:
-    shape = (cls, *values, *map(type, values.values()))
-    if shape not in _fitting:
-        kinds = _KINDS[cls]
-        if not all(isinstance(value, kinds[name]) for name, value in values.items() if name in kinds):
-            raise ValueError("a value of another kind")  # one such line would end the reading of all runs
-        if not kinds.keys() >= values.keys():
-            # Of a newer version.
-            return cls(**{name: value for name, value in values.items() if name in kinds})
-        _fitting.add(shape)
-    return cls(**values)
+@lru_cache(maxsize=1024)
+def _known(event: str, *shape: Any) -> tuple[str, ...]:
+    """Those of the names in the first half of `shape` that the event has; ValueError where a kind in the other half does not fit.
+
+    A long journal has few shapes and hundreds of thousands of lines.
+    """
+    half = len(shape) // 2
+    kinds = _KINDS[event]
+    given = {name: kind for name, kind in zip(shape[:half], shape[half:], strict=True) if name in kinds}
+    if not all(issubclass(kind, kinds[name]) for name, kind in given.items()):
+        raise ValueError("a value of another kind")  # one such line would end the reading of all runs
+    return tuple(given)
 
 
 def _values(line: str | bytes) -> Any:

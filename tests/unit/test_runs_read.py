@@ -18,7 +18,7 @@ from qlora_ui.base import files
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.cli import main
 from qlora_ui.cli.train import ended_values
-from qlora_ui.runs import listing
+from qlora_ui.runs import events, listing
 from qlora_ui.runs.card import Card, Turns
 from qlora_ui.runs.events import (
     CheckpointSaved,
@@ -168,6 +168,15 @@ def test_a_value_of_another_kind_does_not_end_the_reading_of_all_runs(workspace:
         file.write(f"{line}\n")
     assert [row.step for row in RunList(workspace).rows()] == [3]
     assert [type(event).__name__ for event in read_events(run.journal_path)] == ["Queued", "StepLogged"]
+
+
+def test_what_is_remembered_of_lines_has_a_bound() -> None:
+    def sizes() -> dict[str, int]:
+        return {name: len(value) for name, value in vars(events).items() if isinstance(value, dict | set | list)}
+
+    before = sizes()
+    assert events.from_line('{"event":"Queued","step":1.0}') == Queued(step=1) == events.from_line('{"event":"Queued","step":1,"newer":2}')
+    assert sizes() == before
 
 
 def test_broken_lines_and_newer_events_are_passed_over(run: RunDir) -> None:
