@@ -125,7 +125,7 @@ def _cells(row: RunRow) -> tuple[str, ...]:
         f"{row.final_loss:.4f}" if row.final_loss is not None else "",
         format_bytes(row.peak_bytes) if row.peak_bytes else "",
         format_duration(row.elapsed_s) if row.elapsed_s else "",
-        row.name if row.name != row.id else "",
+        " – ".join(part for part in (row.name if row.name != row.id else "", row.problem) if part),
     )
 
 
@@ -183,7 +183,12 @@ def _resume_info(view: RunView) -> dict[str, Any]:
     newest = next(iter(view.run.saved_steps()), None)
     can = view.can_resume
     how = f"from step {newest}" if newest else "from its first step, since nothing was saved yet"
-    message = f"“train --resume {view.id}” continues it {how}." if can else f"It is {view.status.value} and needs no continuing."
+    if can:
+        message = f"“train --resume {view.id}” continues it {how}."
+    elif view.status.can_resume:
+        message = f"It is {view.status.value} and cannot be continued: {view.problem}"
+    else:
+        message = f"It is {view.status.value} and needs no continuing."
     return {"run_id": view.id, "can_resume": can, "checkpoint": newest, "num_steps": view.num_steps, "message": message}
 
 

@@ -93,7 +93,8 @@ class Launcher:
             self._check_open()
             if run in self._queue:
                 return run
-            status = read_run(run).status
+            view = read_run(run)
+            status = view.status
             if run == self._current:
                 # Its journal has ended and its job is about to leave: one writer at a time, so the run goes back after that.
                 self._is_wanted_again = self._is_wanted_again or status.can_resume
@@ -103,6 +104,8 @@ class Launcher:
                 raise RunError(cannot, why="It is done", fix=anew, code="run-ended")
             if status.is_live or (status is Status.QUEUED and run.owner_is_alive()):
                 raise run.refusal(cannot, why="Another process works on it", fix=anew)
+            if view.config is None:
+                raise RunError(cannot, why=view.problem, fix=f"Mend {run.config_path}, then continue it", code="run-unreadable")
             self._put_back(run)
         return run
 

@@ -32,7 +32,7 @@ NEWEST = 40
 """Of so many runs every change is seen at once, as of all that have not ended."""
 SAVE_S = 5.0
 _CACHE = "run-rows.json"
-_KIND = 4
+_KIND = 5
 """Of the rows: those that an earlier version of the app has written down are read again."""
 
 
@@ -61,6 +61,12 @@ class RunRow:
     measured_bytes: int | None = None
     """The highest point of the memory line, as the Train tab says it beside the prediction."""
     has_checkpoint: bool = False
+    problem: str = ""
+    """Why it, or its settings, cannot be read; a run without settings cannot be continued."""
+
+    @property
+    def can_resume(self) -> bool:
+        return self.status.can_resume and not self.problem
 
     def as_dict(self) -> dict[str, Any]:
         """The row as `runs --json` prints it."""
@@ -108,7 +114,12 @@ class RunList:
                     if time.monotonic() > until:
                         self._unread.append((run, look))
                     else:
-                        kept = known[run.id] = _dated_row(look(run))
+                        try:
+                            kept = known[run.id] = _dated_row(look(run))
+                        except OSError as error:
+                            # One of somebody else's does not hide the others; it is not kept, as its permissions may change.
+                            rows.append(_unreadable_row(run, error))
+                            continue
                         # A live run changes every second; it is written down when it has ended.
                         changed = changed or not kept[1].status.is_live
                 if kept is None:
@@ -140,7 +151,10 @@ class RunList:
             kept = (self._rows or {}).get(run.id)
         if kept is not None and kept[0] == _version(run.version_on_disk()):
             return True  # `rows` was asked while it was read, and found it missing
-        row = _dated_row(look(run))
+        try:
+            row = _dated_row(look(run))
+        except OSError as error:
+            row = "", _unreadable_row(run, error)  # `rows` tries it again
         with self._lock:
             if self._rows is not None:
                 self._rows[run.id] = row
@@ -212,6 +226,29 @@ def row_of(view: RunView) -> RunRow:
         tags=view.tags,
         measured_bytes=view.peak_measured_bytes,
         has_checkpoint=view.has_checkpoint,
+        problem=view.problem,
+    )
+
+
+def _unreadable_row(run: RunDir, error: OSError) -> RunRow:
+    """What can be said of a run that may not be read."""
+    return RunRow(
+        id=run.id,
+        name=run.default_name,
+        status=Status.UNREADABLE,
+        model="",
+        created=run.made_at,
+        step=0,
+        num_steps=None,
+        final_loss=None,
+        best_eval_loss=None,
+        tokens_per_s=0.0,
+        peak_bytes=None,
+        predicted_bytes=None,
+        elapsed_s=0.0,
+        has_adapter=False,
+        sparkline=(),
+        problem=f"{error.filename or run.path} cannot be read: {error.strerror or error}. Give yourself the right to it",
     )
 
 

@@ -123,7 +123,8 @@ class RunView:
 
     @property
     def can_resume(self) -> bool:
-        return self.status.can_resume
+        """Whether it can be continued: a job begins with the settings."""
+        return self.status.can_resume and self.config is not None
 
     @property
     def is_over(self) -> bool:
@@ -195,6 +196,7 @@ class RunReader:
         self._picture: Picture = Picture()
         self._view = None
         self._config: RunConfig | None = None
+        self._config_version = 0
         self._problem = ""
 
     def _has_plan(self) -> bool:
@@ -211,11 +213,13 @@ class RunReader:
             self._points_in_short = self.num_points
 
     def _draw(self, version: str, on_disk: str, status: Status, pending: tuple[Request, ...]) -> RunView:
-        if self._config is None:
+        settings = self.run.settings_version()
+        if self._config is None or self._config_version != settings:
+            self._config_version = settings
             try:
                 self._config, self._problem = self.run.config(), ""
             except QloraUiError as error:
-                self._problem = str(error)
+                self._config, self._problem = None, str(error)
         picture, about, now = self._picture, self.run.about(), time.time()
         output = self._config.output if self._config else None
         left = None
@@ -231,7 +235,7 @@ class RunReader:
             name=self.run.name(self._config),
             notes=str(about.get("notes", output.notes if output else "")),
             tags=tuple(map(str, about.get("tags", output.tags if output else ()))),
-            created=picture.created,
+            created=picture.created or self.run.made_at,
             started=picture.started,
             planned=picture.planned,
             phase=picture.phase,
@@ -246,7 +250,7 @@ class RunReader:
             timeline=tuple(picture.timeline),
             ended=picture.ended,
             has_adapter=self.run.has_adapter,
-            has_checkpoint=bool(picture.checkpoints) and self.run.newest_checkpoint is not None,
+            has_checkpoint=bool(picture.checkpoints or picture.state is None) and self.run.newest_checkpoint is not None,
             elapsed_s=picture.elapsed_s(now, status.is_live),
             time_left_s=left,
             step_s=seconds_per_step(picture.steps),

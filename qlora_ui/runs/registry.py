@@ -100,9 +100,13 @@ def list_runs(workspace: Workspace, known: Mapping[str, RunDir] = MappingProxyTy
 
 
 def newest_run(workspace: Workspace) -> RunDir | None:
-    """The first of `list_runs`, without making the others; None where there is none."""
-    names = _newest_first(workspace.runs)
-    return RunDir(workspace.runs / names[0]) if names else None
+    """The first of `list_runs` that may be read, without making the others; None where there is none."""
+    runs = (RunDir(workspace.runs / name) for name in _newest_first(workspace.runs))
+    return next((run for run in runs if _may_be_read(run)), None)
+
+
+def _may_be_read(run: RunDir) -> bool:
+    return os.access(run.path, os.R_OK | os.X_OK) and (os.access(run.journal_path, os.R_OK) or not os.path.exists(run.journal_path))
 
 
 def _newest_first(folder: Path) -> list[str]:
@@ -183,12 +187,10 @@ def delete_checkpoints(workspace: Workspace, run: RunDir) -> Path:
 
 def refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
     """Raise RunError while a job works on a run, or will."""
-    events = read_events(run.journal_path)
-    status = run.status(events)
+    status = run.status(read_events(run.journal_path))
     if status.is_live:
         raise run.refusal(f"Run {run.id} is still running.", why="What it writes would be lost", fix="Stop it first.")
-    # One without a single event is what a damaged journal looks like, and waits for nothing.
-    if status is Status.QUEUED and events:
+    if status is Status.QUEUED:
         raise RunError(
             f"Run {run.id} waits for its turn.",
             why=why_not_queued,

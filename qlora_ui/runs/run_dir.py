@@ -70,7 +70,9 @@ class Status(StrEnum):
     PAUSED = "paused"
     FAILED = "failed"
     CRASHED = "crashed"
-    """The journal says running but its owner is gone: power cut, kill, closed terminal. One click resumes."""
+    """The journal says running, or nothing any more, and its owner is gone: power cut, kill, closed terminal. One click resumes."""
+    UNREADABLE = "unreadable"
+    """Of a row in a list: the journal may not be read."""
 
     @property
     def is_live(self) -> bool:
@@ -330,21 +332,32 @@ class RunDir:
         has_plan = last is not None and any(isinstance(event, Planned) for event in events[events.index(last) :])
         return status_after(last, self.owner_is_alive, has_plan=has_plan)
 
+    @property
+    def made_at(self) -> float:
+        """When it was made, in Unix seconds, as its id says; for those whose journal does not."""
+        try:
+            return time.mktime(time.strptime(self.id[:15], "%Y%m%d-%H%M%S"))
+        except (ValueError, OverflowError):
+            return _stat(self.path)[1] / 1e9
+
     def journal_size(self) -> int:
         """Bytes of the journal; 0 where there is none."""
         return _stat(self.journal_path)[0]
 
     def version_on_disk(self) -> str:
-        """Changes with the journal, and with the name, notes or tags that the user gives; cheap enough for thousands of runs."""
+        """Changes with the journal, the settings, and the name, notes or tags that the user gives; cheap enough for thousands of runs."""
         folder = str(self.path)
-        return f"{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}"
+        return f"{_stat(folder + '/events.jsonl')[0]}.{_stat(folder + '/about.json')[1]}.{self.settings_version()}"
+
+    def settings_version(self) -> int:
+        """Changes where somebody mends or spoils config.yaml."""
+        return _stat(str(self.path) + "/config.yaml")[1]
 
 
 def status_after(last: Event | None, is_alive: Callable[[], bool], *, has_plan: bool) -> Status:
     """The state of a run whose last event that decides one is `last`; `is_alive` is asked only where it matters."""
-    if last is None:
-        return Status.QUEUED
-    state = _STATUS[type(last)]
+    # A run is made with its first event: one that has none has lost its journal, as a power cut leaves it.
+    state = _STATUS[type(last)] if last is not None else Status.RUNNING
     if not state.is_live:
         return state
     if not is_alive():

@@ -50,9 +50,12 @@ def find_left(workspace: Workspace, order: list[str]) -> Left:
     """Look through all runs for what an earlier app left; those that wait and stand not in `order` come first."""
     working, waiting, crashed = [], [], []
     for run in reversed(list_runs(workspace)):
-        if not (run.has_owner() or _may_wait(run)):
-            continue
-        status = read_run(run).status
+        try:
+            if not (run.has_owner() or _may_wait(run)):
+                continue
+            status = read_run(run).status
+        except OSError:
+            continue  # somebody else's, whose permissions are not ours
         is_starting = status is Status.QUEUED and run.owner_is_alive()
         if status is Status.QUEUED and not is_starting and run.config_path.is_file():
             waiting.append(run)

@@ -175,7 +175,8 @@ def _remove_left(workspace: Workspace) -> None:
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for run in _inside(workspace.runs):
-        take_back(run / "exports")
+        with suppress(OSError):  # a folder of somebody else's keeps nobody from starting
+            take_back(run / "exports")
     keep_within(workspace.rows_and_tokens)
 
 
@@ -185,7 +186,7 @@ def _places(workspace: Workspace) -> tuple[Path, ...]:
 
 
 def _inside(folder: Path) -> Iterable[Path]:
-    if folder.is_symlink():
+    if os.path.islink(folder):  # Path would raise where the folder around it may not be read
         return
     with suppress(OSError):
         yield from (folder / name for name in os.listdir(folder))

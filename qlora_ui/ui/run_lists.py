@@ -83,11 +83,9 @@ class RunLists:
             if run_id not in self._configs:
                 try:
                     self._configs[run_id] = find_run(self._workspace, run_id).config()
-                except QloraUiError:
-                    # A run that is being made has none in this moment.
-                    if not (self._workspace.runs / run_id / "config.yaml").is_file():
-                        return None
-                    self._configs[run_id] = None
+                except (QloraUiError, OSError):
+                    # A run that is being made has none in this moment, and what cannot be read may be mended.
+                    return None
                 while len(self._configs) > KEPT_CONFIGS:
                     self._configs.popitem(last=False)
             return self._configs[run_id]

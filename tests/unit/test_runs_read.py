@@ -40,13 +40,15 @@ from qlora_ui.runs.read import RunReader, RunReaders, RunView, read_run
 from qlora_ui.runs.registry import create_run, delete_run, find_run, list_runs, newest_run
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, Request, RunDir, Status
 from qlora_ui.runs.timing import seconds_left
-from qlora_ui.runs.workspace import Workspace
+from qlora_ui.runs.waiting import Left, find_left
+from qlora_ui.runs.workspace import Ownership, Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.chosen import chosen_run
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.runs_table import reading_html
-from tests.journals import write_run
+from qlora_ui.ui.views.run import head_html
+from qlora_ui.ui.views.runs_table import reading_html, table_html
+from tests.journals import run_with_checkpoint, write_run
 
 PLAN = Planned(
     num_steps=10,
@@ -372,6 +374,76 @@ def test_rows_that_an_earlier_version_wrote_down_are_read_again(workspace: Works
     earlier = {run.id: [run.version_on_disk(), {**row.as_dict(), "has_adapter": False}]}
     (workspace.cache / "run-rows.json").write_text(json.dumps(earlier), encoding="utf-8")
     assert RunList(workspace).rows() == [row] and row.has_adapter
+
+
+def test_a_run_that_may_not_be_read_does_not_hide_the_others(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = write_run(workspace, num_steps=4), write_run(workspace, num_steps=4)
+    opened = Path.open
+
+    def refuse(path: Path, *how: Any, **more: Any) -> Any:
+        if path == theirs.journal_path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    rows = RunList(workspace)
+    assert rows.rows(within_s=-1) == [] and all(rows.read_next() for _ in range(2))
+    first, second = rows.rows()
+    assert (first.id, first.status, first.problem) == (ours.id, Status.DONE, "")
+    assert (second.id, second.status) == (theirs.id, Status.UNREADABLE)
+    assert "events.jsonl cannot be read: Permission denied" in second.problem
+    html = table_html([first, second], {}, (), page=0, num_found=2, num_all=2)
+    assert "not readable" in html and second.problem in html and f"more-{ours.id}" in html and f"more-{theirs.id}" not in html
+    assert main(["runs", "--workspace", str(workspace.root)]) == 0
+    assert "cannot be read: Permission denied" in capsys.readouterr().out
+    theirs.claim()
+    monkeypatch.setattr("qlora_ui.runs.workspace.take_back", lambda folder: refuse(theirs.journal_path))
+    with Ownership(workspace):
+        pass
+    assert find_left(workspace, []) == Left((), (), ())
+    monkeypatch.undo()
+    assert [row.status for row in rows.rows()] == [Status.DONE] * 2
+
+
+@pytest.mark.parametrize("left", [b"", bytes(9000)], ids=["empty", "zeros"])
+def test_a_journal_that_a_power_cut_emptied_is_no_run_that_waits(
+    workspace: Workspace, left: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with_checkpoint(workspace, num_steps=120, end="stopped")
+    run.journal_path.write_bytes(left)
+    view = read_run(run)
+    assert (view.status, view.can_resume, view.has_checkpoint) == (Status.CRASHED, True, True)
+    assert time.time() - 100 < view.created <= time.time()
+    html = head_html(view)
+    assert "went down" in html and "Its journal holds nothing" in html and "Continue from its last checkpoint" in html
+    assert main(["runs", "resume-info", "--workspace", str(workspace.root)]) == 0
+    assert f"“train --resume {run.id}” continues it from step 114." in capsys.readouterr().out
+    assert find_left(workspace, []).waiting == ()
+    delete_run(workspace, run)
+
+
+def test_a_run_whose_settings_cannot_be_read_is_not_offered_to_be_continued(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(workspace, num_steps=8, done=4, end="paused")
+    rows, reader = RunList(workspace), RunReader(run)
+    assert rows.rows()[0].can_resume and reader.view().can_resume
+    good = run.config_path.read_bytes()
+    run.config_path.write_text("lora: {rank: [", encoding="utf-8")
+    row, view = rows.rows()[0], reader.view()
+    assert not row.can_resume and not view.can_resume and row.problem == view.problem
+    assert ">Continue<" not in table_html([row], {}, (), page=0, num_found=1, num_all=1)
+    html = head_html(view)
+    assert 'data-act="resume"' not in html and "Without its settings it cannot be continued." in html
+    assert main(["runs", "resume-info", "--json", "--workspace", str(workspace.root)]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert not info["can_resume"] and "is paused and cannot be continued: " in info["message"] and "config.yaml" in info["message"]
+    assert main(["train", "--resume", run.id, "--workspace", str(workspace.root)]) == 2
+    assert "cannot be continued" in capsys.readouterr().err and read_run(run).status is Status.PAUSED
+    run.config_path.write_bytes(good)
+    assert rows.rows()[0].can_resume and reader.view().can_resume
 
 
 def test_settings_of_a_newer_app_are_named_and_not_called_misspelt(run: RunDir) -> None:

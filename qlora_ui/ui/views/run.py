@@ -59,6 +59,7 @@ def head_html(
         _progress(view),
         _echo(view),
         _ending(view, is_held, blocked_by),
+        _unreadable_settings(view),
         _cut_short(view, cut_short),
         _queue(waiting, is_held, blocked_by),
     )
@@ -69,6 +70,13 @@ def _elsewhere(view: RunView | None) -> str:
     if view is None:
         return ""
     return f'<p class="q-note q-note-live">{escape(view.name)} is training now. {act_button("Show it", "open", view.id, look="link")}</p>'
+
+
+def _unreadable_settings(view: RunView) -> str:
+    if not view.problem:
+        return ""
+    then = " Without its settings it cannot be continued." if view.status.can_resume else ""
+    return f'<p class="q-note q-note-warn">{escape(view.problem)}{then}</p>'
 
 
 def _cut_short(view: RunView, words: str) -> str:
@@ -168,9 +176,10 @@ def _ending(view: RunView, is_held: bool, blocked_by: Holder | None) -> str:
         case Finished() | Stopped() | Paused() as ended:
             return _end(view, ended)
     if view.status is Status.CRASHED:
+        lost = "" if view.started else " Its journal holds nothing, as after a power cut; the curves are lost."
         return (
-            '<div class="q-note q-note-warn" role="status"><strong>The app or the machine went down while this ran.</strong> '
-            f"{escape(_kept(view))}</div>"
+            '<div class="q-note q-note-warn" role="status"><strong>The app or the machine went down while this ran.</strong>'
+            f"{lost} {escape(_kept(view))}</div>"
         )
     if _is_launched(view):
         words = (view.phase.detail if view.phase else "") or "Its own process is starting, which takes up to half a minute."
@@ -257,8 +266,9 @@ def _buttons(view: RunView) -> str:
         buttons.append(act_button("Take out of the queue", "stop", run, echo="Taking it out …"))
     elif view.can_resume:
         look = "primary" if view.status in (Status.PAUSED, Status.CRASHED) else ""
-        since = f"from step {view.checkpoints[-1].step:,}" if view.checkpoints else "from the start"
-        label = f"Continue {since}" if view.started else "Put it back into the queue"
+        saved = "from its last checkpoint" if view.has_checkpoint else "from the start"
+        since = f"from step {view.checkpoints[-1].step:,}" if view.checkpoints else saved
+        label = f"Continue {since}" if view.started or view.status is Status.CRASHED else "Put it back into the queue"
         buttons.append(act_button(label, "resume", run, look=look, echo="Queued …"))
     if not view.status.is_live:
         buttons.append(act_button("New run from this one", "copy", run, look="quiet"))
@@ -337,6 +347,10 @@ def _blocked(holder: Holder) -> str:
 
 
 def _kept(view: RunView) -> str:
+    if view.problem:
+        return "What was saved is kept." if view.has_checkpoint else ""
     if view.checkpoints:
         return f"The checkpoint of step {view.checkpoints[-1].step:,} is kept; Continue goes on from there."
-    return "No checkpoint was saved; Continue starts from the beginning." if view.started else ""
+    if view.has_checkpoint:
+        return "The last checkpoint is kept; Continue goes on from there."
+    return "No checkpoint was saved; Continue starts from the beginning." if view.started or view.status is Status.CRASHED else ""

@@ -115,21 +115,26 @@ def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: st
 
 def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
+    is_readable = row.status is not Status.UNREADABLE
+    menu = _menu(row, needed) if is_readable else ""
+    pick = pick if is_readable else " disabled"
     box = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{pick}>'
+    name = act_button(row.name, "open", row.id, look="link") if is_readable else escape(row.name)
+    differs = differences_in_words(config) if is_readable else "–"
     data = f"{data_title(config, 28)} · " if config is not None else ""
-    where = f"{model_title(row.model, 30)} · {data}{when}"
+    where = f"{f'{model_title(row.model, 30)} · ' if row.model else ''}{data}{when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
     kind = "" if row.best_eval_loss is not None or loss is None else '<small title="no rows were held back">training</small>'
     progress = f" {format_percent(row.step / row.num_steps)}" if row.status.is_live and row.num_steps else ""
     return (
         f'<tr class="{"q-picked" if pick == " checked" else ""}"><td class="q-col-pick">{box}</td>'
-        f'<td class="q-col-name">{act_button(row.name, "open", row.id, look="link")}{tags}<small>{escape(where)}</small></td>'
+        f'<td class="q-col-name">{name}{tags}<small>{escape(where if is_readable else row.problem)}</small></td>'
         f'<td data-label="State">{status_chip(row.status)}<small class="q-num">{escape(progress)}</small></td>'
-        f'<td data-label="What differs" class="q-col-differs">{escape(differences_in_words(config))}</td>'
+        f'<td data-label="What differs" class="q-col-differs">{escape(differs)}</td>'
         f'<td data-label="Best loss" class="q-col-number q-num">{_number(loss)}{kind}</td>'
         f'<td data-label="Memory" class="q-col-number q-num">{escape(format_bytes(row.measured_bytes)) if row.measured_bytes else "–"}</td>'
         f'<td data-label="Time" class="q-col-number q-num">{escape(format_duration(row.elapsed_s)) if row.elapsed_s else "–"}</td>'
-        f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{_menu(row, needed)}</td></tr>'
+        f'<td data-label="Curve">{sparkline(row.sparkline)}</td><td class="q-col-more">{menu}</td></tr>'
     )
 
 
@@ -142,7 +147,7 @@ def _menu(row: RunRow, needed: str) -> str:
         act_button("Notes", "notes", run, look="menu", ask="Notes for this run", value=row.notes, long="1", yes="Keep"),
         act_button("Tags", "tags", run, look="menu", ask="Tags, with commas between them", value=", ".join(row.tags), yes="Keep"),
     ]
-    if row.status.can_resume:
+    if row.can_resume:
         entries.insert(0, act_button("Continue", "resume", run, look="menu"))
     if row.has_adapter or row.has_checkpoint:
         uses = (("Chat with it", "chat"), ("Evaluate it", "evaluate"), ("Take it with you", "export"))
@@ -161,7 +166,7 @@ def _menu(row: RunRow, needed: str) -> str:
 
 def _delete_checkpoints(row: RunRow) -> str:
     """They hold the optimizer's state as well, and take several times what the adapter does."""
-    after = "it can then be continued from its first step only" if row.status.can_resume else "earlier steps can then not be laid beside it"
+    after = "it can then be continued from its first step only" if row.can_resume else "earlier steps can then not be laid beside it"
     words = f"Delete the checkpoints of “{row.name}”? Its adapter stays, and {after}. They go to the trash, at the end of this tab."
     confirm = {"confirm": words, "yes": "Delete", "no": "Keep them", "danger": "1"}
     return act_button("Delete its checkpoints", "delete_checkpoints", row.id, look="menu", **confirm)
@@ -210,7 +215,7 @@ def sparkline(values: Sequence[float], width: int = 84, height: int = 24) -> str
 
 def details_html(row: RunRow, config: RunConfig | None, log: str) -> str:
     """Settings as YAML and the end of the log of one run."""
-    changed = config.to_yaml(only_changed=True) if config else "The settings file cannot be read."
+    changed = config.to_yaml(only_changed=True) if config else row.problem or "The settings file cannot be read."
     whole = fold("All settings", f'<pre class="q-code">{escape(config.to_yaml())}</pre>', "all-settings") if config else ""
     notes = f'<p class="q-sub">{escape(row.notes)}</p>' if row.notes else ""
     said = f'<pre class="q-code q-log" tabindex="0">{escape(log)}</pre>' if log else '<p class="q-small">Nothing was logged.</p>'

@@ -20,6 +20,7 @@ STATUS_WORDS = {
     Status.PAUSED: "paused",
     Status.FAILED: "failed",
     Status.CRASHED: "interrupted",
+    Status.UNREADABLE: "not readable",
 }
 TITLES = {BUILTIN_MODEL: "SmolLM2-135M-Instruct", BUILTIN_DATA: "Everyday questions, answered by a pirate"}
 ASKING = '<p class="q-small" role="status" aria-busy="true">Asking the Hub …</p>'
@@ -33,6 +34,7 @@ _LOOKS = {
     Status.PAUSED: ("plain", "‖ "),
     Status.FAILED: ("bad", "✕ "),
     Status.CRASHED: ("warn", "! "),
+    Status.UNREADABLE: ("bad", "✕ "),
     Status.QUEUED: ("plain", "… "),
 }
 
