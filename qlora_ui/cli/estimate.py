@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import ModelError
@@ -39,7 +43,7 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the estimate; 0 whether it fits or not."""
-    workspace = Workspace.at(arguments.workspace)
+    workspace = Workspace.to_read(arguments.workspace)
     config = config_from(arguments, workspace)
     facts, device, data = facts_of(config, workspace), device_of(arguments, config, workspace), data_shape_of(config, workspace)
     memory = estimate_memory(facts, config, device, data)
@@ -80,7 +84,9 @@ def device_of(arguments: argparse.Namespace, config: RunConfig, workspace: Works
 
 def data_shape_of(config: RunConfig, workspace: Workspace) -> DataShape:
     """Rows of the dataset; lengths need a tokenizer and stay unknown here."""
-    report = inspect(config.data, workspace)
+    with tempfile.TemporaryDirectory(prefix="qlora-ui-") as aside:
+        is_writable = os.access(workspace.cache, os.W_OK)
+        report = inspect(config.data, workspace if is_writable else replace(workspace, aside=Path(aside)))
     return DataShape(num_rows=report.num_rows)
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the changes; 0 where the run then fits, 1 where nothing is enough."""
-    workspace = Workspace.at(arguments.workspace)
+    workspace = Workspace.to_read(arguments.workspace)
     config = config_from(arguments, workspace)
     facts, device = facts_of(config, workspace), device_of(arguments, config, workspace)
     solve = use_the_memory if arguments.use else make_it_fit

@@ -27,6 +27,7 @@ HELP = "list runs; show, compare, rename, delete (or its checkpoints), stop, pau
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
 _TAKE_MORE = ("compare", "rename", "tag")
 _DELETING = ("delete", "delete-checkpoints", "trash", "put-back", "empty-trash")
+_READING = ("list", "show", "compare", "trash", "resume-info")
 _WORDS = ("list", "show", "compare", "rename", "tag", *_DELETING, "resume-info", *_REQUESTS)
 _UNDONE = "“runs empty-trash” frees the space, “runs put-back” undoes it."
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do it and print what came of it."""
     _refuse_what_would_be_ignored(arguments)
-    workspace = Workspace.at(arguments.workspace)
+    workspace = (Workspace.to_read if arguments.word in _READING else Workspace.at)(arguments.workspace)
     if arguments.word == "list":
         return _list(RunList(workspace).rows(), arguments.json)
     if arguments.word == "empty-trash":

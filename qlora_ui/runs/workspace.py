@@ -46,6 +46,8 @@ class Workspace:
     """Folders of a workspace, by name; made when first used."""
 
     root: Path
+    aside: Path | None = None
+    """Where one that may not be written has what can be made again."""
 
     @classmethod
     def named(cls, folder: str | Path | None = None) -> Self:
@@ -72,6 +74,17 @@ class Workspace:
             ) from None
         return workspace
 
+    @classmethod
+    def to_read(cls, folder: str | Path | None = None) -> Self:
+        """The same for what only reads, which a workspace need not be writable for; raises RunError where there is none to read either."""
+        try:
+            return cls.at(folder)
+        except RunError:
+            workspace = cls.named(folder)
+            if not os.access(workspace.runs, os.R_OK | os.X_OK):
+                raise
+            return workspace
+
     @property
     def flag(self) -> str:
         """What a command needs to find this workspace from any terminal: `--workspace "DIR"`, nothing for the user's own."""
@@ -95,7 +108,7 @@ class Workspace:
 
     @property
     def temp(self) -> Path:
-        return self.root / "temp"
+        return (self.aside or self.root) / "temp"
 
     @property
     def uploads(self) -> Path:
@@ -108,7 +121,7 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        return self.root / "cache"
+        return (self.aside or self.root) / "cache"
 
     @property
     def rows_and_tokens(self) -> tuple[Path, Path]:
