@@ -11,6 +11,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.catalog.metrics import MOST_ROWS
 from qlora_ui.cli.config_flags import table
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.chat_target import ChatTarget, adapter_folder
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
@@ -32,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise QloraUiError("Counts must be positive.", where="--max-rows, --answers, --max-tokens", code="usage")
     workspace = Workspace.at(arguments.workspace)
     found = find_run(workspace, arguments.run)
+    adapter_folder(
+        ChatTarget(run_id=found.id, checkpoint=arguments.checkpoint or found.stand_in), workspace
+    )  # to refuse before torch comes
 
     from qlora_ui.engine.evaluate import evaluate_run
     from qlora_ui.engine.evaluate_options import EvaluateOptions

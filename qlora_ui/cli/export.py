@@ -12,6 +12,7 @@ from qlora_ui.base.progress import never
 from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.exports import EXPORT_FORMS, SCRIPTS
 from qlora_ui.cli import script
+from qlora_ui.runs.chat_target import ChatTarget, adapter_folder
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.under_way import export_mark, marked
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = find_run(workspace, arguments.run)
     if arguments.format in SCRIPTS:
         return script.run(_as_script(arguments, chosen))
+    adapter_folder(ChatTarget(run_id=chosen.id, checkpoint=chosen.stand_in), workspace)  # to refuse before torch is imported
 
     from qlora_ui.engine.exports.export import export_run, plan
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from qlora_ui.base.units import format_bytes
+from qlora_ui.runs.chat_target import ChatTarget, adapter_folder
 from qlora_ui.runs.registry import find_run
 from qlora_ui.runs.workspace import Workspace
 
@@ -25,11 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export where that was not done yet, upload, and say where it is."""
-    from qlora_ui.engine.exports.push import can_push_or_fail, push_folder
-
     workspace = Workspace.at(arguments.workspace)
     chosen = find_run(workspace, arguments.run)
+
+    from qlora_ui.engine.exports.push import can_push_or_fail, push_folder
+
     can_push_or_fail(arguments.to)
+    adapter_folder(ChatTarget(run_id=chosen.id, checkpoint=chosen.stand_in), workspace)  # to refuse before torch is imported
 
     from qlora_ui.engine.exports.export import export_run
 

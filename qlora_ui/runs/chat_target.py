@@ -51,7 +51,7 @@ def adapter_folder(target: ChatTarget, workspace: Workspace) -> Path | None:
     folder = resolve_inside(run.checkpoints, target.checkpoint) if target.checkpoint else run.adapter
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise RunError(
-            f"Run {run.id} has no {'checkpoint ' + target.checkpoint if target.checkpoint else 'adapter'} to talk to.",
+            f"Run {run.id} has no {target.checkpoint or 'adapter'}.",
             why="It was not trained far enough to save one." if not target.checkpoint else "It may have been replaced by a newer one.",
             fix="Choose another run or checkpoint.",
             code="adapter-missing",

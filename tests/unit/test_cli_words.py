@@ -19,6 +19,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.views.recipe import command_line
+from tests.journals import write_run
 
 
 def _said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -44,6 +45,16 @@ def test_a_wrong_file_does_not_hide_wrong_flags(
     said = _said([*word, flag, place, "--train.epochs", "-1", "--lora.rnk", "8", "--workspace", str(workspace.root)], capsys)
     assert "preset: " in said or "lora.rank: " in said
     assert "train.epochs: " in said and "lora.rnk: " in said
+
+
+@pytest.mark.parametrize("line", ["evaluate", "export --format adapter", "chat --prompt x", "serve"])
+def test_a_run_without_an_adapter_is_refused_before_the_engine_is_imported(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    run = write_run(workspace, num_steps=4, end="paused")
+    monkeypatch.setitem(sys.modules, "qlora_ui.engine", None)
+    said = _said([*line.split(), "--run", run.id, "--workspace", str(workspace.root)], capsys)
+    assert said == f"Run {run.id} has no adapter. It was not trained far enough to save one. Choose another run or checkpoint.\n"
 
 
 def test_a_misspelt_setting_beside_a_run_is_refused_too(capsys: pytest.CaptureFixture[str]) -> None:
