@@ -109,6 +109,9 @@ class RunConfig(BaseModel):
         return self.lora.alpha if self.lora.alpha is not None else 2 * self.lora.rank
 
 
+_NAMES_OF_FILES = ("data.sources", "model.id", "lora.start_from")
+
+
 @cache
 def option_by_path() -> Mapping[str, Option]:
     """Every option by its path, in the order of the declarations."""
@@ -157,6 +160,10 @@ def _in_words(error: Any) -> Problem:
     # A source has parts of its own; its Weight is wrong, not “Datasets”.
     label = LABELS.get(location[-1], option.meta.label) if path == "data.sources" and len(location) > 3 else option.meta.label
     what = f"{label} cannot be {_shown(error.get('input'))}"
+    if error["type"] == "string_unicode":
+        # A terminal passes on the bytes of a file's name whatever their encoding.
+        fix = "Rename the file or folder, then give its new name" if path in _NAMES_OF_FILES else "Write it in UTF-8"
+        return Problem(where, what, "Its letters are not in UTF-8", fix, "setting")
     return Problem(where, what, _reason(option, error), _bounds(option), "setting")
 
 

@@ -47,6 +47,14 @@ def test_a_wrong_file_does_not_hide_wrong_flags(
     assert "train.epochs: " in said and "lora.rnk: " in said
 
 
+def test_a_name_that_is_not_in_utf8_is_refused_with_what_to_do(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"/data/caf\xe9.jsonl")
+    for words in (["lint", name], ["train", "--data.sources", name], ["estimate", "--model.id", name]):
+        said = _said([*words, "--workspace", str(workspace.root)], capsys)
+        assert "caf" in said and "Its letters are not in UTF-8. Rename the file or folder, then give its new name." in said
+    assert "Write it in UTF-8." in _said(["estimate", "--output.notes", name, "--workspace", str(workspace.root)], capsys)
+
+
 @pytest.mark.parametrize("line", ["evaluate", "export --format adapter", "chat --prompt x", "serve"])
 def test_a_run_without_an_adapter_is_refused_before_the_engine_is_imported(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
