@@ -163,8 +163,6 @@ class Best:
         self.step: int | None = None
         self.loss: float | None = None
         self.checks_since = 0
-        self.is_satisfied = False
-        """Whether patience has run out."""
         self._patience = patience
         self._keep = keep
 
@@ -174,8 +172,12 @@ class Best:
             self.step, self.loss, self.checks_since = step, loss, 0
             return True
         self.checks_since += 1
-        self.is_satisfied = bool(self._patience) and self.checks_since >= self._patience
         return False
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether patience has run out."""
+        return bool(self._patience) and self.checks_since >= self._patience
 
     @property
     def wants_save(self) -> bool:

@@ -145,6 +145,10 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         if not self._has_unlogged:
             self._has_unlogged = True
             self.unlogged.put_back(self)
+        if self._session.best.is_satisfied:
+            # The run was killed between the check that used the patience up and its end.
+            self.control.should_training_stop = True
+            return None
         return super()._run_epoch(*arguments, **named)
 
     def owe_check(self) -> None:

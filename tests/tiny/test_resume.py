@@ -12,7 +12,7 @@ import pytest
 from jobs import again, curve, tiny_config, train, write_rows
 
 from qlora_ui.base.files import sha256_of
-from qlora_ui.runs.events import Noticed
+from qlora_ui.runs.events import Finished, Noticed
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
@@ -171,6 +171,29 @@ def test_a_stop_in_the_check_that_is_made_up_for_leaves_it_owed(whole: tuple[Run
     paused = read_run(made)
     assert (paused.status, paused.step) == (Status.PAUSED, 4) and not paused.evals
     assert_same(view, again(made))
+
+
+def test_a_run_whose_patience_was_used_up_ends_at_once_when_it_is_continued(
+    whole: tuple[RunConfig, RunView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_ui.engine.callbacks import Best
+    from qlora_ui.engine.job import Job, run
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    add = Best.add
+    monkeypatch.setattr(Best, "add", lambda self, step, loss: add(self, step, float(step)))
+    made = create_run(Workspace.at(tmp_path), whole[0].changed({"eval.every": 2, "eval.patience": 1}))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Job, "_completed", kill)
+        run(made.path)
+    ended = again(made)
+    assert (ended.status, ended.step, ended.steps[-1].step, ended.evals[-1].step) == (Status.DONE, 4, 4, 4)
+    assert isinstance(ended.ended, Finished) and "did not get better in 1 check" in ended.ended.reason
 
 
 def test_what_the_curve_says_is_said_of_all_attempts_and_at_the_end(
