@@ -162,6 +162,28 @@ def test_old_cards_compute_in_fp16_with_fp32_adapters_and_unfused_attention() ->
     assert compute_dtype(RunConfig().quant, is_cpu=True, supports_bf16=True) == "float32" and adapter_bytes("bfloat16") == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "checked_mib"),
+    [
+        ({"data.max_length": 4096, "eval.batch_size": 4}, 12105),
+        ({"data.max_length": 4096, "eval.batch_size": 4, "train.fast_path": "off"}, 9396),
+        ({"data.max_length": 2048, "eval.batch_size": 8}, 7171),
+        ({"data.max_length": 4096, "eval.batch_size": 1}, 6893),
+    ],
+)
+def test_a_check_of_capped_scores_is_foretold_as_the_simulated_code_has_it(changes: dict[str, Any], checked_mib: int) -> None:
+    """Gemma 2 2B on an H100, without the context: what `tests/bench/vram_families.py` found for a row trained and several checked."""
+    facts = facts_from_config({
+        "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 256000, "head_dim": 256})  # fmt: skip
+    card = replace(named_device("H100"), grows_segments=True)
+    config = RunConfig().changed({
+        "train.batch_size": 1, "train.packing": "off", "train.checkpointing": "all", "train.optimizer": "adamw", "train.accumulation": 1,
+        "lora.rank": 16, "lora.dropout": 0.0, "lora.targets": "all-linear", "eval.share": 0.1, **changes})  # fmt: skip
+    estimate = estimate_memory(facts, config, card)
+    assert (estimate.total_bytes - estimate.parts["context"]) / MIB == pytest.approx(checked_mib, rel=0.02)
+
+
 def test_context_and_correction_show() -> None:
     from dataclasses import replace
 
