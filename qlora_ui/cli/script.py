@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         config = _settings(arguments, workspace)[0]
         with tempfile.TemporaryDirectory(dir=workspace.temp) as folder:
-            start = _write(arguments, config, _prepare(config, workspace, Path(folder)), out, None)
+            data, rows_in_one = _prepare(config, workspace, Path(folder))
+            start = _write(arguments, config, data, out, None, rows_in_one=rows_in_one)
     command = "python train.py" if arguments.format == "script" else "trl sft --config trl_sft.yaml"
     if arguments.json:
         print(json.dumps({"path": str(start), "folder": str(out), "command": command}, ensure_ascii=False))
@@ -92,20 +93,25 @@ def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Pa
     return 0
 
 
-def _write(arguments: argparse.Namespace, config: RunConfig, data: Path, out: Path, chosen: RunDir | None) -> Path:
+def _write(
+    arguments: argparse.Namespace, config: RunConfig, data: Path, out: Path, chosen: RunDir | None, *, rows_in_one: float = 1.0
+) -> Path:
     cards = read_gpus() if config.launch.device != "cpu" else []
     bf16 = not cards or (cards[0].compute_capability or (8, 0)) >= (8, 0)
     replaces = arguments.replaces
-    return write_bundle(config, data, out, arguments.format, on_gpu=bool(cards), bf16=bf16, run=chosen, replaces=replaces)
+    return write_bundle(
+        config, data, out, arguments.format, on_gpu=bool(cards), bf16=bf16, run=chosen, rows_in_one=rows_in_one, replaces=replaces
+    )
 
 
-def _prepare(config: RunConfig, workspace: Workspace, folder: Path) -> Path:
-    """Rows of settings that were never run: the same functions that a run calls."""
+def _prepare(config: RunConfig, workspace: Workspace, folder: Path) -> tuple[Path, float]:
+    """Rows of settings that were never run, and how many of them a packed row would hold: the same functions that a run calls."""
     from qlora_ui.engine.base_model import ensure_model
+    from qlora_ui.engine.build import rows_in_one
     from qlora_ui.engine.dataset import build_datasets
     from qlora_ui.engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(ensure_model(config.model, workspace), config.model.template)
     prepared = RunDir(folder)
-    build_datasets(config, workspace, tokenizer, prepared)
-    return prepared.data
+    data = build_datasets(config, workspace, tokenizer, prepared)
+    return prepared.data, rows_in_one(config, data.train)

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from qlora_ui.engine.callbacks import Control, Recorder
 from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.apply import FastReport, apply_fast_path, remove_fast_path
-from qlora_ui.engine.fast.packing import PackedCollator, pack_examples
+from qlora_ui.engine.fast.packing import PackedCollator, best_fit, pack_examples
 from qlora_ui.engine.load import compute_dtype, keep_layers, load_quantized
 from qlora_ui.engine.master_weights import MasterAdamW
 from qlora_ui.engine.randomness import untouched_randomness
@@ -61,6 +61,14 @@ def wants_packing(config: RunConfig, device: torch.device) -> bool:
     if config.train.packing != "auto":
         return config.train.packing == "on"
     return device.type == "cuda" and compute_dtype(config, device) == "bfloat16" and config.model.attention == "auto"
+
+
+def rows_in_one(config: RunConfig, train: Dataset) -> float:
+    """Conversations of a row, on average, as a run on this machine would pack them; 1 where it would not."""
+    on_card = config.launch.device != "cpu" and torch.cuda.is_available()
+    if not wants_packing(config, torch.device("cuda" if on_card else "cpu")):
+        return 1.0
+    return len(train) / len(best_fit(_lengths(train), config.data.max_length).rows)
 
 
 def prepare_rows(train: Dataset, evaluation: Dataset | None, config: RunConfig, device: torch.device, pad_token_id: int) -> Rows:

@@ -37,11 +37,13 @@ def write_bundle(
     on_gpu: bool,
     bf16: bool = True,
     run: RunDir | None = None,
+    rows_in_one: float = 1.0,
     replaces: bool = False,
 ) -> Path:
     """Write the folder `out` from a run's `data/` folder and return the file to start with.
 
-    `on_gpu` and `bf16` decide what the YAML says, which cannot look at the machine; the program looks itself. Raises RunError
+    `on_gpu` and `bf16` decide what the YAML says, which cannot look at the machine; the program looks itself; `rows_in_one`
+    is how many conversations a packed row would hold where there is no run that tells. Raises RunError
     where the run has no data yet, and QloraUiError where `out` cannot be written, or holds something that this does not replace.
     """
     if not (data / "train.tokens.parquet").is_file():
@@ -54,7 +56,7 @@ def write_bundle(
             where="lora.start_from",
             code="script-start-from",
         )
-    facts = _facts(config, data, run)
+    facts = _facts(config, data, run, rows_in_one)
     with _new_folder(out, replaces=replaces):
         write_text(out / "requirements.txt", requirements())
         if config.model.template != "auto":
@@ -114,12 +116,13 @@ def _chat_template(name: str, data: Path, run: RunDir | None) -> str:
     return template_named(name).jinja
 
 
-def _facts(config: RunConfig, data: Path, run: RunDir | None) -> ScriptFacts:
+def _facts(config: RunConfig, data: Path, run: RunDir | None, rows_in_one: float) -> ScriptFacts:
     has_eval = (data / "eval.tokens.parquet").is_file()
     num_rows = _num_rows(data / "train.jsonl")
     events = read_events(run.journal_path) if run is not None else []
     planned = next((event for event in reversed(events) if isinstance(event, Planned)), None)
-    rows_in_one = max(num_rows / planned.num_train_rows, 1.0) if planned is not None and planned.packed else 1.0
+    if planned is not None:
+        rows_in_one = max(num_rows / planned.num_train_rows, 1.0) if planned.packed else 1.0
     plan = intervals(as_one_program(config, rows_in_one), num_rows, _num_rows(data / "eval.jsonl"))
     if planned is not None and not planned.packed:
         plan = replace(plan, num_steps=planned.num_steps, eval_every=planned.eval_every, save_every=planned.save_every)

@@ -52,11 +52,12 @@ def as_one_program(config: RunConfig, rows_in_one: float) -> RunConfig:
 
 
 def otherwise_words(config: RunConfig, facts: ScriptFacts) -> str:
-    """What the exported files do otherwise than the run did, in sentences; empty where they do the same."""
+    """What the exported files do otherwise than the run, in sentences; empty where they do the same."""
     cards = config.launch.num_processes * config.launch.num_machines
-    shared = f"The run shared each batch among {cards} processes; this is one, and adds up {cards} times as many rounds."
+    share, pack = ("The run shared", "The run packed") if facts.run_id else ("A run would share", "A run would pack")
+    shared = f"{share} each batch among {cards} processes; this is one, and adds up {cards} times as many rounds."
     packed = (
-        f"The run packed about {facts.rows_in_one:.3g} conversations into a row; here each has its own, and as many more rounds\n"
+        f"{pack} about {facts.rows_in_one:.3g} conversations into a row; here each has its own, and as many more rounds\n"
         "are added up: a step learns from about as many conversations, and the curve is close to the run's, not the same."
     )
     return "\n".join(([shared] if cards > 1 else []) + ([packed] if facts.rows_in_one > 1 else []))

@@ -194,3 +194,8 @@ def test_the_program_of_a_packed_run_takes_as_many_steps(tiny_model_dir: Path, w
     rounds = int(re.search(r"gradient_accumulation_steps=(\d+)", program)[1])  # type: ignore[index]
     num_rows = sum(1 for _ in (view.run.data / "train.jsonl").open("rb"))
     assert rounds > 4 and 2 * math.ceil(num_rows / rounds) == view.planned.num_steps
+    # The same settings before any run.
+    settings = view.run.path / "config.yaml"
+    assert main(["script", "--config", str(settings), "--out", str(tmp_path / "before"), "--workspace", str(workspace.root)]) == 0
+    before = (tmp_path / "before" / "train.py").read_text(encoding="utf-8")
+    assert f"gradient_accumulation_steps={rounds}," in before and "A run would pack about" in before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -52,8 +53,10 @@ def test_what_several_cards_shared_of_a_batch_is_added_up_by_one_process() -> No
 def test_what_shared_a_packed_row_is_added_up() -> None:
     """A row of its own for each conversation would else make steps of a tenth of the conversations, and ten times as many."""
     config = RunConfig().changed({"train.accumulation": 2})
-    facts = ScriptFacts("owner/name", intervals(config, 1000, 0), has_eval=False, rows_in_one=9.6)
+    facts = ScriptFacts("owner/name", intervals(config, 1000, 0), has_eval=False, run_id="a-run", rows_in_one=9.6)
     program, written = render_script(config, facts), render_trl_yaml(config, facts, on_gpu=True, compute_dtype="bfloat16")
     assert "gradient_accumulation_steps=19" in program and yaml.safe_load(written)["gradient_accumulation_steps"] == 19
     assert "packed about 9.6 conversations" in (ast.get_docstring(ast.parse(program)) or "") and "# The run packed about 9.6" in written
-    assert "packed about" not in USUAL
+    never_run = render_script(config, replace(facts, run_id=""))
+    assert "would pack about 9.6" in never_run and "run packed" not in never_run
+    assert "packed about" not in USUAL and "would pack" not in USUAL
