@@ -9,10 +9,10 @@ from functools import lru_cache
 
 from qlora_ui.base import children
 from qlora_ui.base.errors import ModelError
-from qlora_ui.base.units import KIB, format_bytes
+from qlora_ui.base.units import format_bytes
 from qlora_ui.catalog.templates import TEMPLATES
+from qlora_ui.models.folder import MAX_TEMPLATE_BYTES
 
-MAX_TEMPLATE_BYTES = 64 * KIB
 _CPU_S = 2.0
 """Of the processor; a good template takes a few milliseconds."""
 TIME_LIMIT_S = 4.5 if sys.platform == "win32" else 60.0
@@ -27,7 +27,7 @@ def check_template(source: str) -> None:
     if any(source == template.jinja for template in TEMPLATES):
         return
     if len(source.encode()) > MAX_TEMPLATE_BYTES:
-        raise _error("TPL-LIMIT", f"The chat template is longer than {format_bytes(MAX_TEMPLATE_BYTES)}.", "Such a size is no template.")
+        raise _error("TPL-LIMIT", f"The chat template is longer than {format_bytes(MAX_TEMPLATE_BYTES)}.", "More is not run.")
     try:
         done = subprocess.run(
             children.isolated("from qlora_ui.data.template_child import main; main()"),

@@ -29,7 +29,8 @@ MAX_JSON_BYTES = 4 * MIB
 MAX_TOKENIZER_BYTES = 100 * MIB
 """The largest tokenizers in use take 35 MB."""
 MAX_HEADER_BYTES = 100 * MIB
-MAX_TEMPLATE_BYTES = 256 * KIB
+MAX_TEMPLATE_BYTES = 64 * KIB
+"""Of a chat template, in a file of its own or in the tokenizer's settings; the trial of the densest ends in time."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _QUANTIZATION_KEYS = ("quantization_config", "quantization")
 """The second is MLX's, which alone its older 4-bit folders have."""
@@ -370,13 +371,15 @@ def _refuse_tokenizer(folder: Path) -> None:
             where="model.id",
             code="model-tokenizer",
         )
-    for file in (*present, folder / "chat_template.jinja"):
-        limit = MAX_TEMPLATE_BYTES if file.suffix == ".jinja" else MAX_TOKENIZER_BYTES
+    template = folder / "chat_template.jinja"
+    for file in (*present, template):
+        limit = MAX_TEMPLATE_BYTES if file == template else MAX_TOKENIZER_BYTES
+        otherwise = ", take that file away and choose a built-in chat template" if file == template else ""
         if file.is_file() and file.stat().st_size > limit:
             raise ModelError(
                 f"{file.name} of {folder_title(folder)} takes {format_bytes(file.stat().st_size)}.",
-                why=f"The largest ones in use take a third of {format_bytes(limit)}.",
-                fix="Download the model again, or choose another.",
+                why=f"More than {format_bytes(limit)} are not read.",
+                fix=f"Download the model again{otherwise}, or choose another.",
                 where="model.id",
                 code="model-tokenizer",
             )

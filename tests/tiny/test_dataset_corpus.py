@@ -19,6 +19,7 @@ from qlora_ui.base.errors import ModelError, QloraUiError, SettingsError
 from qlora_ui.data.load import inspect
 from qlora_ui.data.template_check import check_template
 from qlora_ui.engine.lens import Lens
+from qlora_ui.models.folder import MAX_TEMPLATE_BYTES
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import find_preset, read_yaml, save_preset
 from qlora_ui.settings.run_config import RunConfig
@@ -155,6 +156,11 @@ def test_bad_template(number: int, name: str, source: str, code: str) -> None:
 
     error = limited(check)
     assert error.code == code and error.problems[0].fix
+
+
+def test_a_template_is_as_long_at_most_as_a_model_folder_may_have_it() -> None:
+    with pytest.raises(ModelError, match="longer than 64 KiB"):
+        check_template("x" * (MAX_TEMPLATE_BYTES + 1))
 
 
 def test_template_of_a_strict_model_passes() -> None:

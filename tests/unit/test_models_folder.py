@@ -13,7 +13,7 @@ from model_files import CONFIG, model_files, safetensors_bytes, write_model
 from qlora_ui.base.errors import ModelError
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts, needs_download
-from qlora_ui.models.folder import MAX_TOKENIZER_BYTES, FolderFacts, read_folder
+from qlora_ui.models.folder import MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, FolderFacts, read_folder
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.models.weights_mark import weights_mark
 from qlora_ui.runs.workspace import Workspace
@@ -126,7 +126,7 @@ def _index_outside(folder: Path) -> None:
         (_text("model.safetensors", ""), "model-corrupt", "model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "model-tokenizer", "tokenizer"),
         (_huge_tokenizer, "model-tokenizer", "300 MiB"),
-        (_text("chat_template.jinja", "x" * 10**6), "model-tokenizer", "chat_template.jinja"),
+        (_text("chat_template.jinja", "x" * (MAX_TEMPLATE_BYTES + 1)), "model-tokenizer", "built-in chat template"),
     ],
 )
 def test_what_is_refused_says_why(tmp_path: Path, break_it: Callable[[Path], object], code: str, says: str) -> None:
