@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,14 @@ def build_datasets(
     tokenizer: Any,
     run: RunDir | None = None,
     *,
+    day: date | None = None,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> Datasets:
     """The tokenized rows of a run, split by its seed; with `run` also written to its `data/` folder.
 
-    The same settings, files and tokenizer give the same rows in the same order. Raises DataError where nothing is left to
+    The same settings, files and tokenizer give the same rows in the same order; where the chat template writes the date, that is `day`, or
+    today. Raises DataError where nothing is left to
     train on, and Cancelled.
     """
     data = config.data
@@ -135,6 +138,7 @@ def build_datasets(
         data,
         content_hash=report.content_hash,
         workspace=workspace,
+        day=day,
         on_progress=on_progress,
         is_cancelled=is_cancelled,
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -202,7 +203,12 @@ class Job:
         data = own_rows(self.run, self.journal.write) if is_continued else None
         if data is None:
             into, phases = self.run if self.is_main else None, self.phases
-            data = build_datasets(config, self.workspace, tokenizer, into, on_progress=phases.progress, is_cancelled=phases.is_cancelled)
+            # Of the day on which the run was made: every process, and a run that goes on tomorrow, learns the same rows.
+            made = read_run(self.run).created
+            day = date.fromtimestamp(made) if made else None
+            data = build_datasets(
+                config, self.workspace, tokenizer, into, day=day, on_progress=phases.progress, is_cancelled=phases.is_cancelled
+            )
         self.data_receipt = data.receipt
         self.base = base_identity(folder, config)
         rows = build.prepare_rows(data.train, data.eval, config, device, tokenizer.pad_token_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Lens:
         Raises DataError where a source cannot be read, ModelError where there is no tokenizer or template, and Cancelled.
         """
         with self._lock:
-            key = (config.model, config.data, config.eval.share, config.train.seed, _stamps(config.data))
+            key = (config.model, config.data, config.eval.share, config.train.seed, _stamps(config.data), date.today())
             if self._last is None or self._last[0] != key or not all(file.is_there for file in self._last[1].conversations.files):
                 self._last = (key, self._look(config, on_progress, is_cancelled))
             return self._last[1]

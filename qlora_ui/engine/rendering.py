@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import jinja2
@@ -23,11 +24,18 @@ from qlora_ui.data.template_check import check_template
 # Private-use characters: in no text, and trimmed by no template.
 _MARK = "\ue000answer\ue001"
 _ASK = "\ue002question\ue003"
+DATE_CALL = re.compile(r"""strftime_now\(\s*["']([^"']*)["']\s*\)""")
+"""How templates ask for the date; the group is its form."""
 # Of a tool in a list, of a call and of a thought: letters that JSON and Python write as they are.
 _LISTED, _NAME, _THOUGHT = "probe_listed", "probe_called", "probe of a thought"
 
 Turn = dict[str, Any]
 Span = tuple[int, int]
+
+
+def _as_of(day: date, source: str) -> str:
+    """A template with that day in the place of today; transformers hands a template no clock but the real one."""
+    return DATE_CALL.sub(lambda call: json.dumps(day.strftime(call[1]), ensure_ascii=False), source)
 
 
 class RowRefused(Exception):
@@ -45,9 +53,12 @@ class Rendered:
 
 
 class Renderer:
-    """Runs a tokenizer's chat template; learns at the start what the template can do."""
+    """Runs a tokenizer's chat template; learns at the start what the template can do.
 
-    def __init__(self, tokenizer: Any, *, neutralize: bool = False) -> None:
+    A template that writes the date writes that of `day`; without one, what day it is when it writes.
+    """
+
+    def __init__(self, tokenizer: Any, *, neutralize: bool = False, day: date | None = None) -> None:
         self.tokenizer = tokenizer
         self.neutralize = neutralize
         template = tokenizer.chat_template
@@ -61,6 +72,8 @@ class Renderer:
         self._templates: dict[str, str] = template if isinstance(template, dict) else {"default": template}
         for source in self._templates.values():
             check_template(source)
+        if day is not None:
+            self._templates = {name: _as_of(day, source) for name, source in self._templates.items()}
         self._constants: Mapping[str, Any] = tokenizer.special_tokens_map
         self._special = special_pattern(tokenizer)
         self._trailing = re.compile(rf"(?:{self._special.pattern}|\s)+$")

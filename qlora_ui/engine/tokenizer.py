@@ -72,6 +72,11 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     return list(dict.fromkeys(int(stop) for stop in stops))
 
 
+def writes_the_date(tokenizer: Any) -> bool:
+    """Whether the chat template asks what day it is, as those of Llama 3.2 and SmolLM3 do: the same row is another text tomorrow."""
+    return "strftime_now" in str(tokenizer.chat_template or "")
+
+
 def tokenizer_state(tokenizer: Any) -> str:
     """Everything that decides what a text becomes, as text to hash: vocabulary, rules, template, special tokens."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)

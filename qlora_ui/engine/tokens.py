@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from qlora_ui.data.parse import PARSER_VERSION
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer, RowRefused, Span, disarmed, special_pattern
 from qlora_ui.engine.token_table import Array, TokenTable
-from qlora_ui.engine.tokenizer import tokenizer_state
+from qlora_ui.engine.tokenizer import tokenizer_state, writes_the_date
 from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
@@ -81,11 +82,12 @@ _Written = tuple[str, tuple[Span, ...], tuple[str, ...]]
 
 
 class RowTokenizer:
-    """A tokenizer with its template, ready to turn conversations into tokens and labels."""
+    """A tokenizer with its template, ready to turn conversations into tokens and labels, as of a day; today, where none is given."""
 
-    def __init__(self, tokenizer: Any, data: DataSection) -> None:
+    def __init__(self, tokenizer: Any, data: DataSection, day: date | None = None) -> None:
         self.tokenizer = tokenizer
         self.data = data
+        self._day = day or date.today()
         self._renderer: Renderer | None = None
         self._backend = _backend_of(tokenizer)
         self._special = special_pattern(tokenizer)
@@ -94,7 +96,7 @@ class RowTokenizer:
     def renderer(self) -> Renderer:
         """The template, run when the first conversation needs it: plain text can be trained without one."""
         if self._renderer is None:
-            self._renderer = Renderer(self.tokenizer, neutralize=self.data.neutralize_special_tokens)
+            self._renderer = Renderer(self.tokenizer, neutralize=self.data.neutralize_special_tokens, day=self._day)
         return self._renderer
 
     def prepare(self, conversations: Sequence[Conversation]) -> None:
@@ -291,18 +293,21 @@ def tokenize_all(
     *,
     content_hash: str = "",
     workspace: DataFolders | None = None,
+    day: date | None = None,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
 ) -> TokenTable:
-    """All rows as tokens; with `content_hash` and a workspace the same content is tokenized once. Raises Cancelled."""
+    """All rows as tokens, as of a day; with `content_hash` and a workspace the same content is tokenized once. Raises Cancelled."""
     folder = None
+    day = day or date.today()
     if workspace is not None and content_hash:
         # The hash is that of the files: another version of the parser makes other rows of them.
         settings = [TOKENS_VERSION, PARSER_VERSION, content_hash, tokenizer_state(tokenizer), data.train_on, data.neutralize_special_tokens]
+        settings += [day.isoformat()] if writes_the_date(tokenizer) else []
         folder = workspace.rows_and_tokens[1] / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         if (known := TokenTable.load(folder)) is not None and len(known) == len(conversations):
             return known
-    rows = RowTokenizer(tokenizer, data)
+    rows = RowTokenizer(tokenizer, data, day)
     ids: list[Array] = []
     trained: list[Array] = []
     lengths: list[int] = []

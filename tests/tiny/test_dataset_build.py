@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,52 @@ def test_rows_of_another_parser_are_not_taken_for_those_that_were_tokenized(
     assert tokens("what the file says") == before
     monkeypatch.setattr("qlora_ui.engine.tokens.PARSER_VERSION", 0, raising=False)
     assert tokens("what the file says") != before
+
+
+def test_a_template_that_writes_the_date_is_counted_anew_on_another_day(
+    tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, today = config_for(write_rows(tmp_path / "rows.jsonl", 8), tiny_model_dir, **{"eval.share": 0}), date.today()
+    tokenizer = load_tokenizer(tiny_model_dir)
+    plain = build_datasets(config, workspace, tokenizer, day=today - timedelta(1)).train
+    assert build_datasets(config, workspace, tokenizer).train.to_list() == plain.to_list()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + tokenizer.chat_template
+
+    def first(**named: Any) -> list[int]:
+        row: list[int] = build_datasets(config, workspace, tokenizer, **named).train[0]["input_ids"]
+        return row
+
+    assert tokenizer.decode(first(day=date(2024, 2, 29))).startswith("29 Feb 2024 ")
+    assert tokenizer.decode(first()).startswith(today.strftime("%d %b %Y "))
+    monkeypatch.setattr("qlora_ui.engine.tokens.RowTokenizer", None)
+    assert tokenizer.decode(first(day=date(2024, 2, 29))).startswith("29 Feb 2024 ")
+
+
+def test_the_counts_of_an_open_page_are_of_the_day(
+    tiny_model_dir: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "dated"))
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %B %Y') }} " + template, encoding="utf-8")
+    config, lens = config_for(write_rows(tmp_path / "rows.jsonl", 8), model), Lens(workspace)
+
+    class Day(date):
+        now = date(2026, 5, 9)
+
+        @classmethod
+        def today(cls) -> Day:
+            return cls(cls.now.year, cls.now.month, cls.now.day)
+
+    for name in ("lens", "tokens"):
+        monkeypatch.setattr(f"qlora_ui.engine.{name}.date", Day)
+    counts = []
+    for day in (date(2026, 5, 9), date(2026, 9, 10)):
+        Day.now = day
+        preview = lens.preview(config, 0)
+        assert preview.text.startswith(day.strftime("%d %B %Y "))
+        assert preview.num_tokens == int(lens.look(config).table.lengths[0])
+        counts.append(preview.num_tokens)
+    assert counts[1] > counts[0]
 
 
 def test_dropping_instead_of_cutting(tiny_model_dir: Path, workspace: Workspace, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 from jobs import again, curve, tiny_config, train, write_rows
+from pyarrow.parquet import read_table
 
 from qlora_ui.base.files import sha256_of
-from qlora_ui.runs.events import Finished, Noticed
+from qlora_ui.engine.tokenizer import load_tokenizer
+from qlora_ui.runs.events import Finished, Noticed, Queued
+from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunView
 from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
@@ -134,6 +138,21 @@ def test_a_run_goes_on_with_its_own_rows_whatever_became_of_their_file(whole: tu
     assert_same(view, ended)
     notice = next(event for event in ended.notices if isinstance(event, Noticed) and event.code == "own-rows")
     assert "changed or gone since then: rows.jsonl" in notice.what
+
+
+def test_a_run_learns_the_date_of_the_day_on_which_it_was_made(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """So it goes on with the rows that it began with where its own are gone: a template's date would be another tomorrow."""
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "dated"))
+    template = (model / "chat_template.jinja").read_text(encoding="utf-8")
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} " + template, encoding="utf-8")
+    config = tiny_config(model, write_rows(tmp_path / "rows.jsonl"), train__max_steps=1, eval__share=0)
+    made = create_run(Workspace.at(tmp_path / "workspace"), config)
+    two_days_ago = time.time() - 2 * 86400
+    made.journal_path.unlink()
+    JournalWriter(made.journal_path).write(Queued(time=two_days_ago))
+    assert again(made).status is Status.DONE
+    ids = read_table(made.data / "train.tokens.parquet")["input_ids"][0].as_py()
+    assert load_tokenizer(model).decode(ids).startswith(time.strftime("%d %b %Y ", time.localtime(two_days_ago)))
 
 
 def test_changed_rows_refuse_to_continue(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ only some conversations would show (trimmed blanks, dropped thoughts) becomes a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,11 +14,10 @@ from typing import Any
 
 from qlora_ui.base.errors import ModelError
 from qlora_ui.data.rows import Conversation, Message
-from qlora_ui.engine.rendering import Renderer, RowRefused
+from qlora_ui.engine.rendering import DATE_CALL, Renderer, RowRefused
 
 Messages = Sequence[Message]
 _SYSTEM, _USER, _ANSWER, _MORE = "\u2042system\u2042", "\u2042user\u2042", "\u2042answer\u2042", "\u2042more\u2042"
-_DATE_FORMAT = re.compile(r"""strftime_now\(\s*["'](%[^"']*)["']""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class _Template:
         """Whether a rendering holds the date of today in a form that the template asks for."""
         source = self.tokenizer.chat_template
         text = self.write(Message("user", _USER)) or ""
-        formats = _DATE_FORMAT.findall(source if isinstance(source, str) else "".join(source.values()))
+        formats = DATE_CALL.findall(source if isinstance(source, str) else "".join(source.values()))
         return any(datetime.now().strftime(form) in text for form in formats)
 
 
