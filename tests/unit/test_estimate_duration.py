@@ -13,7 +13,7 @@ from qlora_ui.estimate.learned import learn_speed
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.estimate.workload import otherwise, workload_of
 from qlora_ui.hardware.devices import Speed, cpu_profile, forget_learned, named_device, stored_speeds
-from qlora_ui.models.architecture import facts_from_config
+from qlora_ui.models.architecture import builtin_facts, facts_from_config
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.run_config import RunConfig
@@ -106,3 +106,26 @@ def test_runs_that_lay_far_apart_leave_a_shortest_time_that_can_be_said() -> Non
     assert duration.error_share == 1.4
     assert 0 < duration.low_s < duration.total_s < duration.high_s
     assert format_duration(duration.low_s) != "unknown"
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_checks"), [({}, 12), ({"train.max_steps": 4}, 4), ({"eval.every": 10}, 3), ({"eval.every": 500}, 1)]
+)
+def test_as_many_checks_are_counted_as_a_run_makes(changes: dict[str, Any], num_checks: int) -> None:
+    """Of 24 steps; the last is checked in any case, and a run of four steps is not checked ten times."""
+
+    def checking_s(**more: Any) -> float:
+        config = RunConfig().changed({"train.packing": "off", "train.max_steps": 24, **changes, **more})
+        with_checks, without = (estimate_duration(QWEN, config.changed({"eval.share": share}), CARD, 400, 200) for share in (0.5, 0))
+        return with_checks.total_s - without.total_s
+
+    assert checking_s() / checking_s(**{"train.max_steps": 1}) == pytest.approx(num_checks, rel=1e-3)
+
+
+def test_answers_to_probe_questions_take_time(workspace: Workspace) -> None:
+    """Two questions to the built-in model, before the run and after each of its two steps: 35.6 s of 58.7 s on one thread."""
+    cpu, facts = cpu_profile(workspace), builtin_facts()
+    config = RunConfig().changed({"train.max_steps": 2, "eval.probe_every": 1, "launch.device": "cpu"})
+    asked = config.changed({"eval.probes": ["How do I boil an egg?", "Why is the sky blue?"]})
+    answering = estimate_duration(facts, asked, cpu, 100, 100).total_s - estimate_duration(facts, config, cpu, 100, 100).total_s
+    assert answering == pytest.approx(35.6, rel=CPU_ERROR)

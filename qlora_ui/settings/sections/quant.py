@@ -19,7 +19,7 @@ class QuantSection(Section):
         tier="basic",
         to="bnb.bnb_4bit_quant_type",
         source=QLORA,
-        affects=("memory", "quality"),
+        affects=("quality",),
         choices={"nf4": "NF4", "fp4": "FP4"},
     )
     double_quant: bool = option(
