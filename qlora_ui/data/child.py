@@ -265,6 +265,8 @@ class _Parse:
     def _row_findings(self, num_rows: int) -> list[Finding]:
         """A finding for every kind of row that could not be used."""
         findings = []
+        # A new version of the data holds conversations: leaving out one kind of such rows leaves out all.
+        unusable = sum(len(rows) for code, (rows, _) in self.problems.items() if code != REJECTED)
         if self.last is not None:
             why = "Rows that were not read cannot be learned from."
             findings.append(Finding(UNREAD, "error", 1, (self.last[0],), self._unread(), why, UNREAD_FIX, source=self.name, is_read=False))
@@ -288,7 +290,7 @@ class _Parse:
                     rows=tuple(rows[:SHOWN_ROWS]),
                     what=_sentence(what),
                     why="Such a row cannot be learned from.",
-                    fix=f"{problem.fix.rstrip('.') or 'Correct it'}; or leave out {_rows(len(rows))}, which keeps {num_rows}.",
+                    fix=f"{problem.fix.rstrip('.') or 'Correct it'}; or leave out {_rows(len(rows), unusable)}, which keeps {num_rows}.",
                     fix_action={"action": "drop", "code": code},
                     source=self.name,
                     is_read=False,
@@ -392,5 +394,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _rows(count: int) -> str:
+def _rows(count: int, of: int) -> str:
+    if count < of:
+        return f"all {of} rows that cannot be used"
     return "this row" if count == 1 else f"these {count} rows"

@@ -134,6 +134,17 @@ def test_findings_that_one_setting_mends_offer_it_once(workspace: Workspace, tmp
     assert html.count(">Set “Longest conversation” to 320<") == 1 and html.count(">Leave these rows out<") == 2
 
 
+def test_a_button_counts_the_rows_that_go_with_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    draft, _ = drafted(workspace, tmp_path / "rows.jsonl")
+    lines = [json.dumps({"prompt": f"P{number}", "completion": f"C{number}"}) for number in range(20)]
+    (tmp_path / "broken.jsonl").write_text("\n".join([*lines, lines[0], '{"prompt":', '{"prompt": "P"}']), encoding="utf-8")
+    report = inspect(DataSection(sources=(str(tmp_path / "broken.jsonl"),)), workspace)
+    html = verdict_html(replace(draft, look=done(report)))
+    assert html.count(">Leave out all 2 rows that cannot be used<") == 2 and ">Leave this row out<" not in html
+    assert html.count("or leave out all 2 rows that cannot be used, which keeps 21") == 2
+    assert ">Leave this row out, and 2 that cannot be used<" in html
+
+
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:
     draft, report = drafted(workspace, tmp_path / "rows.jsonl")
     assert "English" in languages_html(report) and "Latin 100 %" in languages_html(report)

@@ -204,7 +204,7 @@ def _wire_findings(page: Page, verdict: Any, row: gr.Number) -> None:
         if draft.config is None or finding is None or not finding.fix_action:
             raise DataError("This finding is gone by now.", why="The data was read anew", fix="Look at the list again", code="DATA-FIX")
         fix = {**finding.fix_action, "source": finding.source}
-        return Change(views.fix_words(finding), _fixed(page, draft, draft.config, fix))
+        return Change(views.fix_words(finding, views.num_unusable(known)), _fixed(page, draft, draft.config, fix))
 
     def row_number(data: dict[Any, Any], event: Action) -> list[Any]:
         if event.name != "show-row" or not event.id.isdigit():

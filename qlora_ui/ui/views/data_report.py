@@ -66,9 +66,9 @@ def verdict_html(draft: Draft) -> str:
         return _without_report(draft)
     words, kind, about = VERDICTS[report.verdict]
     tokens = _token_line(draft, report)
-    repeated = _repeated_fixes(report.findings)
+    repeated, unusable = _repeated_fixes(report.findings), num_unusable(report.findings)
     findings = "".join(
-        _finding(finding, is_one_of=len(report.sources) > 1, has_fix=number not in repeated)
+        _finding(finding, unusable, is_one_of=len(report.sources) > 1, has_fix=number not in repeated)
         for number, finding in enumerate(report.findings)
     )
     is_sliced = draft.config is not None and any(source.rows for source in draft.config.data.sources)
@@ -262,12 +262,12 @@ def _repeated_fixes(findings: Sequence[Finding]) -> set[int]:
     return {place for place, setting in enumerate(settings) if setting and setting in settings[:place]}
 
 
-def _finding(finding: Finding, *, is_one_of: bool, has_fix: bool = True) -> str:
+def _finding(finding: Finding, unusable: int, *, is_one_of: bool, has_fix: bool = True) -> str:
     sign, words, kind = SEVERITIES[finding.severity]
     can_show = bool(finding.rows) and finding.is_read
     show = act_button("Show the row", "show-row", str(finding.rows[0]), look="link", source=finding.source) if can_show else ""
     fix = (
-        act_button(fix_words(finding), "fix", finding.code, source=finding.source, echo="Changing …")
+        act_button(fix_words(finding, unusable), "fix", finding.code, source=finding.source, echo="Changing …")
         if finding.fix_action and has_fix
         else ""
     )
@@ -285,13 +285,21 @@ def drops(report: DataReport) -> list[Finding]:
     return [finding for finding in report.findings if (finding.fix_action or {}).get("action") == "drop"]
 
 
-def fix_words(finding: Finding) -> str:
-    """What the button of a fix says."""
+def num_unusable(findings: Sequence[Finding]) -> int:
+    """Rows that became no conversation: a new version of the data cannot hold them, whatever it is made for."""
+    return sum(found.count for found in findings if not found.is_read and (found.fix_action or {}).get("action") == "drop")
+
+
+def fix_words(finding: Finding, unusable: int) -> str:
+    """What the button of a fix says, beside so many rows in all that a new version of the data leaves out anyway."""
     action = finding.fix_action or {}
+    also = f", and {unusable:,} that cannot be used" if unusable and finding.is_read else ""
     if action.get("action") == "drop":
-        return "Leave these rows out" if finding.count != 1 else "Leave this row out"
+        if not finding.is_read and unusable > finding.count:
+            return f"Leave out all {unusable:,} rows that cannot be used"
+        return f"Leave {'these rows' if finding.count != 1 else 'this row'} out{also}"
     if action.get("action") == "mask-email":
-        return "Mask the addresses"
+        return f"Mask the addresses{also.replace(', and', ', leave out')}"
     option = option_by_path().get(str(action.get("path", "")))
     if option is not None and isinstance(action.get("value"), bool):
         return f"Turn {'on' if action['value'] else 'off'} “{option.meta.label}”"
