@@ -76,11 +76,14 @@ class ChatRecord:
         kept = saved["kept"] if isinstance(saved.get("kept"), list) else []
         for notes, sides in zip(self.notes, kept, strict=False):
             notes.answers.update({str(side): Answer(is_kept=True) for side in (sides if isinstance(sides, list) else ())})
+        references = saved["references"] if isinstance(saved.get("references"), list) else []
+        for notes, reference in zip(self.notes, references, strict=False):
+            notes.reference = str(reference)
 
     def said(self) -> dict[str, Any]:
-        """The conversation as plain data, with the answers that were kept as rows."""
+        """The conversation as plain data, with the answers that were kept as rows, and those that held-back rows have."""
         kept = [[side for side, answer in notes.answers.items() if answer.is_kept] for notes in self.notes]
-        return {**self.history.as_dict(), "kept": kept}
+        return {**self.history.as_dict(), "kept": kept, "references": [notes.reference for notes in self.notes]}
 
     @property
     def first_own_question(self) -> str:

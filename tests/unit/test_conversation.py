@@ -91,3 +91,13 @@ def test_a_kept_row_has_the_words_of_its_own_side_and_no_empty_answer(workspace:
     desk.keep(3, "adapter", "better")
     row = json.loads(kept_rows(workspace).read_text(encoding="utf-8").splitlines()[-1])
     assert [message["content"] for message in row["messages"]] == ["four", "better"]
+
+
+def test_the_question_of_a_held_back_row_is_one_after_a_restart_too(workspace: Workspace) -> None:
+    desk = ChatDesk(Service(workspace))
+    desk.record.ask("Of a row", reference="Its answer")
+    desk.record.save()
+    again = ChatDesk(Service(workspace))
+    assert [notes.reference for notes in again.record.notes] == ["Its answer"] and not again.record.first_own_question
+    again.clear()
+    assert not list(workspace.trash.glob("*"))
