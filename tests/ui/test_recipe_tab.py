@@ -33,10 +33,16 @@ def test_eight_options_in_plain_sight(visit: Visit) -> None:
 def test_a_preset_says_what_it_changes_and_is_taken_back_and_another_page_is_told(visit: Visit) -> None:
     page, other = visit("recipe").page, visit("recipe").page
     expect(page.locator("#lora-rank input")).to_have_value("8")
+    picker = page.locator("#q-preset input")
+    place = picker.bounding_box()
     pick(page, "Mistral 7B")
     expect(page.locator("#q-undo")).to_contain_text("8 → 16")
     expect(page.locator("#lora-rank input")).to_have_value("16")
     expect(page.locator("#q-ready")).to_contain_text("Mistral-7B")
+    # The bar pushes away nothing that is under the pointer or has the keyboard.
+    expect(page.locator("#q-undo-back")).to_be_in_viewport()
+    assert picker.bounding_box() == place
+    expect(picker).to_be_focused()
     expect(other.locator(".q-elsewhere")).to_contain_text("8 → 16")
     other.get_by_role("button", name="Show them here").click()
     expect(other.locator("#lora-rank input")).to_have_value("16")

@@ -144,13 +144,52 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") openCard(false);
   });
-  // Gradio reads a key a moment after it was pressed: at Tab it would open the list again that the lost focus has just closed.
+  // Gradio reads a key a moment after it was pressed: at Tab it would open the list again that the lost focus has just closed, and Shift opens it.
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Tab" && event.target.matches("[role=combobox]")) event.stopPropagation();
+    if (["Tab", "Shift", "Control", "Alt", "Meta"].includes(event.key) && isCombo(event.target)) event.stopPropagation();
   }, true);
 
+  // Gradio's list lets go of the focus with a choice, and the keyboard would begin again at the top of the page: it stays where it was.
+  let chose = 0;
+  let isReturning = false;
+  const isCombo = (place) => Boolean(place.matches?.("[role=combobox]"));
+  document.addEventListener("keydown", (event) => { if (event.key === "Enter" && isCombo(event.target)) chose = Date.now(); }, true);
+  document.addEventListener("mousedown", (event) => {
+    if (event.target.closest?.("[role=option]")) chose = Date.now();
+    // Gradio opens the list with the focus, which is there already.
+    else if (isCombo(event.target) && event.target === document.activeElement && event.target.getAttribute("aria-expanded") !== "true") event.target.blur();
+  }, true);
+  document.addEventListener("focusout", (event) => {
+    if (!isCombo(event.target) || event.relatedTarget || Date.now() - chose > 2000) return;
+    chose = 0;
+    setTimeout(() => {
+      if (document.activeElement !== document.body) return;
+      isReturning = true; // the list stays closed
+      event.target.focus({ preventScroll: true });
+      isReturning = false;
+    });
+  });
+  for (const kind of ["focus", "focusin"]) {
+    document.addEventListener(kind, (event) => { if (isReturning) event.stopImmediatePropagation(); }, true);
+  }
+
+  // The bar of a change comes above the tabs: the page scrolls by its height, so that what is under the pointer stays there.
+  // Browsers do so by themselves, but not at the top of a page, nor where a page is too short to scroll.
+  function holdPlace() {
+    const bar = document.getElementById("q-undo-place");
+    const work = document.getElementById("q-work");
+    if (!bar || !work) { setTimeout(holdPlace, 100); return; }
+    let before = bar.offsetHeight;
+    new ResizeObserver(() => {
+      const height = bar.offsetHeight;
+      work.style.minHeight = height ? `calc(100vh + ${height}px)` : "";
+      if (height > before && scrollY < 1) scrollBy({ top: height - before, behavior: "instant" });
+      before = height;
+    }).observe(bar);
+  }
+
   const start = () => paint(preferred());
-  const begin = () => { start(); comeBack(); watchGradio(); };
+  const begin = () => { start(); comeBack(); watchGradio(); holdPlace(); };
   if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
   // Gradio sets its own theme once when it mounts; ours comes after.
   addEventListener("load", () => { start(); setTimeout(start, 300); });
