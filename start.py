@@ -25,6 +25,7 @@ STAMPS = (
 )
 """Notes in .venv of what is installed: for the app, and for its tests, which need the first as well."""
 SHOWN_LINES = 12
+NO_INDEX = "The package index could not be reached or does not have it: check network and proxy (HTTPS_PROXY), then run this again."
 AGAIN = "Run the same command again; it goes on where it ended."
 LITTLE_DISK_BYTES = 64 * 1024**2
 FOREIGN = ("PYTHONHOME", "PYTHONPATH")
@@ -52,8 +53,10 @@ def main(words: "list[str]") -> int:
         say(f"\nThe set-up stopped: {failure.step}.")
         if failure.said:
             say(failure.said)
-        say(failure.fix or AGAIN)
-        return 1
+        if failure.fix != NO_INDEX or wants_tests or not still_imports():
+            say(failure.fix or AGAIN)
+            return 1
+        say(f"{NO_INDEX}\nUntil then it starts with the packages that are here, which are not all that this version was tested with.\n")
     except KeyboardInterrupt:
         say(f"\nThe set-up was interrupted. {AGAIN}")
         return 130
@@ -193,10 +196,13 @@ def set_up(stamps: "tuple[tuple[str, tuple[str, ...]], ...]") -> None:
     requirements = read(os.path.join(ROOT, "requirements.txt"))
     if not requirements:
         raise SetupFailed(f"there is no requirements.txt in {ROOT}", fix="start.py needs the whole folder that it came in: get all of it.")
-    say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
+    if venv_is_usable() and os.path.exists(os.path.join(VENV, STAMPS[0][0])):
+        say("QLoRA UI asks for other packages than at the last start: fetching them, which needs the network.")
+    else:
+        say("Setting up QLoRA UI. This happens once and takes some minutes; it needs the network.")
     for name, _ in STAMPS:
         if os.path.exists(os.path.join(VENV, name)):
-            os.remove(os.path.join(VENV, name))
+            open(os.path.join(VENV, name), "w").close()  # what is there is of no version until all is done
     make_venv()
     torch, index, words = choose_torch(requirements, platform.system(), nvidia_driver())
     say(words)
@@ -239,10 +245,17 @@ def advice(text: str) -> str:
     if "Permission denied" in text or "Read-only file system" in text:
         return f"You may not write in {ROOT}: put this whole folder into one of your own, then run this again."
     if any(words in text for words in ("NameResolution", "Connection", "ProxyError", "Timeout", "No matching distribution")):
-        return "The package index could not be reached or does not have it: check network and proxy (HTTPS_PROXY), then run this again."
+        return NO_INDEX
     if platform.system() == "Linux" and ("ensurepip" in text or "No module named venv" in text):
         return "On Debian and Ubuntu install the package python3-venv (sudo apt install python3-venv), then run this again."
     return ""
+
+
+def still_imports() -> bool:
+    """Whether the app starts with the packages that are in .venv, though they are not, or not all, those that it asks for now."""
+    if not venv_is_usable():
+        return False
+    return run([PYTHON, "-c", f"import sys; sys.path.insert(0, {ROOT!r}); import qlora_ui.ui.app, qlora_ui.engine.job"])[0] == 0
 
 
 def nvidia_driver() -> "int | None":
@@ -287,7 +300,7 @@ def pip(step: str, *arguments: str) -> None:
     code, lines = run(command, shown=("Downloading", "Installing"))
     if code == 0:
         return
-    text = "\n".join(lines[-SHOWN_LINES:])
+    text = "\n".join([line for line in lines if not line.startswith("Requirement already satisfied")][-SHOWN_LINES:])
     raise SetupFailed(step, text, advice(text))
 
 

@@ -17,6 +17,7 @@ import start
 
 ROOT = Path(start.__file__).resolve().parent
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+OFFLINE = start.advice("No matching distribution found")
 posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in .venv is made of POSIX links")
 
 
@@ -136,7 +137,33 @@ def test_a_second_start_goes_straight_to_the_app(tmp_path: Path) -> None:
     assert done.stderr == ""
     assert json.loads(done.stdout) == [["train", "--preset", "demo x"], "127.0.0.1,localhost", str(tmp_path)]
     (root / "requirements.txt").write_text("torch==2.13.1\n", encoding="utf-8")
-    assert "Setting up" in _start(root).stderr
+    assert "asks for other packages than at the last start" in _start(root).stderr
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (OFFLINE, True, ["runs"], True),
+        (OFFLINE, False, ["runs"], False),
+        (OFFLINE, True, ["test"], False),
+        ("The disk is full", True, ["runs"], False),
+    ],
+)
+def test_an_update_without_network_starts_with_what_is_there_if_that_imports(
+    venv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: tuple[str, bool, list[str], bool]
+) -> None:
+    fix, imports, words, starts = case
+
+    def fail(stamps: object) -> None:
+        raise start.SetupFailed("installing requirements.txt", "No matching distribution found", fix)
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(start, "set_up_alone", fail)
+    monkeypatch.setattr(start, "run", lambda command: (0 if imports and "qlora_ui.ui.app" in command[-1] else 1, []))
+    monkeypatch.setattr(start, "hand_over", lambda command, environment: started.append(command) or 0)
+    assert start.main(words) == (0 if starts else 1) and bool(started) is starts
+    said = capsys.readouterr().err
+    assert fix in said and ("Until then it starts with the packages that are here" in said) is starts
 
 
 def test_the_stamp_follows_the_requirement_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
