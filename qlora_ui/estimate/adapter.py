@@ -40,12 +40,12 @@ def adapter_of(facts: ModelFacts, lora: LoraSection) -> Adapter:
     matrix = facts.vocab_size * facts.hidden_size
     saved = {_last(name) for name in lora.modules_to_save}
     embedding, head = "embed_tokens" in saved, "lm_head" in saved
-    of_embedding = lora.rank * (facts.vocab_size + facts.hidden_size) if "embed_tokens" in wanted else 0
-    norms = facts.num_norm_params if any("norm" in name for name in saved) else 0
+    magnitudes = facts.hidden_size if lora.dora else 0
+    of_embedding = lora.rank * (facts.vocab_size + facts.hidden_size) + magnitudes if "embed_tokens" in wanted else 0
     return Adapter(
         linears=linears,
         num_lora_params=facts.num_layers * per_layer + of_embedding,
-        num_saved_params=matrix * (embedding + head) + norms,
+        num_saved_params=matrix * (embedding + head) + _saved_norm_params(facts, saved),
         trains_embedding=embedding,
         trains_head=head,
         unknown=unknown,
@@ -84,6 +84,13 @@ def _norms(facts: ModelFacts) -> tuple[str, ...]:
     """The norms as transformers names them."""
     more = ("pre_feedforward_layernorm", "post_feedforward_layernorm") if facts.norms_per_layer > 2 else ()
     return ("norm", "input_layernorm", "post_attention_layernorm", *more, *(("q_norm", "k_norm") if facts.has_qk_norm else ()))
+
+
+def _saved_norm_params(facts: ModelFacts, saved: set[str]) -> int:
+    """Numbers of the norms that are trained in full; peft takes every layer whose name ends so, for `norm` all of them."""
+    sizes = {"norm": facts.hidden_size} | dict.fromkeys(("q_norm", "k_norm"), facts.num_layers * facts.head_dim)
+    chosen = (name for name in _norms(facts) if any(name.endswith(asked) for asked in saved))
+    return sum(sizes.get(name, facts.num_layers * facts.hidden_size) for name in chosen)
 
 
 def optimizer_bytes(optimizer: str, num_params: int, bytes_each: int) -> int:

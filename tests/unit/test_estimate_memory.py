@@ -87,6 +87,17 @@ def test_targets_dora_and_modules_to_save() -> None:
     assert saved.trains_head and saved.num_saved_params == 151936 * 1536
 
 
+def test_trained_norms_and_a_weight_decomposed_embedding_by_hand() -> None:
+    """As peft makes them of a two-layer model: a name takes every layer that ends so."""
+
+    def params(**lora: Any) -> int:
+        return adapter_of(QWEN, RunConfig().changed({f"lora.{name}": value for name, value in lora.items()}).lora).num_params
+
+    of_norms = {name: params(modules_to_save=name) - params() for name in ("norm", "input_layernorm", "input_layernorm,norm")}
+    assert of_norms == {"norm": QWEN.num_norm_params, "input_layernorm": 28 * 1536, "input_layernorm,norm": QWEN.num_norm_params}
+    assert params(targets="embed_tokens", dora=True) - params(targets="embed_tokens") == 1536
+
+
 def test_activations_of_a_layer_by_hand() -> None:
     # Published list for 1.5B: 97,560 bytes a token without dropout; a layer more or less kept is that and not its input.
     few = PLAIN.changed({"lora.dropout": 0, "train.checkpointing": "partly", "train.kept_layers": 10})
