@@ -142,7 +142,7 @@ def test_a_button_counts_the_rows_that_go_with_its_own(workspace: Workspace, tmp
     html = verdict_html(replace(draft, look=done(report)))
     assert html.count(">Leave out all 2 rows that cannot be used<") == 2 and ">Leave this row out<" not in html
     assert html.count("or leave out all 2 rows that cannot be used, which keeps 21") == 2
-    assert ">Leave this row out, and 2 that cannot be used<" in html
+    assert ">Leave this row out, and 2 unusable<" in html
 
 
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:

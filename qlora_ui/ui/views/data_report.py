@@ -293,7 +293,7 @@ def num_unusable(findings: Sequence[Finding]) -> int:
 def fix_words(finding: Finding, unusable: int) -> str:
     """What the button of a fix says, beside so many rows in all that a new version of the data leaves out anyway."""
     action = finding.fix_action or {}
-    also = f", and {unusable:,} that cannot be used" if unusable and finding.is_read else ""
+    also = f", and {unusable:,} unusable" if unusable and finding.is_read else ""
     if action.get("action") == "drop":
         if not finding.is_read and unusable > finding.count:
             return f"Leave out all {unusable:,} rows that cannot be used"
