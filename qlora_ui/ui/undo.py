@@ -90,7 +90,8 @@ class Undo:
             old = {path: data[control.input] for path, control in form.controls.items()}
             differing = changed_only(form.values(data), change.values) if change is not None else {}
             if change is None or not differing:
-                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), data[self._page.preset], gr.skip(), *extras]
+                preset = gr.skip() if change is None else data[self._page.preset]
+                return [gr.skip() for _ in form.outputs] + [gr.skip(), gr.skip(), gr.skip(), preset, gr.skip(), *extras]
             moved = [(option_by_path()[path], form.values(data)[path], new) for path, new in differing.items()]
             words = change_html(change.title, moved, change.about)
             kept = {path: old[path] for path in differing}

@@ -54,6 +54,15 @@ def test_a_preset_says_what_it_changes_and_is_taken_back_and_another_page_is_tol
     expect(page.locator("#lora-rank input")).to_have_value("8")
     expect(page.locator("#q-ready")).to_contain_text("SmolLM2-135M")
     expect(page.locator("#q-preset input")).to_have_value(re.compile("Demo"))
+    # The keyboard passes through the picker and changes nothing; who picks the same preset again goes back to it.
+    page.locator("#lora-rank input").fill("9")
+    page.wait_for_timeout(500)
+    picker.focus()
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1000)
+    expect(page.locator("#lora-rank input")).to_have_value("9")
+    pick(page, "Demo")
+    expect(page.locator("#q-undo")).to_contain_text("9 → 8")
 
 
 def test_advanced_counts_what_is_changed_and_goes_back_to_the_defaults(visit: Visit) -> None:

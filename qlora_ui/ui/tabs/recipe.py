@@ -128,7 +128,21 @@ def _save_button(page: Page, typed: str | None) -> str:
 def _wire_preset(page: Page, about: Any, save: Any, new_name: gr.Textbox) -> None:
     picker = page.preset
     assert picker is not None
-    page.undo.offer(picker.input, lambda data, _: preset_change(page, str(data[picker] or "")))
+
+    def is_new(data: dict[Any, Any], name: str) -> bool:
+        return name != str(data[page.undo.preset] or "")
+
+    def picked(data: dict[Any, Any], _: Action) -> Change | None:
+        # Gradio's picker also tells of an input when the focus only passes through it.
+        name = str(data[picker] or "")
+        return preset_change(page, name) if is_new(data, name) else None
+
+    def picked_again(data: dict[Any, Any], action: Action) -> Change | None:
+        name = action.data.get("value", "")
+        return None if is_new(data, name) else preset_change(page, name)
+
+    page.undo.offer(picker.input, picked)
+    page.undo.offer(picker.select, picked_again)
 
     @handler
     def save_as(event: gr.EventData, data: dict[Any, Any]) -> tuple[Any, str, str]:
