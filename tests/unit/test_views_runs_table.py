@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 
@@ -77,6 +78,13 @@ def test_differences_are_counted_from_the_defaults(workspace: Workspace) -> None
     many = run.config().changed({"lora.rank": 8, "train.epochs": 1, "train.learning_rate": 1e-3, "lora.rslora": True, "quant.type": "fp4"})
     assert differences_in_words(many).endswith(", 2 more") and "Adapter size 8" in differences_in_words(many)
     assert differences_in_words(None) == "settings cannot be read"
+
+
+def test_what_the_runs_of_a_list_part_in_is_said_first(workspace: Workspace) -> None:
+    preset = {"lora.rank": 8, "train.epochs": 1, "train.learning_rate": 1e-3, "data.max_length": 160, "eval.share": 0.1}
+    runs = [write_run(workspace, values={**preset, "train.warmup": steps}, done=5, num_steps=10) for steps in (2, 7)]
+    table = table_html([row_of(read_run(run)) for run in runs], {run.id: run.config() for run in runs}, [], page=0, num_found=2, num_all=2)
+    assert all(re.search(rf'q-col-differs">Warm-up {steps}(\.0)?, [^<]*, 3 more<', table) for steps in (2, 7)), table
 
 
 def test_which_part_of_the_data_and_what_weight_is_told(workspace: Workspace) -> None:

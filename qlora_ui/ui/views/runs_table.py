@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qlora_ui.base.units import format_bytes, format_duration, format_percent
 from qlora_ui.runs.listing import RunRow
@@ -20,7 +20,7 @@ MOST_PICKED = 4
 SHOWN_DIFFERENCES = 3
 MOST_ROWS = 200
 MOST_LETTERS = 160
-_rows: OrderedDict[tuple[RunRow, bool, str, str, str], str] = OrderedDict()
+_rows: OrderedDict[tuple[RunRow, bool, str, str, str, frozenset[str]], str] = OrderedDict()
 _NOT_A_DIFFERENCE = {"model.id", "model.revision", "data.sources", "output.name", "output.notes", "output.tags"}
 
 EMPTY = (
@@ -76,8 +76,10 @@ def table_html(
         return '<div class="q-empty"><h2>Nothing found</h2><p>No run has these words and this state.</p></div>'
     can_pick = len(picked) < MOST_PICKED
     needed = needed_by or {}
+    parting = _parting(configs.get(row.id) for row in rows)
     body = "".join(
-        _row(row, configs.get(row.id), ago(row.created), _pick_state(row.id in picked, can_pick), needed.get(row.id, "")) for row in rows
+        _row(row, configs.get(row.id), ago(row.created), _pick_state(row.id in picked, can_pick), needed.get(row.id, ""), parting)
+        for row in rows
     )
     head = "".join(
         f'<th scope="col"{f" class={css}" if css else ""}>{label}</th>'
@@ -102,25 +104,25 @@ def _pick_state(is_picked: bool, can_pick: bool) -> str:
     return " checked" if is_picked else "" if can_pick else " disabled"
 
 
-def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
+def _row(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str, parting: frozenset[str]) -> str:  # noqa: PLR0917
     """Kept, since a page asks for the same rows each second, beside a training. The settings of an id never change."""
-    key = (row, config is None, when, pick, needed)
+    key = (row, config is None, when, pick, needed, parting)
     html = _rows.get(key)
     if html is None:
-        html = _rows[key] = _row_html(row, config, when, pick, needed)
+        html = _rows[key] = _row_html(row, config, when, pick, needed, parting)
         if len(_rows) > MOST_ROWS:
             _rows.popitem(last=False)
     return html
 
 
-def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str) -> str:
+def _row_html(row: RunRow, config: RunConfig | None, when: str, pick: str, needed: str, parting: frozenset[str]) -> str:  # noqa: PLR0917
     tags = "".join(f'<span class="q-tag">{escape(tag)}</span>' for tag in row.tags)
     is_readable = row.status is not Status.UNREADABLE
     menu = _menu(row, needed) if is_readable else ""
     pick = pick if is_readable else " disabled"
     box = f'<input type="checkbox" data-change="pick" data-id="{escape(row.id)}" aria-label="Compare {escape(row.name)}"{pick}>'
     name = act_button(row.name, "open", row.id, look="link") if is_readable else escape(row.name)
-    differs = differences_in_words(config) if is_readable else "–"
+    differs = differences_in_words(config, parting) if is_readable else "–"
     data = f"{data_title(config, 28)} · " if config is not None else ""
     where = f"{f'{model_title(row.model, 30)} · ' if row.model else ''}{data}{when}"
     loss = row.best_eval_loss if row.best_eval_loss is not None else row.final_loss
@@ -172,16 +174,23 @@ def _delete_checkpoints(row: RunRow) -> str:
     return act_button("Delete its checkpoints", "delete_checkpoints", row.id, look="menu", **confirm)
 
 
-def differences_in_words(config: RunConfig | None, most: int = SHOWN_DIFFERENCES) -> str:
-    """What was changed from the defaults, the settings that people look at first: `Adapter size 32, Learning rate 0.001, 2 more`.
+def _parting(configs: Iterable[RunConfig | None]) -> frozenset[str]:
+    """The options in which the runs of a list are not all alike."""
+    known = [config for config in configs if config is not None]
+    return frozenset(path for other in known[1:] for path in known[0].differences(other))
 
+
+def differences_in_words(config: RunConfig | None, parting: Collection[str] = (), most: int = SHOWN_DIFFERENCES) -> str:
+    """What was changed from the defaults: `Adapter size 32, Learning rate 0.001, 2 more`.
+
+    First what the runs of the list part in, which two runs of one preset would hide otherwise, then the settings that people look at first.
     Datasets are named beside the run; here stands what of them was taken, and how they are mixed.
     """
     if config is None:
         return "settings cannot be read"
     options = option_by_path()
     changed = [path for path in config.differences(RunConfig()) if path not in _NOT_A_DIFFERENCE]
-    changed.sort(key=lambda path: options[path].meta.tier != "basic")
+    changed.sort(key=lambda path: (path not in parting, options[path].meta.tier != "basic"))
     said = _data_in_words(config.data.sources)
     said += [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:most]]
     if len(changed) > most:
