@@ -179,7 +179,7 @@ def _make(service: Service, run: RunDir, form: str, on_progress: OnProgress, is_
     if busy is not None:
         _refuse_without_memory(service, run, form, busy)
         words = busy.sentence()
-        why = words[0].lower() + words[1:]
+        why = f"{words[0].lower()}{words[1:].rstrip('.')}; make it again once that has ended, and it will be"
         how: dict[str, Any] = {"num_prompts": 0, "why_unchecked": why, "on_cpu": True}
         return str(export(run, form, service.workspace, **how, on_progress=on_progress, is_cancelled=is_cancelled).path)
     with service.card.hold_after_chat("export", service.readers.view(run).name, run_id=run.id, is_cancelled=is_cancelled):
