@@ -145,6 +145,20 @@ def test_norm(offset: float, width: int, plain: Any) -> None:
         assert DEVICE == "cpu" or torch.equal(a, b)  # the sum over a row in torch's order
 
 
+@pytest.mark.parametrize("width", [200, 1536, 4096])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm_of_a_chat_row(offset: float, width: int, plain: Any) -> None:
+    x, delta, weight = rand(2, width), rand(2, width), rand(width)
+
+    def everything() -> list[Any]:
+        return [*layer_ops.row_norm(x, weight, 1e-5, offset, delta), layer_ops.row_norm(x, weight, 1e-5, offset)[1]]
+
+    fast = everything()
+    plain()
+    for a, b in zip(fast, everything(), strict=True):
+        close(a, b)
+
+
 @pytest.mark.parametrize(("normed", "rotary"), [(False, 64), (False, 48), (True, 64)])
 def test_rope(normed: bool, rotary: int, plain: Any) -> None:
     heads = Heads(5, 2, 64)

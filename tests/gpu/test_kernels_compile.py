@@ -128,7 +128,8 @@ def test_norms(width: int, compiler: Compiler) -> None:
     for offset, other in itertools.product((0.0, 1.0), (None, x)):
         layer_ops.norm(x, weight, 1e-6, offset, other)
         layer_ops.norm_backward(x, x, weight, rstd, offset, other)
-    assert compiler.names == {"norm_forward", "norm_backward"}
+        layer_ops.row_norm(x, weight, 1e-6, offset, other)
+    assert compiler.names == {"norm_forward", "norm_backward", "norm_of_a_row"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .dropout import Dropout, half_width
-from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, padded_rank, uses_triton
+from .ops import HAS_TRITON, Adapter, add_input_gradient_, add_up_, cdiv, next_power_of_2, padded_rank, uses_triton
 
 if HAS_TRITON:
     from . import triton_layers, triton_norms
@@ -221,6 +221,31 @@ def norm(
         **_norm_launch(x.shape[1], offset),
     )
     return total, y, rstd
+
+
+def row_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (x + delta, its norm) as `norm` does, for a chat's few rows: their sums in the order that is fastest."""
+    if not uses_triton(x):
+        return norm(x, weight, eps, offset, delta)[:2]
+    y = torch.empty_like(x)
+    total = x if delta is None else torch.empty_like(x)
+    block = next_power_of_2(x.shape[1])
+    triton_norms.norm_of_a_row[(x.shape[0],)](
+        x,
+        x if delta is None else delta,
+        weight,
+        total,
+        y,
+        x.shape[1],
+        eps,
+        ADD=delta is not None,
+        OFFSET=offset,
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return total, y
 
 
 def norm_backward(  # noqa: PLR0917
