@@ -72,6 +72,30 @@ def test_family_equals_plain_in_bfloat16(family: str, tmp_path: Path) -> None:
     assert float((got - expected).norm() / expected.norm()) < (0.05 if family.startswith("gemma") else 0.03)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_packed_logits_equal_unpacked_ones_within_bfloat16(family: str, tmp_path: Path) -> None:
+    documents, places, end = (70, 5, 40, 101), [], 0
+    for length in documents:
+        places.append(slice(end, end := end + length))
+    ids = BATCH["input_ids"].to(CUDA)
+
+    def alone(model: Any) -> Any:
+        with torch.no_grad():
+            return torch.cat([model(input_ids=ids[:, place], use_cache=False).logits[0].float() for place in places])
+
+    exact = alone(build(family, tmp_path / "exact", device=str(CUDA), dtype=torch.float32))
+    model = build(family, tmp_path / "rounded", device=str(CUDA), dtype=torch.bfloat16)
+    rounded = alone(model)
+    fuse(model, dropout=0.0, num_kept_layers=2)
+    boundaries = {k: v.to(CUDA) if torch.is_tensor(v) else v for k, v in BATCH.items() if k.startswith(("cu_", "max_"))}
+    base = model.get_base_model()
+    with torch.no_grad():
+        hidden = base.model(input_ids=ids, position_ids=BATCH["position_ids"].to(CUDA), use_cache=False, **boundaries).last_hidden_state
+        packed = base.lm_head(hidden)[0, :end].float()
+    noise = float((rounded - exact).norm() / exact.norm())
+    assert float((packed - rounded).norm() / rounded.norm()) < 2 * noise < 0.1
+
+
 def test_replay_equals_eager_with_dropout_and_several_shapes(tmp_path: Path) -> None:
     model = bf16("llama", tmp_path, dropout=0.1)
     fuse(model, dropout=0.1, num_kept_layers=1)
