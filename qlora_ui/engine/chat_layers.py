@@ -217,7 +217,7 @@ def _lora(projection: TokenProjection, by_base: Mapping[Any, Any], name: str) ->
 
 def _normed(norm: FusedNorm, x: torch.Tensor, delta: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(x + delta, its norm)."""
-    return layer_ops.row_norm(x, norm.weight, norm.eps, norm.offset, delta)
+    return layer_ops.norm(x, norm.weight, norm.eps, norm.offset, delta, exact=False)[:2]
 
 
 def _forward(step: TokenStep, token_layer: TokenLayer, original: Any, hidden_MTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -42,4 +42,4 @@ def restore_norms(model: Any) -> None:
 
 def _normed(norm: FusedNorm, hidden_states: torch.Tensor) -> torch.Tensor:
     flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-    return layer_ops.row_norm(flat, norm.weight, norm.eps, norm.offset)[1].view(hidden_states.shape)
+    return layer_ops.norm(flat, norm.weight, norm.eps, norm.offset, exact=False)[1].view(hidden_states.shape)

@@ -126,10 +126,10 @@ def test_layers_with_few_adapters(compiler: Compiler) -> None:
 def test_norms(width: int, compiler: Compiler) -> None:
     x, weight, rstd = rand(ROWS, width), rand(width), torch.zeros(ROWS)
     for offset, other in itertools.product((0.0, 1.0), (None, x)):
-        layer_ops.norm(x, weight, 1e-6, offset, other)
-        layer_ops.norm_backward(x, x, weight, rstd, offset, other)
-        layer_ops.row_norm(x, weight, 1e-6, offset, other)
-    assert compiler.names == {"norm_forward", "norm_backward", "norm_of_a_row"}
+        for exact in (True, False):
+            layer_ops.norm(x, weight, 1e-6, offset, other, exact=exact)
+            layer_ops.norm_backward(x, x, weight, rstd, offset, other, exact=exact)
+    assert compiler.names == {"norm_forward", "norm_backward", "norm_of_a_row", "norm_of_a_row_backward"}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ class FastState:
     patched: list[nn.Module] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether its numbers are the plain step's to the last bit; dropout's masks are its own, so with it what is faster is taken."""
+        return not self.dropout.active
+
 
 def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed: bool, embedding_on_host: bool = False) -> FastReport:
     """Fuse `model` (a PeftModel on one CUDA device) in place and report; leaves it plain where it cannot be fused.
@@ -126,7 +131,7 @@ def fuse(model: Any, *, dropout: float, num_kept_layers: int) -> FastState:
     for index, layer in enumerate(decoder.layers):
         build = _pre_norm_forward if config.model_type in PRE_NORM_FAMILIES else _sandwich_forward
         _replace(state, layer, build(state, layer, config, index, index < first_kept))
-    _replace(state, decoder.norm, _norm_forward(decoder.norm))
+    _replace(state, decoder.norm, _norm_forward(state, decoder.norm))
     _reject_other_trainables(model)
     return state
 
@@ -161,8 +166,8 @@ def _reject_other_trainables(model: Any) -> None:
         raise NotFusable(f"{stray} is trained beside the LoRA matrices")
 
 
-def _norm_forward(module: nn.Module) -> Callable[..., torch.Tensor]:
-    fused, original = FusedNorm.read(module), module.forward
+def _norm_forward(state: FastState, module: nn.Module) -> Callable[..., torch.Tensor]:
+    fused, original = FusedNorm.read(module, exact=state.is_exact), module.forward
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         return fused(hidden_states) if module.training else original(hidden_states)
@@ -176,9 +181,9 @@ def _pre_norm_forward(state: FastState, layer: Any, config: Any, index: int, rec
         raise NotFusable("the layers drop parts of their residual stream")
     salt = index * _SALTS_PER_LAYER
     fused = FusedLayer(
-        FusedNorm.read(layer.input_layernorm),
+        FusedNorm.read(layer.input_layernorm, exact=state.is_exact),
         FusedAttention.read(layer.self_attn, state.dropout, salt),
-        FusedNorm.read(layer.post_attention_layernorm),
+        FusedNorm.read(layer.post_attention_layernorm, exact=state.is_exact),
         FusedMlp.read(layer.mlp, config.hidden_act, state.dropout, salt),
     )
     original = layer.forward
@@ -206,7 +211,7 @@ def _sandwich_forward(state: FastState, layer: Any, config: Any, index: int, rec
     )
     plain_attention, plain_mlp, original = layer.self_attn.forward, layer.mlp.forward, layer.forward
     for norm in (layer.input_layernorm, layer.post_attention_layernorm, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm):
-        _replace(state, norm, _norm_forward(norm))
+        _replace(state, norm, _norm_forward(state, norm))
 
     def attention_forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         packing = packing_of(layer, hidden_states, kwargs)

@@ -20,9 +20,9 @@ if HAS_TRITON:
 GATED_BACKWARD = (16, 4)
 """Rows and warps of a program."""
 NORM_ROWS = 4
-"""Rows of a program, a warp each."""
+"""Rows of a program of the exact norms, a warp each."""
 NORM_COLUMNS = 2048
-"""Columns at most that the norms' kernels take without a loop: 4,096 took 12 seconds to compile, 8,192 more than a minute."""
+"""Columns at most that the exact norms' kernels take without a loop: 4,096 took 12 seconds to compile, 8,192 more than a minute."""
 
 
 @dataclass(frozen=True)
@@ -189,83 +189,55 @@ def norm_gradient(wdy: torch.Tensor, x: torch.Tensor, rstd: torch.Tensor) -> tor
     return wdy * rstd + slope * (2 * x)
 
 
-def _norm_launch(width: int, offset: float) -> dict[str, Any]:
+def _exact_launch(width: int, offset: float) -> dict[str, Any]:
     # a multiply and an add fused into one rounding would give other numbers than torch's operations, one after the other
     part = cdiv(cdiv(width, cdiv(width, NORM_COLUMNS)), 128) * 128
     return {"OFFSET": offset, "WIDTH": width, "PART": part, "BM": NORM_ROWS, "num_warps": NORM_ROWS, "enable_fp_fusion": False}
 
 
+def _row_launch(width: int, offset: float) -> dict[str, Any]:
+    block = next_power_of_2(width)
+    return {"OFFSET": offset, "BLOCK": block, "num_warps": 4 if block <= 2048 else 8}
+
+
 def norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None, *, exact: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H)."""
+    """Return (x + delta, its RMS norm times (weight + offset), 1/rms as fp32 (N,)); x is (N, H).
+
+    `exact`: a row is summed up in torch's order, to the last bit, which takes longer.
+    """
     if not uses_triton(x):
         total = x if delta is None else x + delta
         wide = total.float()
         rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
         return total, weighted_norm(wide, rstd[:, None], weight, offset, x.dtype), rstd
     y = torch.empty_like(x)
-    rstd = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    rows, width = x.shape
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     total = x if delta is None else torch.empty_like(x)
-    triton_norms.norm_forward[(cdiv(x.shape[0], NORM_ROWS),)](
-        x,
-        x if delta is None else delta,
-        weight,
-        total,
-        y,
-        rstd,
-        x.shape[0],
-        1 / x.shape[1],
-        eps,
-        ADD=delta is not None,
-        **_norm_launch(x.shape[1], offset),
-    )
+    tensors = (x, x if delta is None else delta, weight, total, y, rstd)
+    if exact:
+        launch = _exact_launch(width, offset)
+        triton_norms.norm_forward[(cdiv(rows, NORM_ROWS),)](*tensors, rows, 1 / width, eps, ADD=delta is not None, **launch)
+    else:
+        triton_norms.norm_of_a_row[(rows,)](*tensors, width, eps, ADD=delta is not None, **_row_launch(width, offset))
     return total, y, rstd
 
 
-def row_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, delta: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (x + delta, its norm) as `norm` does, for a chat's few rows: their sums in the order that is fastest."""
-    if not uses_triton(x):
-        return norm(x, weight, eps, offset, delta)[:2]
-    y = torch.empty_like(x)
-    total = x if delta is None else torch.empty_like(x)
-    block = next_power_of_2(x.shape[1])
-    triton_norms.norm_of_a_row[(x.shape[0],)](
-        x,
-        x if delta is None else delta,
-        weight,
-        total,
-        y,
-        x.shape[1],
-        eps,
-        ADD=delta is not None,
-        OFFSET=offset,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
-    )
-    return total, y
-
-
 def norm_backward(  # noqa: PLR0917
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, dtotal: torch.Tensor | None, *, exact: bool
 ) -> torch.Tensor:
     """Return the gradient of the norm's input, plus `dtotal`, the gradient of the residual stream beside it."""
     if not uses_triton(x):
         dx = norm_gradient(weighted_gradient(dy, weight, offset), x.float(), rstd[:, None]).to(x.dtype)
         return dx if dtotal is None else dx + dtotal
     dx = torch.empty_like(x)
-    triton_norms.norm_backward[(cdiv(x.shape[0], NORM_ROWS),)](
-        dy,
-        x,
-        weight,
-        rstd,
-        dx if dtotal is None else dtotal,
-        dx,
-        x.shape[0],
-        1 / x.shape[1],
-        ADD=dtotal is not None,
-        **_norm_launch(x.shape[1], offset),
-    )
+    rows, width = x.shape
+    tensors = (dy, x, weight, rstd, dx if dtotal is None else dtotal, dx)
+    if exact:
+        launch = _exact_launch(width, offset)
+        triton_norms.norm_backward[(cdiv(rows, NORM_ROWS),)](*tensors, rows, 1 / width, ADD=dtotal is not None, **launch)
+    else:
+        triton_norms.norm_of_a_row_backward[(rows,)](*tensors, width, ADD=dtotal is not None, **_row_launch(width, offset))
     return dx

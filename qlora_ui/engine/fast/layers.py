@@ -99,9 +99,11 @@ class FusedNorm:
     weight: torch.Tensor
     eps: float
     offset: float
+    is_exact: bool
+    """Whether it computes what transformers' norm does to the last bit, as `Projection.is_exact` says of projections."""
 
     @classmethod
-    def read(cls, module: nn.Module) -> "FusedNorm":
+    def read(cls, module: nn.Module, *, exact: bool = False) -> "FusedNorm":
         """Read a transformers RMSNorm."""
         weight = getattr(module, "weight", None)
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -112,15 +114,15 @@ class FusedNorm:
             or weight.requires_grad
         ):
             raise NotFusable(f"{type(module).__name__} is not a frozen RMS norm")
-        return cls(weight, eps, 1.0 if type(module).__name__.startswith("Gemma") else 0.0)
+        return cls(weight, eps, 1.0 if type(module).__name__.startswith("Gemma") else 0.0, exact)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the normalised x."""
-        return nodes.rms_norm(x, self.weight, self.eps, self.offset)
+        return nodes.rms_norm(x, self.weight, self.eps, self.offset, exact=self.is_exact)
 
     def fork(self, x: torch.Tensor, delta: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (x + delta, its norm)."""
-        return nodes.fork_norm(x, delta, self.weight, self.eps, self.offset)
+        return nodes.fork_norm(x, delta, self.weight, self.eps, self.offset, exact=self.is_exact)
 
 
 @dataclass(frozen=True)

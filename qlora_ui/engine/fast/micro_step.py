@@ -129,8 +129,6 @@ class MicroStep:
         self.gradients = GradientBuffer([p for p in model.parameters() if p.requires_grad])
         device = self.gradients.flat.device
         self._device = device
-        # with dropout there is no plain step to be equal to: its masks are others
-        self._is_exact = not state.dropout.active
         self._inverse_count = torch.ones(1, dtype=torch.float32, device=device)
         self._loss = torch.zeros((), dtype=torch.float32, device=device)
         # entropy and top-1 rate, summed over micro-steps, and their number: read and reset at a log
@@ -207,7 +205,7 @@ class MicroStep:
 
     def _captured(self, batch: Batch) -> Captured:
         static = replace(batch, ids=batch.ids.clone(), positions=batch.positions.clone(), cumulative=batch.cumulative.clone())
-        head, exact = self._state.head, self._is_exact
+        head, exact = self._state.head, self._state.is_exact
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with capturing(forward, self._pool, self._stream):
             hidden = self._forward(static)
@@ -224,8 +222,8 @@ class MicroStep:
         """Forward, loss and backward; gradients, loss and metrics are added in place."""
         hidden = self._forward(batch)
         gradient = torch.empty_like(hidden)
-        memory = workspace_memory(hidden, self._state.head, exact=self._is_exact)
-        space = workspace(memory, hidden, self._state.head, exact=self._is_exact)
+        memory = workspace_memory(hidden, self._state.head, exact=self._state.is_exact)
+        space = workspace(memory, hidden, self._state.head, exact=self._state.is_exact)
         self._loss_into(gradient, hidden.detach(), batch, space)
         del memory, space
         hidden.backward(gradient)

@@ -234,51 +234,53 @@ def gated_mlp(
 
 class _Norm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+    def forward(  # noqa: PLR0917
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, exact: bool
+    ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        _, y, rstd = layer_ops.norm(flat, weight, eps, offset)
+        _, y, rstd = layer_ops.norm(flat, weight, eps, offset, exact=exact)
         ctx.save_for_backward(flat, weight, rstd)
-        ctx.offset = offset
+        ctx.offset, ctx.exact = offset, exact
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
-        dx = layer_ops.norm_backward(grads[0].reshape(x.shape).contiguous(), x, weight, rstd, ctx.offset, None)
-        return dx.view(grads[0].shape), None, None, None
+        dy = grads[0].reshape(x.shape).contiguous()
+        dx = layer_ops.norm_backward(dy, x, weight, rstd, ctx.offset, None, exact=ctx.exact)
+        return dx.view(grads[0].shape), None, None, None, None
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, *, exact: bool) -> torch.Tensor:
     """Return RMSNorm(x) * (weight + offset) over the last dimension; the weight is frozen."""
-    out: torch.Tensor = _Norm.apply(x, weight, eps, offset)
+    out: torch.Tensor = _Norm.apply(x, weight, eps, offset, exact)
     return out
 
 
 class _ForkNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(  # noqa: PLR0917
-        ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
+        ctx: Any, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float, exact: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, y, rstd = layer_ops.norm(x, weight, eps, offset, delta)
+        total, y, rstd = layer_ops.norm(x, weight, eps, offset, delta, exact=exact)
         ctx.save_for_backward(total, weight, rstd)
-        ctx.offset = offset
+        ctx.offset, ctx.exact = offset, exact
         ctx.has_delta = delta is not None
         return (total.view_as(total) if delta is None else total), y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         total, weight, rstd = ctx.saved_tensors
-        dx = layer_ops.norm_backward(
-            grads[1].contiguous(), total, weight, rstd, ctx.offset, None if grads[0] is None else grads[0].contiguous()
-        )
-        return dx, (dx if ctx.has_delta else None), None, None, None
+        dtotal = None if grads[0] is None else grads[0].contiguous()
+        dx = layer_ops.norm_backward(grads[1].contiguous(), total, weight, rstd, ctx.offset, dtotal, exact=ctx.exact)
+        return dx, (dx if ctx.has_delta else None), None, None, None, None
 
 
 def fork_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float
+    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, offset: float, *, exact: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (x + delta, its norm): the residual stream and the branch; backward joins both gradients in one kernel. x is (N, H)."""
-    total, y = _ForkNorm.apply(x, delta, weight, eps, offset)
+    total, y = _ForkNorm.apply(x, delta, weight, eps, offset, exact)
     return total, y
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels of RMS norms, forward and backward, with the sums over a row in torch's own order.
+"""Triton kernels of RMS norms, forward and backward: with the sums over a row in torch's own order, and in the order that is fastest.
 
 All sums run in fp32; where transformers' modules round a number to the model's dtype on the way, it is rounded here too (`rounded`).
 """
@@ -103,8 +103,8 @@ def norm_forward(
 
 
 @triton.jit
-def norm_of_a_row(x, delta, weight, total, y, width, eps, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
-    """`norm_forward` with a whole program for each row: a chat's single token waits for a sum over its columns, not for a loop."""
+def norm_of_a_row(x, delta, weight, total, y, rstd, width, eps, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
+    """`norm_forward` with a whole program for each row, which reads it once: a sum over its columns, not a loop."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     ok = cols < width
@@ -113,6 +113,7 @@ def norm_of_a_row(x, delta, weight, total, y, width, eps, ADD: tl.constexpr, OFF
         value = rounded(value + tl.load(delta + row * width + cols, mask=ok, other=0.0).to(tl.float32), total)
         tl.store(total + row * width + cols, value.to(total.dtype.element_ty), mask=ok)
     r = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    tl.store(rstd + row, r)
     w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
     tl.store(y + row * width + cols, (normed(value, r, y, OFFSET) * w).to(y.dtype.element_ty), mask=ok)
 
@@ -162,3 +163,19 @@ def norm_backward(
             if ADD:
                 out = rounded(out, dx) + tl.load(dtotal + place + start, mask=ok, other=0.0).to(tl.float32)
             tl.store(dx + place + start, out.to(dx.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def norm_of_a_row_backward(dy, x, weight, rstd, dtotal, dx, width, ADD: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):
+    """`norm_backward` with a whole program for each row."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    ok = cols < width
+    value = tl.load(x + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+    w = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32) + OFFSET
+    wdy = weighted(tl.load(dy + row * width + cols, mask=ok, other=0.0).to(tl.float32), w, dy, OFFSET)
+    r = tl.load(rstd + row)
+    out = wdy * r - value * (tl.sum(wdy * value, 0) / width * r * r * r)
+    if ADD:
+        out = rounded(out, dx) + tl.load(dtotal + row * width + cols, mask=ok, other=0.0).to(tl.float32)
+    tl.store(dx + row * width + cols, out.to(dx.dtype.element_ty), mask=ok)
