@@ -24,7 +24,7 @@ from speed_profile import profiled
 from torch import nn
 
 from qlora_ui.engine.fast.apply import apply_fast_path, fast_state, remove_fast_path
-from qlora_ui.engine.fast.micro_step import Batch, MicroStep
+from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -105,16 +105,13 @@ def timed(step: Any) -> float:
 
 def fast_row(model: Any, kept: int, ids: torch.Tensor, profile: bool) -> dict[str, Any]:
     """The captured micro-step."""
-    rows, length = ids.shape
     report = apply_fast_path(model, dropout=0.05, num_kept_layers=kept, packed=False)
     if not report.active:
         raise SystemExit(" ".join(report.reasons))
     model.train()
     notes: list[str] = []
     micro = MicroStep(model, fast_state(model), run_seed=0, capture=True, capture_lock=threading.Lock(), on_note=notes.append)
-    cumulative = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=DEVICE)
-    positions = torch.arange(length, device=DEVICE).repeat(rows)
-    batch = Batch(ids.reshape(-1), ids.reshape(-1).clone(), positions, cumulative, length)
+    batch = read_batch({"input_ids": ids, "labels": ids.clone()}, DEVICE)
 
     def step() -> torch.Tensor:
         return micro.run(batch, ids.numel(), 1, 0, 0)
