@@ -18,6 +18,8 @@ import orjson
 SHARED_S = 0.9
 """A beat shows what another page's beat drew within this time: less than a beat, so that each brings something of its own."""
 MAX_TABS = 128
+LATE_S = 2.0
+"""What a page has not got by then was lost on its way, or an older answer came after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class _Sent:
 
     receipt: str = ""
     """Given with the last values that were sent; the tab gives it back once it has them."""
+    sent_at: float = 0.0
     ticket: int = 0
     marks: list[dict[str, int]] = field(default_factory=list)
     """Of each value, a mark of each of its properties."""
@@ -142,8 +145,14 @@ class Seen:
             if known == drawn.marks:
                 return [gr.skip() for _ in (None, *drawn.values)]
             old = known or [{}] * len(drawn.values)
-            sent.receipt = str(ticket)
+            sent.receipt, sent.sent_at = str(ticket), time.monotonic()
             return [sent.receipt, *map(_news, drawn.values, drawn.marks, old)]
+
+    def is_behind(self, session: str, receipt: str) -> bool:
+        """Whether this session shows something else than was sent to it last, though it has had the time to show it."""
+        with self._lock:
+            sent = self._sent.get(session)
+            return sent is not None and sent.receipt != receipt and time.monotonic() - sent.sent_at > LATE_S
 
 
 def _marks(value: Any) -> dict[str, int]:

@@ -174,7 +174,8 @@ class Page:
         return [*values, "yes"]
 
     async def news(self, asked: Asked) -> bytes:
-        """What is new for a page: the views that changed since the answer whose receipt it has; null where none did.
+        """What is new for a page: the views that changed since the answer whose receipt it has, and whether those of the settings are
+        old (`form` is the receipt that it has of them); null where nothing is.
 
         In the server's own thread where another page's beat has drawn the same in this moment: a change of threads beside a
         training costs more than the answer. Pages that come while it is being drawn wait for that drawing.
@@ -188,11 +189,14 @@ class Page:
         calls = self._calls(asked.state, data.get("inputs"))
         drawn = self._drawings.at_hand(calls) or await self._drawn_aside(calls)
         receipt, *values = self._seen.only_new(f"{asked.session} live", drawn, ticket, str(data.get("receipt", "")))
-        if is_skip(receipt):
-            return b"null"
-        ids = [name for view in self.live_views for name in view.ids]
-        views = {name: _properties(value) for name, value in zip(ids, values, strict=True) if not is_skip(value)}
-        return orjson.dumps({"receipt": receipt, "views": views})
+        new: dict[str, Any] = {}
+        if not is_skip(receipt):
+            ids = [name for view in self.live_views for name in view.ids]
+            views = {name: _properties(value) for name, value in zip(ids, values, strict=True) if not is_skip(value)}
+            new = {"receipt": receipt, "views": views}
+        if self._seen.is_behind(f"{asked.session} form", str(data.get("form", ""))):
+            new["form_is_old"] = True
+        return orjson.dumps(new or None)
 
     async def _drawn_aside(self, calls: Sequence[tuple[Any, ...]]) -> Drawn:
         moment, _ = self._drawings.moment()

@@ -1,12 +1,13 @@
-"""An answer that never reaches the page is sent again: a laptop that slept, a connection that broke. A page says when the app is gone."""
+"""An answer that never reaches the page is sent again (a laptop that slept, a connection that broke), one that comes too late does not
+stay. A page says when the app is gone."""
 
 from __future__ import annotations
 
 import contextlib
 
 from conftest import Running
-from pages import NARROW, WIDE
-from playwright.sync_api import Browser, Error, Route, expect
+from pages import NARROW, WIDE, open_tab
+from playwright.sync_api import APIResponse, Browser, Error, Route, expect
 
 
 def test_what_got_lost_on_its_way_is_drawn_by_a_later_beat(app: Running, browser: Browser) -> None:
@@ -25,6 +26,35 @@ def test_what_got_lost_on_its_way_is_drawn_by_a_later_beat(app: Running, browser
     page.goto(app.url)
     expect(page.locator("#q-strip")).to_contain_text("free")
     assert len(lost) == 2
+    with contextlib.suppress(Error):
+        page.unroute_all(behavior="ignoreErrors")
+    page.context.close()
+
+
+def test_an_answer_that_comes_after_a_later_one_does_not_stay(app: Running, browser: Browser) -> None:
+    page = browser.new_context(viewport=WIDE).new_page()
+    page.goto(app.url)
+    open_tab(page, "recipe")
+    card, rank = page.locator("#q-ready"), page.locator("#lora-rank input")
+    expect(card).to_contain_text("2.4 M numbers")
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    page.route("**/gradio_api/run/predict*", hold_the_first)
+    page.evaluate("qLive.tell({'q-news': {value: 'something was found out'}})")
+    page.wait_for_timeout(500)
+    rank.fill("64")
+    rank.press("Tab")
+    expect(card).to_contain_text("19.5 M numbers")
+    (route, answer) = held[0]
+    route.fulfill(response=answer)
+    page.wait_for_timeout(1500)
+    expect(card).to_contain_text("19.5 M numbers", timeout=10_000)
     with contextlib.suppress(Error):
         page.unroute_all(behavior="ignoreErrors")
     page.context.close()

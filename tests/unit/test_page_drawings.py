@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import gradio as gr
+import pytest
 from gradio.blocks import postprocess_update_dict
 
+from qlora_ui.ui import drawings
 from qlora_ui.ui.blocks import Blocks
 from qlora_ui.ui.drawings import Drawings, Drawn, Seen
 
@@ -96,6 +98,16 @@ def test_only_what_is_new_is_sent_and_what_got_lost_is_sent_again() -> None:
     third, *values = sent(["a", "c"], first)
     assert values == ["a", "c"] and third != second
     assert sent(["a", "c"], third) == [skip, skip, skip]
+
+
+def test_a_page_that_shows_an_answer_older_than_the_last_one_is_found_once_that_had_time_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen()
+    first, _ = seen.only_new("page", Drawn.of(["a"]), seen.ticket(), "")
+    second, _ = seen.only_new("page", Drawn.of(["b"]), seen.ticket(), first)
+    assert not seen.is_behind("page", first)  # the second may be on its way
+    monkeypatch.setattr(drawings, "LATE_S", -1.0)
+    assert seen.is_behind("page", first) and not seen.is_behind("page", second)
+    assert not seen.is_behind("a page of before the app began anew", first)
 
 
 def test_of_an_update_only_what_changed_is_sent_and_a_value_alone_as_a_value() -> None:

@@ -23,7 +23,8 @@ function mountPulse(element, trigger, server, everyMs, unseenMs) {
     if (isOut && performance.now() - asked < SLOW_MS) return;
     if (isOut) miss();
     const mine = ++number;
-    const sent = { receipt, inputs: qLive.inputs(), fresh: isFresh };
+    const form = document.querySelector("#q-has-form :is(input, textarea)")?.value ?? "";
+    const sent = { receipt, form, inputs: qLive.inputs(), fresh: isFresh };
     isOut = true;
     isFresh = false;
     asked = performance.now();
@@ -67,10 +68,12 @@ function mountPulse(element, trigger, server, everyMs, unseenMs) {
       location.reload(); // the app was updated under this page
       return;
     }
-    if (answer) {
+    if (answer && answer.views) {
       qLive.tell(answer.views);
       receipt = answer.receipt;
     }
+    // Gradio shows answers as they come: one that was slow on its way puts old numbers over new ones.
+    if (answer && answer.form_is_old) trigger("found");
     // What lives moves with it (.q-chip-live in frame.css), and stands still when the app is gone.
     document.body.dataset.beat = document.body.dataset.beat === "1" ? "0" : "1";
   }
