@@ -24,7 +24,7 @@ class Bad:
 
     number: int
     name: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], object]
     code: str
     """The expected code of the error or finding; empty where the file is fine."""
     place: str = ""
@@ -37,17 +37,17 @@ class Bad:
     """Data settings other than the default; such a case needs a tokenizer."""
 
 
-def text(*lines: str, end: str = "\n") -> Callable[[Path], None]:
+def text(*lines: str, end: str = "\n") -> Callable[[Path], object]:
     """A text file of these lines."""
-    return lambda path: path.write_text("\n".join(lines) + end, encoding="utf-8") and None
+    return lambda path: path.write_text("\n".join(lines) + end, encoding="utf-8")
 
 
-def raw(content: bytes | Callable[[], bytes]) -> Callable[[Path], None]:
+def raw(content: bytes | Callable[[], bytes]) -> Callable[[Path], object]:
     """A file of these bytes."""
-    return lambda path: path.write_bytes(content() if callable(content) else content) and None
+    return lambda path: path.write_bytes(content() if callable(content) else content)
 
 
-def rows(*values: Any) -> Callable[[Path], None]:
+def rows(*values: Any) -> Callable[[Path], object]:
     """A JSONL of these rows."""
     return text(*(json.dumps(value) for value in values))
 
@@ -57,7 +57,7 @@ def chat(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def _parquet(columns: Callable[[], dict[str, Iterable[Any]]], **options: Any) -> Callable[[Path], None]:
+def _parquet(columns: Callable[[], dict[str, Iterable[Any]]], **options: Any) -> Callable[[Path], object]:
     def make(path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq

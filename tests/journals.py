@@ -201,7 +201,13 @@ def _train(journal: _Pen, num_steps: int, done: int, *, step_s: float, chance: r
 
 
 def _end(run: RunDir, journal: _Pen, end: str, done: int) -> None:
-    result = {"duration_s": 150.0, "final_loss": 0.61, "best_eval_loss": 0.69, "tokens_per_s": 1234.0, "peak_bytes": int(5.4 * GIB)}
+    result: dict[str, Any] = {
+        "duration_s": 150.0,
+        "final_loss": 0.61,
+        "best_eval_loss": 0.69,
+        "tokens_per_s": 1234.0,
+        "peak_bytes": int(5.4 * GIB),
+    }
     # Before the last event, as a job does.
     if end in ("done", "stopped"):
         run.adapter.mkdir(exist_ok=True)

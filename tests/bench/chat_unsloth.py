@@ -58,7 +58,7 @@ def measure(model: Any, num_prompt: int, num_new: int) -> dict[str, Any]:
 def device_name() -> str:
     import torch
 
-    return torch.cuda.get_device_name()
+    return str(torch.cuda.get_device_name())
 
 
 def main() -> None:

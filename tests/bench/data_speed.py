@@ -23,15 +23,14 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
-
-from corpus import big
+sys.path.insert(0, str(HERE.parent.parent))
 
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.load import inspect, load_conversations
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import DataSection
 from qlora_ui.settings.source import DataSource
+from tests.corpus import big
 
 TOKENIZED_ROWS = 20_000
 CANCEL_AFTER_S = 3.0

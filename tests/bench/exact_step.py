@@ -49,7 +49,8 @@ def train(given: argparse.Namespace, stack: str) -> dict[str, Any]:
     stacks.be_deterministic(a)
     model, tokenizer, _ = stacks.load(a)
     data, collator, _ = stacks.batches(a, tokenizer)
-    clock, notes = stacks.make_clock(a), []
+    clock = stacks.make_clock(a)
+    notes: list[str] = []
     named = {"model": model, "train_dataset": data, "processing_class": tokenizer, "callbacks": [clock]}
     named |= {"data_collator": collator} if collator is not None else {}
     trainer = stacks.fast_trainer(a, named, notes) if stack == "fast" else stacks.stock_trainer(a, named)

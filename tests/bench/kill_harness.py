@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from jobs import curve, tiny_config, write_rows
 
 from qlora_ui.base.files import sha256_of
 from qlora_ui.runs.events import CheckpointSaved
@@ -40,6 +38,7 @@ from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.jobs import curve, tiny_config, write_rows
 
 WEIGHTS = "adapter_model.safetensors"
 SAVE_EVERY = 2
@@ -239,7 +238,7 @@ def main() -> int:
 
 
 def _make_model(folder: Path) -> None:
-    from tiny_model import make_tiny_model
+    from tests.tiny_model import make_tiny_model
 
     make_tiny_model(folder)
 

@@ -31,7 +31,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
+sys.path.insert(0, str(ROOT))
 
 ROUNDS = 5
 """A toy's steps a second drift by some percent from window to window, so each number of pages has several, between windows without."""
@@ -40,11 +40,10 @@ SERIES = ("loss", "rate", "gradient", "eval")
 
 def serve_here(folder: Path, model: Path | None, on_card: bool) -> None:
     """The app's process: an address on standard output; a line on standard input starts the run, its end ends the app."""
-    from jobs import tiny_config, write_rows
-    from tiny_model import make_tiny_model
-
     from qlora_ui.runs.workspace import Workspace
     from qlora_ui.ui.launch import Address, serve
+    from tests.tiny.jobs import tiny_config, write_rows
+    from tests.tiny_model import make_tiny_model
 
     config = tiny_config(
         model or make_tiny_model(folder / "tiny"),

@@ -27,16 +27,15 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "ui"), str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
-
-from conftest import Running, started_app  # noqa: E402
-from jobs import tiny_config, write_rows  # noqa: E402
-from pages import Looked, chromium, open_tab  # noqa: E402
-from tiny_model import make_tiny_model  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from qlora_ui.base.files import write_json  # noqa: E402
 from qlora_ui.runs.workspace import Workspace  # noqa: E402
 from qlora_ui.ui.app import TABS  # noqa: E402
+from tests.tiny.jobs import tiny_config, write_rows  # noqa: E402
+from tests.tiny_model import make_tiny_model  # noqa: E402
+from tests.ui.conftest import Running, started_app  # noqa: E402
+from tests.ui.pages import Looked, chromium, open_tab  # noqa: E402
 
 SETTLE_S = 6.0
 KINDS = {"renderer": "renderer", "gpu-process": "gpu", "utility": "network and storage"}

@@ -11,9 +11,12 @@ import argparse
 import gc
 import importlib
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import bitsandbytes as bnb
 import peft

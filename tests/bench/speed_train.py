@@ -293,16 +293,17 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     if dtype != torch.bfloat16 or not torch.cuda.is_available():
         apply._obstacles = lambda model: ()
     if a.torch_operations:
-        ops.triton_failure = lambda device: "switched off"
+        vars(ops)["triton_failure"] = lambda device: "switched off"
     if a.flash:
         attention.CUDNN_FROM = 10**9
     if a.whole_mlp:
-        layers.tile_rows = lambda rows, hidden: rows
+        vars(layers)["tile_rows"] = lambda rows, hidden: rows
 
     class Trainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         pass
 
-    trainer: Any = Trainer(args=(args := sft_config(a)), **named, **optimizer(a, args))
+    args = sft_config(a)
+    trainer: Any = Trainer(args=args, **named, **optimizer(a, args))
     in_dtype(trainer.model, dtype)
     kept = 10**6 if a.no_ckpt else a.kept
     report = apply_fast_path(

@@ -30,14 +30,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny"), str(ROOT / "tests" / "unit")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What torch asks for where a product of matrices must give the same bits twice.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import psutil
-from jobs import curve, tiny_config, train, write_rows
 
 from qlora_ui.base.files import sha256_of
 from qlora_ui.hardware.system import versions
@@ -48,6 +47,7 @@ from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.jobs import curve, tiny_config, train, write_rows
 
 WEIGHTS = "adapter_model.safetensors"
 TRAINER = "qlora_ui.engine.trainer.QloraTrainer"
@@ -243,7 +243,7 @@ def stop_trials(folder: Path, model_dir: Path, num_trials: int, device: str = "c
         trial = Trial(phases[number % len(phases)], request)
         # Tokens are kept for the next run: only a workspace of its own makes them anew.
         workspace = Workspace.at(folder / (f"map-{number}" if trial.phase == "map" else "stops"))
-        changes = {"download": {"model.id": hub}, "map": {"data.sources": [{"id": str(many)}]}}
+        changes: dict[str, dict[str, Any]] = {"download": {"model.id": hub}, "map": {"data.sources": [{"id": str(many)}]}}
         made = create_run(workspace, config.changed(changes.get(trial.phase, {})))
         _try_to_stop(made, trial, chance.uniform(0.02, 0.8) * length_s)
         trials.append(trial)
@@ -403,7 +403,10 @@ def _levels() -> dict[str, Any]:
     me = psutil.Process()
     allocated = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else None
     reserved = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else None
-    files = me.num_fds() if os.name != "nt" else me.num_handles()
+    if sys.platform == "win32":
+        files = me.num_handles()
+    else:
+        files = me.num_fds()
     threads = me.num_threads()
     return {"rss_bytes": me.memory_info().rss, "threads": threads, "files": files, "allocated_bytes": allocated, "reserved_bytes": reserved}
 
@@ -439,7 +442,7 @@ def in_words(arguments: argparse.Namespace) -> str:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The result of one word of the command line."""
-    from tiny_model import make_tiny_model
+    from tests.tiny_model import make_tiny_model
 
     model_dir = make_tiny_model(folder / "tiny-llama", 2, arguments.hidden)
     if arguments.word == "resume":
@@ -460,7 +463,8 @@ def _sub(folder: Path, name: str) -> Path:
 def _stops_with_hub(folder: Path, model_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A Hub on this computer that sends half of the weights and then nothing more."""
     import huggingface_hub.constants
-    from hub_stub import HubStub, serve
+
+    from tests.unit.hub_stub import HubStub, serve
 
     stub = HubStub()
     stub.repos["some-owner/tiny"] = {path.name: path.read_bytes() for path in model_dir.iterdir() if path.is_file()}

@@ -62,7 +62,7 @@ def microseconds(calls: list[Any]) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return 1000 * sorted(times)[len(times) // 2] / len(calls)
+    return float(1000 * sorted(times)[len(times) // 2] / len(calls))
 
 
 def measure(name: str, rows: int, tiles: list[tuple[int, int, int]]) -> dict[str, Any]:
@@ -79,12 +79,13 @@ def measure(name: str, rows: int, tiles: list[tuple[int, int, int]]) -> dict[str
     want = torch.cat([layer(x) for layer in chosen[0].layers], 1).float()
     for way, permutes in (("looked up", False), ("permuted", True)):
         for group in groups:
-            group._permutes = lambda x, permutes=permutes: permutes  # type: ignore[method-assign]
+            vars(group)["_permutes"] = lambda x, permutes=permutes: permutes
         error = (chosen[0](x).float() - want).abs().mean() / want.abs().mean()
         found = {"now": microseconds([lambda g=g: g(x) for g in chosen])}
         for tile in tiles if permutes else []:
+            cut = (tile[0], min(tile[1], 1 << (num_in // 64 - 1).bit_length()), tile[2])
             for group in groups:
-                group._tile = lambda device, blocksize, tile=tile: (tile[0], min(tile[1], 1 << (num_in // 64 - 1).bit_length()), tile[2])  # type: ignore[method-assign]
+                vars(group)["_tile"] = lambda device, blocksize, cut=cut: cut
             found[" ".join(map(str, tile))] = microseconds([lambda g=g: g(x) for g in chosen])
         for group in groups:
             vars(group).pop("_tile", None)

@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tiny")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from jobs import at_step, curve, launcher_of, tiny_config, when, write_rows
 
 from qlora_ui.hardware.system import versions
 from qlora_ui.runs.launcher import Launcher
@@ -33,6 +31,7 @@ from qlora_ui.runs.read import RunView, read_run
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from tests.tiny.jobs import at_step, curve, launcher_of, tiny_config, when, write_rows
 
 IN_PROCESSES: dict[str, Any] = {"launch.where": "process", "launch.num_processes": 2}
 PLAIN: dict[str, Any] = {"quant.compute_dtype": "float32", "train.packing": "off", "train.fast_path": "off", "lora.dropout": 0.0}
@@ -166,7 +165,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     words = sys.argv[1:]
     arguments = parser.parse_args(words)
-    from tiny_model import make_tiny_model
+    from tests.tiny_model import make_tiny_model
 
     views: dict[str, RunView] = {}
     rows: dict[str, dict[str, Any]] = {}

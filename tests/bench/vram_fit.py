@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
 from vram_grid import GRID, context_of  # noqa: E402
 from vram_jobs import Bench, Row, case, config_of, data_shape, device_of, facts_of  # noqa: E402

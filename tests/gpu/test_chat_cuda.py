@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """The captured chat on a card: the tokens of the plain one, whatever comes between, and every byte back at the end."""
 
 from __future__ import annotations
@@ -8,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+import torch
 
 from qlora_ui.data.rows import Message
 from qlora_ui.runs.card import Card
@@ -18,6 +15,8 @@ from qlora_ui.runs.registry import create_run
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from tests.tiny.talk import HELLO, answers, write_adapter
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture
@@ -30,8 +29,7 @@ def service(tiny_model_dir: Path, tmp_path: Path) -> Any:
     for seed, folder in enumerate((run.adapter, run.checkpoints / "checkpoint-2")):
         write_adapter(folder, tiny_model_dir, seed + 1)
     service = ChatService(workspace, Card())
-    service.target = ChatTarget(run_id=run.id)
-    service.load(service.target)
+    service.load(ChatTarget(run_id=run.id))
     yield service
     service.close()
 
@@ -59,7 +57,7 @@ def test_captured_says_what_the_plain_step_says(service: Any) -> None:
     long = [*HELLO, Message("assistant", "yes " * 300), Message("user", "hello world how are you today " * 80)]
     assert answers(service.stream(long, greedy, both)) == plain(service, long, greedy, both)
     # The base's part of the cache outlives a change of adapter.
-    service.load(ChatTarget(run_id=service.target.run_id, checkpoint="checkpoint-2"))
+    service.load(ChatTarget(run_id=service.loaded().target.run_id, checkpoint="checkpoint-2"))
     assert answers(service.stream(HELLO, greedy, both)) == plain(service, HELLO, greedy, both)
     wild = Sampling(temperature=1.0, max_tokens=24, seed=5)
     assert answers(service.stream(HELLO, wild, both)) == plain(service, HELLO, wild, both)
@@ -69,12 +67,13 @@ def test_captured_says_what_the_plain_step_says(service: Any) -> None:
 def test_cycles_give_every_byte_back(service: Any) -> None:
     from qlora_ui.settings.sampling import Sampling
 
+    target = service.loaded().target
     service.unload()
     gc.collect()
     torch.cuda.empty_cache()
     start = torch.cuda.memory_allocated()
     for _ in range(5):
-        service.load(service.target)
+        service.load(target)
         list(service.stream(HELLO, Sampling(max_tokens=8), ("base", "adapter")))
         assert service.unload() > 0
     assert abs(torch.cuda.memory_allocated() - start) < 2**20

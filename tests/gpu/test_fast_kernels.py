@@ -7,13 +7,12 @@ Runs on CUDA, or on the CPU where TRITON_INTERPRET=1 is set (Triton's interprete
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,8 +20,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available() and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1"),
 ]
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
 
 from qlora_ui.engine.fast import layer_ops, ops, rope, weights
 from qlora_ui.engine.fast import loss as loss_module
@@ -256,9 +253,8 @@ def test_large_matrices_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 def test_norms_of_a_chat(family: str, tmp_path: Path) -> None:
-    from fast_models import build
-
     from qlora_ui.engine.chat_norms import fuse_norms, restore_norms
+    from tests.tiny.fast_models import build
 
     model = build(family, tmp_path, device=DEVICE, dtype=DTYPE).eval()
     ids = torch.randint(3, 160, (2, 9), device=DEVICE)

@@ -1,26 +1,22 @@
 """The fast step on a CUDA device: every family in bfloat16, capture against eager, memory given back, other threads at work meanwhile."""
-# ruff: noqa: E402  (torch and a card are asked for first)
 
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
-
-from fast_models import FAMILIES, build, packed_batch
+import torch
 
 from qlora_ui.engine.fast import attention
 from qlora_ui.engine.fast.apply import apply_fast_path, fast_state, fuse, remove_fast_path
 from qlora_ui.engine.fast.attention import VarlenPlan, register
 from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
+from tests.tiny.fast_models import FAMILIES, build, packed_batch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 CUDA = torch.device("cuda:0")
 BATCH = packed_batch([70, 5, 40, 101], 256)

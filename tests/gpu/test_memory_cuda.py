@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """Memory that really runs out on a card: the allocator's limit is lowered while a job runs, and the job has to finish all the same.
 
 With QLORA_UI_RESULTS=FILE every case appends what it saw to that file, a JSON object a line.
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+import torch
 
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.runs.events import Healed, MemoryMeasured
@@ -29,6 +26,8 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from tests.tiny.jobs import curve, tiny_config, train
 from tests.tiny_model import make_tiny_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 MIB = 2**20
 PLAIN = {"train__fast_path": "off", "train__packing": "off", "train__checkpointing": "none"}

@@ -1,4 +1,5 @@
 # ruff: noqa: E402
+# mypy: disable-error-code="untyped-decorator"
 """The decode step's own layers say what the model's layers say, for every family, on one row and on two."""
 
 from __future__ import annotations
@@ -7,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from qlora_ui.engine.fast import token_ops
 from qlora_ui.engine.fast.ops import uses_triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,6 +28,8 @@ KEYS = ["base", "default"]
 
 @torch.inference_mode()
 def test_a_kernel_that_does_not_run_here_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_ui.engine.fast import triton_token
+
     base, switch, layers = _ready("llama", tmp_path)
     cache = ChatCache(2, context=256, bucket=80)
     cache.reserve(KEYS, 70)
@@ -40,7 +41,7 @@ def test_a_kernel_that_does_not_run_here_is_done_without(tmp_path: Path, monkeyp
         def __getitem__(self, grid: object) -> object:
             raise RuntimeError("no kernel image is available for execution on the device")
 
-    monkeypatch.setattr(token_ops.triton_token, "token_attend", NotHere())
+    monkeypatch.setattr(triton_token, "token_attend", NotHere())
     _assert_close(forward.run(KEYS, [[8], [8]], [3, 3], [0, 1]), want)
     assert "no kernel image" in layers.reason
     assert not layers.can((), (1, 1))

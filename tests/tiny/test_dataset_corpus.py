@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from corpus_path import DATASETS, PRESET_NAMES, PRESETS, TEMPLATES, Bad
 
 from qlora_ui.base.errors import ModelError, QloraUiError, SettingsError
 from qlora_ui.data.load import inspect
@@ -24,6 +23,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import find_preset, read_yaml, save_preset
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
+from tests.corpus import DATASETS, PRESET_NAMES, PRESETS, TEMPLATES, Bad
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The whole house is typed: mypy --strict over product and starter."""
+"""The whole house is typed: mypy --strict over product, starter, and what else runs only by hand: benches and card tests."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pages import NARROW, WIDE, Looked, chromium
 from playwright.sync_api import Browser, ViewportSize, expect
+
+from tests.ui.pages import NARROW, WIDE, Looked, chromium
 
 # Several apps and browsers share two cores in a test run.
 expect.set_options(timeout=15_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
 import signal
@@ -20,14 +19,13 @@ from conftest import ROOT, started_app
 from pages import Looked, chromium
 from playwright.sync_api import expect
 
-sys.path.insert(0, str(ROOT / "tests" / "tiny"))
-from jobs import tiny_config, write_rows
-
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.registry import list_runs
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
+from tests.bench import pages as bench
+from tests.tiny.jobs import tiny_config, write_rows
 
 pytestmark = pytest.mark.browser
 
@@ -87,7 +85,6 @@ def test_a_hundred_presses_at_once_start_one_run(tmp_path: Path, tiny_model_dir:
 
 @pytest.mark.slow
 def test_pages_that_come_and_go_in_the_middle_of_a_run_lose_no_point(tmp_path: Path, tiny_model_dir: Path) -> None:
-    bench = open_pages()
     workspace = with_draft(tmp_path, tiny_model_dir, train__max_steps=100_000, train__schedule="constant", eval__share=0)
     with started_app(workspace.root) as app:
         press_start(app.url, 1, 1)
@@ -103,16 +100,6 @@ def test_pages_that_come_and_go_in_the_middle_of_a_run_lose_no_point(tmp_path: P
     assert len(result["points_on_each_page"]) == 3
     assert [reader.errors for reader in closing["readers"]] == [[], [], []]
     assert result["no_point_lost"] and result["curves_identical"], result
-
-
-def open_pages() -> Any:
-    """tests/bench/pages.py; beside it stands a module of the same name."""
-    spec = importlib.util.spec_from_file_location("open_pages", ROOT / "tests" / "bench" / "pages.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["open_pages"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow  # a job outlives its app in tiny/test_job_process.py, and a page finds a run again in test_journey.py

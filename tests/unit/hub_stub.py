@@ -8,7 +8,7 @@ import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
-from stub_server import StubHandler, serving
+from tests.unit.stub_server import StubHandler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
