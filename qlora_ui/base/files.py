@@ -88,7 +88,7 @@ def move(source: Path, target: Path) -> None:
 
 def _move_to_other_disk(source: Path, target: Path) -> None:
     fix = f"Empty the trash, at the end of the Runs tab, then do it again; or remove {source} by hand"
-    aside = copied_beside(source, target, where="in the trash", why="The trash is on another disk", fix=fix)
+    aside = copied_beside(source, target, where="in the trash", fix=fix)
     gone = source.with_name(f"{GONE}{secrets.token_hex(6)}")
     try:
         # Only what is whole on the other disk is removed from this one, and at once: nobody finds half of it on either, nor none.
@@ -101,7 +101,7 @@ def _move_to_other_disk(source: Path, target: Path) -> None:
     remove_quietly(gone)
 
 
-def copied_beside(source: Path, target: Path, *, where: str, why: str, fix: str) -> Path:
+def copied_beside(source: Path, target: Path, *, where: str, fix: str) -> Path:
     """A whole copy of a file or a folder beside `target`, on its disk, under a name of what is on its way.
 
     Raises OSError where something cannot be read, and QloraUiError of these words where it does not fit.
@@ -109,7 +109,7 @@ def copied_beside(source: Path, target: Path, *, where: str, why: str, fix: str)
     needed = size_of_tree(source)
     full = QloraUiError(
         f"There is no room {where} for {source.name}.",
-        why=f"{why}, and {format_bytes(needed)} do not fit there",
+        why=f"The trash is on another disk, and {format_bytes(needed)} do not fit there",
         fix=fix,
         code="trash-full",
     )

@@ -121,7 +121,7 @@ def discard(entry: Path) -> None:
 
 def _put_on_other_disk(source: Path, target: Path) -> None:
     fix = "Free some space there, then do it again"
-    aside = copied_beside(source, target, where="where it was", why="The trash is on another disk", fix=fix)
+    aside = copied_beside(source, target, where="where it was", fix=fix)
     try:
         _put(aside, target)
     except OSError:

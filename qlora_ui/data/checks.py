@@ -86,7 +86,6 @@ class TextChecks:
         self.flags: dict[str, array[int]] = {}
         """By kind: the numbers of the rows."""
         self._order: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._kinds: Counter[str] = Counter()
         self._texts: list[str] = []
         self._searched: list[str] = []
         """The texts with system prompts, thinking and tool calls: what must not be learned may stand in any of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,6 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
     """
     _refuse_columns(rows, name)
     mapping = standard_mapping(mapping)
-    shapes = Counter(tuple(row) for row in rows)
     if wanted != "auto":
         asked = format_named(wanted)
         votes = _votes(rows, mapping)
@@ -55,12 +53,13 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
             )
         why = "The columns are what you said they are." if wanted == "columns" else "You chose it."
         return Detection(asked, why, votes, _mapping_for(asked, rows, mapping))
-    if mapping and (columns := format_named("columns")) and not columns.mismatch(rows[0], mapping):
+    columns = format_named("columns")
+    if mapping and not columns.mismatch(rows[0], mapping):
         return Detection(columns, "The columns are what you said they are.", _votes(rows, mapping), mapping)
     votes = _votes(rows, mapping)
     form = _best(votes)
     if form is None:
-        raise _nothing_fits(rows, shapes, votes, name)
+        raise _nothing_fits(rows, votes, name)
     if form.name == "preference":
         rated = is_rated(rows[0])
         raise DataError(
@@ -145,8 +144,8 @@ def _refuse_columns(rows: Sequence[Row], name: str) -> None:
         )
 
 
-def _nothing_fits(rows: Sequence[Row], shapes: Mapping[tuple[str, ...], int], votes: Sequence[FormatVote], name: str) -> DataError:
-    columns = list(dict.fromkeys(column for row in rows[:50] for column in row))
+def _nothing_fits(rows: Sequence[Row], votes: Sequence[FormatVote], name: str) -> DataError:
+    columns = _columns_of(rows[:50])
     if not columns:
         return DataError("The rows are empty objects.", where=name, fix="Choose another file.", code="DATA-COLS")
     single = next((vote.reason for vote in votes if "belong together" in vote.reason), "")

@@ -125,7 +125,7 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
         try:
             header = next((row for row in reader if row), [])
         except csv.Error as error:
-            raise _csv_error(name, 1, error) from None
+            raise _csv_error(name, error) from None
         _check_header(header, name)
         number = 0
         while True:
@@ -209,6 +209,6 @@ def _csv_problem(first: int, last: int, error: csv.Error) -> RowProblem:
     return RowProblem("DATA-CSV", what, fix="Correct the quotes there, or save the table as CSV again.", is_last=is_last)
 
 
-def _csv_error(name: str, line: int, error: csv.Error) -> DataError:
-    problem = _csv_problem(line, line, error)
+def _csv_error(name: str, error: csv.Error) -> DataError:
+    problem = _csv_problem(1, 1, error)
     return DataError(problem.what, where=name, fix=problem.fix, code=problem.code)

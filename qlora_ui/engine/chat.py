@@ -58,7 +58,6 @@ class Loaded:
     context_tokens: int
     num_bytes: int
     device: str
-    is_captured: bool
     reason: str
     """Why steps are not captured as CUDA graphs; empty where they are."""
     warning: str = ""
@@ -291,7 +290,6 @@ class ChatService:
             context_tokens=self._model.context_tokens,
             num_bytes=self._model.num_bytes,
             device=torch.cuda.get_device_name(self._model.device) if self._model.device.type == "cuda" else "CPU",
-            is_captured=not self._pass.reason,
             reason=self._pass.reason,
             warning=self._warning,
         )

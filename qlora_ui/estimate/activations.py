@@ -199,7 +199,7 @@ def _dense_weights(facts: ModelFacts, e: int, *, is_recomputed: bool) -> tuple[i
 
 
 def _input_of(name: str) -> str:
-    if name in ("o_proj",):
+    if name == "o_proj":
         return "o"
     if name in ("gate_proj", "up_proj", "gate_up_proj"):
         return "mlp"

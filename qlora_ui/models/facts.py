@@ -44,7 +44,6 @@ class ModelFacts:
     sliding_window: int | None = None
     num_windowed_layers: int = 0
     """Layers whose attention sees only the sliding window."""
-    num_experts: int = 0
     dtype: str = "bfloat16"
     activation: str = "silu"
     has_qk_norm: bool = False

@@ -48,7 +48,7 @@ def test_captured_says_what_the_plain_step_says(service: Any) -> None:
     from qlora_ui.runs.chat_target import ChatTarget
     from qlora_ui.settings.sampling import Sampling
 
-    assert service.loaded().is_captured
+    assert not service.loaded().reason
     greedy = Sampling(temperature=0, max_tokens=40)
     both = ("base", "adapter")
     for sides in (both, ("adapter",), ("base",)):

@@ -12,7 +12,7 @@ from fast_models import FAMILIES, build, packed_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qlora_ui.engine.fast import layers, recompute
-from qlora_ui.engine.fast.apply import apply_fast_path, fuse, is_fused, remove_fast_path
+from qlora_ui.engine.fast.apply import apply_fast_path, fast_state, fuse, remove_fast_path
 from qlora_ui.engine.fast.attention import register
 from qlora_ui.engine.fast.layers import NotFusable
 from qlora_ui.engine.fast.micro_step import MicroStep, read_batch
@@ -217,9 +217,11 @@ def test_remove_gives_the_plain_modules_back(tmp_path: Path) -> None:
     _, before = plain_step(model, BATCH, 30)
     keys = list(model.state_dict())
     fuse(model, dropout=0.0, num_kept_layers=0)
-    assert is_fused(model) and list(model.state_dict()) == keys
+    assert fast_state(model) and list(model.state_dict()) == keys
     remove_fast_path(model)
-    assert not is_fused(model) and not any("forward" in module.__dict__ for module in model.modules())
+    with pytest.raises(LookupError):
+        fast_state(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
     _, after = plain_step(model, BATCH, 30)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -238,7 +240,9 @@ def test_evaluation_and_padded_plain_calls_stay_plain_while_fused(tmp_path: Path
 def test_cpu_is_left_plain_with_a_reason(tmp_path: Path) -> None:
     model = build("llama", tmp_path)
     report = apply_fast_path(model, dropout=0.0, num_kept_layers=0, packed=True)
-    assert not report.active and not is_fused(model) and "GPU" in report.reasons[0]
+    assert not report.active and "GPU" in report.reasons[0]
+    with pytest.raises(LookupError):
+        fast_state(model)
 
 
 def test_unknown_architecture_and_dora_are_refused(tmp_path: Path) -> None:

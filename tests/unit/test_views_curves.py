@@ -11,7 +11,7 @@ from qlora_ui.runs.events import Queued, Started, StepLogged
 from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.read import RunReader
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.ui.views.curves import curve_texts, new_points, thinned
+from qlora_ui.ui.views.curves import curve_texts, new_points
 from tests.journals import write_run
 
 
@@ -79,12 +79,3 @@ def test_every_curve_is_said_in_a_sentence(workspace: Workspace) -> None:
     assert "Training loss went from" in texts["loss"] and "held-back rows was best at step 120" in texts["loss"]
     assert "5.3 GiB were predicted" in texts["memory"]
     assert set(texts) == {"loss", "memory", "rate", "gradient", "speed"}
-
-
-def test_thinning_keeps_spikes() -> None:
-    values = [1.0] * 10_000
-    values[5_003] = 9.0
-    values[7_001] = -4.0
-    kept = thinned(values, 400)
-    assert len(kept) <= 400 and max(kept) == 9.0 and min(kept) == -4.0
-    assert thinned([1.0, 2.0], 400) == [1.0, 2.0]

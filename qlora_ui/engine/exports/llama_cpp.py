@@ -70,7 +70,7 @@ def convert_model(
 ) -> None:
     """Write a model folder as one GGUF file (`f16`, `bf16` or `q8_0`)."""
     words = [str(converter_folder / MODEL_SCRIPT), str(model), "--outfile", str(target), "--outtype", outtype, "--model-name", name]
-    _run_script(converter_folder, words, "Writing GGUF", on_progress, is_cancelled)
+    _run_script(converter_folder, words, on_progress, is_cancelled)
 
 
 def convert_lora(
@@ -78,7 +78,7 @@ def convert_lora(
 ) -> None:
     """Write an adapter folder as a GGUF LoRA file in f16."""
     words = [str(converter_folder / LORA_SCRIPT), str(adapter), "--base", str(base), "--outfile", str(target), "--outtype", "f16"]
-    _run_script(converter_folder, words, "Writing GGUF", on_progress, is_cancelled)
+    _run_script(converter_folder, words, on_progress, is_cancelled)
 
 
 def _fetched(workspace: Workspace) -> Path:
@@ -125,7 +125,7 @@ def _pip(words: Sequence[str], is_cancelled: IsCancelled) -> None:
         )
 
 
-def _run_script(folder: Path, words: Sequence[str], what: str, on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
+def _run_script(folder: Path, words: Sequence[str], on_progress: OnProgress, is_cancelled: IsCancelled) -> None:
     paths = [str(folder / "gguf-py"), str(_extra(folder))]
     environment = {
         **os.environ,
@@ -136,7 +136,7 @@ def _run_script(folder: Path, words: Sequence[str], what: str, on_progress: OnPr
     }
     began = time.monotonic()
     code, last = _run(
-        [sys.executable, *words], environment, lambda: on_progress(f"{what} ({time.monotonic() - began:.0f} s)", None), is_cancelled
+        [sys.executable, *words], environment, lambda: on_progress(f"Writing GGUF ({time.monotonic() - began:.0f} s)", None), is_cancelled
     )
     if code:
         raise RunError(

@@ -112,11 +112,6 @@ def fast_state(model: Any) -> FastState:
     return state
 
 
-def is_fused(model: Any) -> bool:
-    """Return whether `fuse` has been applied."""
-    return isinstance(model.__dict__.get(_STATE), FastState)
-
-
 def fuse(model: Any, *, dropout: float, num_kept_layers: int) -> FastState:
     """Fuse without asking for a GPU (on the CPU the same nodes run on plain torch); raises NotFusable, maybe half way."""
     base = model.get_base_model()

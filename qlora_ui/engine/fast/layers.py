@@ -171,8 +171,8 @@ class FusedAttention:
         """Return the layer's attention output (N, H) for normed x (N, H); rotary is (cos, sin), each (1, N, dims)."""
         plan = VarlenPlan(packing.cumulative, packing.max_length, self.scale, self.window, self.softcap, is_exact=self.qkv.is_exact)
         angles = (rotary[0].reshape(x.shape[0], -1), rotary[1].reshape(x.shape[0], -1)) if self.rotates else None
-        mixed = nodes.attend(nodes.project(x, self.qkv, tape=tape), self.heads, angles, self.head_norm, plan)
-        return nodes.project(mixed, self.out, tape=tape)
+        mixed = nodes.attend(nodes.project(x, self.qkv, tape), self.heads, angles, self.head_norm, plan)
+        return nodes.project(mixed, self.out, tape)
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,8 @@ def leaves(x: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
 
 class _Project(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, projection: Projection, residual: torch.Tensor | None, tape: Tape | None, *parameters: torch.Tensor
-    ) -> torch.Tensor:
-        y, inner, ctx.dense = projection.forward(x, residual, tape)
+    def forward(ctx: Any, x: torch.Tensor, projection: Projection, tape: Tape | None, *parameters: torch.Tensor) -> torch.Tensor:
+        y, inner, ctx.dense = projection.forward(x, None, tape)
         ctx.save_for_backward(x, inner)
         ctx.projection = projection
         return y
@@ -155,12 +153,12 @@ class _Project(torch.autograd.Function):  # type: ignore[misc]
             ops.accumulate_a(inner_grad, x, projection.adapters, sink.for_a(projection), projection.dropout)
         dx = projection.input_gradient(grad, inner_grad, ctx.dense) if ctx.needs_input_grad[0] else None
         ctx.dense = None
-        return (dx, None, grad if ctx.needs_input_grad[2] else None, None, *sink.results(len(ctx.needs_input_grad) - 4, projection))
+        return (dx, None, None, *sink.results(len(ctx.needs_input_grad) - 3, projection))
 
 
-def project(x: torch.Tensor, projection: Projection, residual: torch.Tensor | None = None, tape: Tape | None = None) -> torch.Tensor:
-    """Return x (N, in) through frozen weights and adapters (+ residual), (N, out), as one autograd node; `tape` for a recomputed layer."""
-    out: torch.Tensor = _Project.apply(x, projection, residual, tape, *leaves(x, projection))
+def project(x: torch.Tensor, projection: Projection, tape: Tape | None = None) -> torch.Tensor:
+    """Return x (N, in) through frozen weights and adapters, (N, out), as one autograd node; `tape` for a recomputed layer."""
+    out: torch.Tensor = _Project.apply(x, projection, tape, *leaves(x, projection))
     return out
 
 

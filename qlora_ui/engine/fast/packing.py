@@ -24,12 +24,6 @@ class Packed:
     row_length: int
     num_tokens: int
     num_truncated: int
-    num_tokens_cut: int
-
-    @property
-    def fill(self) -> float:
-        """Share of the rows' positions that hold tokens, 0 to 1."""
-        return self.num_tokens / (len(self.rows) * self.row_length) if self.rows else 0.0
 
     @property
     def max_documents(self) -> int:
@@ -66,8 +60,7 @@ def best_fit(lengths: Sequence[int], row_length: int) -> Packed:
         if left:
             spaces |= 1 << left
     ordered = sorted(tuple(sorted(row)) for row in rows)
-    cut = [length - row_length for length in lengths if length > row_length]
-    return Packed(tuple(ordered), row_length, sum(kept), len(cut), sum(cut))
+    return Packed(tuple(ordered), row_length, sum(kept), sum(length > row_length for length in lengths))
 
 
 def pack_examples(
@@ -81,11 +74,6 @@ def pack_examples(
         columns["labels"].append([label for i in row for label in labels[i][:row_length]])
         columns["seq_lengths"].append([min(len(input_ids[i]), row_length) for i in row])
     return columns, packed
-
-
-def estimated_rows(lengths: Sequence[int], row_length: int) -> int:
-    """Return how many rows packing gives, for a page that shows what it does to the number of steps."""
-    return len(best_fit(lengths, row_length).rows)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _draw(service: Service, run_id: str, progress: Progress) -> str:
     if view is None:
         return NOTHING
     rows = service.run_lists.rows()
-    picker = run_picker(rows, view.id, "Evaluate", with_unfinished=True)
+    picker = run_picker(rows, view.id, "Evaluate")
     other = next((row.name for row in rows if row.id == progress.key), "another run")
     title = "Evaluating" if progress.key == view.id else f"Evaluating {middle_cut(other, 60)}"
     shown = progress.is_running or progress.key == view.id

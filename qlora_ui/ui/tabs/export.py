@@ -107,7 +107,7 @@ def _draw(service: Service, run_id: str, progress: Progress, plans: dict[tuple[s
     if view is None:
         return NOTHING
     rows = service.run_lists.rows()
-    picker = run_picker(rows, view.id, "Take away", with_unfinished=True)
+    picker = run_picker(rows, view.id, "Take away")
     on_exports = runs_on_exports(service.workspace, rows).items()
     needed = {form: useless_without(needing) for (source, form), needing in on_exports if source == view.id}
     names, cards = {row.id: row.name for row in rows}, list(_cards(service, view, plans, needed))

@@ -38,9 +38,9 @@ def progress_html(progress: Progress, title: str) -> str:
     return ""
 
 
-def run_picker(rows: list[RunRow], run_id: str, words: str, *, with_unfinished: bool = False) -> str:
-    """A list of the finished runs with the one that is looked at chosen; `with_unfinished` also of those that saved a checkpoint only."""
-    every = [row for row in rows if row.has_adapter or (with_unfinished and row.has_checkpoint)]
+def run_picker(rows: list[RunRow], run_id: str, words: str) -> str:
+    """A list of the runs that have an adapter or a checkpoint, with the one that is looked at chosen."""
+    every = [row for row in rows if row.has_adapter or row.has_checkpoint]
     finished = every[:MOST_RUNS]
     if not any(row.id == run_id for row in finished):
         finished = [row for row in rows if row.id == run_id] + finished

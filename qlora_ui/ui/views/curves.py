@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from qlora_ui.base.units import format_bytes, format_duration
@@ -12,6 +11,8 @@ from qlora_ui.runs.read import RunView
 
 MOST_POINTS = 20_000
 """Longer curves are sent thinned to about this many points when a page opens; what follows comes in full."""
+MOST_MARKS = 60
+"""Checkpoints on the axis."""
 LONGEST_GAP_S = 30.0
 """Longer silences in the memory line are pauses between two attempts and take no room on the axis."""
 
@@ -44,7 +45,7 @@ def new_points(view: RunView, cursor: dict[str, Any] | None) -> dict[str, Any]:
         },
         "rules": {"predicted": view.planned.predicted_bytes if view.planned else None},
         "end": {"live": view.status.is_live, "over": view.is_over, "planned": view.num_steps, "last": view.step},
-        "marks": [{"step": event.step, "kind": "best" if event.is_best else "save"} for event in _thin(view.checkpoints, 60)],
+        "marks": [{"step": event.step, "kind": "best" if event.is_best else "save"} for event in _thin(view.checkpoints)],
         "text": curve_texts(view),
     }
 
@@ -110,22 +111,8 @@ def _memory_line(events: Sequence[MemoryMeasured], clock: float, last_time: floa
     return times, used, clock
 
 
-def _thin(events: Sequence[CheckpointSaved], most: int) -> Sequence[CheckpointSaved]:
-    return events if len(events) <= most else [*events[:: len(events) // most], events[-1]]
-
-
-def thinned(values: Sequence[float], most: int) -> list[float]:
-    """Least and greatest of equal stretches of `values`, in order: at most about `most` of them with every spike kept."""
-    if len(values) <= most:
-        return list(values)
-    size = 2 * len(values) / most
-    bounds = [round(place * size) for place in range(most // 2)] + [len(values)]
-    kept: list[float] = []
-    for low, high in pairwise(bounds):
-        part = values[low:high]
-        least, greatest = min(part), max(part)
-        kept += [least, greatest] if part.index(least) < part.index(greatest) else [greatest, least]
-    return kept
+def _thin(events: Sequence[CheckpointSaved]) -> Sequence[CheckpointSaved]:
+    return events if len(events) <= MOST_MARKS else [*events[:: len(events) // MOST_MARKS], events[-1]]
 
 
 def _short(value: float) -> float:
