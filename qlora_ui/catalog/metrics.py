@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,28 +21,24 @@ class Metric:
 
     name: str
     title: str
-    better: Literal["higher", "lower"]
     help: str
     term: str = ""
     """The field's word, where the title is everybody's."""
 
 
 METRICS = (
-    Metric("loss", "Loss", "lower", "Surprise at each learned token of the held-back rows, in nats: the number that training lowers."),
-    Metric("perplexity", "Perplexity", "lower", "e to the loss: among how many equally likely words the model hesitates."),
-    Metric("accuracy", "Token accuracy", "higher", "Share of learned tokens that the model would have chosen itself."),
+    Metric("loss", "Loss", "Surprise at each learned token of the held-back rows, in nats: the number that training lowers."),
+    Metric("perplexity", "Perplexity", "e to the loss: among how many equally likely words the model hesitates."),
+    Metric("accuracy", "Token accuracy", "Share of learned tokens that the model would have chosen itself."),
     Metric(
         "exact_match",
         "Word for word",
-        "higher",
         "Share of answers that say just what the row says, but for case and spaces.",
         "exact match",
     ),
-    Metric("label_f1", "The right label", "higher", "Balance of hits and false alarms, the mean of all labels.", "F1"),
-    Metric(
-        "rouge_l", "Words in common", "higher", "How much of an answer and of the row's are the same words in the same order.", "ROUGE-L"
-    ),
-    Metric("json_validity", "Valid JSON", "higher", "Share of answers that are JSON."),
+    Metric("label_f1", "The right label", "Balance of hits and false alarms, the mean of all labels.", "F1"),
+    Metric("rouge_l", "Words in common", "How much of an answer and of the row's are the same words in the same order.", "ROUGE-L"),
+    Metric("json_validity", "Valid JSON", "Share of answers that are JSON."),
 )
 
 

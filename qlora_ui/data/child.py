@@ -82,7 +82,7 @@ def peek(job: dict[str, Any]) -> dict[str, Any]:
         if isinstance(item, dict) and len(rows) < job["peek"]:
             rows.append({str(column)[:200]: _shown(value) for column, value in list(item.items())[:100]})
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    return {"file_type": file_type, "columns": columns, "rows": rows, "guess": guess_mapping(columns)}
+    return {"columns": columns, "rows": rows, "guess": guess_mapping(columns)}
 
 
 def _shown(value: Any) -> str:

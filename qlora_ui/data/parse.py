@@ -47,7 +47,6 @@ _UNPACKED_BYTES_PER_S = 20_000_000
 class Peek:
     """A first look at a file, for mapping its columns."""
 
-    file_type: str
     columns: tuple[str, ...]
     rows: tuple[Mapping[str, str], ...]
     """The first rows as text, long cells shortened."""
@@ -122,7 +121,7 @@ def peek_file(path: Path, workspace: DataFolders, num_rows: int = 5) -> Peek:
         value = _Child(job, silent, never).report()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Peek(value["file_type"], tuple(value["columns"]), tuple(value["rows"]), value["guess"])
+    return Peek(tuple(value["columns"]), tuple(value["rows"]), value["guess"])
 
 
 @contextlib.contextmanager

@@ -25,10 +25,12 @@ def ensure_model(model: ModelSection, workspace: Folders, on_progress: OnProgres
     folder = find_model_folder(model.id, model.revision, workspace)
     if not is_hub_id(model.id):
         assert folder is not None
-        return read_folder(folder).folder
+        read_folder(folder)
+        return folder
     if folder is not None:
         try:
-            return read_folder(folder).folder
+            read_folder(folder)
+            return folder
         except ModelError as error:
             if error.code not in INCOMPLETE:
                 raise

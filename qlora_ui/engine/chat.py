@@ -331,7 +331,7 @@ class ChatService:
             return False
         on_card = torch.cuda.is_available() and config.launch.device != "cpu"
         free = torch.cuda.mem_get_info()[0] if on_card else psutil.virtual_memory().available
-        return bool(free > (0.5 if on_card else 1.5) * read_folder(folder).size_bytes + 512 * MIB)
+        return bool(free > (0.5 if on_card else 1.5) * (read_folder(folder).stored_bytes or 0) + 512 * MIB)
 
     def _give_card(self) -> None:
         if self._hold is not None:

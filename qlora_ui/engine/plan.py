@@ -74,7 +74,7 @@ def predict(config: RunConfig, workspace: Workspace, lengths: Sequence[int], num
 
 def refuse_unsuited(config: RunConfig, folder: Path) -> None:
     """Raise SettingsError for what the base model in `folder` cannot do, as layers that it does not have or cannot train."""
-    if problems := model_problems(read_folder(folder).facts, config):
+    if problems := model_problems(read_folder(folder), config):
         raise SettingsError(problems=problems)
 
 

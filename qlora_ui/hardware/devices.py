@@ -64,8 +64,6 @@ class DeviceProfile:
     supports_bf16: bool
     tflops: float
     bandwidth_bytes_per_s: float
-    speed_source: str
-    """Where the two figures before come from: `data sheet`, `capability` or `assumed`."""
     watts: float | None = None
     uuid: str = ""
     is_present: bool = True
@@ -107,6 +105,7 @@ def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProf
     others = max(0, gpu.used_bytes - ours)
     capability = gpu.compute_capability or (spec.capability if spec else None)
     assumed_tflops, assumed_bandwidth = (spec.tflops, spec.bandwidth_gb_per_s) if spec else _assumed_speed(capability, gpu.total_bytes)
+    correction, num_learned = stored_correction(workspace, gpu.uuid)
     return DeviceProfile(
         name=gpu.name,
         total_bytes=gpu.total_bytes,
@@ -118,12 +117,11 @@ def card_profile(gpu: GpuState, workspace: HasCache | None = None) -> DeviceProf
         supports_bf16=capability is None or capability >= (8, 0),
         tflops=assumed_tflops,
         bandwidth_bytes_per_s=assumed_bandwidth * 1e9,
-        speed_source="data sheet" if spec else "capability",
         watts=spec.watts if spec else None,
         uuid=gpu.uuid,
         capability=capability,
-        correction=stored_correction(workspace, gpu.uuid)[0],
-        num_learned=stored_correction(workspace, gpu.uuid)[1],
+        correction=correction,
+        num_learned=num_learned,
         speeds=stored_speeds(workspace, gpu.uuid),
     )
 
@@ -142,7 +140,6 @@ def cpu_profile(workspace: HasCache | None = None) -> DeviceProfile:
         supports_bf16=system.has_bf16,
         tflops=0.04 * system.num_cpus,
         bandwidth_bytes_per_s=10e9,
-        speed_source="assumed",
         uuid=CPU_KEY,
         speeds=stored_speeds(workspace, CPU_KEY),
     )
@@ -184,7 +181,6 @@ def listed_profile(card: Card) -> DeviceProfile:
         supports_bf16=card.capability >= (8, 0),
         tflops=card.tflops,
         bandwidth_bytes_per_s=card.bandwidth_gb_per_s * 1e9,
-        speed_source="data sheet",
         watts=card.watts,
         capability=card.capability,
         context_bytes=assumed_context(card.capability),
@@ -205,7 +201,6 @@ def sized_profile(total_bytes: int, name: str) -> DeviceProfile:
         supports_bf16=True,
         tflops=tflops,
         bandwidth_bytes_per_s=bandwidth * 1e9,
-        speed_source="assumed",
         is_present=False,
     )
 

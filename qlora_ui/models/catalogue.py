@@ -119,10 +119,10 @@ def model_facts(model_id: str, revision: str | None, workspace: Folders) -> Mode
         raise ModelError("No model is chosen.", fix="Choose one on the Model tab.", where="model.id", code="model-missing")
     folder = find_model_folder(model_id, revision, workspace)
     if not is_hub_id(model_id) and folder is not None:
-        return read_folder(folder).facts
+        return read_folder(folder)
     if folder is not None:
         try:
-            return read_folder(folder).facts
+            return read_folder(folder)
         except ModelError as error:
             if error.code not in INCOMPLETE:
                 raise
@@ -151,12 +151,12 @@ def _folder_entry(model_id: str, title: str, kind: str, folder: Path) -> ModelEn
     if known is not None and known[0] == (folder, files):
         return known[1]
     try:
-        found = read_folder(folder)
+        facts = read_folder(folder)
     except ModelError as error:
         # Not kept: what could not be read may be readable the next time.
         words = " ".join(replace(problem, where="").sentence() for problem in error.problems)
         return ModelEntry(model_id, title, kind, folder, 0, None, words, kind == "hub" and error.code in INCOMPLETE)
-    entry = ModelEntry(model_id, title, kind, folder, found.size_bytes, found.facts)
+    entry = ModelEntry(model_id, title, kind, folder, facts.stored_bytes or 0, facts)
     _entries[model_id] = ((folder, files), entry)
     return entry
 

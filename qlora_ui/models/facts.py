@@ -56,6 +56,7 @@ class ModelFacts:
     stored_params: int | None = None
     """Parameters counted in the safetensors headers; None where only the config is known."""
     stored_bytes: int | None = None
+    """Of all weight files together, likewise."""
     licence: str = ""
     has_chat_template: bool | None = None
     """None where the folder was not looked at."""

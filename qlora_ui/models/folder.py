@@ -11,7 +11,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +40,17 @@ _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code", 
 _SHARD = re.compile(r"^model-\d{5}-of-(\d{5})\.safetensors$")
 
 
-@dataclass(frozen=True, slots=True)
-class FolderFacts:
-    """What a model folder holds."""
-
-    folder: Path
-    facts: ModelFacts
-    size_bytes: int
-    """All weight files together."""
-    licence: str
-    has_chat_template: bool
-
-
-def read_folder(folder: Path) -> FolderFacts:
+def read_folder(folder: Path) -> ModelFacts:
     """The facts of a model folder; raises ModelError, with the reason, where it cannot or must not be used."""
     config = refuse_unsafe(folder)
     weights = weight_files(folder)
     shapes = {name: shape for file in weights for name, shape in _tensor_shapes(file)}
-    licence, has_template = read_licence(folder), has_chat_template(folder)
-    size_bytes = sum(file.stat().st_size for file in weights)
     facts = replace(
         facts_from_config(config),
         stored_params=sum(map(math.prod, shapes.values())),
-        stored_bytes=size_bytes,
-        licence=licence,
-        has_chat_template=has_template,
+        stored_bytes=sum(file.stat().st_size for file in weights),
+        licence=read_licence(folder),
+        has_chat_template=has_chat_template(folder),
     )
     if not facts.is_tied and _HEAD not in shapes:
         raise ModelError(
@@ -83,7 +69,7 @@ def read_folder(folder: Path) -> FolderFacts:
             where="model.id",
             code="model-partial",
         )
-    return FolderFacts(folder, facts, size_bytes, licence, has_template)
+    return facts
 
 
 def refuse_unsafe(folder: Path) -> dict[str, Any]:

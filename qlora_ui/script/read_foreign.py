@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from qlora_ui.base.errors import SettingsError
@@ -19,9 +19,7 @@ class Foreign:
 
     source: Source
     config: RunConfig
-    taken: dict[str, str] = field(default_factory=dict)
-    """Key of theirs to option path of ours."""
-    ignored: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str]
     """Key of theirs to why it has no effect here, in words."""
 
 
@@ -34,7 +32,6 @@ def read_foreign(text: str, where: str = "the file") -> Foreign:
     source = _recognise(document, where)
     reader = _READERS[source]
     values: dict[str, Any] = {}
-    taken: dict[str, str] = {}
     ignored: dict[str, str] = {}
     for key, value in document.items():
         if value is None:
@@ -47,11 +44,9 @@ def read_foreign(text: str, where: str = "the file") -> Foreign:
         if isinstance(made, str):
             ignored[key] = made
             continue
-        for path, setting in made.items():
-            values[path] = setting
-            taken[key] = path
+        values |= made
     _settle(values)
-    return Foreign(source, RunConfig().changed(values), taken, ignored)
+    return Foreign(source, RunConfig().changed(values), ignored)
 
 
 Made = dict[str, Any] | str

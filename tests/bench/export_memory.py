@@ -95,7 +95,7 @@ def make_run(name: str, models: Path, tokenizer: Path, workspace: Any, device: s
         shutil.copyfile(tokenizer / file, folder / file)
     config = RunConfig().changed({"model.id": str(folder), "launch.device": device, "lora.rank": RANK})
     run = create_run(workspace, config)
-    facts = read_folder(folder).facts
+    facts = read_folder(folder)
     tensors = {}
     for layer in range(facts.num_layers):
         for linear in facts.linears:

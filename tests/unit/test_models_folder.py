@@ -13,7 +13,8 @@ from model_files import CONFIG, model_files, safetensors_bytes, write_model
 from qlora_ui.base.errors import ModelError
 from qlora_ui.models import builtin
 from qlora_ui.models.catalogue import find_model_folder, is_hub_id, list_models, model_facts, needs_download
-from qlora_ui.models.folder import MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, FolderFacts, read_folder
+from qlora_ui.models.facts import ModelFacts
+from qlora_ui.models.folder import MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, read_folder
 from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.models.weights_mark import weights_mark
 from qlora_ui.runs.workspace import Workspace
@@ -22,15 +23,15 @@ from qlora_ui.settings.sections import BUILTIN_MODEL
 
 def test_a_good_folder_is_read_to_the_parameter(tmp_path: Path) -> None:
     found = read_folder(write_model(tmp_path / "m"))
-    assert found.facts.stored_params == found.facts.num_params == 64 * 16 + 2304 + 48
-    assert found.size_bytes == (tmp_path / "m" / "model.safetensors").stat().st_size
+    assert found.stored_params == found.num_params == 64 * 16 + 2304 + 48
+    assert found.stored_bytes == (tmp_path / "m" / "model.safetensors").stat().st_size
     assert (found.licence, found.has_chat_template) == ("apache-2.0", True)
 
 
 def test_a_model_with_an_output_layer_of_its_own_is_read(tmp_path: Path) -> None:
     weights = safetensors_bytes(**{"embed": (64, 16), "layer": (2304,), "norms": (3, 16), "lm_head.weight": (64, 16)})
     folder = write_model(tmp_path, model_files(tie_word_embeddings=False) | {"model.safetensors": weights})
-    assert read_folder(folder).facts.stored_params == 2 * 64 * 16 + 2304 + 48
+    assert read_folder(folder).stored_params == 2 * 64 * 16 + 2304 + 48
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_model_in_the_list_is_read_again_only_where_its_folder_changed(workspa
     monkeypatch.setenv("HF_HUB_CACHE", str(workspace.root / "hub"))
     read: list[str] = []
 
-    def counted(folder: Path) -> FolderFacts:
+    def counted(folder: Path) -> ModelFacts:
         read.append(folder.name)
         return read_folder(folder)
 

@@ -249,7 +249,7 @@ def _check(
     if base is None:
         return None, _not_compared("its base model is not on this computer")
     is_gguf = form.startswith("gguf") or form == "ollama"
-    readable = find_spec("llama_cpp") is not None or read_folder(base).facts.model_type in READABLE_GGUF
+    readable = find_spec("llama_cpp") is not None or read_folder(base).model_type in READABLE_GGUF
     if form == "gguf-lora" or (is_gguf and not readable):
         return None, _not_compared("only llama.cpp reads this form, and it is not part of this app")
     if num_prompts == 0:

@@ -77,7 +77,7 @@ def merge(
 
 def _quantized_names(base: Path) -> tuple[str, ...]:
     """Endings of the weights that are 4-bit in training: every linear layer of the decoder, whether it has an adapter or not."""
-    return tuple(f".{linear.name}.weight" for linear in read_folder(base).facts.linears)
+    return tuple(f".{linear.name}.weight" for linear in read_folder(base).linears)
 
 
 def weight_change(
