@@ -12,7 +12,7 @@ from qlora_ui.data.load import inspect
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sections import BUILTIN_DATA, DataSection
 from qlora_ui.settings.source import DataSource
-from qlora_ui.ui.handler import TOAST_S, handler, problems_html, toast_html
+from qlora_ui.ui.handler import QUIET, TOAST_S, handler, problems_html, toast_html
 from qlora_ui.ui.new_data import KEPT_ROWS_WORDS, keep_pasted, keep_uploads, kept_source, named_source
 from qlora_ui.ui.page import Page
 
@@ -105,15 +105,14 @@ def _wire(page: Page, adds: Adds, adders: dict[str, Any]) -> None:
 
     def wire() -> None:
         inputs, outputs = page.form.inputs, page.form.outputs
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         events = [
-            adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **quiet),
-            adders["builtin"].click(builtin, inputs, outputs, **quiet),
-            adders["kept"].click(kept, inputs, outputs, **quiet),
-            adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
-            adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **quiet),
+            adders["upload"].upload(upload, inputs | {adders["upload"]}, outputs, **QUIET),
+            adders["builtin"].click(builtin, inputs, outputs, **QUIET),
+            adders["kept"].click(kept, inputs, outputs, **QUIET),
+            adders["add"].click(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **QUIET),
+            adders["name"].submit(by_name, inputs | {adders["name"]}, [*outputs, adders["name"]], **QUIET),
             adders["paste"].click(
-                pasted, inputs | {adders["text"], adders["rejected"]}, [*outputs, adders["text"], adders["rejected"]], **quiet
+                pasted, inputs | {adders["text"], adders["rejected"]}, [*outputs, adders["text"], adders["rejected"]], **QUIET
             ),
         ]
         for event in events:

@@ -9,7 +9,7 @@ import gradio as gr
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import Action, act_button, live_html
 from qlora_ui.ui.draft import Draft
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.kept_draft import OWN_WORDS
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change, change_html
@@ -37,7 +37,7 @@ def build(page: Page) -> None:
         if Action.of(event).name == "keep-mine":
             page.service.kept_draft.insist(str(request.session_hash))
 
-    page.refresh_after(bar.act(keep, None, None, trigger_mode="multiple", show_progress="hidden", api_visibility="private"))
+    page.refresh_after(bar.act(keep, None, None, trigger_mode="multiple", **QUIET))
 
 
 def elsewhere_html(draft: Draft) -> str:

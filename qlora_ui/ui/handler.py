@@ -23,6 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TOAST_S = 12
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of a listener: no way in for other programs, and the page says by itself what goes on."""
 
 
 def handler(function: Callable[P, R]) -> Callable[P, R]:

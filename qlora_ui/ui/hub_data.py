@@ -12,7 +12,7 @@ from qlora_ui.data.sources import hub_id
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.data_adders import Adds
-from qlora_ui.ui.handler import handler, refused_html
+from qlora_ui.ui.handler import QUIET, handler, refused_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views import hub_data as views
 from qlora_ui.ui.views.words import ASKING
@@ -55,10 +55,9 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, outputs: tuple
         return views.found_html(datasets, words), "", NOTHING_CHOSEN
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for listener in (button.click, text.submit):
-            asking = listener(lambda: ASKING, None, [outputs[0]], queue=False, **quiet)
-            asking.then(find, [text], list(outputs), **quiet)
+            asking = listener(lambda: ASKING, None, [outputs[0]], queue=False, **QUIET)
+            asking.then(find, [text], list(outputs), **QUIET)
 
     page.when_complete(wire)
 

@@ -12,7 +12,7 @@ from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.data_adders import Adds
 from qlora_ui.ui.draft import Draft
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.data_report import kept_html
 
@@ -41,7 +41,7 @@ def build_kept_data(page: Page, adds: Adds, takes_off: TakesOff, chosen: Callabl
         return [gr.skip() for _ in page.form.outputs]
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+        quiet = QUIET | {"trigger_mode": "multiple"}
         event = listed.act(act, page.form.inputs, page.form.outputs, **quiet)
         page.refresh_after(event)
 

@@ -24,7 +24,7 @@ import orjson
 from qlora_ui.ui.blocks import Asked, Blocks, is_skip
 from qlora_ui.ui.drawings import MAX_TABS, Drawings, Drawn, Seen, joined
 from qlora_ui.ui.form import Form
-from qlora_ui.ui.handler import attempt, handler
+from qlora_ui.ui.handler import QUIET, attempt, handler
 from qlora_ui.ui.service import Service
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Page:
         form_receipt = self._form_receipt = gr.Textbox("", visible="hidden", elem_id="q-has-form", label="Has")
         # Empty until the last visit's settings are in the controls: what a page shows before is nobody's choice.
         self._is_restored = gr.Textbox("", visible="hidden", elem_id="q-is-restored", label="Restored")
-        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        quiet = QUIET | {"queue": False}
         outputs = [form_receipt, *(out for view in self.form_views for out in view.outputs)]
         others = {needed for view in self.form_views for needed in view.inputs}
         inputs = self.form.inputs | self.pickers | others | {form_receipt, self._is_restored}

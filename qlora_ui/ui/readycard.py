@@ -15,7 +15,7 @@ from qlora_ui.settings.option import Option
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.checked import check_label, checked_html, wants_check
 from qlora_ui.ui.views.ready import ready_html, start_label, trained_html, waits_html
@@ -95,7 +95,7 @@ def _check(page: Page) -> None:
             checks.begin(draft)
 
     def wire() -> None:
-        pressed = button.click(press, page.form.inputs | page.pickers, None, api_visibility="private", show_progress="hidden")
+        pressed = button.click(press, page.form.inputs | page.pickers, None, **QUIET)
         page.refresh_after(pressed)
 
     page.on_form(draw, [line, button])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -15,7 +15,7 @@ from qlora_ui.runs.registry import delete_checkpoints, delete_run, find_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.ui.action import Action
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.tabs.chat import choose_run
 
@@ -48,11 +48,12 @@ OF_THE_TAB = (
 """What the tab that the button stands on does itself."""
 
 
-class Outcome:
+class Outcome(NamedTuple):
     """What the page shows after a button: another run, another tab, other settings, or nothing of it."""
 
-    def __init__(self, run_id: str | None = None, tab: str = "", settings: RunConfig | None = None) -> None:
-        self.run_id, self.tab, self.settings = run_id, tab, settings
+    run_id: str | None = None
+    tab: str = ""
+    settings: RunConfig | None = None
 
 
 def wire(page: Page, component: Any) -> None:
@@ -71,7 +72,7 @@ def wire(page: Page, component: Any) -> None:
     def connect() -> None:
         outputs = [page.run_id, page.tabs, *page.form.outputs]
         # Through the queue: Gradio shows no failure of an event that goes past it.
-        done = component.act(act, None, outputs, trigger_mode="multiple", api_visibility="private", show_progress="hidden")
+        done = component.act(act, None, outputs, trigger_mode="multiple", **QUIET)
         page.redraw_after(done)
         page.refresh_after(done)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from qlora_ui.base.files import free_bytes
@@ -12,7 +10,7 @@ from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views.storage import storage_html
@@ -34,7 +32,7 @@ def build_storage(page: Page) -> None:
             look(service, work)
 
     page.live(lambda run_id: drawn(service, work), [view])
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+    quiet = QUIET | {"trigger_mode": "multiple"}
     page.redraw_after(view.act(act, None, None, **quiet))
     run_actions.wire(page, view)
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from qlora_ui.runs.deleted import Deleted, deleted, empty_trash, put_back
 from qlora_ui.ui.action import Action, live_html
-from qlora_ui.ui.handler import handler, toast_html
+from qlora_ui.ui.handler import QUIET, handler, toast_html
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
@@ -50,7 +50,7 @@ def build_trash(page: Page) -> None:
         return [found.run_id if found.kind == "run" else gr.skip(), presets]
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+        quiet = QUIET | {"trigger_mode": "multiple"}
         done = view.act(act, None, [page.run_id, page.preset], **quiet)
         page.redraw_after(done)
         # Models and data files are drawn with the settings.

@@ -15,7 +15,7 @@ from qlora_ui.settings.option import Option
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import Action
 from qlora_ui.ui.controls import from_component
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.views.words import describe_model, source_words
@@ -106,7 +106,7 @@ class Undo:
         inputs = form.inputs | self._page.pickers | {self.preset, self._old}
         # In turn, so that a second press of the same button is known for one.
         in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
-        event = listener(apply, inputs, outputs, show_progress="hidden", api_visibility="private", **in_turn)
+        event = listener(apply, inputs, outputs, **QUIET, **in_turn)
         self._page.refresh_after(event)
 
     def _wire(self) -> None:
@@ -124,10 +124,9 @@ class Undo:
             return [*updates, preset, preset, gr.update(visible=False), {}]
 
         outputs = [*form.outputs, self._page.preset, self.preset, self._bar, self._old]
-        event = self._back.click(back, form.inputs | {self._old}, outputs, show_progress="hidden", api_visibility="private")
+        event = self._back.click(back, form.inputs | {self._old}, outputs, **QUIET)
         self._page.refresh_after(event)
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self._close.click(lambda: (gr.update(visible=False), {}), None, [self._bar, self._old], **quiet)
+        self._close.click(lambda: (gr.update(visible=False), {}), None, [self._bar, self._old], **QUIET)
         # Taking a change back would throw away what the user has made of it since.
         self._page.on_form(
             lambda draft, old: gr.update(visible=False) if is_overtaken(draft.values, old) else gr.skip(), [self._bar], [self._old]

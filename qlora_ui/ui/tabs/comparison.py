@@ -23,7 +23,7 @@ from qlora_ui.ui import comparing
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Background
 from qlora_ui.ui.chosen import run_to_take
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.markup import whole_letters
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
@@ -35,7 +35,6 @@ ABOUT = (
     '<p class="q-small">Base model and adapter get each question with the same random numbers. '
     "The chat’s model answers: where it is not in memory, it is loaded.</p>"
 )
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(page: Page) -> None:

@@ -17,7 +17,7 @@ from qlora_ui.ui.controls import make_hidden
 from qlora_ui.ui.data_adders import build_adders
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import STRUCTURED, as_json
-from qlora_ui.ui.handler import handler, problems_html
+from qlora_ui.ui.handler import QUIET, handler, problems_html
 from qlora_ui.ui.hub_data import build_hub_search
 from qlora_ui.ui.kept_data import build_kept_data
 from qlora_ui.ui.page import Page
@@ -177,7 +177,7 @@ def _wire_actions(page: Page, *components: Any) -> None:
 
     def wire() -> None:
         for component in components:
-            quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
+            quiet = QUIET | {"queue": False, "trigger_mode": "multiple"}
             event = component.act(act, page.form.inputs, page.form.outputs, **quiet)
             page.refresh_after(event)
 
@@ -234,7 +234,7 @@ def _wire_reading(page: Page, verdict: Any) -> None:
             case "read-again":
                 page.service.read_again()
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False, "trigger_mode": "multiple"}
+    quiet = QUIET | {"queue": False, "trigger_mode": "multiple"}
     event = verdict.act(act, None, None, **quiet)
     page.refresh_after(event)
 
@@ -262,12 +262,11 @@ def _wire_steps(page: Page, picker: dict[str, gr.Button], row: gr.Number) -> Non
         return int(order[place % len(order)]) + 1
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         inputs = page.form.inputs | {row}
         # In the browser: a press counts from what the one before it has set, also while the app is busy.
-        page.refresh_after(picker["back"].click(None, [row], [row], js=STEP_JS % -1, **quiet))
-        page.refresh_after(picker["next"].click(None, [row], [row], js=STEP_JS % 1, **quiet))
-        page.refresh_after(picker["worst"].click(worst, inputs, [row], **quiet))
+        page.refresh_after(picker["back"].click(None, [row], [row], js=STEP_JS % -1, **QUIET))
+        page.refresh_after(picker["next"].click(None, [row], [row], js=STEP_JS % 1, **QUIET))
+        page.refresh_after(picker["worst"].click(worst, inputs, [row], **QUIET))
 
     page.when_complete(wire)
 

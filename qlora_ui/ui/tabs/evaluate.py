@@ -14,7 +14,7 @@ from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.markup import escape, middle_cut
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
@@ -46,7 +46,7 @@ def build(page: Page) -> None:
 
             work.press(run.id, job)
 
-    page.redraw_after(view.act(act, None, None, trigger_mode="multiple", api_visibility="private", show_progress="hidden"))
+    page.redraw_after(view.act(act, None, None, trigger_mode="multiple", **QUIET))
     run_actions.wire(page, view)
     comparison.build(page)
 

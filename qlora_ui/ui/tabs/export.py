@@ -32,7 +32,7 @@ from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.background import Progress
 from qlora_ui.ui.chosen import run_to_take
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.packing import pack
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.saving import save_js
@@ -95,7 +95,7 @@ def build(page: Page) -> None:
         return [gr.skip(), gr.skip()]
 
     # Several at once: who waits for a packing may want to cancel it.
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
+    quiet = QUIET | {"trigger_mode": "multiple"}
     done = view.act(act, None, [file, ready], concurrency_limit=8, **quiet)
     done.then(None, [ready], None, js=save_js("export-file"), api_visibility="private")
     page.redraw_after(done)

@@ -16,7 +16,7 @@ from qlora_ui.models.known import KNOWN_CONFIGS
 from qlora_ui.runs.kept_models import delete_model, kept_model, runs_on
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.draft import Draft
-from qlora_ui.ui.handler import handler, refused_html
+from qlora_ui.ui.handler import QUIET, handler, refused_html
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.views import model_card as views
@@ -90,10 +90,9 @@ def _wire_search(page: Page, text: gr.Textbox, button: gr.Button, found: Any) ->
             return refused_html(error)
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for listener in (button.click, text.submit):
-            asking = listener(lambda: ASKING, None, [found], queue=False, **quiet)
-            asking.then(look, {text}, [found], **quiet)
+            asking = listener(lambda: ASKING, None, [found], queue=False, **QUIET)
+            asking.then(look, {text}, [found], **QUIET)
 
     page.when_complete(wire)
 
@@ -118,7 +117,7 @@ def _wire_actions(page: Page, component: Any) -> None:
     def wire() -> None:
         # Through the queue: Gradio shows no failure of an event that goes past it.
         in_turn: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1}
-        event = component.act(act, page.form.inputs, page.form.outputs, api_visibility="private", show_progress="hidden", **in_turn)
+        event = component.act(act, page.form.inputs, page.form.outputs, **QUIET, **in_turn)
         page.refresh_after(event)
         page.redraw_after(event)
 

@@ -12,9 +12,10 @@ from qlora_ui.estimate.advice import make_it_fit, use_the_memory
 from qlora_ui.settings.presets import delete_preset, is_taken, named_preset, save_preset, unreadable_presets
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 from qlora_ui.ui.action import Action, live_html
+from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
-from qlora_ui.ui.handler import handler, toast_html
+from qlora_ui.ui.handler import QUIET, handler, toast_html
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.undo import Change
@@ -161,9 +162,8 @@ def _wire_preset(page: Page, about: Any, save: Any, new_name: gr.Textbox) -> Non
         return _picked(page, page.service.kept_draft.preset_here(shown))
 
     def wire() -> None:
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        page.refresh_after(save.act(save_as, page.form.inputs | {new_name}, [picker, page.undo.preset, new_name], **quiet))
-        page.refresh_after(about.act(delete, [picker], [picker, page.undo.preset], **quiet))
+        page.refresh_after(save.act(save_as, page.form.inputs | {new_name}, [picker, page.undo.preset, new_name], **QUIET))
+        page.refresh_after(about.act(delete, [picker], [picker, page.undo.preset], **QUIET))
 
     page.when_complete(wire)
 
@@ -229,6 +229,4 @@ def _advanced_label(draft: Draft, paths: list[str]) -> str:
 
 
 def _maker(path: str) -> Any:
-    from qlora_ui.ui.controls import make_text
-
     return (lambda option: make_text(option, LINES[path])) if path in LINES else None

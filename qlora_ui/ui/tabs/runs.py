@@ -14,7 +14,7 @@ from qlora_ui.ui import run_actions
 from qlora_ui.ui.action import Action, live_html
 from qlora_ui.ui.chart import LOSS_COMPARED, chart_value, charts
 from qlora_ui.ui.curves import Curves
-from qlora_ui.ui.handler import handler
+from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.run_lists import RunLists
 from qlora_ui.ui.service import Service
@@ -76,7 +76,7 @@ def build(page: Page) -> None:
         chosen["page"] = 0
         return chosen
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    quiet = QUIET | {"queue": False}
     for component in (table, compared, details):
         page.redraw_after(component.act(choose, [choice], [choice], trigger_mode="multiple", **quiet))
         run_actions.wire(page, component)
