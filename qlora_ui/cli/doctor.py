@@ -106,7 +106,9 @@ def _holdings(workspace: Workspace) -> dict[str, int]:
 def _ask_torch() -> dict[str, Any]:
     """The CUDA that PyTorch was built for and how many cards it can use, asked in a process of its own; or why it cannot be imported."""
     try:
-        done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, errors="replace", timeout=TORCH_S, check=False
+        )
         cuda, num_cards = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"cuda": None, "num_cards": 0, "error": str(error)}

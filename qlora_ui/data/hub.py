@@ -61,9 +61,13 @@ class HubSplits:
     sizes: Mapping[str, int]
     """File to bytes."""
 
+    def subset(self, name: str | None) -> str:
+        """The subset of that name; where none is given, the one that the Hub's own programs take."""
+        return name or ("default" if "default" in self.subsets else next(iter(self.subsets)))
+
     def files(self, subset: str | None, split: str) -> tuple[str, ...]:
         """The files of a split; raises DataError naming the choices."""
-        name = subset or ("default" if "default" in self.subsets else next(iter(self.subsets)))
+        name = self.subset(subset)
         if name not in self.subsets:
             raise _error("DATA-SUBSET", f"{self.id} has no subset “{name}”.", "", f"There is: {', '.join(list(self.subsets)[:12])}.")
         splits = self.subsets[name]
@@ -193,7 +197,7 @@ def first_rows(repo: str, subset: str | None, split: str, workspace: DataFolders
     splits = splits_of(repo, workspace)
     name = splits.files(subset, split)[0]
     if name.endswith(".parquet"):
-        return _rows_of_service(repo, _service_subset(splits, subset), split, num_rows)
+        return _rows_of_service(repo, splits.subset(subset), split, num_rows)
     head = _head_of_file(repo, name, splits)
     from qlora_ui.data.load import RowFile
     from qlora_ui.data.parse import parse_file
@@ -244,10 +248,6 @@ def _rows_of_service(repo: str, subset: str, split: str, num_rows: int) -> list[
         except (ValueError, KeyError, TypeError, RecursionError):
             raise _error("hub-error", f"The Hub has no first rows of {repo}.", "", "Download it to see its rows.") from None
     return [row for row in rows if isinstance(row, dict)]
-
-
-def _service_subset(splits: HubSplits, subset: str | None) -> str:
-    return subset or ("default" if "default" in splits.subsets else next(iter(splits.subsets)))
 
 
 # What a listing of files means ---------------------------------------------------------------------------------------
@@ -362,6 +362,3 @@ def _progress_bar(repo: str, done: int, total: int, on_progress: OnProgress, is_
             return None
 
     return Bar
-
-
-__all__ = ["HubDataset", "HubSplits", "download", "first_rows", "search", "splits_of"]

@@ -121,7 +121,7 @@ def inspect(
 
     Raises DataError where a source cannot be read at all, with every such source; and Cancelled.
     """
-    return _load(data, workspace, on_progress, is_cancelled).report
+    return load_anyway(data, workspace, on_progress=on_progress, is_cancelled=is_cancelled).report
 
 
 def load_conversations(
@@ -131,16 +131,9 @@ def load_conversations(
 
     Raises DataError with all problems where the data cannot be trained on, and Cancelled.
     """
-    loaded = _load(data, workspace, on_progress, is_cancelled)
+    loaded = load_anyway(data, workspace, on_progress=on_progress, is_cancelled=is_cancelled)
     loaded.report.raise_if_not_trainable()
     return loaded
-
-
-def load_anyway(
-    data: DataSection, workspace: DataFolders, *, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
-) -> Loaded:
-    """`load_conversations` for looking at rows: usable rows are given even where others stop the training."""
-    return _load(data, workspace, on_progress, is_cancelled)
 
 
 def peek(source: DataSource, workspace: DataFolders, num_rows: int = 5) -> Peek:
@@ -148,7 +141,10 @@ def peek(source: DataSource, workspace: DataFolders, num_rows: int = 5) -> Peek:
     return peek_file(files_of(source, workspace)[0].path, workspace, num_rows)
 
 
-def _load(data: DataSection, workspace: DataFolders, on_progress: OnProgress, is_cancelled: IsCancelled) -> Loaded:
+def load_anyway(
+    data: DataSection, workspace: DataFolders, *, on_progress: OnProgress = silent, is_cancelled: IsCancelled = never
+) -> Loaded:
+    """`load_conversations` for looking at rows: usable rows are given even where others stop the training."""
     if not data.sources:
         raise DataError("No dataset is chosen.", where="data.sources", fix="Choose a file, the built-in set or an id.", code="DATA-NONE")
     files: list[RowFile] = []

@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from qlora_ui.engine.callbacks import Control, Recorder
 from qlora_ui.engine.fast import attention
-from qlora_ui.engine.fast.apply import FastReport, apply_fast_path, remove_fast_path
+from qlora_ui.engine.fast.apply import FastReport, apply_fast_path
 from qlora_ui.engine.fast.packing import PackedCollator, best_fit, pack_examples
 from qlora_ui.engine.load import compute_dtype, keep_layers, load_quantized
 from qlora_ui.engine.master_weights import MasterAdamW
@@ -151,11 +151,6 @@ def enable_fast(trainer: QloraTrainer, rows: Rows, config: RunConfig, lock: thre
     if report.active and not trainer.enable_fast_step(report, run_seed=config.train.seed, capture_lock=lock, on_note=take):
         return FastReport(False, (), (*report.reasons, *notes))
     return replace(report, reasons=(*report.reasons, *notes))
-
-
-def disable_fast(trainer: QloraTrainer) -> None:
-    """Give the modules their own forwards back."""
-    remove_fast_path(trainer.model)
 
 
 def halved(collator: PackedCollator) -> PackedCollator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -223,7 +222,7 @@ def _generation_config(folder: Path, model: Any) -> Any:
     if isinstance(values, Mapping) and values.get("eos_token_id") is not None:
         from transformers import GenerationConfig
 
-        return GenerationConfig(eos_token_id=json.loads(json.dumps(values["eos_token_id"])))
+        return GenerationConfig(eos_token_id=values["eos_token_id"])
     return model.generation_config
 
 

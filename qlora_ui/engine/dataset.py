@@ -30,30 +30,14 @@ from qlora_ui.base.files import read_json, sha256_of, write_json, write_text
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
 from qlora_ui.data.report import DataReport, SourceReport
-from qlora_ui.engine.preview import Preview, PreviewToken, preview_row
 from qlora_ui.engine.token_table import TokenTable
-from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids, tokenizer_state
-from qlora_ui.engine.tokens import IGNORED, TokenizedRow, tokenize_all, tokenize_conversation
+from qlora_ui.engine.tokenizer import tokenizer_state
+from qlora_ui.engine.tokens import IGNORED, tokenize_all
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.intervals import num_held_back
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sections import DataSection
-
-__all__ = [
-    "Datasets",
-    "Preview",
-    "PreviewToken",
-    "Receipt",
-    "TokenizedRow",
-    "build_datasets",
-    "changed_files",
-    "kept_datasets",
-    "load_tokenizer",
-    "preview_row",
-    "stop_token_ids",
-    "tokenize_conversation",
-]
 
 Array = np.ndarray[Any, Any]
 TEMPLATE = "chat_template.jinja"

@@ -13,7 +13,7 @@ import torch
 from qlora_ui.engine import build
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.failures import forget, is_out_of_memory
-from qlora_ui.engine.fast.apply import FastReport
+from qlora_ui.engine.fast.apply import FastReport, remove_fast_path
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.runs.events import Event, Healed, MemoryMeasured, Noticed
@@ -85,7 +85,7 @@ class Fitting:
         trainer = self._trainer
         size, accumulation = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
         trainer.close()
-        build.disable_fast(trainer)
+        remove_fast_path(trainer.model)
         resume = trainer.save_boundary()
         trainer.set_geometry(size // 2, accumulation * 2)
         if self._rows.is_packed:

@@ -27,7 +27,7 @@ from qlora_ui.engine.alike import check_all_alike
 from qlora_ui.engine.base_model import ensure_model
 from qlora_ui.engine.callbacks import Best, Control, Recorder, RequestDesk, agreement
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
-from qlora_ui.engine.dataset import Receipt, build_datasets, load_tokenizer
+from qlora_ui.engine.dataset import Receipt, build_datasets
 from qlora_ui.engine.failures import AtOnce, NonFinite, StopRun, attempt, describe, forget
 from qlora_ui.engine.fast.apply import FastReport
 from qlora_ui.engine.fitting import Fitting, last_good
@@ -42,6 +42,7 @@ from qlora_ui.engine.receipt import write_receipt
 from qlora_ui.engine.release import release
 from qlora_ui.engine.resume import check_same, find_checkpoint, own_rows, take_up
 from qlora_ui.engine.sentinels import Sentinels
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.trainer import QloraTrainer, Session
 from qlora_ui.models.weights_mark import replaced_words
 from qlora_ui.runs.card import Turns

@@ -18,9 +18,11 @@ from qlora_ui.base.files import read_json, sha256_of
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.load import load_conversations
 from qlora_ui.data.rows import Conversation, Message
-from qlora_ui.engine.dataset import build_datasets, load_tokenizer, preview_row
+from qlora_ui.engine.dataset import build_datasets
 from qlora_ui.engine.lens import Lens
+from qlora_ui.engine.preview import preview_row
 from qlora_ui.engine.token_table import TokenTable
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.tokens import IGNORED, tokenize_all
 from qlora_ui.estimate.duration import estimate_duration
 from qlora_ui.hardware.devices import cpu_profile

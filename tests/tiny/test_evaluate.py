@@ -25,12 +25,13 @@ from qlora_ui.data.rows import Conversation, Message
 from qlora_ui.engine.chat import ChatService
 from qlora_ui.engine.chat_model import ChatModel
 from qlora_ui.engine.comparison import compare_answers, load_sides, score_text
-from qlora_ui.engine.dataset import build_datasets, load_tokenizer
+from qlora_ui.engine.dataset import build_datasets
 from qlora_ui.engine.evaluate import _held_back, evaluate_run
 from qlora_ui.engine.evaluate_answers import Answered, are_as_labels, last_words, question_of, task_scores
 from qlora_ui.engine.evaluate_options import EvaluateOptions
 from qlora_ui.engine.evaluate_scores import EvalRow, score_rows
 from qlora_ui.engine.evaluate_verdict import verdict
+from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.tokens import RowTokenizer
 from qlora_ui.runs.card import Card
 from qlora_ui.runs.chat_target import ChatTarget

@@ -110,17 +110,7 @@ def export_run(
         remarks = maker.make(form)
         refuse_leaks(making, workspace, str(source), str(staged))
         # Before the move: an earlier export that loads is worth more than a new one that does not.
-        check, note = _check(
-            form,
-            making,
-            base=base,
-            run=run,
-            adapter=adapter,
-            num_prompts=num_prompts,
-            why_unchecked=why_unchecked,
-            on_progress=on_progress,
-            is_cancelled=is_over,
-        )
+        check, note = _check(form, maker, base, num_prompts, why_unchecked)
         if step is not None:
             note = f"Of the checkpoint of step {step:,}. {note}"
         note = " ".join(filter(None, (_replaced_base(run, checkpoint, base), note, *remarks)))
@@ -233,18 +223,7 @@ def _refuse_without_room(needed: ExportPlan, target: Path) -> None:
         )
 
 
-def _check(
-    form: str,
-    target: Path,
-    *,
-    base: Path | None,
-    run: RunDir,
-    adapter: Path,
-    num_prompts: int,
-    why_unchecked: str,
-    on_progress: OnProgress,
-    is_cancelled: IsCancelled,
-) -> tuple[CheckResult | None, str]:
+def _check(form: str, made: Maker, base: Path | None, num_prompts: int, why_unchecked: str) -> tuple[CheckResult | None, str]:
     """What the comparison with the chat found, in numbers and as a sentence; what could not be compared is kept, with the reason."""
     if base is None:
         return None, _not_compared("its base model is not on this computer")
@@ -255,16 +234,15 @@ def _check(
     if num_prompts == 0:
         return None, _not_compared(why_unchecked) if why_unchecked else "Not compared with the chat."
     try:
-        prompts = _prompts(run, base, form, num_prompts)
         result = check_artefact(
             "gguf" if is_gguf else form.partition("-")[0],
-            target,
+            made.out,
             base=base,
-            adapter=adapter,
-            config_path=run.config_path,
-            prompts=prompts,
-            on_progress=on_progress,
-            is_cancelled=is_cancelled,
+            adapter=made.adapter,
+            config_path=made.run.config_path,
+            prompts=_prompts(made, base, form, num_prompts),
+            on_progress=made.on_progress,
+            is_cancelled=made.is_cancelled,
         )
     except (DoesNotLoad, Cancelled):
         raise
@@ -275,17 +253,17 @@ def _check(
         mark = secrets.token_hex(4)
         logger.exception("the check of an export, id %s", mark)
         return None, _not_compared(f"something went wrong that should not have ({type(error).__name__}, id {mark})")
-    return result, result.sentence() + ("" if result.is_equal else why_answers_differ(form, result, _in_16_bits(run.config())))
+    return result, result.sentence() + ("" if result.is_equal else why_answers_differ(form, result, _in_16_bits(made.config)))
 
 
-def _prompts(run: RunDir, base: Path, form: str, num_prompts: int) -> list[list[int]]:
+def _prompts(made: Maker, base: Path, form: str, num_prompts: int) -> list[list[int]]:
     """What to ask in the comparison; raises QloraUiError where there is nothing to ask, or no memory to ask it in."""
     from qlora_ui.engine.exports.prompts import check_prompts
 
-    prompts = check_prompts(run, num_prompts, base)
+    prompts = check_prompts(made.run, num_prompts, base)
     if not prompts:
         raise RunError("the run's rows are gone, or none of them is a question with an answer", code="export-check-rows")
-    _refuse_without_memory(plan_export(run, base, form).check_bytes, run.config())
+    _refuse_without_memory(plan_export(made.run, base, form).check_bytes, made.config)
     return prompts
 
 
