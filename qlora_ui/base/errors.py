@@ -10,6 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+def sentences(*parts: str) -> str:
+    """What is said in parts, each with its full stop; those that say nothing left out."""
+    return " ".join(part if part.endswith(("?", "…")) else part.rstrip(".") + "." for part in parts if part)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong, in words."""
@@ -24,8 +29,7 @@ class Problem:
     def sentence(self) -> str:
         """The problem as one readable paragraph."""
         place = f"{self.where}: " if self.where else ""
-        parts = [f"{place}{self.what}", self.why, self.fix]
-        return " ".join(part if part.endswith(("?", "…")) else part.rstrip(".") + "." for part in parts if part)
+        return sentences(f"{place}{self.what}", self.why, self.fix)
 
 
 class QloraUiError(Exception):

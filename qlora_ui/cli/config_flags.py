@@ -10,7 +10,7 @@ from pathlib import Path
 from qlora_ui.base.errors import Problem, QloraUiError, SettingsError
 from qlora_ui.base.files import write_text
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.presets import find_preset, read_yaml
+from qlora_ui.settings.presets import HEAD, find_preset, read_yaml
 from qlora_ui.settings.run_config import RunConfig, option_by_path
 
 
@@ -86,7 +86,7 @@ def _read_config_file(path: Path) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path.name} cannot be read.", why=str(error), fix="Give the path of a YAML file.", where="--config") from None
     document = read_yaml(text, path.name)
-    return RunConfig.parse({key: value for key, value in document.items() if key not in ("title", "about", "card_gib")})
+    return RunConfig.parse({key: value for key, value in document.items() if key not in HEAD})
 
 
 def table(rows: Iterable[Iterable[object]]) -> str:

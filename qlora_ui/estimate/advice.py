@@ -204,7 +204,7 @@ def _together(order: list[str]) -> list[tuple[str, ...]]:
 
 def _advice(problem: _Problem, old: RunConfig, new: RunConfig) -> Advice:
     before, after = problem.estimate(old), problem.estimate(new)
-    differences = {path: (was, now) for path, (was, now) in old.differences(new).items()}
+    differences = old.differences(new)
     cut = _share_cut(new, problem.data) if "data.max_length" in differences else None
     fits = after.total_bytes <= problem.budget_bytes
     return Advice(differences, before, after, fits, _sentences(problem, old, new, before, after, cut, fits=fits), cut)

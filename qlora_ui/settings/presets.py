@@ -21,6 +21,8 @@ from qlora_ui.settings.yaml_text import NUMBER_WITH_EXPONENT, dump_yaml
 SHIPPED = Path(__file__).resolve().parents[2] / "presets"
 FIRST_PRESET = "demo"
 """What a first visit begins with."""
+HEAD = ("title", "about", "card_gib")
+"""What the file of a preset says beside its settings."""
 MAX_YAML_BYTES = 256 * KIB
 MAX_TITLE = 80
 
@@ -97,7 +99,7 @@ def read_preset(path: Path) -> Preset:
         document = read_yaml(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path.name} cannot be read.", why=str(error), where=path.name, code="preset") from None
-    head = {key: document.pop(key, None) for key in ("title", "about", "card_gib")}
+    head = {key: document.pop(key, None) for key in HEAD}
     config = RunConfig.parse(document)
     card_gib = head["card_gib"] if isinstance(head["card_gib"], int | float) else None
     return Preset(path.stem, str(head["title"] or path.stem), str(head["about"] or ""), card_gib, path, config)
@@ -202,6 +204,6 @@ def _parsed(path: Path, changed_ns: int, size: int) -> Preset:
 
 
 def _files(user_folder: Path | None) -> Iterable[Path]:
-    yield from sorted(SHIPPED.glob("*.yaml"), key=lambda path: (path.stem != "demo", path.stem))
+    yield from sorted(SHIPPED.glob("*.yaml"), key=lambda path: (path.stem != FIRST_PRESET, path.stem))
     if user_folder is not None:
         yield from sorted(user_folder.glob("*.yaml"))

@@ -87,7 +87,7 @@ class RunConfig(BaseModel):
         if not only_changed:
             return nested
         changed = self.differences(RunConfig())
-        sections = {path.split(".")[0]: {} for path in changed}  # type: dict[str, dict[str, Any]]
+        sections: dict[str, dict[str, Any]] = {path.split(".")[0]: {} for path in changed}
         for path in changed:
             section, name = path.split(".")
             sections[section][name] = nested[section][name]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import gradio as gr
 
-from qlora_ui.base.errors import Problem, QloraUiError
+from qlora_ui.base.errors import Problem, QloraUiError, sentences
 from qlora_ui.base.files import disk_in_words
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.ui.markup import bullet_list, escape, prose, sentence_case
@@ -111,7 +111,7 @@ def _show(error: Exception, where: str) -> NoReturn:
     if told is not None:
         if len(told.problems) == 1:
             problem = told.problems[0]
-            message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{prose(_rest(problem))}</p>")
+            message = toast_html(sentence_case(problem.what.rstrip(".")), f"<p>{prose(sentences(problem.why, problem.fix))}</p>")
         else:
             message = toast_html(f"{len(told.problems)} things to change", problems_html(told.problems))
     else:
@@ -121,8 +121,4 @@ def _show(error: Exception, where: str) -> NoReturn:
 
 
 def _paragraph(problem: Problem) -> str:
-    return f"<strong>{prose(sentence_case(problem.what.rstrip('.')))}.</strong> {prose(_rest(problem))}"
-
-
-def _rest(problem: Problem) -> str:
-    return " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
+    return f"<strong>{prose(sentence_case(problem.what.rstrip('.')))}.</strong> {prose(sentences(problem.why, problem.fix))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlora_ui.base.errors import sentences
 from qlora_ui.ui.controls import head_html
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.form import Form
@@ -18,7 +19,7 @@ def connect(page: Page) -> None:
         heads = []
         for path, control in controls.items():
             problems = draft.problems_of(path)
-            wrong = " ".join(" ".join(part.rstrip(".") + "." for part in (item.what, item.why, item.fix) if part) for item in problems)
+            wrong = " ".join(sentences(item.what, item.why, item.fix) for item in problems)
             changed = Form.differs_from_default(path, draft.values.get(path)) and path not in ("model.id", "output.name")
             effect = idle_words(draft, path) or delta_words(draft, control.option) or automatic_words(draft, path)
             words = (effect, caution_words(draft, path))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from qlora_ui.base.errors import Problem
 from qlora_ui.settings.run_config import option_by_path
 from qlora_ui.ui.action import Action
 from qlora_ui.ui.controls import from_component
+from qlora_ui.ui.handler import problems_html
 from qlora_ui.ui.markup import end_cut, prose, sentence_case
 
 
@@ -31,6 +33,11 @@ def test_a_sentence_begins_with_a_capital_and_a_name_stays_as_it_is(text: str, s
 def test_names_in_backticks_are_set_as_code_and_stay_text() -> None:
     assert prose("the column `<b>` is empty") == "the column <code>&lt;b&gt;</code> is empty"
     assert prose("one ` alone") == "one &#96; alone"
+
+
+def test_a_question_in_a_message_of_the_page_keeps_its_mark_alone() -> None:
+    problem = Problem("lora.rnk", "there is no such option", "The file is older…", "Did you mean lora.rank?")
+    assert problems_html((problem,)).endswith("The file is older… Did you mean lora.rank?</li></ul>")
 
 
 def test_a_sentence_is_cut_at_its_end() -> None:

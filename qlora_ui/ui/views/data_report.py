@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_ui.base.errors import sentences
 from qlora_ui.base.units import KIB, format_bytes, format_count, format_duration
 from qlora_ui.data.detect import MAP_COLUMNS
 from qlora_ui.data.report import DataReport, Finding, SourceReport
@@ -271,7 +272,7 @@ def _finding(finding: Finding, unusable: int, *, is_one_of: bool, has_fix: bool 
         if finding.fix_action and has_fix
         else ""
     )
-    rest = " ".join(part.rstrip(".") + "." for part in (finding.why, finding.fix) if part)
+    rest = sentences(finding.why, finding.fix)
     of = f'<span class="q-finding-rest">{escape(middle_cut(finding.source, 40))}:</span> ' if is_one_of and finding.source else ""
     return (
         f'<li class="q-finding q-finding-{kind}"><span class="q-finding-sign" title="{words}" role="img" aria-label="{words}">{sign}</span>'
@@ -319,4 +320,4 @@ def _column(column: str, value: str, role: str) -> str:
 
 def _sentence(*parts: str) -> str:
     # A sentence that begins with the name of a file keeps the name as it is.
-    return " ".join((part if "." in part.split(":")[0] else part[:1].upper() + part[1:]).rstrip(".") + "." for part in parts if part)
+    return sentences(*(part if "." in part.split(":")[0] else part[:1].upper() + part[1:] for part in parts))

@@ -66,7 +66,7 @@ def prediction_html(memory: MemoryEstimate, device: DeviceProfile, *, is_at_most
     segments = estimate_segments(memory)
     others = [Segment("In use by others", device.others_bytes, "var(--part-others)")] if device.others_bytes else []
     room = device.free_bytes
-    verdict, kind = _verdict(memory, device)
+    verdict, kind = fit_word(memory.total_bytes, device)
     word = "at most" if is_at_most else "predicted"
     rows = "".join(
         f'<li><i class="q-swatch" style="--c:{segment.colour}"></i><span>{escape(segment.words)}</span>'
@@ -89,7 +89,3 @@ def fit_word(total_bytes: int, device: DeviceProfile) -> tuple[str, str]:
     if total_bytes > device.free_bytes:
         return "too large", "bad"
     return ("tight", "warn") if total_bytes > 0.9 * device.free_bytes else ("fits", "good")
-
-
-def _verdict(memory: MemoryEstimate, device: DeviceProfile) -> tuple[str, str]:
-    return fit_word(memory.total_bytes, device)

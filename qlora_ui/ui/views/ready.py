@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qlora_ui.base.errors import Problem
+from qlora_ui.base.errors import Problem, sentences
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.estimate import workload
 from qlora_ui.estimate.memory import saved_bytes
@@ -319,7 +319,7 @@ def _problem(problem: Problem) -> str:
     path = ".".join(problem.where.split(".")[:2])
     option = option_by_path().get(path)
     what = prose(sentence_case(problem.what.rstrip(".")))
-    rest = " ".join(part.rstrip(".") + "." for part in (problem.why, problem.fix) if part)
+    rest = sentences(problem.why, problem.fix)
     link = ""
     if option is not None and tab_of(path):
         link = " " + go_link("Show", tab_of(path), option.dom_id)

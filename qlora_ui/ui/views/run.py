@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qlora_ui.base.errors import sentences
 from qlora_ui.base.units import format_bytes, format_count, format_duration, format_percent
 from qlora_ui.runs.card import Holder
 from qlora_ui.runs.events import Ended, Failed, Finished, Paused, PhaseChanged, RequestSeen, Stopped
@@ -233,7 +234,7 @@ def _end(view: RunView, ended: Ended) -> str:
 
 def _failure(view: RunView, failed: Failed) -> str:
     """Cause before remedy, a button for each remedy, the traceback folded."""
-    rest = " ".join(part.rstrip(".") + "." for part in (failed.why, failed.fix) if part)
+    rest = sentences(failed.why, failed.fix)
     what = failed.what.rstrip(".") or "The run could not go on"
     buttons = []
     for number, suggestion in enumerate(failed.suggestions):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlora_ui.base.errors import sentences
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.runs.events import (
     CheckpointSaved,
@@ -89,7 +90,7 @@ def _say(event: Event) -> tuple[str, str, str, str] | None:
         case CheckpointSaved():
             return "save", "▲", f"Checkpoint saved{', the best so far' if event.is_best else ''}", format_bytes(event.num_bytes)
         case Noticed():
-            rest = " ".join(part.rstrip(".") + "." for part in (event.why, event.fix) if part)
+            rest = sentences(event.why, event.fix)
             return ("warn", "!", event.what, rest) if event.level == "warning" else ("plain", "i", event.what, rest)
         case Healed():
             changes = ", ".join(f"{label_of(path)} {old} → {new}" for path, (old, new) in event.changes.items())
