@@ -13,6 +13,7 @@ from qlora_ui.catalog.formats.columns import guess_mapping, standard_mapping
 from qlora_ui.catalog.formats.format import DataFormat, Row, names
 from qlora_ui.catalog.formats.preference import is_rated
 from qlora_ui.data.report import FormatVote
+from qlora_ui.data.table_rows import reads_as_text
 
 SAMPLE_ROWS = 1000
 MAP_COLUMNS = "Map the columns"
@@ -149,7 +150,7 @@ def _nothing_fits(rows: Sequence[Row], votes: Sequence[FormatVote], name: str) -
     if not columns:
         return DataError("The rows are empty objects.", where=name, fix="Choose another file.", code="DATA-COLS")
     single = next((vote.reason for vote in votes if "belong together" in vote.reason), "")
-    if not single and Path(name).suffix.lower() in (".csv", ".tsv") and any(len(column) > 30 or column[-1:] in ".?!" for column in columns):
+    if not single and Path(name).suffix.lower() in (".csv", ".tsv") and any(map(reads_as_text, columns)):
         single = "the first line of a table names its columns, and this one looks like a row"
     return DataError(
         f"None of the known formats fits the columns found: {names(columns)}.",

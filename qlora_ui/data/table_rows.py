@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +124,17 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
         # Some programs write a quote inside a text as \" instead of doubling it.
         escape = "\\" if _ESCAPED.search(head) and not _DOUBLED.search(head) else None
         reader = csv.reader(lines, delimiter=delimiter, escapechar=escape, strict=True)
+        title = _title(islice(io.StringIO(head, newline=""), num_before, None), delimiter)
         try:
-            header = next((row for row in reader if row), [])
+            filled = (row for row in reader if _is_filled(row))
+            header = next(filled, [])
+            if title:
+                notice("DATA-TITLE", f"The first line is a title (“{title[:80]}”) and was passed over; the columns are named below it.")
+                header = next(filled, [])
         except csv.Error as error:
             raise _csv_error(name, error) from None
         _check_header(header, name)
-        number = 0
+        number = num_empty = 0
         while True:
             number += 1
             first = num_before + reader.line_num + 1
@@ -140,10 +147,32 @@ def read_table(path: Path, file_type: str, progress: Progress, notice: Notice) -
                 yield number, _csv_problem(first, num_before + reader.line_num, error)
                 continue
             progress.done_bytes = min(progress.done_bytes, size)
-            if not cells:
+            if not _is_filled(cells):
                 number -= 1
+                if cells:  # A spreadsheet's empty row, where a blank line is nothing but the end of the file.
+                    num_empty += 1
+                    words = "1 row of the table is empty" if num_empty == 1 else f"{num_empty:,} rows of the table are empty"
+                    notice("DATA-EMPTY-ROWS", f"{words} in every column and not counted.")
                 continue
             yield number, _cells(header, cells, _place(first, num_before + reader.line_num), delimiter)
+
+
+def reads_as_text(cell: str) -> bool:
+    """Whether it is too much for a column's name: a table without names begins with its first row."""
+    return len(cell) > 30 or cell[-1:] in (".", "?", "!")
+
+
+def _title(lines: Iterable[str], delimiter: str) -> str:
+    """The title that stands in the first cell above the columns' names, as people write over a table; empty where there is none."""
+    filled = (row for row in csv.reader(lines, delimiter=delimiter) if _is_filled(row))
+    first, second = next(filled, []), next(filled, [])
+    named = [cell for cell in second if _is_filled([cell])]
+    is_alone = len(first) > 1 and _is_filled(first[:1]) and not _is_filled(first[1:])
+    return first[0].strip() if is_alone and len(named) > 1 and not any(map(reads_as_text, named)) else ""
+
+
+def _is_filled(cells: list[str]) -> bool:
+    return any(cell and not cell.isspace() for cell in cells)
 
 
 def _counted(file: Any, progress: Progress) -> Iterator[str]:
@@ -176,11 +205,16 @@ def _place(first: int, last: int) -> str:
 
 
 def _cells(header: list[str], cells: list[str], place: str, delimiter: str) -> dict[str, Any] | RowProblem:
+    if len(cells) > len(header) and not _is_filled(cells[len(header) :]):
+        cells = cells[: len(header)]  # Spreadsheets write empty cells beside the table where there once was something.
     if len(cells) != len(header):
         return RowProblem(
             "DATA-CSV",
             f"{place} has {len(cells)} fields, the header has {len(header)}",
-            fix=f"A text with “{delimiter}” in it must stand in double quotes.",
+            fix=f"A text with “{delimiter}” in it must stand in double quotes."
+            if len(cells) > len(header)
+            else f"A text with a line break in it must stand in double quotes, and empty cells at the end need their “{delimiter}”: "
+            "in a spreadsheet, delete the columns that are not needed.",
         )
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for column, cell in row.items():

@@ -152,6 +152,9 @@ FILES: dict[str, tuple[str, bytes]] = {
     "commas in a .tsv": ("t.tsv", table()),
     "a spreadsheet's sep line": ("t.csv", table(delimiter=";", before="sep=;\r\n")),
     "unnamed columns": ("t.csv", quoted(lambda n: f'"{q(n)}","{a(n)}",,').replace(b"answer\n", b"answer,,\n")),
+    "a spreadsheet's empty rows": ("t.csv", table(delimiter=";", before=";\r\n").replace(b"\r\n", b"\r\n;\r\n ; \r\n")),
+    "a title above the table": ("t.csv", table(delimiter=";", before="Questions of March;\r\n;\r\n")),
+    "empty cells beside the table": ("t.csv", quoted(lambda n: f'"{q(n)}","{a(n)}",,')),
     "only carriage returns": ("t.csv", table().replace(b"\r\n", b"\r")),
     "table by column": ("t.json", json.dumps(COLUMNS).encode()),
     "pandas by column": ("t.json", json.dumps({name: {str(n): cell for n, cell in enumerate(cells)} for name, cells in COLUMNS.items()}).encode()),
@@ -381,6 +384,24 @@ def test_a_record_with_too_many_fields_is_named_by_its_lines(tmp_path: Path) -> 
     path = tmp_path / "t.csv"
     path.write_text('sep=,\nquestion,answer\na,b\n"two\nlines",b,c\nd,e\n', encoding="utf-8")
     assert "the row on lines 4 to 5 has 3 fields" in found_by_code(read(path, tmp_path / "out")[0])["DATA-CSV"].what
+
+
+def test_empty_rows_of_a_spreadsheet_are_told_once_and_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(table(delimiter=";") + b";;\r\n" * 2)
+    report = read(path, tmp_path / "out")[0]
+    assert report.num_rows == NUM_ROWS
+    assert found_by_code(report)["DATA-EMPTY-ROWS"].what == "2 rows of the table are empty in every column and not counted."
+    assert not any(finding.severity in ("error", "warn") for finding in report.findings)
+
+
+def test_a_line_with_one_name_is_a_title_only_above_names(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("question;\n" + "".join(f"{q(n)};{a(n)}\n" for n in range(NUM_ROWS)), encoding="utf-8")
+    with pytest.raises(DataError, match="columns found: question, column 2"):
+        read(path, tmp_path / "out")
+    path.write_bytes(table(before="Questions of March,\r\n"))
+    assert "(“Questions of March”)" in found_by_code(read(path, tmp_path / "out")[0])["DATA-TITLE"].what
 
 
 def test_a_broken_place_in_a_list_ends_it_and_no_button_leaves_out_the_rest(tmp_path: Path) -> None:
