@@ -150,7 +150,7 @@ def make_draft(service: Service, values: Mapping[str, Any], preset: str, device:
     draft = Draft(values, config, (), preset, service.preset_config(preset), device, edited_at, facts, inspection, peek, mapped, look)
     is_missing = config is not None and needs_download(config.model.id, config.model.revision, service.workspace)
     draft = replace(draft, free_disk_bytes=free_bytes(service.workspace.runs), is_model_missing=is_missing)
-    draft = replace(draft, problems=(*problems, *_data_problems(draft)))
+    draft = replace(draft, problems=(*problems, *(found for found in _data_problems(draft) if not _is_said(found, problems))))
     return draft if config is None or facts is None else _estimated(draft, config, facts)
 
 
@@ -214,6 +214,11 @@ def _data_problems(draft: Draft) -> list[Problem]:
     if draft.report is not None:
         problems.extend(finding.as_problem() for finding in draft.report.findings if finding.severity == "error")
     return list(dict.fromkeys(map(_placed, problems)))
+
+
+def _is_said(found: Problem, problems: list[Problem]) -> bool:
+    """Whether a file is only refused since the mapping of its columns is not whole, which the settings said."""
+    return found.code == "DATA-COLS" and any(problem.where == "data.mapping" for problem in problems)
 
 
 def _placed(problem: Problem) -> Problem:

@@ -133,6 +133,11 @@ def test_the_columns_of_any_dataset_of_a_mix_can_be_mapped(workspace: Workspace,
     draft = _read(service, {"data.sources": sources})
     assert draft.mapped == unknown and draft.peek is not None and draft.peek.answer is not None
     assert draft.peek.answer.columns == ("ask", "say") and not draft.is_ready
+    # One column is missing: that is one thing to change, although the file cannot be read without it.
+    half = service.draft({"data.sources": [{"id": unknown.id}], "data.format": "columns", "data.mapping": {"user": "ask"}})
+    assert half.inspection is not None and half.inspection.done.wait(30)
+    half = service.draft(half.values)
+    assert [problem.what for problem in half.problems if problem.where.startswith("data")] == ["no column is mapped to the answer"]
     meant = {"data.format": "columns", "data.mapping": {"user": "ask", "assistant": "say"}}
     draft = _read(service, {"data.sources": [*sources, {"id": "builtin:plain-pirate"}], **meant})
     assert draft.report is not None and draft.report.num_rows == 24 + 120 and draft.mapped == unknown
