@@ -200,7 +200,7 @@ class TextChecks:
         if self.num_rows < TINY_ROWS:
             found.append(
                 ("DATA-TINY", "warning", self.num_rows, (), f"Only {self.num_rows} {'row' if self.num_rows == 1 else 'rows'}.",
-                 "A model learns so few by heart and little else; none can be held back for checking.", "Use at least some dozens.", None)
+                 "A model learns so few by heart and little else; too few are held back to check it.", "Use at least some dozens.", None)
             )  # fmt: skip
         by_code = {f"{code}": np.array(rows, dtype=np.int64) for code, _, _, rows, *_ in found if len(rows)}
         np.savez(folder / "flags.npz", **by_code)  # type: ignore[arg-type]

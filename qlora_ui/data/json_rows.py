@@ -112,7 +112,9 @@ def read_json_file(path: Path, progress: Progress, notice: Notice) -> Iterator[I
                 yield 1, _row(single)
                 single = None
             yield number, _row(value)
-        if is_list and values.peek() not in ("]", ","):
+        if is_list and values.peek() == "{":
+            notice("DATA-COMMA", "Commas are missing between rows; the rows were read as they are.")
+        elif is_list and values.peek() not in ("]", ","):
             what = f"line {values.line}: the list is not finished"
             yield number + 1, RowProblem("DATA-JSON", what, fix="Export the file again.", is_last=True)
             return

@@ -31,7 +31,7 @@ from qlora_ui.data.report import SourceReport
 from qlora_ui.data.sniff import type_of_file
 from qlora_ui.data.unpack import is_packed
 
-PARSER_VERSION = 8
+PARSER_VERSION = 9
 """Part of the cache's key; raised when the same bytes would give another result."""
 _BASE_S = 60.0
 _SLOWEST_BYTES_PER_S = 2_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from qlora_ui.base.errors import DataError
@@ -34,6 +35,7 @@ _REFUSED: tuple[tuple[bytes, str, str], ...] = (
 )
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 TEXTS = (".txt", ".md", ".text", ".log")
+_JSON_ROWS = re.compile(rb'(\[\s*)?\{\s*"')
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -153,7 +155,7 @@ def looks_like_utf16(head: bytes) -> bool:
 def _text_type(head: bytes, suffix: str) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n\0")
     if suffix in TEXTS:
-        return "jsonl" if start[:2] in (b'{"', b"{'") else "text"
+        return "jsonl" if start[:2] in (b'{"', b"{'") else "json" if _JSON_ROWS.match(start) else "text"
     if suffix in (".jsonl", ".ndjson"):
         return "json" if _is_spread(start) else "jsonl"
     if start[:1] == b"[":

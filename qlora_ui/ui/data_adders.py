@@ -36,7 +36,8 @@ def _place() -> dict[str, Any]:
         kept = gr.Button(KEPT_ROWS_WORDS, elem_id="q-add-kept", elem_classes="q-tool", size="md")
     gr.HTML(
         # static/upload.js says there how far an upload is.
-        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text, also packed; the layout is found out.</p>',
+        '<div id="q-uploading"></div><p class="q-small">JSONL, JSON, CSV, TSV, Parquet or text, also packed; the layout is found out. '
+        "In a text, write “Question:” and “Answer:” before each.</p>",
         apply_default_css=False,
     )
     with gr.Row(elem_classes="q-search"):
@@ -50,7 +51,7 @@ def _place() -> dict[str, Any]:
         add = gr.Button("Add", elem_id="q-source-add", elem_classes="q-tool", scale=0)
     with gr.Accordion("Paste rows", open=False, elem_classes="q-fold", elem_id="q-paste"):
         text = gr.Textbox(
-            label="JSONL, JSON or CSV, as it would stand in a file",
+            label="JSONL, JSON or CSV as in a file, or lines with “Question:” and “Answer:”",
             lines=6,
             max_lines=14,
             elem_id="q-paste-text",

@@ -13,8 +13,10 @@ from typing import Any
 
 from qlora_ui.base.errors import DataError, Problem
 from qlora_ui.base.files import safe_stem, typed_path, write_text, written_aside
+from qlora_ui.base.units import MIB
 from qlora_ui.data.collect import kept_rows
 from qlora_ui.data.parse import unpacked
+from qlora_ui.data.reply import rows_in_reply, suffix_of
 from qlora_ui.data.sniff import refuse_foreign
 from qlora_ui.data.sources import hub_id
 from qlora_ui.data.unpack import is_packed
@@ -23,6 +25,8 @@ from qlora_ui.ui.markup import whole_letters
 
 KEPT_ROWS_WORDS = "Answers kept in the chat"
 """What the button says that adds them."""
+_REPLIES = (".json", ".jsonl", ".txt", ".md", "")
+_LONGEST_REPLY_BYTES = MIB
 
 
 def keep_uploads(temporary: Any, workspace: Workspace) -> tuple[list[str], tuple[Problem, ...]]:
@@ -53,6 +57,9 @@ def keep_upload(temporary: str, workspace: Workspace) -> str:
 def _keep(source: Path, workspace: Workspace) -> str:
     with unpacked(source, workspace) as path:
         refuse_foreign(path)
+        rows = _rows_in_reply(path)
+        if rows:
+            return _keep_rows(rows, safe_stem(path.stem) or "upload", workspace)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
         target = _place(workspace, digest, safe_stem(path.stem) or "upload", re.sub(r"[^.a-z0-9]", "", path.suffix.lower())[:12])
@@ -67,12 +74,26 @@ def keep_pasted(text: str, workspace: Workspace) -> str:
     """Write pasted rows to a file of the workspace's datasets; the kind is told by their first sign. Returns the file's id."""
     body = whole_letters(text.strip())
     if not body:
-        raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV", code="DATA-EMPTY")
-    suffix = ".json" if body.startswith("[") else ".jsonl" if body.startswith("{") else ".csv"
-    digest = hashlib.sha256(body.encode()).hexdigest()[:8]
-    target = _place(workspace, digest, "pasted-rows", suffix)
-    write_text(target, body + "\n")
+        raise DataError("Nothing is pasted yet.", fix="Paste rows of JSONL, JSON or CSV, or questions and answers", code="DATA-EMPTY")
+    return _keep_rows(rows_in_reply(body), "pasted-rows", workspace)
+
+
+def _keep_rows(rows: str, stem: str, workspace: Workspace) -> str:
+    target = _place(workspace, hashlib.sha256(rows.encode()).hexdigest()[:8], stem, suffix_of(rows))
+    write_text(target, rows + "\n")
     return str(target)
+
+
+def _rows_in_reply(path: Path) -> str:
+    """The rows in a small text file that is a chat's reply with words around them; empty for any other file."""
+    if path.suffix.lower() not in _REPLIES or path.stat().st_size > _LONGEST_REPLY_BYTES:
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return ""
+    rows = rows_in_reply(text)
+    return rows if rows != text else ""
 
 
 def kept_source(workspace: Workspace) -> str:

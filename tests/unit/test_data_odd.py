@@ -166,6 +166,11 @@ FILES: dict[str, tuple[str, bytes]] = {
     "commas after lines": ("t.jsonl", lines(NAMED.values(), ",\n")),
     "Windows line ends": ("t.jsonl", lines(NAMED.values(), "\r\n")),
     "blank lines between": ("t.jsonl", lines(NAMED.values(), "\n\n")),
+    "no commas between": ("t.json", ("[" + "\n".join(json.dumps(row) for row in NAMED.values()) + "]").encode()),
+    "a list in a text file": ("t.txt", json.dumps(list(NAMED.values()), indent=1).encode()),
+    "marked questions": ("t.txt", "\n\n".join(f"Question: {q(n)}\nAnswer: {a(n)}" for n in range(NUM_ROWS)).encode()),
+    "blank lines before answers": ("t.txt", "\n\n\n".join(f"Q: {q(n)}\r\n\r\nA: {a(n)}" for n in range(NUM_ROWS)).encode()),
+    "a text of Windows": ("t.txt", "\n\n".join(f"F: {q(n)}\nA: {a(n)}" for n in range(NUM_ROWS)).encode("cp1252")),
     "no suffix": ("rows", lines(NAMED.values())),
 }  # fmt: skip
 

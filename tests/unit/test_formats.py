@@ -108,11 +108,27 @@ def test_tools_and_thinking_are_kept() -> None:
         "[INST] is a marker of Llama 2.",
         "[INST] one [INST] two [/INST] three [/INST]",
         "The markers are ### Human: and ### Assistant: in that file.",
+        "Q: Which is red?\nA: blood\nB: snow",
+        "An exam has questions.\nQuestion: one\nAnswer: two",
     ],
 )
 def test_prose_that_mentions_markers_stays_text(text: str) -> None:
     assert turns_in(text) is None
     assert format_named("text").convert({"text": text}, {}) == {"text": text}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Question: Why?\nAnswer: So.",
+        "question 12: Why?\n\nanswer 12: So.",
+        "Q1: Why?\nA1: So.",
+        "Frage: Why?\nAntwort: So.",
+        "PREGUNTA : Why?\nRESPUESTA : So.",
+    ],
+)
+def test_questions_and_answers_as_people_note_them_are_turns(text: str) -> None:
+    assert said(format_named("text").convert({"text": text}, {})) == [("user", "Why?"), ("assistant", "So.")]
 
 
 def test_written_out_turns_of_llama_2() -> None:
@@ -131,6 +147,8 @@ def test_written_out_turns_of_llama_2() -> None:
     [
         ("### Human: hi", "\n### Assistant: yo"),
         ("USER: hi", "\nASSISTANT: yo"),
+        ("Question: hi", "\nAnswer: yo"),
+        ("Q: hi", "\nA: yo"),
         ("<|im_start|>user\nhi", "\n<|im_start|>assistant\nyo"),
         ("[INST] hi", "[/INST] yo"),
         ("[INST] hi [/INST] yo", ""),

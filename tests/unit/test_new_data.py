@@ -56,6 +56,34 @@ def test_two_contents_of_one_name_are_told_apart_and_one_content_is_kept_once(wo
     assert pasted == ["pasted-rows.jsonl", "pasted-rows-2.jsonl", "pasted-rows.jsonl"]
 
 
+ROWS = '{"question": "a", "answer": "b"}', '{"question": "c", "answer": "d"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "kept_as", "rows"),
+    [
+        ("a.json", "Here it is:\n\n```json\n[\n{0},\n{1}\n]\n```\nAnything else?", "a.json", "\n\n\n[\n{0},\n{1}\n]\n\n"),
+        ("a.txt", "```\n{0}\n```\nAnd more:\n```jsonl\n{1}", "a.jsonl", "\n{0}\n\n\n\n{1}\n"),
+        ("a.txt", "json\nCopy code\n{0}\n{1}\nBye.", "a.jsonl", "\n\n{0}\n{1}\n"),
+        ("a.md", "# A guide\n" + "Rows are written so: " * 9 + "\n```\n{0}\n```\n", "a.md", None),
+        ("a.csv", "prompt,completion\n```\n{0}\n{1}\n```", "a.csv", None),
+        ("a.json", "[{0}]\n```", "a.json", None),
+    ],
+)
+def test_words_of_a_chat_around_rows_are_left_out_and_lines_keep_their_numbers(
+    workspace: Workspace, name: str, reply: str, kept_as: str, rows: str | None
+) -> None:
+    reply = reply.replace("{0}", ROWS[0]).replace("{1}", ROWS[1])
+    path = kept(workspace, name, reply)
+    assert path.name == kept_as and path.read_text() == (reply if rows is None else rows.replace("{0}", ROWS[0]).replace("{1}", ROWS[1]))
+    if rows is not None:
+        assert Path(keep_pasted(reply, workspace)).read_text() == path.read_text()
+
+
+def test_pasted_questions_and_answers_are_a_text(workspace: Workspace) -> None:
+    assert Path(keep_pasted("Question: Why?\nAnswer: So.", workspace)).suffix == ".txt"
+
+
 def test_half_an_emoji_at_the_end_of_a_pasted_text_does_no_harm(workspace: Workspace) -> None:
     path = Path(keep_pasted('{"prompt": "a 😀", "completion": "b \ud83d x"}', workspace))
     assert path.read_text(encoding="utf-8") == '{"prompt": "a 😀", "completion": "b � x"}\n'

@@ -21,6 +21,10 @@ class Style:
     """Finds where a turn begins, in time that grows with the text and no faster; its first group is the speaker."""
 
 
+ASKED = ("question", "frage", "pregunta", "pergunta", "domanda", "vraag")
+ANSWERED = ("answer", "antwort", "respuesta", "réponse", "resposta", "risposta", "antwoord")
+"""What people write before a question and its answer."""
+
 _ENDS = ("</s>", "<s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 """What stands at the end of a turn, beside white space, and is no part of it."""
 
@@ -32,8 +36,12 @@ STYLES: tuple[Style, ...] = (
     Style("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?")),
     Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?")),
     Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?")),
+    Style("Question: / Answer:", re.compile(rf"(?:^|\n)((?i:{'|'.join(ASKED)}|{'|'.join(ANSWERED)})) ?\d{{0,4}} ?: ?")),
+    Style("Q: / A:", re.compile(r"(?:^|\n)([QFAB])\d{0,4}: ?")),
 )
 _SPEAKERS = {"function response": "tool", "instruction": "user", "response": "assistant", "ipython": "tool"}
+_SPEAKERS |= dict.fromkeys((*ASKED, "q", "f"), "user") | dict.fromkeys((*ANSWERED, "a"), "assistant")
+_QUESTION = re.compile(rf"((?i:{'|'.join(ASKED)}) ?\d{{0,4}} ?|[QF]\d{{0,4}}): ?")
 _LLAMA2_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*(.*)$", re.DOTALL)
 
 
@@ -41,6 +49,11 @@ def style_of(text: str) -> str:
     """The name of the style that a text is written in, with at least a question and an answer; empty for ordinary text."""
     turns = turns_in(text)
     return turns[0] if turns else ""
+
+
+def begins_question(line: str) -> bool:
+    """Whether a line of a text file begins a question, as `Question:` or `Q:` does."""
+    return _QUESTION.match(line) is not None
 
 
 def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
@@ -53,9 +66,11 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
         if first is None or text[: first.start()].strip():
             continue  # A conversation begins with a speaker; a text that merely mentions one is none.
         parts = style.speaker.split(text)
+        speakers = [speaker.lower() for speaker in parts[1::2]]
+        if "b" in speakers:
+            continue  # Where a B stands, an A is a choice and no answer.
         messages = [
-            turn(_SPEAKERS.get(speaker.lower()) or ROLES[speaker.lower()], _without_end(said))
-            for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+            turn(_SPEAKERS.get(speaker) or ROLES[speaker], _without_end(said)) for speaker, said in zip(speakers, parts[2::2], strict=True)
         ]
         roles = {message["role"] for message in messages}
         if {"user", "assistant"} <= roles:
