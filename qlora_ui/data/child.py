@@ -219,6 +219,8 @@ class _Parse:
         if filled := next((column for column in media if is_filled(item[column])), ""):
             what = f"holds pictures or sound in `{filled}`; only text is learned from"
             raise RowProblem("DATA-MEDIA", what, filled, "Empty the cell if the text makes sense without it")
+        if form.name == "columns" and isinstance(answers := item.get(mapping.get("assistant", "")), list) and len(answers) > 1:
+            self.notices.setdefault("DATA-LISTED", f"Row {number} has a list as its answer: of such the first entry is learned.")
         return form.convert(item, mapping if form is chosen else {})
 
     def _shape_of(self, item: dict[str, Any], detection: Detection) -> tuple[DataFormat, tuple[str, ...], Mapping[str, str]]:
@@ -313,25 +315,16 @@ class _Parse:
         return [replace(found, fix_action=None) if (found.fix_action or {}).get("action") != "set" else found for found in findings]
 
     def _mixed(self) -> str:
-        parts = [f"{count} × {name} (first: row {self.first_of.get(name, 1)})" for name, count in self.formats.most_common()]
-        return f"The file mixes {len(parts)} formats: {', '.join(parts)}"
+        parts = (f"{count} × {name} (first: row {self.first_of.get(name, 1)})" for name, count in self.formats.most_common())
+        return f"The file mixes {len(self.formats)} formats: {', '.join(parts)}"
 
     def _notes(self, detection: Detection, sample: list[dict[str, Any]], num_rows: int) -> list[Finding]:
         notes = [Finding(code, "note", 1, (), what, source=self.name) for code, what in self.notices.items()]
         ignored = [column for column in _IGNORED if column in sample[0]]
         if ignored:
-            notes.append(
-                Finding(
-                    "DATA-COLS",
-                    "warning",
-                    self.num_seen,
-                    (),
-                    f"The column “{ignored[0]}” is refused and left out.",
-                    "It would let the file replace the chat template.",
-                    "Nothing to do, unless you meant it: then choose the template among the settings.",
-                    source=self.name,
-                )
-            )
+            what, why = f"The column “{ignored[0]}” is refused and left out.", "It would let the file replace the chat template."
+            fix = "Nothing to do, unless you meant it: then choose the template among the settings."
+            notes.append(Finding("DATA-COLS", "warning", self.num_seen, (), what, why, fix, source=self.name))
         texts = [value for row in sample[:200] for value in row.values() if isinstance(value, str)]
         written = Counter(style_of(text) for text in texts) if detection.format.name == "text" else Counter()
         if style := next((style for style, _ in written.most_common() if style), ""):

@@ -409,6 +409,13 @@ def test_a_line_with_one_name_is_a_title_only_above_names(tmp_path: Path) -> Non
     assert "(“Questions of March”)" in found_by_code(read(path, tmp_path / "out")[0])["DATA-TITLE"].what
 
 
+def test_an_answer_that_is_a_list_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines([{"question": q(0), "answer": [a(0)]}, *({"question": q(n), "answer": [a(n), "two"]} for n in range(1, 5))]))
+    report, conversations = read(path, tmp_path / "out")
+    assert said(conversations[2]) == pair(2) and found_by_code(report)["DATA-LISTED"].what.startswith("Row 2 has a list as its answer")
+
+
 def test_a_broken_place_in_a_list_ends_it_and_no_button_leaves_out_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     rows = [json.dumps({"question": q(n), "answer": a(n)}) for n in range(NUM_ROWS)]
