@@ -42,7 +42,10 @@ class Checks:
         """The check of these settings, if somebody asked for it; where it `is_wanted` it is begun, unless the user has skipped it."""
         if draft.config is None:
             return None
-        key = self._key(draft)
+        key, before_counting = self._key(draft), self._key(draft, is_counted=False)
+        if key != before_counting and before_counting in self._asked:
+            # It was asked of the longest row allowed, and tokens have been counted since: it is meant of the longest that there is.
+            self._asked = self._asked - {before_counting} | {key}
         return self.begin(draft, edited_at=draft.edited_at) if key in self._asked or (is_wanted and key not in self._skipped) else None
 
     def skip(self, draft: Draft) -> None:
@@ -54,9 +57,9 @@ class Checks:
             self._skipped.add(self._key(draft))
 
     @staticmethod
-    def _key(draft: Draft) -> Hashable:
+    def _key(draft: Draft, *, is_counted: bool = True) -> Hashable:
         config = draft.config
         assert config is not None
-        longest = draft.shape.longest_tokens if draft.shape is not None else None
+        longest = draft.shape.longest_tokens if is_counted and draft.shape is not None else None
         card = (draft.device.name, draft.device.context_bytes, draft.device.grows_segments)
         return (*(getattr(config, name).model_dump_json() for name in SECTIONS), config.data.max_length, longest, card)

@@ -17,7 +17,7 @@ from qlora_ui.ui.controls import make_text
 from qlora_ui.ui.draft import Draft
 from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
-from qlora_ui.ui.views.checked import check_label, checked_html, wants_check
+from qlora_ui.ui.views.checked import check_label, checked_html, has_check, wants_check
 from qlora_ui.ui.views.ready import ready_html, start_label, trained_html, waits_html
 
 OPTIONS = ("output.name",)
@@ -80,9 +80,9 @@ def _check(page: Page) -> None:
 
     def draw(draft: Draft) -> tuple[str, Any]:
         # By itself only for a card that is here: elsewhere it would keep a processor busy that may be training.
-        is_wanted = wants_check(draft) and draft.is_ready and draft.device.is_present and not draft.device.is_cpu
+        is_wanted = wants_check(draft) and draft.is_ready and draft.device.is_present
         pending = checks.of(draft, is_wanted=is_wanted)
-        return checked_html(draft, pending), gr.update(value=check_label(pending), visible=draft.memory is not None)
+        return checked_html(draft, pending), gr.update(value=check_label(pending), visible=has_check(draft))
 
     @handler
     def press(data: dict[Any, Any]) -> None:

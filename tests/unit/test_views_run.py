@@ -110,6 +110,14 @@ def test_the_timeline_names_what_happened(workspace: Workspace) -> None:
         assert words in html
 
 
+def test_training_that_goes_on_after_an_answer_is_told_once(workspace: Workspace) -> None:
+    view = view_of(workspace)
+    began = next(event for event in view.timeline if isinstance(event, PhaseChanged) and event.phase == "train")
+    answering = [replace(began, phase=phase, step=step) for step in range(1, 5) for phase in ("probe", "train")]
+    again = replace(view, timeline=(*view.timeline, *answering))
+    assert timeline_html(again).count("<span>Training</span>") == timeline_html(view).count("<span>Training</span>") == 1
+
+
 def test_the_probe_strip_begins_before_training(workspace: Workspace) -> None:
     html = probes_html(view_of(workspace))
     assert html.index("Before training") < html.index("Step 60") < html.index("Step 120")

@@ -206,7 +206,7 @@ function qTools(store, changed) {
 const Q_FORMATS = {
   loss: (v) => (v === 0 ? "0" : Math.abs(v) >= 1000 || Math.abs(v) < 0.001 ? v.toExponential(1) : Number(v.toPrecision(3)).toString()),
   number: (v) => (Math.abs(v) >= 1000 ? `${Number((v / 1000).toPrecision(3))}k` : Number(v.toPrecision(3)).toString()),
-  rate: (v) => (v === 0 ? "0" : v >= 1e-4 ? Number(v.toPrecision(2)).toFixed(7).replace(/0+$/, "") : v.toExponential(1).replace(".0e", "e")),
+  rate: (v) => (v === 0 ? "0" : v >= 1e-4 ? Number(v.toPrecision(2)).toFixed(7).replace(/\.?0+$/, "") : v.toExponential(1).replace(".0e", "e")),
   bytes: (v) => (v === 0 ? "0" : v >= 0.995 * 2 ** 30 ? `${(v / 2 ** 30).toFixed(1)} GiB` : `${Math.round(v / 2 ** 20)} MiB`),
   step: (v) => Math.round(v).toLocaleString("en-US"),
   time: (v) => (v < 90 ? `${Math.round(v)} s` : v < 5400 ? `${Number((v / 60).toPrecision(2))} min` : `${Number((v / 3600).toPrecision(2))} h`),

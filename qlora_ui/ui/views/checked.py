@@ -17,9 +17,16 @@ CLOSE_SHARES = (0.9, 1.2)
 """Of the free memory: outside of these a more exact number would not change the verdict."""
 
 
+def has_check(draft: Draft) -> bool:
+    """Whether a check says more than the estimate: on a processor it lacks what the system's allocator keeps, a third of a small run."""
+    return draft.memory is not None and not draft.device.is_cpu
+
+
 def wants_check(draft: Draft) -> bool:
     """Whether the estimate alone is a weak ground: settings that nobody has measured, or about as much as there is free."""
     memory, (least, most) = draft.memory, CLOSE_SHARES
+    if not has_check(draft):
+        return False
     if draft.is_at_most and draft.fits is None:
         return False  # It would check the longest conversation allowed, which no row may have.
     free = draft.device.free_bytes

@@ -15,7 +15,7 @@ def probes_html(view: RunView | None) -> str:
     prompts = list(dict.fromkeys(event.prompt for event in view.probes))
     steps = _chosen(sorted({event.step for event in view.probes}))
     answers = {(event.prompt, event.step): event.answer for event in view.probes}
-    head = "".join(f'<th scope="col" class="q-num">{"Before training" if step == 0 else f"Step {step:,}"}</th>' for step in steps)
+    head = "".join(_head(step, is_last=step == steps[-1]) for step in steps)
     rows = []
     for prompt in prompts:
         cells = "".join(_cell(answers.get((prompt, step)), is_last=step == steps[-1]) for step in steps)
@@ -25,6 +25,11 @@ def probes_html(view: RunView | None) -> str:
         '<div class="q-probes-scroll" tabindex="0" role="region" aria-label="Answers to the probe questions">'
         f'<table><thead><tr><th scope="col">Question</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>'
     )
+
+
+def _head(step: int, *, is_last: bool) -> str:
+    words = "Before training" if step == 0 else f"Step {step:,}"
+    return f'<th scope="col" class="q-num{" q-probe-last" if is_last else ""}">{words}</th>'
 
 
 def _cell(answer: str | None, *, is_last: bool) -> str:

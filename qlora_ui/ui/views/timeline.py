@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from qlora_ui.base.errors import sentences
 from qlora_ui.base.units import format_bytes, format_duration
 from qlora_ui.runs.events import (
@@ -45,13 +47,26 @@ def timeline_html(view: RunView | None) -> str:
     if view is None:
         return ""
     start = min((event.time for event in view.timeline if not isinstance(event, Queued)), default=view.created)
-    rows = [row for event in view.timeline[-MOST:] if (row := _row(event, start))]
+    rows = [row for event in _without_repeats(view.timeline[-MOST:]) if (row := _row(event, start))]
     if not rows:
         return ""
     older, newer = rows[:-SHOWN], rows[-SHOWN:]
     folded = fold(f"{len(older)} earlier", f'<ol class="q-timeline">{"".join(older)}</ol>', "timeline") if older else ""
     shown = f'<ol class="q-timeline">{"".join(newer)}</ol>'
     return f'<section class="q-card"><h2 class="q-h2">What happened</h2>{folded}{shown}</section>'
+
+
+def _without_repeats(events: Sequence[Event]) -> Iterator[Event]:
+    """The events without the phase that a run is in again, as training is after each answer to the probe questions."""
+    phase = ""
+    for event in events:
+        if isinstance(event, Started):
+            phase = ""
+        if isinstance(event, PhaseChanged) and event.phase in _PHASES:
+            if event.phase == phase:
+                continue
+            phase = event.phase
+        yield event
 
 
 def _row(event: Event, start: float) -> str:
