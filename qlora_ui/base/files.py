@@ -23,6 +23,8 @@ from qlora_ui.base.units import format_bytes
 
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
+DISK_AWAY = frozenset((errno.EIO, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ESTALE))
+"""Codes of a disk that was unplugged, a network drive that went away, or one that breaks."""
 MAX_STEM_BYTES = 120
 """File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
 GONE = ".qlora-ui-gone-"
@@ -44,7 +46,7 @@ def disk_full_in_words(error: BaseException) -> QloraUiError | None:
 
 
 def disk_in_words(error: BaseException) -> QloraUiError | None:
-    """What a full disk, one that is not writable or a file of somebody else's means to the user; None for every other failure."""
+    """What a full disk, one that is not writable or not there, or a file of somebody else's means to the user; None for other failures."""
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         why = (
             f"{error.filename} lies on a disk that the system lets nobody write to"
@@ -57,6 +59,10 @@ def disk_in_words(error: BaseException) -> QloraUiError | None:
         why = "Its permissions do not allow it, or another program holds it"
         fix = "Give yourself the right to it, or close what uses it, then do it again"
         return QloraUiError(f"The system refuses access to {error.filename}.", why=why, fix=fix, code="disk-refused")
+    if isinstance(error, OSError) and error.errno in DISK_AWAY:
+        why = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        fix = "See that the disk or the network drive is there, then do it again; a disk with errors wants to be checked"
+        return QloraUiError("The disk does not answer.", why=why, fix=fix, code="disk-away")
     return disk_full_in_words(error)
 
 

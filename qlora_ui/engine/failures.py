@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.files import DISK_FULL
+from qlora_ui.base.files import DISK_FULL, disk_in_words
 from qlora_ui.base.units import format_bytes
 from qlora_ui.runs.events import Failed
 from qlora_ui.settings.run_config import RunConfig, option_by_path
@@ -99,6 +99,15 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
             what="The disk is full.",
             why="A file of the run could not be written; checkpoints that were whole before still are",
             fix="Free some space and continue the run",
+            traceback=trace,
+        )
+    if told := disk_in_words(error):
+        problem = told.problems[0]
+        return Failed(
+            code=problem.code,
+            what=problem.what,
+            why=problem.why,
+            fix=f"{problem.fix}. Continue takes the run up from its last checkpoint",
             traceback=trace,
         )
     if any(words in str(error) for words in _CARD_WORDS):

@@ -44,6 +44,7 @@ from qlora_ui.engine.resume import check_same, find_checkpoint, own_rows, take_u
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.trainer import QloraTrainer, Session
+from qlora_ui.engine.unsaved import Unsaved, error_of
 from qlora_ui.models.weights_mark import replaced_words
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, Stopped
@@ -119,7 +120,7 @@ class Job:
             failure = processes.failure_of_another(self.run, error) or describe(error, self.config, self._at_once())
             # As text: a log record with the exception itself would hold the model.
             log.error("run %s failed: %s\n%s", self.run.id, failure.what, failure.traceback)
-            has_good_weights = isinstance(error, NonFinite)
+            has_good_weights = isinstance(error, NonFinite | Unsaved)
             forget(error)
         if not self.is_main:
             return processes.leave_failure(self.run, failure)
@@ -175,6 +176,8 @@ class Job:
         is_over = trainer.state.global_step >= plan.num_steps
         if self.desk.wants_end and not is_over:
             if self.desk.has(Request.PAUSE):
+                if trainer.unsaved is not None:
+                    raise error_of(trainer.unsaved)
                 return self._fill(Paused(), None)
             return self._fill(Stopped(), self._publish(self._final_state(trainer, None)))
         best = self.best.step if config.eval.keep_best else None

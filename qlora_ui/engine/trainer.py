@@ -23,19 +23,20 @@ from safetensors.torch import load_file
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import Problem, RunError
 from qlora_ui.engine.adapter import WEIGHTS, write_adapter
 from qlora_ui.engine.callbacks import Best, EvaluationStopped
 from qlora_ui.engine.checkpoints import CheckpointStore
-from qlora_ui.engine.failures import NonFinite, StopRun, forget, is_disk_full, is_out_of_memory
+from qlora_ui.engine.failures import NonFinite, StopRun, forget, is_out_of_memory
 from qlora_ui.engine.fast.captured_step import FastStepMixin
 from qlora_ui.engine.fast.packing import PackedCollator
 from qlora_ui.engine.load import keep_layers
 from qlora_ui.engine.randomness import RandomState, read_random_state, restore_random_state
 from qlora_ui.engine.split import adapter_names, gather_adapter, scatter_adapter
 from qlora_ui.engine.unlogged import Unlogged, unlogged_of
+from qlora_ui.engine.unsaved import error_of, notice_of, unsaved_because
 from qlora_ui.runs.card import Turns
-from qlora_ui.runs.events import CheckpointSaved, Event, Healed, Noticed
+from qlora_ui.runs.events import CheckpointSaved, Event, Healed
 from qlora_ui.settings.intervals import Intervals, warmup_argument
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.upstream import sft_arguments
@@ -118,6 +119,8 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         """What was added up for the curve at that point."""
         self._has_unlogged = False
         self._owes_check = False
+        self.unsaved: Problem | None = None
+        """Why the last checkpoint was not saved, where it was not."""
         self._adapter_names: dict[str, str] = {}
         super().__init__(*arguments, **named)
         self.remove_callback(PrinterCallback)
@@ -317,7 +320,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             write_adapter(self.accelerator.unwrap_model(self.model), folder, self._session.config, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any, *, must: bool = False) -> None:
-        """Write a checkpoint aside and rename it; a full disk costs this checkpoint and not the run, unless it `must` be."""
+        """Write a checkpoint aside and rename it; a disk that does not take it costs it and not the run, unless it `must` be."""
         session, step = self._session, self.state.global_step
         if session.store.find(step) is not None:
             return
@@ -325,26 +328,15 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             self._save_whole(model, trial, step)
         except (OSError, RuntimeError, RunError, SafetensorError, ValueError) as error:
             session.store.abandon(step)
-            if not is_disk_full(error) or self.args.world_size > 1:
+            self.unsaved = unsaved_because(error)
+            if self.unsaved is None or self.args.world_size > 1:
                 raise
-            reason = str(error).splitlines()[0][:200]
             forget(error)
-            if must or self.control.should_training_stop:
-                raise RunError(
-                    "The disk is full: the last steps could not be saved.",
-                    why=reason,
-                    fix="Free some space and continue the run; the checkpoints before are whole",
-                    code="disk-full",
-                ) from None
-            session.write(
-                Noticed(
-                    level="warning",
-                    code="disk-full",
-                    what=f"The checkpoint of step {step} was not saved: the disk is full.",
-                    why="The run goes on; the checkpoints before are whole",
-                    fix="Free some space",
-                )
-            )
+            if must:
+                raise error_of(self.unsaved) from None
+            session.write(notice_of(self.unsaved, step, goes_on=not self.control.should_training_stop))
+        else:
+            self.unsaved = None
 
     def _save_whole(self, model: Any, trial: Any, step: int) -> None:
         session, started = self._session, time.monotonic()

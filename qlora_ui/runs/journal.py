@@ -17,7 +17,9 @@ from qlora_ui.base.units import KIB
 from qlora_ui.runs.events import Ended, Event, from_line, to_line
 
 KEPT_LINES = 10_000
-"""Lines that wait for room on a full disk."""
+"""Lines that wait for a disk that takes them."""
+LAST_S = 10.0
+"""How long the last event of a job waits for a file that is refused: backups and virus scanners hold one for seconds."""
 RESERVE_BYTES = 256 * KIB
 """Room for a run's last words: an end with its traceback, and the minutes of lines that wait before it."""
 
@@ -30,6 +32,8 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._unwritten: deque[bytes] = deque(maxlen=KEPT_LINES)
         self._is_torn = False
+        self.refusal: OSError | None = None
+        """Why the disk did not take the last event."""
         self.step = 0
         """Stamped on events that carry no step of their own."""
         _end_broken_line(path)
@@ -37,28 +41,41 @@ class JournalWriter:
     def write(self, event: Event, *, durable: bool = False) -> bool:
         """Append the event with the time of now; `durable` waits until it is on the disk.
 
-        On a full disk the event is kept and written with a later one, since a run does not end for want of a line; False says so.
-        A job's last event has no later one: the room that was kept for it is given up, and more points of curves than fit are lost.
+        What the disk does not take (it is full, not connected for a moment, or another program holds the file) is kept and written with a
+        later event, since a run does not end for want of a line; False says so. Raises OSError where the folder is gone.
+        A job's last event has no later one: the room that was kept for it is given up, and more points of curves than fit are lost;
+        a disk that refuses for another reason is asked again for a while.
         """
         stamped = replace(event, time=event.time or time.time(), step=event.step or self.step)
         with self._lock:
             self._unwritten.append((to_line(stamped) + "\n").encode())
             is_written = self._append(durable)
             if not is_written and isinstance(event, Ended):
-                drop_reserve(self._path)
-                waiting = sum(map(len, self._unwritten))
-                while waiting > RESERVE_BYTES // 2 and len(self._unwritten) > 1:
-                    waiting -= len(self._unwritten.popleft())
-                is_written = self._append(durable)
+                is_written = self._append_last(durable)
             return is_written
+
+    def _append_last(self, durable: bool) -> bool:
+        until = time.monotonic() + LAST_S
+        while self.refusal is not None and self.refusal.errno not in DISK_FULL and time.monotonic() < until:
+            time.sleep(0.2)
+            if self._append(durable):
+                return True
+        with contextlib.suppress(OSError):
+            drop_reserve(self._path)
+        waiting = sum(map(len, self._unwritten))
+        while waiting > RESERVE_BYTES // 2 and len(self._unwritten) > 1:
+            waiting -= len(self._unwritten.popleft())
+        return self._append(durable)
 
     def _append(self, durable: bool) -> bool:
         try:
             self._append_all(durable)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
+            self.refusal = error.with_traceback(None)
             return False
+        self.refusal = None
         return True
 
     def _append_all(self, durable: bool) -> None:

@@ -20,8 +20,6 @@ from qlora_ui.base.units import format_duration
 from qlora_ui.runs import process, registry, thread
 from qlora_ui.runs.card import Card, Holder
 from qlora_ui.runs.ending import config_or_none, end_as_another_said, end_unended, end_unstarted, has_own_process
-from qlora_ui.runs.events import Stopped
-from qlora_ui.runs.journal import JournalWriter, drop_reserve
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.waiting import find_left, read_order, write_order
@@ -264,10 +262,9 @@ class Launcher:
         self._enqueue(run)
 
     def _unqueue(self, run: RunDir) -> None:
+        registry.unqueue_run(run)
         self._queue.remove(run)
         self._remember()
-        JournalWriter(run.journal_path).write(Stopped(), durable=True)
-        drop_reserve(run.journal_path)
         self._changed.notify_all()
 
     def _remember(self) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import takewhile
@@ -14,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.base.files import resolve_inside
+from qlora_ui.base.files import DISK_FULL, resolve_inside
 from qlora_ui.base.trash import throw_away
-from qlora_ui.runs.events import Queued, from_line
+from qlora_ui.runs.events import Queued, Stopped, from_line
 from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
@@ -49,13 +50,27 @@ def create_run(workspace: Workspace, config: RunConfig) -> RunDir:
 
 
 def queue_run(run: RunDir) -> None:
-    """Write down that a run waits, and keep room for the words with which it ends; raises RunError where the disk has no room."""
+    """Write down that a run waits, and keep room for the words with which it ends.
+
+    Raises RunError where the disk has no room, and OSError where it takes nothing for another reason.
+    """
     make_reserve(run.journal_path)
-    if not JournalWriter(run.journal_path).write(Queued(), durable=True):
+    journal = JournalWriter(run.journal_path)
+    if journal.write(Queued(), durable=True):
+        return
+    with suppress(OSError):
         drop_reserve(run.journal_path)
-        raise RunError(
-            "The disk is full.", why=f"Run {run.id} cannot wait or work", fix="Free some space, then try again", code="disk-full"
-        )
+    if journal.refusal is not None and journal.refusal.errno not in DISK_FULL:
+        raise journal.refusal
+    raise RunError("The disk is full.", why=f"Run {run.id} cannot wait or work", fix="Free some space, then try again", code="disk-full")
+
+
+def unqueue_run(run: RunDir) -> None:
+    """Write down that a run waits no longer; raises OSError where that cannot be written, and the run still waits."""
+    journal = JournalWriter(run.journal_path)
+    if not journal.write(Stopped(), durable=True) and journal.refusal is not None:
+        raise journal.refusal
+    drop_reserve(run.journal_path)
 
 
 def _free_path(runs: Path, word: str) -> Path:
@@ -194,6 +209,6 @@ def refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
         raise RunError(
             f"Run {run.id} waits for its turn.",
             why=why_not_queued,
-            fix="Take it out of the queue first, on the Train tab",
+            fix="Take it out of the queue first: on the Train tab, or with “runs stop”",
             code="run-queued",
         )

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from jobs import again, curve, models_alive, tiny_config, train, whole_steps, write_rows
 from safetensors import SafetensorError
 
+from qlora_ui.base.errors import RunError
 from qlora_ui.engine import job
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.failures import AtOnce, describe, make_room
@@ -241,9 +242,53 @@ def test_a_disk_that_is_full_at_the_end_fails_in_words_and_continues_later(
     assert view.status is Status.DONE and view.ended is not None and view.ended.adapter == "adapter"
 
 
+NO_ROOM = RunError("The disk has 3 MiB left; a checkpoint needs 64 MiB.", fix="Free some space", code="disk-full")
+DISKS = {
+    "full": NO_ROOM,
+    "read-only": OSError(errno.EROFS, "Read-only file system", "checkpoints"),
+    "away": OSError(errno.EIO, "Input/output error"),
+}
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_disk_that_takes_no_checkpoint_costs_neither_run_nor_result(
+    disk: str, config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CheckpointStore, "check_space", lambda self, size: raising(DISKS[disk])())
+    view = train(workspace, config.changed({"eval.share": 0}))
+    assert view.status is Status.DONE and view.has_adapter and view.step == 6, view.ended
+    told = [event.what for event in view.notices if isinstance(event, Noticed) and event.code.startswith("disk")]
+    assert ["step 2" in told[0], "step 4" in told[1], "step 6" in told[2]] == [True] * 3
+
+
+@pytest.mark.parametrize("request_", [Request.PAUSE, Request.STOP])
+def test_what_was_learned_is_kept_where_the_step_of_the_end_cannot_be_saved(
+    request_: Request, config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(trainer: Any) -> None:
+        if trainer.state.global_step == 4:
+            RunDir(next(workspace.runs.iterdir())).request(request_)
+            monkeypatch.setattr(CheckpointStore, "check_space", lambda self, size: raising(NO_ROOM)())
+
+    patched_step(monkeypatch, ask)
+    view = train(workspace, config.changed({"eval.share": 0}))
+    assert whole_steps(view) == [2, 4] and view.has_adapter and view.ended is not None and view.ended.adapter
+    if request_ is Request.PAUSE:
+        assert isinstance(view.ended, Failed) and view.ended.code == "disk-full" and "3 MiB left" in view.ended.why
+    else:
+        assert view.status is Status.STOPPED
+    # It is that of step 5, not of the newest checkpoint.
+    assert view.run.other_steps() == [4, 2]
+
+
+def test_a_file_that_may_not_be_read_is_no_bug() -> None:
+    failed = describe(PermissionError(errno.EACCES, "Permission denied", "/models/model.safetensors"), None)
+    assert failed.code == "disk-refused" and "/models/model.safetensors" in failed.what and "Continue" in failed.fix
+
+
 def raising(error: Exception) -> Any:
     def fail(*arguments: Any, **named: Any) -> Any:
-        raise type(error)(*error.args)
+        raise error if isinstance(error, RunError) else type(error)(*error.args)
 
     return fail
 

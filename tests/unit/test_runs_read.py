@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -94,6 +95,23 @@ def test_the_states_follow_from_the_journal_and_the_owner(run: RunDir) -> None:
     assert reader.view().status is Status.QUEUED
     journal.write(Finished())
     assert reader.view().status is Status.DONE and not reader.view().can_resume
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_lines_wait_for_a_disk_that_takes_them(code: int, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *how: Any, **more: Any) -> Any:
+        raise OSError(code, os.strerror(code), str(path))
+
+    journal = JournalWriter(run.journal_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        patch.setattr("qlora_ui.runs.journal.LAST_S", 0.0)
+        assert not journal.write(step(1)) and not journal.write(Finished()) and journal.refusal is not None
+    assert journal.write(step(2)) and journal.refusal is None
+    assert [event.step for event in read_events(run.journal_path) if not isinstance(event, Queued)] == [1, 0, 2]
+    shutil.rmtree(run.path)
+    with pytest.raises(FileNotFoundError):
+        journal.write(step(3))
 
 
 def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:

@@ -1,0 +1,50 @@
+"""A checkpoint that the disk did not take: what the user is told, and what that means for the run."""
+
+from __future__ import annotations
+
+from qlora_ui.base.errors import Problem, QloraUiError, RunError
+from qlora_ui.base.files import disk_in_words
+from qlora_ui.engine.failures import is_disk_full
+from qlora_ui.runs.events import Noticed
+
+
+class Unsaved(RunError):
+    """The run has to end, or be continued, at a step whose checkpoint the disk did not take; the weights in memory are whole."""
+
+
+def unsaved_because(error: BaseException) -> Problem | None:
+    """Why the disk did not take a checkpoint; None where the disk is not to blame."""
+    if is_disk_full(error):
+        why = error.problems[0].what if isinstance(error, QloraUiError) else ""
+        return Problem("", "The disk is full.", why, "Free some space", "disk-full")
+    told = disk_in_words(error)
+    return told.problems[0] if told else None
+
+
+def notice_of(reason: Problem, step: int, *, goes_on: bool) -> Noticed:
+    """What is told of it at once."""
+    return Noticed(
+        level="warning",
+        code=reason.code,
+        what=f"The checkpoint of step {step} was not saved: {_as_part(reason.what)}",
+        why=f"{_ended(reason.why)} {'The run goes on; the' if goes_on else 'The'} checkpoints before are whole".lstrip(),
+        fix=reason.fix,
+    )
+
+
+def error_of(reason: Problem) -> Unsaved:
+    """The end of a run that would have to be continued from that very step."""
+    return Unsaved(
+        f"The last steps could not be saved: {_as_part(reason.what)}",
+        why=reason.why,
+        fix=f"{_ended(reason.fix)} Then continue the run; the checkpoints before are whole",
+        code=reason.code,
+    )
+
+
+def _as_part(sentence: str) -> str:
+    return f"{sentence[:1].lower()}{sentence[1:]}"
+
+
+def _ended(sentence: str) -> str:
+    return f"{sentence.rstrip('.')}." if sentence else ""
