@@ -19,9 +19,9 @@ from qlora_ui.runs.kept_models import refuse_while_run_is_needed
 from qlora_ui.runs.launcher import ask
 from qlora_ui.runs.listing import RunList, RunRow, compare, rename, row_of
 from qlora_ui.runs.read import RunView, read_run
-from qlora_ui.runs.registry import delete_checkpoints, delete_run, find_run
-from qlora_ui.runs.run_dir import Request, RunDir
-from qlora_ui.runs.workspace import Workspace
+from qlora_ui.runs.registry import delete_checkpoints, delete_run, find_run, unqueue_run
+from qlora_ui.runs.run_dir import Request, RunDir, Status
+from qlora_ui.runs.workspace import Ownership, Workspace
 
 HELP = "list runs; show, compare, rename, delete (or its checkpoints), stop, pause or save one; list the trash, put back, empty it"
 _REQUESTS = {"stop": Request.STOP, "stop-now": Request.STOP_NOW, "pause": Request.PAUSE, "save": Request.SAVE_NOW}
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     target = find_run(workspace, arguments.run)
     if arguments.word in _REQUESTS:
-        _say({"run_id": target.id, "message": ask(target, _REQUESTS[arguments.word])}, arguments.json)
+        _say({"run_id": target.id, "message": _asked(workspace, target, _REQUESTS[arguments.word])}, arguments.json)
     elif arguments.word == "show":
         return _show(read_run(target), arguments.json)
     elif arguments.word == "compare":
@@ -82,6 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _say(_resume_info(read_run(target)), arguments.json)
     return 0
+
+
+def _asked(workspace: Workspace, target: RunDir, request: Request) -> str:
+    """The answer to what is asked of a run; one that waits is taken out of the queue where no app has it."""
+    if request is Request.SAVE_NOW or read_run(target).status is not Status.QUEUED or target.owner_is_alive():
+        return ask(target, request)
+    with Ownership(workspace):
+        unqueue_run(target)
+    return "Taken out of the queue."
 
 
 def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
@@ -186,6 +195,8 @@ def _resume_info(view: RunView) -> dict[str, Any]:
     how = f"from step {newest}" if newest else "from its first step, since nothing was saved yet"
     if can:
         message = f"“train --resume {view.id}” continues it {how}."
+    elif view.status is Status.QUEUED:
+        message = f"It waits for its turn. Without an app, “train --resume {view.id}” begins it and “runs stop {view.id}” takes it out."
     elif view.status.can_resume:
         message = f"It is {view.status.value} and cannot be continued: {view.problem}"
     else:

@@ -14,6 +14,8 @@ from qlora_ui.runs.journal import JournalWriter
 from qlora_ui.runs.run_dir import RunDir
 
 log = logging.getLogger(__name__)
+_NO_MEMORY = ("failed to map segment", "annot allocate memory", "WinError 1455")
+"""How loaders of libraries say it; the last one is Windows' page file."""
 
 
 def run_in_thread(run: RunDir, turns: Turns) -> str:
@@ -26,19 +28,18 @@ def run_in_thread(run: RunDir, turns: Turns) -> str:
     return " ".join(left_with)
 
 
+def _how_to_load(why: str) -> str:
+    if any(words in why for words in _NO_MEMORY):
+        return "There was too little memory for it: close other programs, then press Continue"
+    return "Install the packages of requirements.txt"
+
+
 def _work(run: RunDir, turns: Turns, left_with: list[str]) -> None:
     try:
         job = engine_object("job:run")
-    except ImportError as error:
-        JournalWriter(run.journal_path).write(
-            Failed(
-                code="engine",
-                what="The training engine could not be loaded.",
-                why=str(error),
-                fix="Install the packages of requirements.txt",
-            ),
-            durable=True,
-        )
+    except (ImportError, OSError) as error:
+        what, why = "The training engine could not be loaded.", str(error)
+        JournalWriter(run.journal_path).write(Failed(code="engine", what=what, why=why, fix=_how_to_load(why)), durable=True)
         return
     # The boundary: the journal cannot be written any more, or there is a bug of ours.
     try:

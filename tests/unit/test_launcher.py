@@ -18,10 +18,11 @@ import pytest
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import read_json, write_json
+from qlora_ui.cli import main
 from qlora_ui.runs import launcher as launcher_module
 from qlora_ui.runs import process as process_module
 from qlora_ui.runs import thread as thread_module
-from qlora_ui.runs.card import Card, Holder
+from qlora_ui.runs.card import Card, Holder, Turns
 from qlora_ui.runs.ending import end_as_another_said, end_unended
 from qlora_ui.runs.events import Failed, Finished, Paused, Planned, Started, StepLogged, Stopped
 from qlora_ui.runs.journal import JournalWriter
@@ -524,6 +525,38 @@ def test_a_job_of_its_own_process_is_taken_up_again(workspace: Workspace, stage:
     assert launcher.wait_until_idle(5)
     assert stage.order == [waiting.id, following.id]
     launcher.shutdown(5)
+
+
+def test_a_waiting_run_is_taken_out_by_the_command_line_where_no_app_has_it(workspace: Workspace, capsys: Any) -> None:
+    run = create_run(workspace, RunConfig())
+    words = ["--workspace", str(workspace.root)]
+    with Ownership(workspace):
+        assert main(["runs", "stop", run.id, *words]) == 2 and "already uses the workspace" in capsys.readouterr().err
+    assert main(["runs", "delete", run.id, *words]) == 2 and "runs stop" in capsys.readouterr().err
+    assert main(["runs", "resume-info", run.id, *words]) == 0 and "waits for its turn" in capsys.readouterr().out
+    assert main(["runs", "stop", run.id, *words]) == 0
+    assert read_run(run).status is Status.STOPPED and not (run.path / ".reserve").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "too little memory"),
+        (OSError("[WinError 1455] The paging file is too small for this operation to complete."), "too little memory"),
+        (ImportError("libcudart.so.13: cannot open shared object file"), "packages"),
+    ],
+)
+def test_an_engine_that_cannot_be_loaded_says_what_helps(
+    error: Exception, fix: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> object:
+        raise error
+
+    run = create_run(workspace, RunConfig())
+    monkeypatch.setattr(thread_module, "engine_object", load)
+    thread_module.run_in_thread(run, Turns())
+    ended = read_run(run).ended
+    assert isinstance(ended, Failed) and ended.code == "engine" and fix in ended.fix
 
 
 def test_asking_needs_no_launcher(workspace: Workspace) -> None:
