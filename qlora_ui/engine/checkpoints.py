@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import free_bytes, put_in_place, read_json, replace, sha256_of, sync_directory
 from qlora_ui.base.units import format_bytes
 from qlora_ui.estimate.memory import CHECKPOINT_MARGIN_BYTES
-from qlora_ui.runs.run_dir import MANIFEST
+from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, MANIFEST
 
+ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_config.json")
+"""What was learned; the other files of a checkpoint are there to go on from it."""
 _PREFIX, _SAVING, _TRASH = "checkpoint-", ".saving-", ".trash-"
 
 
@@ -92,9 +94,12 @@ class CheckpointStore:
         sync_directory(self.folder)
         return Checkpoint(final, step, sum(size for size, _ in listing.values()), dict(notes))
 
-    def rotate(self, best_step: int | None) -> list[int]:
-        """Remove all but the last `keep_last` checkpoints, by step number, and the best one; returns the steps removed."""
-        steps = sorted(self.steps())
+    def rotate(self, best_step: int | None, *, saved: int | None = None) -> list[int]:
+        """Remove all but the last `keep_last` checkpoints, by step number, and the best one; returns the steps removed.
+
+        Those of steps after the one that was `saved` are a broken attempt's (see `newest_adapter`) and take no place of this one's.
+        """
+        steps = sorted(step for step in self.steps() if saved is None or step <= saved)
         removed = [step for step in steps[: -self.keep_last] if step != best_step]
         for step in removed:
             self._discard(step)
@@ -123,6 +128,13 @@ class CheckpointStore:
             broken.append(found)
         return None, broken
 
+    def newest_adapter(self) -> Checkpoint | None:
+        """The newest checkpoint whose adapter is what was saved, though what it takes to go on from there may be damaged."""
+        for step in sorted(self.steps(), reverse=True):
+            if isinstance(found := verify(self.path_of(step), ADAPTER_FILES), Checkpoint):
+                return found
+        return None
+
     def _last_bytes(self) -> int:
         for step in sorted(self.steps(), reverse=True):
             manifest = read_json(self.path_of(step) / MANIFEST)
@@ -144,13 +156,20 @@ class CheckpointStore:
             return []
 
 
-def verify(path: Path) -> Checkpoint | Broken:
-    """Check every file of a checkpoint against its manifest; nothing is loaded before this says that it is ours and whole."""
+def verify(path: Path, names: Collection[str] = ()) -> Checkpoint | Broken:
+    """Check every file of a checkpoint, or those of these `names`, against its manifest; nothing is loaded before this says that it is
+    ours and whole.
+    """
     step = int(path.name.removeprefix(_PREFIX))
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return Broken(path, step, "its list of files is missing")
+    missing = next((name for name in names if name not in manifest["files"]), None)
+    if missing is not None:
+        return Broken(path, step, f"its list of files lacks {missing}")
     for name, (size, digest) in manifest["files"].items():
+        if names and name not in names:
+            continue
         file = path / name
         if not file.is_file():
             return Broken(path, step, f"{name} is missing")

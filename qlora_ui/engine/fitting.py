@@ -113,4 +113,4 @@ def last_good(trainer: QloraTrainer, store: CheckpointStore, *, has_good_weights
     model = trainer.accelerator.unwrap_model(trainer.model)
     if has_good_weights and all(bool(torch.isfinite(weight).all()) for weight in model.parameters() if weight.requires_grad):
         return model
-    return store.newest_whole()[0]
+    return store.newest_adapter()

@@ -47,7 +47,7 @@ def find_initial_adapter(config: RunConfig, base: dict[str, Any], workspace: Wor
     `base` is the identity of this run's base model (see `base_identity`). Raises ModelError in words where there is no adapter,
     or it belongs to another base, or has another rank or strength: its weights would then mean something else.
     """
-    found = find_start(config, workspace, _newest_whole)
+    found = find_start(config, workspace, _newest)
     if found is None:
         return None
     name, folder = found
@@ -55,8 +55,8 @@ def find_initial_adapter(config: RunConfig, base: dict[str, Any], workspace: Wor
     return InitialAdapter(name, folder)
 
 
-def _newest_whole(run: RunDir) -> Path | None:
-    newest, _ = CheckpointStore(run.checkpoints, 1).newest_whole()
+def _newest(run: RunDir) -> Path | None:
+    newest = CheckpointStore(run.checkpoints, 1).newest_adapter()
     return newest.path if newest is not None else None
 
 

@@ -190,8 +190,11 @@ class Job:
     def _final_state(self, trainer: QloraTrainer, best_step: int | None) -> Any:
         """What the result is made of: the best step's checkpoint where there is one, else the model as it is."""
         assert self.store is not None
-        if best_step is not None and best_step != trainer.state.global_step and (best := self.store.find(best_step)):
-            return best
+        if best_step is not None and best_step != trainer.state.global_step:
+            if best := self.store.find(best_step):
+                return best
+            what = f"The step with the lowest held-back loss, {best_step}, is not there any more: the result is that of the last one."
+            self.journal.write(Noticed(level="warning", code="best-lost", what=what, why="Its checkpoint was not saved, or is damaged"))
         # A split model is whole only in its checkpoints.
         return self.store.newest_whole()[0] if trainer.is_fsdp_enabled else trainer.accelerator.unwrap_model(trainer.model)
 
@@ -294,7 +297,7 @@ class Job:
         """Stop now, or a stop before the first step: what the newest checkpoint holds is the result."""
         if self.desk.has(Request.PAUSE):
             return self._fill(Paused(), None)
-        newest = self.store.newest_whole()[0] if self.store else None
+        newest = self.store.newest_adapter() if self.store else None
         return self._fill(Stopped(), self._publish(newest) if newest else None)
 
     def _keep_last_good(self, *, has_good_weights: bool) -> str | None:

@@ -21,10 +21,21 @@ from qlora_ui.settings.run_config import RunConfig
 
 
 def find_checkpoint(store: CheckpointStore, write: Callable[[Event], object], *, is_main: bool) -> Checkpoint | None:
-    """The newest whole checkpoint; leftovers of a kill are removed, broken newer ones named and removed."""
+    """The newest whole checkpoint; leftovers of a kill are removed, broken newer ones named and removed.
+
+    What was learned is not: the newest whole adapter stays. Raises RunError where no checkpoint is left to go on from but such a one.
+    """
     if is_main:
         store.clean()
     newest, broken = store.newest_whole()
+    learned = store.newest_adapter()
+    if newest is None and learned is not None:
+        raise RunError(
+            f"This run cannot be continued: its checkpoint of step {learned.step} is damaged.",
+            why=f"{broken[0].why[:1].upper()}{broken[0].why[1:]}; the adapter is whole, but not what it takes to go on in the same way",
+            fix="Put the file back where there is a copy, or start a new run from what this one has learned, which stays",
+            code="checkpoint-broken",
+        )
     for item in broken if is_main else ():
         instead = f"step {newest.step} is used instead" if newest else "the run starts again from its first step"
         write(
@@ -35,7 +46,8 @@ def find_checkpoint(store: CheckpointStore, write: Callable[[Event], object], *,
                 why=f"Training goes on without loss of exactness: {instead}",
             )
         )
-        shutil.rmtree(item.path, ignore_errors=True)
+        if learned is None or item.step != learned.step:
+            shutil.rmtree(item.path, ignore_errors=True)
     return newest
 
 

@@ -352,7 +352,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         tokens = int(self._total_train_tokens) + unlogged.num_tokens
         own = {"tokens": tokens, "owes_check": self._owes_check, "unlogged": notes}
         saved = session.store.commit(step, {**session.notes(), **own})
-        session.store.rotate(session.best.step if session.best.wants_save else None)
+        session.store.rotate(session.best.step if session.best.wants_save else None, saved=step)
         session.write(
             CheckpointSaved(
                 step=step,

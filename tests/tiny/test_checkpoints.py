@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import again, curve, tiny_config, train, write_rows
 from test_resume import interrupted
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.engine.checkpoints import MANIFEST, Broken, Checkpoint, CheckpointStore, verify
+from qlora_ui.engine.checkpoints import ADAPTER_FILES, MANIFEST, Broken, Checkpoint, CheckpointStore, verify
+from qlora_ui.engine.resume import find_checkpoint
 from qlora_ui.runs.run_dir import Request, Status
 from qlora_ui.runs.workspace import Workspace
 
@@ -62,6 +64,46 @@ def test_rotation_goes_by_step_and_not_by_the_clock(tmp_path: Path) -> None:
     assert store.rotate(best_step=10) == [20]
     assert sorted(store.steps()) == [10, 30, 40]
     assert store.rotate(best_step=None) == [10]
+
+
+def damaged(folder: Path, whole: tuple[int, ...], without_optimizer: tuple[int, ...]) -> CheckpointStore:
+    """A store with checkpoints of these steps; those of the second kind have their adapter and cannot be continued."""
+    store = CheckpointStore(folder, 2)
+    for step in (*whole, *without_optimizer):
+        staged = store.stage(step)
+        for name in (*ADAPTER_FILES, "optimizer.pt"):
+            (staged / name).write_text(f"{name} {step}", encoding="utf-8")
+        path = store.commit(step, {}).path
+        if step in without_optimizer:
+            (path / "optimizer.pt").unlink()
+    return store
+
+
+def test_what_was_learned_stays_where_no_checkpoint_can_be_continued(tmp_path: Path) -> None:
+    """Cleaners and virus scanners remove pickles, and people what is large: Continue then began anew and removed the adapters."""
+    store = damaged(tmp_path, (), (10, 20))
+    with pytest.raises(RunError, match=r"step 20 is damaged.*Optimizer.pt is missing.*what this one has learned"):
+        find_checkpoint(store, lambda event: None, is_main=True)
+    newest = store.newest_adapter()
+    assert newest is not None and newest.step == 20 and sorted(store.steps()) == [10, 20]
+    (store.path_of(20) / ADAPTER_FILES[0]).write_text("cut", encoding="utf-8")
+    newest = store.newest_adapter()
+    assert newest is not None and newest.step == 10
+
+
+def test_what_was_learned_after_the_checkpoint_that_is_continued_stays_until_it_is_learned_again(tmp_path: Path) -> None:
+    store = damaged(tmp_path, (10,), (20, 30))
+    told: list[Any] = []
+    found = find_checkpoint(store, told.append, is_main=True)
+    assert found is not None and found.step == 10 and len(told) == 2
+    assert sorted(store.steps()) == [10, 30]
+    for step in (12, 14):
+        save(store, step)
+        store.rotate(best_step=None, saved=step)
+    assert sorted(store.steps()) == [12, 14, 30]
+    save(store, 30)
+    store.rotate(best_step=None, saved=30)
+    assert sorted(store.steps()) == [14, 30] and store.find(30) is not None
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:

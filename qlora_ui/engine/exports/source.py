@@ -22,8 +22,8 @@ def checkpoint_or_fail(run: RunDir) -> Checkpoint | None:
     if run.has_adapter:
         _refuse_damaged(run)
         return None
-    newest, _ = CheckpointStore(run.checkpoints, 1).newest_whole()
-    if newest is None or not (newest.path / ADAPTER_WEIGHTS).is_file():
+    newest = CheckpointStore(run.checkpoints, 1).newest_adapter()
+    if newest is None:
         raise RunError(
             f"Run {run.id} has no adapter to export.",
             why="It was not trained far enough to save one.",
@@ -53,6 +53,13 @@ def _refuse_damaged(run: RunDir) -> None:
         raise RunError(
             f"The adapter of run {run.id} is damaged, so nothing was made of it.",
             why=f"Its file cannot be read: {str(error)[:200]}",
-            fix="Continue the run: its last checkpoint is a file of its own.",
+            fix=_way_out(run),
             code="adapter-damaged",
         ) from None
+
+
+def _way_out(run: RunDir) -> str:
+    newest = CheckpointStore(run.checkpoints, 1).newest_adapter()
+    if newest is None:
+        return "Take it from a copy of the run's folder, or from an export."
+    return f"Copy {newest.path / ADAPTER_WEIGHTS} in its place: what the run had learned at step {newest.step}, whole."
