@@ -212,6 +212,7 @@ class ChatService:
             self._base_key, self._base_mark = base_key, weights_mark(self._model.folder)
             self._new_cache()
         assert self._model is not None
+        self._model.follow(config.data)
         for side in list(self._keys):
             if side != BASE:
                 self._forget(side)

@@ -26,10 +26,12 @@ from qlora_ui.engine.chat_layers import TokenLayers
 from qlora_ui.engine.chat_norms import fuse_norms
 from qlora_ui.engine.give_back import give_back_memory
 from qlora_ui.engine.load import load_quantized, training_device
-from qlora_ui.engine.rendering import Renderer, RowRefused
+from qlora_ui.engine.prompt import prompt_ids, renderer_of
+from qlora_ui.engine.rendering import RowRefused
 from qlora_ui.engine.tokenizer import load_tokenizer, stop_token_ids
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.settings.sections import DataSection
 
 
 class ChatModel:
@@ -47,7 +49,7 @@ class ChatModel:
         config = model.config.get_text_config()
         self.context_tokens = int(getattr(config, "max_position_embeddings", None) or 2048)
         self.num_layers = int(config.num_hidden_layers)
-        self._renderer = Renderer(tokenizer) if tokenizer.chat_template else None
+        self._renderer = renderer_of(tokenizer)
         self._layers = layer_shapes(model)
         self._peft: Any = None
         # Chats generate in evaluation mode for ever: dropout would be noise.
@@ -78,7 +80,14 @@ class ChatModel:
         if device.type == "cpu":
             unpack_for_cpu(model)
         on_progress("The model is loaded", 1.0)
-        return cls(folder, model, tokenizer, device)
+        loaded = cls(folder, model, tokenizer, device)
+        loaded.follow(config.data)
+        return loaded
+
+    def follow(self, data: DataSection) -> None:
+        """Write what is asked as a run with these settings writes what it learns."""
+        if self._renderer is not None:
+            self._renderer.neutralize = data.neutralize_special_tokens
 
     @property
     def num_bytes(self) -> int:
@@ -142,13 +151,8 @@ class ChatModel:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a conversation up to where the answer begins; plain text where the model has no template."""
-        if self._renderer is None:
-            text = "\n\n".join(message.content for message in messages)
-            plain: list[int] = self.tokenizer(text)["input_ids"]
-            return plain
-        turns, listed = self._renderer.turns_of(Conversation(tuple(messages), tuple(tools)))
         try:
-            text = self._renderer.render(turns, listed, prompt=True)
+            return prompt_ids(self.tokenizer, self._renderer, messages, tools)
         except RowRefused as error:
             raise QloraUiError(
                 "The model's template cannot write this conversation.",
@@ -156,8 +160,6 @@ class ChatModel:
                 fix="Turns must alternate between user and assistant; clear the chat or edit it.",
                 code="template",
             ) from None
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
 
     def answer_ids(self, conversation: Conversation) -> list[int]:
         """Tokens of a conversation's last turn as training learns it: thinking, calls of tools and the end of the turn with it."""

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from qlora_ui.data.rows import Message
 from qlora_ui.engine.phases import Phases
+from qlora_ui.engine.prompt import prompt_ids, renderer_of
 from qlora_ui.engine.randomness import untouched_randomness
+from qlora_ui.engine.tokenizer import stop_token_ids
 from qlora_ui.engine.trainer import QloraTrainer
 from qlora_ui.runs.events import Event, ProbeAnswered
 from qlora_ui.settings.run_config import RunConfig
@@ -76,18 +79,16 @@ def answer_probes(
 
 
 def _answer(model: Any, tokenizer: Any, question: str, max_tokens: int, is_cancelled: Callable[[], bool]) -> str:
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    ids = prompt_ids(tokenizer, renderer_of(tokenizer), [Message("user", question)])
+    ids_1T = torch.tensor([ids], device=model.device)
     output = model.generate(
-        **prompt,
+        input_ids=ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
         max_new_tokens=max_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=sorted({*ends, tokenizer.eos_token_id}),
+        eos_token_id=stop_token_ids(tokenizer, model.generation_config),
         pad_token_id=tokenizer.pad_token_id,
         stopping_criteria=StoppingCriteriaList([_Until(is_cancelled)]),
     )
-    return str(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()

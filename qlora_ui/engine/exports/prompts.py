@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.data.rows import Conversation
+from qlora_ui.engine.prompt import prompt_ids, renderer_of
 from qlora_ui.engine.rendering import Renderer, RowRefused
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.runs.run_dir import RunDir
@@ -17,7 +18,7 @@ def check_prompts(run: RunDir, num_prompts: int, base: Path) -> list[list[int]]:
     """At most `num_prompts` questions as tokens, held-back ones first; rows without one that the template can write are left out."""
     config = run.config()
     tokenizer = load_tokenizer(base, config.model.template)
-    renderer = Renderer(tokenizer, neutralize=config.data.neutralize_special_tokens) if tokenizer.chat_template else None
+    renderer = renderer_of(tokenizer, neutralize=config.data.neutralize_special_tokens)
     prompts: list[list[int]] = []
     for name in ("eval.jsonl", "train.jsonl"):
         for conversation in _conversations(run.data / name):
@@ -31,22 +32,13 @@ def check_prompts(run: RunDir, num_prompts: int, base: Path) -> list[list[int]]:
 
 def _question(conversation: Conversation, renderer: Renderer | None, tokenizer: Any) -> list[int]:
     """What comes before the first answer, as tokens; none where there is no answer, or nothing before it."""
-    if renderer is None:
-        turns, tools = [message.as_dict() for message in conversation.messages], None
-    else:
-        turns, tools = renderer.turns_of(conversation)
-    first = next((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), 0)
+    first = next((at for at, message in enumerate(conversation.messages) if message.role == "assistant"), 0)
     if first == 0:
         return []
-    if renderer is None:
-        plain: list[int] = tokenizer("\n".join(turn["content"] for turn in turns[:first]))["input_ids"]
-        return plain
     try:
-        text = renderer.render(turns[:first], tools, prompt=True)
+        return prompt_ids(tokenizer, renderer, conversation.messages[:first], conversation.tools)
     except RowRefused:
         return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _conversations(path: Path) -> Iterator[Conversation]:
