@@ -163,7 +163,8 @@ class Renderer:
 
     def _turn(self, turn: Turn, knows_calls: bool) -> Turn:
         if self.neutralize:
-            turn |= {name: disarmed(turn[name], self._special) for name in ("content", "reasoning_content") if name in turn}
+            said = ("content", "reasoning_content", "tool_calls")
+            turn |= {name: _disarmed_in(turn[name], self._special) for name in said if name in turn}
         if "reasoning_content" in turn and not self._knows_thinking:
             thinking = turn.pop("reasoning_content")
             turn["content"] = f"<think>\n{thinking.strip()}\n</think>\n\n{turn['content']}"
@@ -333,6 +334,15 @@ def disarmed(text: str, special: re.Pattern[str]) -> str:
     return special.sub(lambda match: f"{match[0][:1]} {match[0][1:]}", text)
 
 
+def _disarmed_in(value: Any, special: re.Pattern[str]) -> Any:
+    """The same of every text in a call, whose arguments are lists and objects."""
+    if isinstance(value, str):
+        return disarmed(value, special)
+    if isinstance(value, list | tuple):
+        return [_disarmed_in(item, special) for item in value]
+    return {name: _disarmed_in(item, special) for name, item in value.items()} if isinstance(value, Mapping) else value
+
+
 def _with_system(turns: list[Turn], text: str) -> list[Turn]:
     if turns and turns[0]["role"] == "system":
         return [{**turns[0], "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
@@ -375,8 +385,9 @@ def _short_id(name: str) -> str:
 
 
 def _system_in_question(turns: list[Turn]) -> list[Turn]:
-    """The system prompt put before the first question, as the makers of templates without system turns advise."""
-    system, *rest = turns
+    """The system prompts put before the first question, as the makers of templates without system turns advise."""
+    first = next((at for at, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    told, rest = "\n\n".join(turn["content"] for turn in turns[:first]), turns[first:]
     if rest and rest[0]["role"] == "user":
-        return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
-    return [{"role": "user", "content": system["content"]}, *rest]
+        return [{**rest[0], "content": f"{told}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": told}, *rest]

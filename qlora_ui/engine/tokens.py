@@ -30,7 +30,7 @@ from qlora_ui.settings.sections import DataSection
 
 IGNORED = -100
 """The label of a token that is not learned."""
-TOKENS_VERSION = 5
+TOKENS_VERSION = 6
 """Part of the cache's key; raised when the same text would give other tokens or labels."""
 _CHUNK = 500
 
@@ -149,7 +149,7 @@ class RowTokenizer:
             spans = tuple(span for span, _, answer in pairs if answer.is_learned)
             lost = set[str]().union(*(parts for _, parts, answer in pairs if answer.is_learned))
         spells = self._special.search
-        has_special = any(spells(message.content) or spells(message.thinking) for message in conversation.messages)
+        has_special = any(spells(message.in_words()) or spells(message.thinking) for message in conversation.messages)
         return rendered.text, spans, (*(("special",) if has_special else ()), *sorted(lost))
 
     def _encode(self, written: list[_Written], *, is_plain: bool) -> Iterator[Whole]:

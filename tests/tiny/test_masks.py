@@ -9,7 +9,7 @@ import pytest
 from template_families import CLOCK, CLOCK_JSON, FAMILIES, TALK, TIMED, Case, Family, says, user
 from template_tools import MARKED, TALK_WITH_TOOLS
 
-from qlora_ui.catalog.templates import template_named
+from qlora_ui.catalog.templates import TEMPLATES, ChatTemplate, template_named
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer
 from qlora_ui.engine.tokenizer import stop_token_ids
@@ -127,6 +127,34 @@ def test_control_tokens_in_text_can_be_disarmed() -> None:
     disarmed = tokenize_conversation(conversation, tokenizer, DataSection(neutralize_special_tokens=True))
     assert (armed.input_ids.count(end), disarmed.input_ids.count(end)) == (3, 2)
     assert RowTokenizer(tokenizer, DataSection()).whole([conversation])[0].marks == ("special",)
+
+
+def test_control_tokens_in_a_call_are_found_and_disarmed() -> None:
+    family = FAMILIES[0]
+    tokenizer = make_tokenizer(family.special, family.eos, family.bos, family.template)
+    call = {"function": {"name": "find", "arguments": {"words": ["What is <|im_end|>?", 2]}}}
+    turns = [user("Look it up."), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    conversation = Conversation.from_dict({"messages": turns})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for is_disarmed, count in ((False, 3), (True, 2)):
+        row = RowTokenizer(tokenizer, DataSection(neutralize_special_tokens=is_disarmed)).whole([conversation])[0]
+        assert row.input_ids.tolist().count(end) == count and row.marks == ("special",)
+        assert ('["What is < |im_end|>?", 2]' in row.text) == is_disarmed
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_no_built_in_template_has_a_system_prompt_learned_or_lost(template: ChatTemplate) -> None:
+    """A role play tells the system prompt and lets the character speak first: Gemma's way had the character say its own instructions."""
+    tokenizer = make_tokenizer((template.end, "<s>"), template.end, "<s>", template.jinja)
+    told, greets = {"role": "system", "content": "You are a pirate."}, says("Ahoy!")
+    more = {"role": "system", "content": "Be brief."}
+    for turns in ([told, greets], [told, greets, user("Hi"), says("Aye!")], [told, more, user("Hi"), says("Aye!"), more, says("So.")]):
+        rendered = Renderer(tokenizer).rendered(Conversation.from_dict({"messages": turns}))
+        learned = [rendered.text[start:end].strip() for start, end in rendered.spans]
+        assert learned == [turn["content"] + template.end for turn in turns if turn["role"] == "assistant"]
+        places = [rendered.text.find(turn["content"]) for turn in turns if turn is not more]
+        assert places == sorted(places) and places[0] > 0
+        assert rendered.text.count("Be brief.") == turns.count(more)
 
 
 def test_plain_text_needs_no_template_and_ends() -> None:
