@@ -141,6 +141,26 @@ def test_written_out_turns_of_llama_2() -> None:
     assert found is not None and said({"messages": found[1]}) == [("user", "What is [INST]?"), ("assistant", "A mark.")]
 
 
+_TASK = "Below is an instruction that describes a task, paired with an input. Write a response that completes the request.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "answered"),
+    [
+        ("### Instruction:\nName a metal.\n\n### Response:\nIron.", "Name a metal.", "Iron."),
+        (f"{_TASK}### Instruction:\nTranslate.\n\n### Input:\nRain\n\n### Response:\nRegen</s>", "Translate.\n\nRain", "Regen"),
+        (f"{_TASK}### Instruction:\nName a tree.\n\n### Input:\n\n### Response: \n  elm", "Name a tree.", "  elm"),
+        ("Human:\nHi\n\nAssistant:\n\nHello\n", "Hi", "Hello"),
+        ("USER:\nHi\nASSISTANT: Hello", "Hi", "Hello"),
+        ("<|im_start|>user\n\nHi<|im_end|>\n<|im_start|>assistant\n\nHello<|im_end|>", "\nHi", "\nHello"),
+    ],
+)
+def test_written_out_turns_begin_with_what_was_said(text: str, asked: str, answered: str) -> None:
+    """A line break behind the speaker would be learned as the first token of every answer."""
+    found = turns_in(text)
+    assert found is not None and said({"messages": found[1]}) == [("user", asked), ("assistant", answered)]
+
+
 @pytest.mark.parametrize("fill", [" ", "\n", "[INST] a ", "</s>", "### ", "<s>", "\n\n\nx"])
 @pytest.mark.parametrize(
     ("asks", "answers"),
@@ -149,6 +169,8 @@ def test_written_out_turns_of_llama_2() -> None:
         ("USER: hi", "\nASSISTANT: yo"),
         ("Question: hi", "\nAnswer: yo"),
         ("Q: hi", "\nA: yo"),
+        ("### Instruction: hi\n### Input:", "\n### Response: yo"),
+        ("Below is an instruction that describes a task", "\n### Instruction: hi\n### Response: yo"),
         ("<|im_start|>user\nhi", "\n<|im_start|>assistant\nyo"),
         ("[INST] hi", "[/INST] yo"),
         ("[INST] hi [/INST] yo", ""),

@@ -19,6 +19,8 @@ class Style:
     name: str
     speaker: re.Pattern[str]
     """Finds where a turn begins, in time that grows with the text and no faster; its first group is the speaker."""
+    may_break: bool = False
+    """Whether what is said may begin on the line below the speaker."""
 
 
 ASKED = ("question", "frage", "pregunta", "pergunta", "domanda", "vraag")
@@ -29,19 +31,22 @@ _ENDS = ("</s>", "<s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", 
 """What stands at the end of a turn, beside white space, and is no part of it."""
 
 STYLES: tuple[Style, ...] = (
-    Style("### Human / ### Assistant", re.compile(r"### ?(Human|Assistant|System|User|Instruction|Response): ?")),
+    Style("### Human / ### Assistant", re.compile(r"### ?(Human|Assistant|System|User|Instruction|Response): ?"), may_break=True),
     Style("ChatML", re.compile(r"<\|im_start\|> ?(system|user|assistant|tool)\n")),
     Style("Llama 3", re.compile(r"(?:<\|begin_of_text\|>)?<\|start_header_id\|>(system|user|assistant|ipython)<\|end_header_id\|>\n\n")),
     Style("Gemma", re.compile(r"(?:<bos>)?<start_of_turn>(user|model)\n")),
     Style("Zephyr", re.compile(r"<\|(system|user|assistant)\|>\n?")),
-    Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?")),
-    Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?")),
-    Style("Question: / Answer:", re.compile(rf"(?:^|\n)((?i:{'|'.join(ASKED)}|{'|'.join(ANSWERED)})) ?\d{{0,4}} ?: ?")),
-    Style("Q: / A:", re.compile(r"(?:^|\n)([QFAB])\d{0,4}: ?")),
+    Style("Human: / Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant): ?"), may_break=True),
+    Style("USER: / ASSISTANT:", re.compile(r"(?:^|\n)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): ?"), may_break=True),
+    Style("Question: / Answer:", re.compile(rf"(?:^|\n)((?i:{'|'.join(ASKED)}|{'|'.join(ANSWERED)})) ?\d{{0,4}} ?: ?"), may_break=True),
+    Style("Q: / A:", re.compile(r"(?:^|\n)([QFAB])\d{0,4}: ?"), may_break=True),
 )
 _SPEAKERS = {"function response": "tool", "instruction": "user", "response": "assistant", "ipython": "tool"}
 _SPEAKERS |= dict.fromkeys((*ASKED, "q", "f"), "user") | dict.fromkeys((*ANSWERED, "a"), "assistant")
 _QUESTION = re.compile(rf"((?i:{'|'.join(ASKED)}) ?\d{{0,4}} ?|[QF]\d{{0,4}}): ?")
+_TASK = re.compile(r"\s*Below is an instruction that describes a task[^\n]*\n\s*(?=### ?Instruction:)")
+"""What Alpaca writes in front of every row; nobody says it in a chat."""
+_INPUT = re.compile(r"\n### ?Input: ?\n?")
 _LLAMA2_SYSTEM = re.compile(r"^\s*<<SYS>>(.*?)<</SYS>>\s*(.*)$", re.DOTALL)
 
 
@@ -60,6 +65,8 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
     """The style of a written-out conversation and its messages; None for ordinary text."""
     if "[INST]" in text and (messages := _llama2(text)):
         return "Llama 2", messages
+    if task := _TASK.match(text):
+        text = text[task.end() :]
     head = text[:300]
     for style in STYLES:
         first = style.speaker.search(head)
@@ -70,12 +77,23 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
         if "b" in speakers:
             continue  # Where a B stands, an A is a choice and no answer.
         messages = [
-            turn(_SPEAKERS.get(speaker) or ROLES[speaker], _without_end(said)) for speaker, said in zip(speakers, parts[2::2], strict=True)
+            turn(_SPEAKERS.get(speaker) or ROLES[speaker], _said(said, speaker, style))
+            for speaker, said in zip(speakers, parts[2::2], strict=True)
         ]
         roles = {message["role"] for message in messages}
         if {"user", "assistant"} <= roles:
             return style.name, messages
     return None
+
+
+def _said(text: str, speaker: str, style: Style) -> str:
+    """What a speaker says, without what the style writes around it."""
+    said = _without_end(text)
+    if style.may_break:
+        said = said.lstrip("\n")
+    if speaker == "instruction" and (given := _INPUT.search(said)):
+        said = f"{said[: given.start()].rstrip()}\n\n{said[given.end() :].strip()}".rstrip()
+    return said
 
 
 def _without_end(said: str) -> str:
