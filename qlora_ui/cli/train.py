@@ -97,7 +97,7 @@ def _line(event: Event, plan: Planned | None) -> str:
         case Planned():
             each = f" in each of {event.num_processes} processes" if event.num_processes > 1 else ""
             memory = f", about {format_bytes(event.predicted_bytes)}{each}" if event.predicted_bytes else ""
-            return f"{event.num_steps} steps of {event.effective_batch} rows out of {event.num_train_rows}{memory}"
+            return f"{event.rows_in_words()} to learn from, {event.num_steps} steps of {event.effective_batch}{memory}"
         case StepLogged():
             left = f", {format_duration((plan.num_steps - event.step) * event.step_s)} left" if plan else ""
             total = f"/{plan.num_steps}" if plan else ""

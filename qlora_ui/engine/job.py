@@ -277,6 +277,8 @@ class Job:
                 fast_path_reasons=report.reasons,
                 dropped_rows=receipt.num_dropped if receipt else 0,
                 truncated_rows=receipt.num_truncated if receipt else 0,
+                num_conversations=receipt.num_train_rows if receipt and rows.is_packed else 0,
+                num_eval_conversations=receipt.num_eval_rows if receipt and rows.is_packed else 0,
             )
         )
         if words := warmup_words(config, ground.plan.num_steps):

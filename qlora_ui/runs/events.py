@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
+from qlora_ui.base.units import format_count
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -80,6 +82,19 @@ class Planned(Event):
     probe_every: int = 0
     """Steps between answers to the probe questions; 0 where there are none."""
     num_processes: int = 1
+    num_conversations: int = 0
+    """Rows of the data that share the training rows where they are packed; 0 where each has its own."""
+    num_eval_conversations: int = 0
+
+    def rows_in_words(self) -> str:
+        """What is learned from, as `940 rows`, or `940 conversations in 85 rows`."""
+        rows = f"{format_count(self.num_train_rows)} rows"
+        return f"{format_count(self.num_conversations)} conversations in {rows}" if self.num_conversations else rows
+
+    @property
+    def num_held_back(self) -> int:
+        """Rows of the data that are kept from training."""
+        return self.num_eval_conversations or self.num_eval_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

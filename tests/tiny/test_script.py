@@ -31,6 +31,7 @@ from qlora_ui.script.trl_yaml import render_trl_yaml
 from qlora_ui.settings.intervals import intervals
 from qlora_ui.settings.presets import list_presets
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.views.run import head_html
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,9 @@ def test_the_program_of_a_packed_run_takes_as_many_steps(tiny_model_dir: Path, w
     changes = {"train__max_steps": None, "train__epochs": 2, "train__packing": "on", "train__batch_size": 1, "train__accumulation": 4}
     view = train(workspace, tiny_config(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 60), **changes))
     assert view.planned is not None and view.planned.packed
+    # The page counts what the user brought: 60 conversations, not the rows that they share.
+    assert view.planned.rows_in_words() == f"48 conversations in {view.planned.num_train_rows} rows"
+    assert view.planned.num_train_rows < 48 and view.planned.num_held_back == 12 and "48 conversations in" in head_html(view)
     write_bundle(view.run.config(), view.run.data, tmp_path / "out", "script", on_gpu=False, run=view.run)
     program = (tmp_path / "out" / "train.py").read_text(encoding="utf-8")
     rounds = int(re.search(r"gradient_accumulation_steps=(\d+)", program)[1])  # type: ignore[index]

@@ -91,7 +91,7 @@ def _title(view: RunView) -> str:
     if view.config:
         facts.append(describe_model(view.config.model.id))
     if plan := view.planned:
-        facts.append(f"{format_count(plan.num_train_rows)} rows, {format_count(plan.num_trained_tokens)} trained tokens a pass")
+        facts.append(f"{plan.rows_in_words()}, {format_count(plan.num_trained_tokens)} trained tokens a pass")
         facts.append(f"{plan.num_steps:,} steps of {plan.effective_batch}")
         facts.append(f"{format_count(plan.trainable_params)} of {format_count(plan.total_params)} weights learn")
     if view.started:

@@ -98,7 +98,7 @@ def _say(event: Event) -> tuple[str, str, str, str] | None:
             lost = (f"{count} {word}" for count, word in ((event.truncated_rows, "cut"), (event.dropped_rows, "left out")) if count)
             fast = f"fast path: {', '.join(event.fast_path)}" if event.fast_path else "; ".join(event.fast_path_reasons)
             said = ", ".join(lost)
-            what = f"{event.num_train_rows:,} rows to learn from, {event.num_eval_rows:,} held back"
+            what = f"{event.rows_in_words()} to learn from, {event.num_held_back:,} held back"
             return "plain", "▸", f"{what}{f', {said}' if said else ''}", fast
         case EvalLogged():
             return "check", "◇", f"Held-back rows: loss {event.loss:.3g}{', the best so far' if event.is_best else ''}", ""
