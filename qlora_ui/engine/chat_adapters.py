@@ -23,7 +23,16 @@ from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS
 
 BASE = "base"
 """The row key of the model without an adapter."""
-_ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_A.bias", ".lora_B.bias", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+_ENDINGS = (
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_A.bias",
+    ".lora_B.bias",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".lora_magnitude_vector",
+    ".lora_magnitude_vector.weight",
+)
 _REFUSED_IF_SET = (
     "layer_replication",
     "rank_pattern",
@@ -132,6 +141,9 @@ def _check_shapes(tensors: Mapping[str, tuple[int, ...]], layers: Mapping[str, t
             ".lora_A.weight": (rank, num_in),
             ".lora_B.weight": (num_out, rank),
             ".lora_B.bias": (num_out,),
+            # An embedding looks its words up: they stand where a layer has its outputs.
+            ".lora_embedding_A": (rank, num_out),
+            ".lora_embedding_B": (num_in, rank),
             None: (num_out,) if name.endswith(".bias") else (num_out, num_in),
         }.get(ending)
         if expected is not None and shape != expected:

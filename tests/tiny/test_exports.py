@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from qlora_ui.base.errors import ModelError, QloraUiError, RunError
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.data.rows import Conversation, Message
+from qlora_ui.engine.chat_adapters import check_adapter, layer_shapes
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.exports import check, check_child, llama_cpp
 from qlora_ui.engine.exports.adapter import refuse_leaks
@@ -55,7 +56,7 @@ def _peft_model(model_dir: Path, config: RunConfig, *, in_4bit: bool = True) -> 
         LoraConfig(
             r=lora.rank,
             lora_alpha=config.alpha,
-            target_modules="all-linear",
+            target_modules="all-linear" if config.lora.targets == ("all-linear",) else list(lora.targets),
             use_rslora=lora.rslora,
             use_dora=lora.dora,
             modules_to_save=list(lora.modules_to_save) or None,
@@ -89,7 +90,16 @@ def _run(workspace: Workspace, model_dir: Path, **changes: Any) -> RunDir:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"lora__rslora": True}, {"lora__dora": True}, {"quant__type": "fp4", "quant__double_quant": False}]
+    "changes",
+    [
+        {},
+        {"lora__rslora": True},
+        {"lora__dora": True},
+        {"quant__type": "fp4", "quant__double_quant": False},
+        # peft's own merge would change the output layer, which shares its weights with the embedding, too: training did not.
+        {"lora__targets": ("q_proj", "embed_tokens")},
+        {"lora__targets": ("q_proj", "embed_tokens"), "lora__dora": True, "lora__rslora": True},
+    ],
 )
 def test_merged_on_the_4_bit_weights_it_is_the_trained_model(
     workspace: Workspace, tiny_model_dir: Path, tmp_path: Path, changes: dict[str, Any]
@@ -98,7 +108,8 @@ def test_merged_on_the_4_bit_weights_it_is_the_trained_model(
 
     config = _config(tiny_model_dir, **changes)
     model = _peft_model(tiny_model_dir, config)
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    check_adapter(tmp_path / "adapter", layer_shapes(load_quantized(tiny_model_dir, config, CPU)))
     merge(tiny_model_dir, tmp_path / "adapter", tmp_path / "out", config, dequantized=True)
     ids_BT = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -157,7 +168,7 @@ def test_an_adapter_of_another_base_is_refused(tiny_model_dir: Path, tmp_path: P
 
 
 def test_parts_that_cannot_be_merged_are_named(tmp_path: Path) -> None:
-    save_file({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 2)}, str(tmp_path / "adapter_model.safetensors"))
+    save_file({"base_model.model.model.embed_tokens.lora_other": torch.zeros(2, 2)}, str(tmp_path / "adapter_model.safetensors"))
     (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}', encoding="utf-8")
     with pytest.raises(ModelError, match="embed_tokens"):
         read_lora(tmp_path)
@@ -468,7 +479,14 @@ def test_llama_cpp_applies_an_adapter_as_strongly_as_peft(
         assert settings["lora_alpha"] / settings["r"] == scaling == read_lora(run.adapter).scaling
 
 
-@pytest.mark.parametrize(("changes", "word"), [({"lora__dora": True}, "DoRA"), ({"lora__modules_to_save": ("norm",)}, "in full: norm")])
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"lora__dora": True}, "DoRA"),
+        ({"lora__modules_to_save": ("norm",)}, "in full: norm"),
+        ({"lora__targets": ("q_proj", "embed_tokens")}, "the embedding"),
+    ],
+)
 def test_what_llama_cpp_adapters_cannot_hold_is_refused_before_the_work(
     workspace: Workspace, tiny_model_dir: Path, changes: dict[str, Any], word: str
 ) -> None:

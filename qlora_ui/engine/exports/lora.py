@@ -23,6 +23,8 @@ PREFIX = "base_model.model."
 _PARTS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
+    ".lora_embedding_A": "words",
+    ".lora_embedding_B": "directions",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
@@ -34,8 +36,9 @@ class LayerUpdate:
 
     a_RI: torch.Tensor | None = None
     b_OR: torch.Tensor | None = None
-    magnitude_O: torch.Tensor | None = None
-    """DoRA's sizes of the rows; None for plain LoRA."""
+    magnitude: torch.Tensor | None = None
+    """DoRA's sizes of the rows, of an embedding those of the columns; None for plain LoRA."""
+    is_embedding: bool = False
 
 
 @dataclass(slots=True)
@@ -52,7 +55,8 @@ class LoraWeights:
     def apply(self, name: str, weight_OI: torch.Tensor) -> torch.Tensor:
         """The weight with the adapter in it, in fp32 on the weight's device; the weight itself where the adapter has no part.
 
-        Formulas: LoRA W + s·BA (arXiv 2106.09685); DoRA m·(W + s·BA) / ‖W + s·BA‖ per row (arXiv 2402.09353).
+        Formulas: LoRA W + s·BA (arXiv 2106.09685); DoRA m·(W + s·BA) / ‖W + s·BA‖ per row (arXiv 2402.09353), of an
+        embedding, whose rows are words, per column.
         """
         if name in self.replaced:
             self.used.add(name)
@@ -65,9 +69,10 @@ class LoraWeights:
         device = weight_OI.device
         merged_OI = weight_OI.float()
         merged_OI = torch.addmm(merged_OI, update.b_OR.to(device, torch.float32), update.a_RI.to(device, torch.float32), alpha=self.scaling)
-        if update.magnitude_O is not None:
-            magnitude_O = update.magnitude_O.to(device, torch.float32).reshape(-1)
-            merged_OI *= (magnitude_O / torch.linalg.norm(merged_OI, dim=1))[:, None]
+        if update.magnitude is not None:
+            along = 0 if update.is_embedding else 1
+            sizes = torch.linalg.norm(merged_OI, dim=along, keepdim=True)
+            merged_OI *= update.magnitude.to(device, torch.float32).reshape(sizes.shape) / sizes
         return merged_OI
 
     @property
@@ -96,7 +101,18 @@ def read_lora(folder: Path) -> LoraWeights:
             replaced[name] = tensor
             continue
         update = layers.setdefault(f"{name.removesuffix(ending)}.weight", LayerUpdate())
-        setattr(update, {"a": "a_RI", "b": "b_OR", "magnitude": "magnitude_O"}[_PARTS[ending]], tensor)
+        match _PARTS[ending]:
+            case "a":
+                update.a_RI = tensor
+            case "b":
+                update.b_OR = tensor
+            case "words":
+                # A column of A for each word, and B back into the model: the other way round than in a layer.
+                update.b_OR, update.is_embedding = tensor.T, True
+            case "directions":
+                update.a_RI = tensor.T
+            case _:
+                update.magnitude = tensor
     return LoraWeights(_scaling(config), layers, replaced)
 
 

@@ -136,14 +136,14 @@ class _Counted:
 
 
 def untied_output(base: Path, lora: LoraWeights) -> dict[str, torch.Tensor]:
-    """The output layer of a base that shares it with the embedding, where training in full changed one of the two only."""
+    """The output layer of a base that shares it with the embedding, where training changed one of the two only."""
     places = {name: file for file in weight_files(base) for name in read_header(file)}
     if _OUTPUT in places:
         return {}
     if _OUTPUT in lora.replaced:
         lora.used.add(_OUTPUT)
         return {_OUTPUT: lora.replaced[_OUTPUT]}
-    embedding = next((name for name in lora.replaced if name.endswith(".embed_tokens.weight")), None)
+    embedding = next((name for name in (*lora.replaced, *lora.layers) if name.endswith(".embed_tokens.weight")), None)
     if embedding is None or embedding not in places:
         return {}
     with safe_open(str(places[embedding]), framework="pt") as stored:

@@ -95,10 +95,13 @@ def base_is_gone(base: Path, why: str = "All forms but the adapter alone are mad
 def _refuse_more_than_lora(lora: LoraSection) -> None:
     """Raise QloraUiError for what llama.cpp's adapters cannot hold; trained norms it would even leave out without a word."""
     beside = ", ".join(lora.modules_to_save)
-    if lora.dora or beside:
+    more = "This is DoRA." if lora.dora else f"This run also trained in full: {beside}." if beside else ""
+    if not more and "embed_tokens" in lora.targets:
+        more = "This one changes the embedding, too."
+    if more:
         raise QloraUiError(
             "This adapter cannot become a GGUF of its own.",
-            why="llama.cpp knows plain LoRA only. " + ("This is DoRA." if lora.dora else f"This run also trained in full: {beside}."),
+            why=f"llama.cpp knows plain LoRA only. {more}",
             fix="Export the whole model as GGUF, which has everything in it.",
             code="export-gguf-lora",
         )
