@@ -110,8 +110,7 @@ def build_datasets(
     """The tokenized rows of a run, split by its seed; with `run` also written to its `data/` folder.
 
     The same settings, files and tokenizer give the same rows in the same order; where the chat template writes the date, that is `day`, or
-    today. Raises DataError where nothing is left to
-    train on, and Cancelled.
+    today. Raises DataError where nothing is left to train on, and Cancelled.
     """
     data = config.data
     loaded = load_conversations(data, workspace, on_progress=on_progress, is_cancelled=is_cancelled)

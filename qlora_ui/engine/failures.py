@@ -49,8 +49,8 @@ class AtOnce:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the card (or the CPU's allocator) ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether the card ran out of memory, or the CPU's allocator, which has no class of its own for it and other words on Windows."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -193,12 +193,6 @@ class RowTokenizer:
         return TokenizedRow(ids.tolist(), labels.tolist(), length, int(trained.sum()), limit if length > limit else None)
 
 
-def tokenize_conversation(conversation: Conversation, tokenizer: Any, data: DataSection) -> TokenizedRow:
-    """One conversation as tokens and labels, exactly as a run with these settings trains on it."""
-    rows = RowTokenizer(tokenizer, data)
-    return rows.cut(rows.whole([conversation])[0])
-
-
 def _refused(reason: str) -> Whole:
     return Whole("", np.zeros(0, dtype=np.int32), np.zeros(0, dtype=bool), (), reason)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from qlora_ui.base.files import read_json, sha256_of
+from qlora_ui.base.files import read_json
 from qlora_ui.base.progress import Folders
 from qlora_ui.settings.sections import BUILTIN_MODEL
 
@@ -56,12 +56,3 @@ def is_converted(workspace: Folders) -> bool:
     return bool(files) and all(
         (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"] for name, entry in files.items()
     )
-
-
-def changed_files(workspace: Folders) -> list[str]:
-    """Files of the converted model whose SHA-256 is not the manifest's; reads all of it (a second)."""
-    folder = converted_folder(workspace)
-    manifest = read_json(folder / MANIFEST) or {"files": {}}
-    return [
-        name for name, entry in manifest["files"].items() if not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"]
-    ]

@@ -30,8 +30,6 @@ from qlora_ui.ui.service import Service
 if TYPE_CHECKING:
     from qlora_ui.ui.undo import Undo
 
-Component = gr.components.Component
-
 
 @dataclass(frozen=True, slots=True)
 class LiveView:

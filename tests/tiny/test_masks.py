@@ -13,7 +13,7 @@ from qlora_ui.catalog.templates import TEMPLATES, ChatTemplate, template_named
 from qlora_ui.data.rows import Conversation
 from qlora_ui.engine.rendering import Renderer
 from qlora_ui.engine.tokenizer import stop_token_ids
-from qlora_ui.engine.tokens import IGNORED, RowTokenizer, tokenize_conversation
+from qlora_ui.engine.tokens import IGNORED, RowTokenizer, TokenizedRow
 from qlora_ui.settings.sections import DataSection
 
 
@@ -57,6 +57,12 @@ def test_learned_text_is_the_marked_text(family: Family, case: Case) -> None:
     for start, end in reversed(rendered.spans):
         marked = f"{marked[:start]}⟦{marked[start:end]}⟧{marked[end:]}"
     assert marked == case.marked
+
+
+def tokenize_conversation(conversation: Conversation, tokenizer: Any, data: DataSection) -> TokenizedRow:
+    """As a run with these settings trains on it."""
+    rows = RowTokenizer(tokenizer, data)
+    return rows.cut(rows.whole([conversation])[0])
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])

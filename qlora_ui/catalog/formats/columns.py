@@ -10,9 +10,6 @@ from typing import Any
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, call_of, cell_of, names, tools_of, turn
 from qlora_ui.catalog.formats.turns import history_of
 
-ROLES = ("user", "assistant", "system", "thinking")
-"""The keys of a mapping; each value names a column, or is a text with {column} names in braces."""
-
 _ALIASES = {"prompt": "user", "question": "user", "answer": "assistant", "completion": "assistant", "response": "assistant"}
 _USUAL = {
     "user": ("question", "query", "prompt", "instruction", "input", "inputs", "problem", "user", "human", "src", "source", "input_text",

@@ -22,6 +22,7 @@ from qlora_ui.base.errors import QloraUiError
 from qlora_ui.engine.chat_model import unpack_for_cpu
 from qlora_ui.engine.exports.check import NO_CHAT, NOT_READ, SHORT_OF_MEMORY, CheckResult
 from qlora_ui.engine.exports.stops import stop_ids
+from qlora_ui.engine.failures import is_out_of_memory
 from qlora_ui.engine.load import compute_dtype, load_quantized, training_device
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.settings.migrate import as_then
@@ -93,7 +94,7 @@ def _chat_answers(
         model = _load_adapter(base, adapter, config, device)
         return _answers(model, prompts, device, stops), stops
     except Exception as error:
-        if isinstance(error, RuntimeError | MemoryError) and _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise NoChat from error
 
@@ -141,7 +142,7 @@ def _load_gguf(folder: Path, base: Path, config: RunConfig, device: torch.device
     try:
         return _load(folder, config, device, config=settings, **unpacked)
     except Exception as error:
-        if isinstance(error, RuntimeError | MemoryError) and _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise NotRead from error
 
@@ -231,11 +232,6 @@ def _collect() -> None:
         torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """torch's CPU allocator has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def main() -> int:
     """Answer the request on stdin; the status says whether it was memory that ended it."""
     try:
@@ -247,7 +243,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return SHORT_OF_MEMORY
     return 0

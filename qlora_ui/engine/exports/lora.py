@@ -28,6 +28,7 @@ _PARTS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
+"""Endings of an adapter's tensors, and what they are."""
 
 
 @dataclass(slots=True)

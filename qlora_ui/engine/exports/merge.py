@@ -8,7 +8,6 @@ quantizes again.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +47,8 @@ def merge(
     on_cpu: bool = False,
     on_progress: OnProgress = silent,
     is_cancelled: IsCancelled = never,
-) -> int:
-    """Write the merged model to the folder `out` as safetensors in bf16 (or fp16) and return its bytes.
+) -> None:
+    """Write the merged model to the folder `out` as safetensors in bf16 (or fp16).
 
     `on_cpu` leaves the card to whoever works there; the numbers' format is that of the run's device all the same. Raises ModelError
     where adapter and base do not belong together, and Cancelled.
@@ -72,7 +71,6 @@ def merge(
     if [file.name for file in files] != [_SINGLE]:
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     _write_settings(base, out, config, dtype, untie=bool(untied))
-    return total
 
 
 def _quantized_names(base: Path) -> tuple[str, ...]:
@@ -173,9 +171,3 @@ def _write_settings(base: Path, out: Path, config: RunConfig, dtype: torch.dtype
 
 def _shape(tensor: torch.Tensor) -> str:
     return " × ".join(map(str, tensor.shape))
-
-
-def peak_bytes(base: Path) -> int:
-    """The most memory that `merge` holds beside Python and torch: the largest matrix as stored, in fp32 and in two copies."""
-    largest = max((math.prod(entry["shape"]) for file in weight_files(base) for entry in read_header(file).values()), default=0)
-    return largest * (2 + 4 + 4 + 2)
