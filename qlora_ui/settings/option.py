@@ -42,7 +42,6 @@ def option(
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
-    lt: float | None = None,
 ) -> Any:
     """Declare an option of a Section.
 
@@ -51,7 +50,7 @@ def option(
     gives each value of a Literal its words. `affects` lists what the estimate must move when the option does.
     """
     meta = OptionMeta(label, term, help, tier, to, source, affects, dict(choices or {}))
-    return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, json_schema_extra={"option": meta})  # type: ignore[dict-item]
+    return Field(default, description=help, ge=ge, gt=gt, le=le, json_schema_extra={"option": meta})  # type: ignore[dict-item]
 
 
 class Section(BaseModel):
@@ -72,7 +71,6 @@ class Option:
     minimum: float | None
     maximum: float | None
     exclusive_minimum: bool
-    exclusive_maximum: bool
 
     @property
     def path(self) -> str:
@@ -135,7 +133,7 @@ def _read(section_name: str, name: str, info: FieldInfo) -> Option:
     meta = extra.get("option") if isinstance(extra, dict) else None
     if not isinstance(meta, OptionMeta):
         raise TypeError(f"{section_name}.{name} is not declared with option(...)")
-    bounds = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "gt", "le", "lt") if getattr(rule, key, None) is not None}
+    bounds = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "gt", "le") if getattr(rule, key, None) is not None}
     return Option(
         section=section_name,
         name=name,
@@ -143,7 +141,6 @@ def _read(section_name: str, name: str, info: FieldInfo) -> Option:
         default=info.get_default(call_default_factory=True),
         meta=meta,
         minimum=bounds.get("ge", bounds.get("gt")),
-        maximum=bounds.get("le", bounds.get("lt")),
+        maximum=bounds.get("le"),
         exclusive_minimum="gt" in bounds,
-        exclusive_maximum="lt" in bounds,
     )

@@ -182,7 +182,7 @@ def _bounds(option: Option) -> str:
         return "Choose one of " + ", ".join(str(value) for value in option.literal_values)
     kind = "a whole number" if option.inner_type is int else "a number"
     low = f"{'above' if option.exclusive_minimum else 'from'} {_number(option.minimum)}" if option.minimum is not None else ""
-    joint = "below" if option.exclusive_maximum else "to" if low.startswith("from") else "and at most" if low else "of at most"
+    joint = "to" if low.startswith("from") else "and at most" if low else "of at most"
     high = f"{joint} {_number(option.maximum)}" if option.maximum is not None else ""
     return f"Give {' '.join(part for part in (kind, low, high) if part)}" if low or high else ""
 

@@ -27,7 +27,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-line = '    beta: float = option(0.9, "Memory of the optimizer.", label="First beta", to="sft.adam_beta1", ge=0, lt=1)\\n'
+line = '    beta: float = option(0.9, "Memory of the optimizer.", label="First beta", to="sft.adam_beta1", ge=0, le=1)\\n'
 
 class WithOneLineMore(SourceFileLoader):
     def get_code(self, fullname):

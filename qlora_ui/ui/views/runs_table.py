@@ -180,7 +180,7 @@ def _parting(configs: Iterable[RunConfig | None]) -> frozenset[str]:
     return frozenset(path for other in known[1:] for path in known[0].differences(other))
 
 
-def differences_in_words(config: RunConfig | None, parting: Collection[str] = (), most: int = SHOWN_DIFFERENCES) -> str:
+def differences_in_words(config: RunConfig | None, parting: Collection[str] = ()) -> str:
     """What was changed from the defaults: `Adapter size 32, Learning rate 0.001, 2 more`.
 
     First what the runs of the list part in, which two runs of one preset would hide otherwise, then the settings that people look at first.
@@ -192,9 +192,9 @@ def differences_in_words(config: RunConfig | None, parting: Collection[str] = ()
     changed = [path for path in config.differences(RunConfig()) if path not in _NOT_A_DIFFERENCE]
     changed.sort(key=lambda path: (path not in parting, options[path].meta.tier != "basic"))
     said = _data_in_words(config.data.sources)
-    said += [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:most]]
-    if len(changed) > most:
-        said.append(f"{len(changed) - most} more")
+    said += [f"{options[path].meta.label} {setting_words(config.get(path))}" for path in changed[:SHOWN_DIFFERENCES]]
+    if len(changed) > SHOWN_DIFFERENCES:
+        said.append(f"{len(changed) - SHOWN_DIFFERENCES} more")
     return ", ".join(said) or "nothing, all defaults"
 
 
