@@ -96,12 +96,8 @@ def _write_settings(arguments: argparse.Namespace, workspace: Workspace, out: Pa
 def _write(
     arguments: argparse.Namespace, config: RunConfig, data: Path, out: Path, chosen: RunDir | None, *, rows_in_one: float = 1.0
 ) -> Path:
-    cards = read_gpus() if config.launch.device != "cpu" else []
-    bf16 = not cards or (cards[0].compute_capability or (8, 0)) >= (8, 0)
-    replaces = arguments.replaces
-    return write_bundle(
-        config, data, out, arguments.format, on_gpu=bool(cards), bf16=bf16, run=chosen, rows_in_one=rows_in_one, replaces=replaces
-    )
+    gpu, replaces = next(iter(read_gpus()), None), arguments.replaces
+    return write_bundle(config, data, out, arguments.format, gpu=gpu, run=chosen, rows_in_one=rows_in_one, replaces=replaces)
 
 
 def _prepare(config: RunConfig, workspace: Workspace, folder: Path) -> tuple[Path, float]:

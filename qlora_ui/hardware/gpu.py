@@ -40,6 +40,10 @@ class GpuState:
     def free_bytes(self) -> int:
         return self.total_bytes - self.used_bytes
 
+    @property
+    def supports_bf16(self) -> bool:
+        return self.compute_capability is None or self.compute_capability >= (8, 0)
+
 
 def read_gpus(*, visible_only: bool = True, environment: Mapping[str, str] | None = None) -> list[GpuState]:
     """The cards that CUDA will see (CUDA_VISIBLE_DEVICES, by number or UUID), or all; empty without a driver."""

@@ -13,6 +13,8 @@ from typing import Literal
 from qlora_ui.base.errors import QloraUiError, RunError
 from qlora_ui.base.files import write_text
 from qlora_ui.catalog.templates import template_named
+from qlora_ui.estimate.precision import compute_dtype
+from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.models.catalogue import public_name
 from qlora_ui.runs.events import Planned
 from qlora_ui.runs.journal import read_events
@@ -34,17 +36,16 @@ def write_bundle(
     out: Path,
     form: ScriptFormat,
     *,
-    on_gpu: bool,
-    bf16: bool = True,
+    gpu: GpuState | None,
     run: RunDir | None = None,
     rows_in_one: float = 1.0,
     replaces: bool = False,
 ) -> Path:
     """Write the folder `out` from a run's `data/` folder and return the file to start with.
 
-    `on_gpu` and `bf16` decide what the YAML says, which cannot look at the machine; the program looks itself; `rows_in_one`
-    is how many conversations a packed row would hold where there is no run that tells. Raises RunError
-    where the run has no data yet, and QloraUiError where `out` cannot be written, or holds something that this does not replace.
+    `gpu` is this machine's, for the YAML, which cannot look itself as the program does; `rows_in_one` is how many conversations
+    a packed row would hold where there is no run that tells. Raises RunError where the run has no data yet, and QloraUiError
+    where `out` cannot be written, or holds something that this does not replace.
     """
     if not (data / "train.tokens.parquet").is_file():
         raise RunError("This run has no rows yet.", why="It has not come to its data.", fix="Start it first.", code="no-data")
@@ -72,9 +73,8 @@ def write_bundle(
             # The name tells the datasets library which split it is.
             shutil.copyfile(data / "eval.tokens.parquet", out / "tokens" / "test.parquet")
         start = out / "trl_sft.yaml"
-        dtype = config.quant.compute_dtype
-        if dtype == "auto":
-            dtype = ("bfloat16" if bf16 else "float16") if on_gpu else "float32"
+        on_gpu = gpu is not None and config.launch.device != "cpu"
+        dtype = compute_dtype(config.quant, is_cpu=not on_gpu, supports_bf16=gpu is not None and gpu.supports_bf16)
         write_text(start, render_trl_yaml(config, facts, on_gpu=on_gpu, compute_dtype=dtype))
         return start
 

@@ -738,7 +738,7 @@ def test_nothing_that_was_planted_is_in_an_export(tmp_path: Path, form: str, mon
     if form in ("script", "trl-yaml"):
         for split in ("train", "eval"):
             (run.data / f"{split}.tokens.parquet").write_bytes(b"PAR1")
-        write_bundle(run.config(), run.data, out, form, on_gpu=False, run=run)  # type: ignore[arg-type]
+        write_bundle(run.config(), run.data, out, form, gpu=None, run=run)  # type: ignore[arg-type]
     else:
         export_run(run, form, workspace, out, num_prompts=0)
     files = files_of(out)

@@ -159,7 +159,7 @@ def test_the_program_writes_turns_as_the_app_does(
         ours.save_pretrained(run.adapter)
     run.data.mkdir()
     (run.data / "train.tokens.parquet").write_bytes(b"PAR1")
-    write_bundle(config, run.data, tmp_path / "out", "script", on_gpu=False, run=run)
+    write_bundle(config, run.data, tmp_path / "out", "script", gpu=None, run=run)
     if has_adapter:
         assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == ours.chat_template
     program = (tmp_path / "out" / "train.py").read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def test_a_run_without_an_adapter_gives_the_template_as_it_was_used(
     config = RunConfig().changed({"model.id": str(tiny_model_dir), "model.template": "llama-3", "data.sources": [{"id": str(rows)}]})
     run, ours = create_run(workspace, config), load_tokenizer(tiny_model_dir, "llama-3")
     build_datasets(config, workspace, ours, run)
-    write_bundle(config, run.data, tmp_path / "out", form, on_gpu=False, run=run)
+    write_bundle(config, run.data, tmp_path / "out", form, gpu=None, run=run)
     given = (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
     assert given == ours.chat_template and "<|eot_id|>" not in given
     assert not list((tmp_path / "out").glob("data/*.jinja"))
@@ -193,7 +193,7 @@ def test_the_program_of_a_packed_run_takes_as_many_steps(tiny_model_dir: Path, w
     # The page counts what the user brought: 60 conversations, not the rows that they share.
     assert view.planned.rows_in_words() == f"48 conversations in {view.planned.num_train_rows} rows"
     assert view.planned.num_train_rows < 48 and view.planned.num_held_back == 12 and "48 conversations in" in head_html(view)
-    write_bundle(view.run.config(), view.run.data, tmp_path / "out", "script", on_gpu=False, run=view.run)
+    write_bundle(view.run.config(), view.run.data, tmp_path / "out", "script", gpu=None, run=view.run)
     program = (tmp_path / "out" / "train.py").read_text(encoding="utf-8")
     rounds = int(re.search(r"gradient_accumulation_steps=(\d+)", program)[1])  # type: ignore[index]
     num_rows = sum(1 for _ in (view.run.data / "train.jsonl").open("rb"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from qlora_ui.hardware.gpu import GpuState
 from qlora_ui.models.catalogue import public_name
+from qlora_ui.script.bundle import write_bundle
 from qlora_ui.script.render import ScriptFacts, render_script
 from qlora_ui.script.trl_yaml import render_trl_yaml
 from qlora_ui.settings.intervals import intervals
@@ -60,3 +63,18 @@ def test_what_shared_a_packed_row_is_added_up() -> None:
     never_run = render_script(config, replace(facts, run_id=""))
     assert "would pack about 9.6" in never_run and "run packed" not in never_run
     assert "packed about" not in USUAL and "would pack" not in USUAL
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "says"),
+    [("auto", (7, 5), (False, True, False)), ("auto", (8, 6), (True, False, False)), ("cpu", (8, 6), (False, False, True))],
+)
+def test_the_yaml_trains_where_and_in_the_numbers_that_the_run_would(
+    wanted: str, capability: tuple[int, int], says: tuple[bool, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.tokens.parquet").write_bytes(b"PAR1")
+    gpu = GpuState(0, "GPU-1", "A card", 1, 0, None, compute_capability=capability)
+    config = RunConfig().changed({"launch.device": wanted})
+    written = yaml.safe_load(write_bundle(config, tmp_path / "data", tmp_path / "out", "trl-yaml", gpu=gpu).read_text(encoding="utf-8"))
+    assert tuple(written.get(name, False) for name in ("bf16", "fp16", "use_cpu")) == says

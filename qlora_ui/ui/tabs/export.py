@@ -206,11 +206,10 @@ def _make_script(service: Service, run: RunDir, form: str, on_progress: OnProgre
     on_progress("Writing the program and its rows", None)
     target = run.exports / form
     run.exports.mkdir(exist_ok=True)
-    gpus = service.gpus()
-    bf16 = not gpus or (gpus[0].compute_capability or (8, 0)) >= (8, 0)
+    gpu = next(iter(service.gpus()), None)
     with tempfile.TemporaryDirectory(prefix=f"{MAKING}{form}-", dir=run.exports) as aside:
         made = Path(aside) / form
-        write_bundle(run.config(), run.data, made, "script" if form == "script" else "trl-yaml", on_gpu=bool(gpus), bf16=bf16, run=run)
+        write_bundle(run.config(), run.data, made, "script" if form == "script" else "trl-yaml", gpu=gpu, run=run)
         stop_if(is_cancelled, "The export")
         put_in_place(made, target)
     return target
