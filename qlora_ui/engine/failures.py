@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from qlora_ui.base.errors import QloraUiError
+from qlora_ui.base.errors import QloraUiError, sentences
 from qlora_ui.base.files import DISK_FULL, disk_in_words
 from qlora_ui.base.units import format_bytes
 from qlora_ui.runs.events import Failed
@@ -79,14 +79,14 @@ def describe(error: BaseException, config: RunConfig | None, at_once: AtOnce | N
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, QloraUiError):
         problem = error.problems[0]
-        rest = " ".join(item.sentence() for item in error.problems[1:])
+        rest = [item.sentence() for item in error.problems[1:]]
         # A place in a file is part of what happened; an option is named by the words themselves.
         place = f"{problem.where}: " if problem.where and problem.where not in option_by_path() else ""
         return Failed(
             code=problem.code or error.code,
             what=f"{place}{problem.what}",
             why=problem.why,
-            fix=f"{problem.fix} {rest}".strip(),
+            fix=sentences(problem.fix, *rest) if rest else problem.fix,
             suggestions=getattr(error, "suggestions", []),
         )
     if isinstance(error, NonFinite):

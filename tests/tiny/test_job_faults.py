@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from jobs import again, curve, models_alive, tiny_config, train, whole_steps, write_rows
 from safetensors import SafetensorError
 
-from qlora_ui.base.errors import RunError
+from qlora_ui.base.errors import Problem, QloraUiError, RunError
 from qlora_ui.engine import job
 from qlora_ui.engine.checkpoints import CheckpointStore
 from qlora_ui.engine.failures import AtOnce, describe, make_room
@@ -148,6 +148,11 @@ def test_ways_out_of_a_full_memory_need_less_than_what_filled_it() -> None:
     assert "3 conversations at a time" in describe(error, config, AtOnce(3, 300)).what
     early = describe(error, config)
     assert "before the training began" in early.what and not early.suggestions and "smaller model" in early.fix
+
+
+def test_every_problem_of_a_failure_is_a_sentence_of_its_own() -> None:
+    error = QloraUiError(problems=[Problem("", "One is wrong", fix="Mend it"), Problem("", "So is another")])
+    assert describe(error, None).fix == "Mend it. So is another."
 
 
 def test_a_run_that_fails_over_its_data_names_the_file(workspace: Workspace, config: RunConfig, tmp_path: Path) -> None:
