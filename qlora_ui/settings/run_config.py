@@ -86,12 +86,10 @@ class RunConfig(BaseModel):
         nested = self.model_dump(mode="json")
         if not only_changed:
             return nested
-        changed = self.differences(RunConfig())
-        sections: dict[str, dict[str, Any]] = {path.split(".")[0]: {} for path in changed}
-        for path in changed:
-            section, name = path.split(".")
-            sections[section][name] = nested[section][name]
-        return sections
+        return {
+            section: {name: nested[section][name] for name in names}
+            for section, names in in_sections(self.differences(RunConfig())).items()
+        }
 
     def to_yaml(self, *, only_changed: bool = False) -> str:
         """The settings as YAML, with the version of their layout."""
@@ -116,6 +114,15 @@ _NAMES_OF_FILES = ("data.sources", "model.id", "lora.start_from")
 def option_by_path() -> Mapping[str, Option]:
     """Every option by its path, in the order of the declarations."""
     return {option.path: option for option in _declared()}
+
+
+def in_sections(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options by their path (`{"lora.rank": 8}`) as nested settings."""
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        section, name = path.split(".")
+        nested.setdefault(section, {})[name] = value
+    return nested
 
 
 def label_of(path: str) -> str:

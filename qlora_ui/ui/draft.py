@@ -24,7 +24,7 @@ from qlora_ui.models.facts import ModelFacts
 from qlora_ui.runs.process import has_card
 from qlora_ui.runs.start_from import PATH as START_FROM
 from qlora_ui.runs.start_from import find_start
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, in_sections, option_by_path
 from qlora_ui.settings.sections import DataSection, pasted_model
 from qlora_ui.settings.source import DataSource
 from qlora_ui.ui.inspection import Pending
@@ -229,12 +229,8 @@ def _placed(problem: Problem) -> Problem:
 
 
 def _checked(values: Mapping[str, Any], problems: list[Problem]) -> RunConfig | None:
-    nested: dict[str, dict[str, Any]] = {}
-    for path, value in values.items():
-        section, name = path.split(".")
-        nested.setdefault(section, {})[name] = value
     try:
-        return RunConfig.parse(nested)
+        return RunConfig.parse(in_sections(values))
     except SettingsError as error:
         problems.extend(error.problems)
         return None

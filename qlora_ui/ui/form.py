@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_ui.settings.option import Option
-from qlora_ui.settings.run_config import RunConfig, option_by_path
+from qlora_ui.settings.run_config import RunConfig, in_sections, option_by_path
 from qlora_ui.ui.controls import Control, Maker, from_component, make_control, to_component
 
 STRUCTURED = ("data.sources", "data.mapping")
@@ -67,11 +67,7 @@ class Form:
 
     def read(self, data: Mapping[gr.components.Component, Any]) -> RunConfig:
         """The settings on the page; raises SettingsError with all problems at once."""
-        nested: dict[str, dict[str, Any]] = {}
-        for path, value in self.values(data).items():
-            section, name = path.split(".")
-            nested.setdefault(section, {})[name] = value
-        return RunConfig.parse(nested)
+        return RunConfig.parse(in_sections(self.values(data)))
 
     def show(self, config: RunConfig) -> list[Any]:
         """Updates for `outputs` that put the settings into their controls."""

@@ -109,7 +109,7 @@ def _look(page: Page, repo: str, subset: str, split: str) -> tuple[str, dict[str
 
 def _existing(splits: HubSplits, subset: str, split: str) -> tuple[str, str]:
     if subset not in splits.subsets:
-        subset = "default" if "default" in splits.subsets else next(iter(splits.subsets))
+        subset = splits.subset(None)
     names = splits.subsets[subset]
     if split not in names:
         split = "train" if "train" in names else next(iter(names))

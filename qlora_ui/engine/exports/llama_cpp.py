@@ -104,13 +104,8 @@ def _unpack(archive: Path, target: Path) -> None:
     with tarfile.open(archive, "r:gz") as package:
         for member in package:
             inner = member.name.partition("/vendor/llama.cpp/")[2]
-            if not member.isfile() or not inner.startswith(_KEPT) or ".." in Path(inner).parts:
-                continue
-            path = target / inner
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = package.extractfile(member)
-            assert content is not None
-            path.write_bytes(content.read())
+            if member.isfile() and inner.startswith(_KEPT) and ".." not in Path(inner).parts:
+                package.extract(member.replace(name=inner), target, set_attrs=False, filter="data")
 
 
 def _pip(words: Sequence[str], is_cancelled: IsCancelled) -> None:
