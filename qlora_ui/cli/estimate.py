@@ -131,7 +131,7 @@ def as_values(
 
 def _notes(facts: ModelFacts, config: RunConfig, device: DeviceProfile, memory: MemoryEstimate) -> list[str]:
     """What there is to say of the settings and of the numbers, in sentences."""
-    wrong = [f"{problem.what}." for problem in model_problems(facts, config)]
+    wrong = [problem.sentence() for problem in model_problems(facts, config)]
     beyond = beyond_context(facts, config, None)
     return [*wrong, *otherwise(facts, config, device), *([beyond] if beyond else []), *memory.notes]
 

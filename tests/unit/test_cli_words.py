@@ -55,6 +55,14 @@ def test_a_name_that_is_not_in_utf8_is_refused_with_what_to_do(workspace: Worksp
     assert "Write it in UTF-8." in _said(["estimate", "--output.notes", name, "--workspace", str(workspace.root)], capsys)
 
 
+def test_an_estimate_says_what_to_do_about_settings_that_the_model_cannot_have(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", "--lora.targets", "q_proj,W_pack", "--workspace", str(workspace.root)]) == 0
+    said = capsys.readouterr().out
+    assert "lora.targets: The model has no layer named W_pack." in said and "Choose among them, or all-linear." in said
+
+
 @pytest.mark.parametrize("line", ["evaluate", "export --format adapter", "chat --prompt x", "serve"])
 def test_a_run_without_an_adapter_is_refused_before_the_engine_is_imported(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
