@@ -18,7 +18,8 @@ from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import DISK_FULL, resolve_inside
 from qlora_ui.base.trash import throw_away
 from qlora_ui.runs.events import Queued, Stopped, from_line
-from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve, read_events
+from qlora_ui.runs.journal import JournalWriter, drop_reserve, make_reserve
+from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -202,7 +203,7 @@ def delete_checkpoints(workspace: Workspace, run: RunDir) -> Path:
 
 def refuse_while_worked_on(run: RunDir, why_not_queued: str) -> None:
     """Raise RunError while a job works on a run, or will."""
-    status = run.status(read_events(run.journal_path))
+    status = read_run(run).status
     if status.is_live:
         raise run.refusal(f"Run {run.id} is still running.", why="What it writes would be lost", fix="Stop it first.")
     if status is Status.QUEUED:

@@ -39,7 +39,6 @@ from qlora_ui.runs.events import (
     Failed,
     Finished,
     Paused,
-    Planned,
     Queued,
     Started,
     Stopped,
@@ -326,12 +325,6 @@ class RunDir:
         """When the job last wrote anything, in Unix seconds."""
         return max(_stat(path)[1] for path in (self._owner_path, self.journal_path, self.log_path)) / 1e9
 
-    def status(self, events: list[Event]) -> Status:
-        """The state that follows from the journal and the owner's liveness."""
-        last = next((event for event in reversed(events) if isinstance(event, _STATES)), None)
-        has_plan = last is not None and any(isinstance(event, Planned) for event in events[events.index(last) :])
-        return status_after(last, self.owner_is_alive, has_plan=has_plan)
-
     @property
     def made_at(self) -> float:
         """When it was made, in Unix seconds, as its id says; for those whose journal does not."""
@@ -381,4 +374,3 @@ _STATUS: dict[type[Event], Status] = {
     Paused: Status.PAUSED,
     Failed: Status.FAILED,
 }
-_STATES = tuple(_STATUS)
