@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_ui import __version__
-from qlora_ui.base.errors import Problem, RunError
+from qlora_ui.base.errors import Problem, RunError, sentences
 from qlora_ui.base.files import free_bytes
 from qlora_ui.base.units import GIB, format_bytes
 from qlora_ui.cli.config_flags import table
@@ -82,7 +82,7 @@ def _look(workspace: Workspace, refusal: Problem | None) -> dict[str, Any]:
 
 
 def _refused(refusal: Problem | None) -> list[dict[str, Any]]:
-    return [{"stops_runs": True, "what": f"{refusal.what} {refusal.why}.", "fix": refusal.fix}] if refusal else []
+    return [{"stops_runs": True, "what": sentences(refusal.what, refusal.why), "fix": refusal.fix}] if refusal else []
 
 
 def _holdings(workspace: Workspace) -> dict[str, int]:

@@ -271,8 +271,8 @@ def _otherwise(draft: Draft) -> str:
     """What will be otherwise than the settings say."""
     if draft.config is None or draft.facts is None:
         return ""
-    sentences = workload.otherwise(draft.facts, draft.config, draft.device)
-    return f'<p class="q-small" id="q-ready-otherwise">{escape(" ".join(sentences))}</p>' if sentences else ""
+    said = workload.otherwise(draft.facts, draft.config, draft.device)
+    return f'<p class="q-small" id="q-ready-otherwise">{escape(" ".join(said))}</p>' if said else ""
 
 
 def _beyond(draft: Draft) -> str:
