@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the receipt."""
     if arguments.max_rows < 1 or (arguments.answers or 0) < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
-        raise QloraUiError("Counts must be positive.", where="--max-rows, --answers, --max-tokens", code="usage")
+        raise QloraUiError(
+            "Counts must be positive.",
+            fix="Give 1 or more; --answers 0 asks no questions.",
+            where="--max-rows, --answers, --max-tokens",
+            code="usage",
+        )
     workspace = Workspace.at(arguments.workspace)
     found = find_run(workspace, arguments.run)
     adapter_folder(

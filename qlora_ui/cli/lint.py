@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from qlora_ui.base.errors import QloraUiError
+from qlora_ui.catalog.formats import FORMATS
 from qlora_ui.data.load import inspect
 from qlora_ui.data.report import DataReport
 from qlora_ui.runs.engine import engine_object
@@ -21,7 +22,7 @@ _SIGNS = {"error": "✗", "warning": "!", "note": "·"}
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """What says which rows of which dataset, and how they are read."""
     parser.add_argument("data", metavar="FILE|ID", help="a file, OWNER/NAME on the Hub, or builtin:NAME")
-    parser.add_argument("--format", default="auto", help="auto, messages, sharegpt, alpaca, prompt-completion, columns, text, preference")
+    parser.add_argument("--format", default="auto", help=", ".join(("auto", *(form.name for form in FORMATS))))
     parser.add_argument(
         "--map", action="append", default=[], metavar="ROLE=COLUMN", help="user, assistant or system, and the column that holds it"
     )

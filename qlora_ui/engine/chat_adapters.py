@@ -59,7 +59,10 @@ def check_adapter(folder: Path, layers: Mapping[str, tuple[int, int]]) -> dict[s
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
         raise ModelError(
-            f"There is no adapter in {folder.name}.", why="adapter_config.json is missing or unreadable.", code="adapter-missing"
+            f"There is no adapter in {folder.name}.",
+            why="adapter_config.json is missing or unreadable.",
+            fix="Choose another run or checkpoint.",
+            code="adapter-missing",
         )
     _check_config(config)
     if not (folder / ADAPTER_WEIGHTS).is_file():

@@ -115,7 +115,9 @@ class Launcher:
         with self._changed:
             is_waiting, is_starting = self._is_waiting(run), self._is_starting(run)
             if request is Request.SAVE_NOW and (is_waiting or is_starting):
-                raise RunError(f"Run {run.id} has not started.", why="There is nothing to save yet", code="run-not-live")
+                raise RunError(
+                    f"Run {run.id} has not started.", why="There is nothing to save yet", fix="Save it once it trains", code="run-not-live"
+                )
             if is_waiting:
                 self._unqueue(run)
                 return "Taken out of the queue."
@@ -240,7 +242,12 @@ class Launcher:
 
     def _find_waiting(self, run: RunDir) -> None:
         if not self._is_waiting(run):
-            raise RunError(f"Run {run.id} does not wait any more.", why=f"It is {read_run(run).status.value} by now", code="run-not-queued")
+            raise RunError(
+                f"Run {run.id} does not wait any more.",
+                why=f"It is {read_run(run).status.value} by now",
+                fix="Look at the page again",
+                code="run-not-queued",
+            )
 
     def _enqueue(self, run: RunDir) -> None:
         self._queue.append(run)

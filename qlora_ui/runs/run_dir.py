@@ -207,7 +207,8 @@ class RunDir:
         try:
             text = self.config_path.read_text(encoding="utf-8")
         except OSError as error:
-            raise RunError(f"The settings of run {self.id} cannot be read.", why=str(error), code="run-unreadable") from None
+            what, fix = f"The settings of run {self.id} cannot be read.", "Put the file back, or give yourself the right to read it"
+            raise RunError(what, why=str(error), fix=fix, code="run-unreadable") from None
         except UnicodeDecodeError as error:
             what, why = f"The settings of run {self.id} cannot be read.", f"config.yaml is not UTF-8: {error}"
             raise RunError(what, why=why, fix="Save it as UTF-8", code="run-unreadable") from None

@@ -68,7 +68,11 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     """
     if len(text.encode()) > MAX_YAML_BYTES:
         raise SettingsError(
-            f"{where} is larger than {MAX_YAML_BYTES // 1024} KiB.", why="Settings fit on a page.", where=where, code="preset"
+            f"{where} is larger than {MAX_YAML_BYTES // 1024} KiB.",
+            why="Settings fit on a page.",
+            fix="Leave out what is no setting",
+            where=where,
+            code="preset",
         )
     try:
         value = _loaded(text)
@@ -98,7 +102,8 @@ def read_preset(path: Path) -> Preset:
     try:
         document = read_yaml(path.read_text(encoding="utf-8"), path.name)
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} cannot be read.", why=str(error), where=path.name, code="preset") from None
+        fix = "Save it as UTF-8, or give yourself the right to read it"
+        raise SettingsError(f"{path.name} cannot be read.", why=str(error), fix=fix, where=path.name, code="preset") from None
     head = {key: document.pop(key, None) for key in HEAD}
     config = RunConfig.parse(document)
     card_gib = head["card_gib"] if isinstance(head["card_gib"], int | float) else None
