@@ -34,10 +34,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     is_compileable = True
     is_croppable = False
 
-    def __init__(self, slots: Slots, num_rows: int, length: int) -> None:
+    def __init__(self, slots: Slots, length: int) -> None:
         super().__init__()
         self.slots = slots
-        self.num_rows = num_rows
+        self.num_rows = 0
         self.length = length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ class ChatCache:
         """Changes whenever buffers move, which ends the life of graphs captured on them."""
         self.slots = Slots()
         self._length = min(bucket, context) + 1
-        self._layers = [SlotLayer(self.slots, 0, self._length) for _ in range(num_layers)]
+        self._layers = [SlotLayer(self.slots, self._length) for _ in range(num_layers)]
         self.states = Cache(layers=list(self._layers))
         """What the model takes."""
 

@@ -205,10 +205,11 @@ def _data_in_words(sources: Sequence[DataSource]) -> list[str]:
     return [f"Data {', '.join(told)}" for source in parts if (told := part_words(source))]
 
 
-def sparkline(values: Sequence[float], width: int = 84, height: int = 24) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """A curve of a few points without axes, with its first and last value in words."""
     if len(values) < 2:
         return '<span class="q-small">–</span>'
+    width, height = 84, 24
     low, high = min(values), max(values)
     spread = (high - low) or 1.0
     points = " ".join(
