@@ -23,6 +23,12 @@ class ChatTarget:
     run_id: str | None = None
     checkpoint: str | None = None
 
+    @classmethod
+    def of_key(cls, key: str) -> ChatTarget:
+        """The one that a key names; a run's base does not stand in it."""
+        kind, name, checkpoint = [*key.split("|"), "", ""][:3]
+        return cls(run_id=name, checkpoint=checkpoint or None) if kind == "run" else cls(name or BUILTIN_MODEL)
+
     @property
     def key(self) -> str:
         """The same for the same one, on the page and in the saved conversation."""

@@ -163,18 +163,19 @@ def _targets(service: Service, who: ChatTarget) -> list[dict[str, Any]]:
     for row in offered:
         is_theirs = row.id == who.run_id
         if row.has_adapter or (is_theirs and not who.checkpoint):
-            runs.append({"key": f"run|{row.id}|", "label": f"{row.name} · {ago(row.created)}"})
+            runs.append({"key": ChatTarget(run_id=row.id).key, "label": f"{row.name} · {ago(row.created)}"})
         if is_theirs or (row.has_checkpoint and not row.has_adapter):
             # Of a run that has no adapter yet, the newest one stands for it until it is chosen.
             steps = _other_steps(service, row.id, who.checkpoint if is_theirs else None)[: None if is_theirs else 1]
-            runs += [{"key": f"run|{row.id}|checkpoint-{step}", "label": f"{row.name}, checkpoint of step {step}"} for step in steps]
+            saved = {step: ChatTarget(run_id=row.id, checkpoint=f"checkpoint-{step}") for step in steps}
+            runs += [{"key": one.key, "label": f"{row.name}, checkpoint of step {step}"} for step, one in saved.items()]
     if num_older := len(rows) - len(offered):
         words = f"{num_older:,} older: on the Runs tab, under ⋯, “Chat with it”"
         runs.append({"key": "", "label": words, "isOff": True})
     models = {BUILTIN_MODEL: describe_model(BUILTIN_MODEL)}
     others = (entry for entry in service.models() if entry.folder is not None and not entry.problem and entry.id != BUILTIN_MODEL)
     models |= {entry.id: entry.title for entry in others}
-    alone = [{"key": f"model|{model_id}|", "label": title} for model_id, title in models.items()]
+    alone = [{"key": ChatTarget(model_id).key, "label": title} for model_id, title in models.items()]
     groups = [{"label": "Your runs", "options": runs}, {"label": "Base models alone", "options": alone}]
     return [group for group in groups if group["options"]]
 
@@ -221,11 +222,8 @@ Deed = Callable[[Service, ChatDesk, Mapping[str, Any]], dict[str, Any] | None]
 
 
 def _choose(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
-    kind, name, checkpoint = [*str(asked.get("key", "")).split("|"), "", ""][:3]
-    if kind == "run":
-        desk.choose(_of_run(service, name, checkpoint or None))
-    else:
-        desk.choose(ChatTarget(name or BUILTIN_MODEL))
+    who = ChatTarget.of_key(str(asked.get("key", "")))
+    desk.choose(who if who.run_id is None else _of_run(service, who.run_id, who.checkpoint))
 
 
 def _unload(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,11 +268,11 @@ def _save(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> dict[st
 
 def _name_of(service: Service, key: str) -> str:
     """Who was talked to, by the key of `ChatTarget`, as people say it."""
-    kind, name, checkpoint = [*key.split("|"), "", ""][:3]
-    if kind != "run":
-        return model_title(name or BUILTIN_MODEL)
-    row = next((row for row in service.run_lists.rows() if row.id == name), None)
-    return (row.name if row is not None else name) + (f", {checkpoint.replace('-', ' ')}" if checkpoint else "")
+    who = ChatTarget.of_key(key)
+    if who.run_id is None:
+        return model_title(who.model_id)
+    row = next((row for row in service.run_lists.rows() if row.id == who.run_id), None)
+    return (row.name if row is not None else who.run_id) + (f", {who.checkpoint.replace('-', ' ')}" if who.checkpoint else "")
 
 
 def _keep(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
