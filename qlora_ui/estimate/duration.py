@@ -88,13 +88,18 @@ def estimate_duration(
         total_s=total,
         step_s=step,
         num_steps=num_steps,
-        # The last batch of a pass may not be full.
-        passes=num_steps / math.ceil(rows_per_pass / config.effective_batch),
+        passes=_passes(num_steps, rows_per_pass, config.effective_batch),
         tokens_per_s=tokens_per_step / step,
         energy_j=total * power if power is not None else None,
         error_share=max(LEARNED_ERROR, learned.spread) if learned and learned.spread is not None else _first_error(work),
         basis="measured" if learned else "estimated",
     )
+
+
+def _passes(num_steps: int, rows_per_pass: int, effective_batch: int) -> float:
+    """Passes over the rows; only the last batch of each may be smaller than the others."""
+    whole, begun = divmod(num_steps, math.ceil(rows_per_pass / effective_batch))
+    return whole + begun * effective_batch / rows_per_pass
 
 
 def _first_error(work: Workload) -> float:

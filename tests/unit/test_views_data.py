@@ -69,7 +69,7 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)
     assert not idle_words(draft, "train.epochs")
     assert idle_words(short, "train.epochs") == "Has no effect now: “Number of steps” is 2 and decides"
-    assert "see about 28 rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
+    assert "see about 32 rows" in ready_html(short) and "“Number of steps” is 2: the run ends before" in ready_html(short)
 
 
 def service_that_counted(workspace: Workspace, report: DataReport) -> Service:
