@@ -39,6 +39,8 @@ TAB_OF_OPTION = {"data.max_length": "recipe", "output.name": ""}
 STEPS = ("model", "data", "recipe")
 ALL_SEEN = 0.95
 """Passes from which on all rows count as seen: packing is estimated."""
+MANY_CUT = 0.1
+"""Share of the rows from which on answers that lose their end are told beside Start, and not only on the Data tab."""
 LONG_RUN_S = 12 * 3600
 """From here on a run is called long."""
 
@@ -55,6 +57,7 @@ def ready_html(draft: Draft | None, lost: str = "") -> str:
         _unseen(draft),
         _otherwise(draft),
         _beyond(draft),
+        _broken_off(draft),
         _warmup(draft),
         _disk(draft),
         _missing(draft),
@@ -281,6 +284,17 @@ def _beyond(draft: Draft) -> str:
         return ""
     link = go_link("Show", tab_of("data.max_length"), option_by_path()["data.max_length"].dom_id)
     return f'<p class="q-note q-note-warn q-small" id="q-ready-beyond">{escape(words)} {link}</p>'
+
+
+def _broken_off(draft: Draft) -> str:
+    """A warning where many answers lose their end, as after a longest conversation that was set for speed."""
+    tokens = draft.report.tokens if draft.report is not None else None
+    num_cut, num_rows = (tokens or {}).get("answers_cut", 0), draft.num_rows or 0
+    if not num_rows or num_cut < MANY_CUT * num_rows or draft.config is None or draft.config.data.too_long == "drop":
+        return ""
+    of_all, limit = f"{format_count(num_cut)} of {format_count(num_rows)} rows", format_count(draft.config.data.max_length)
+    words = f"{of_all} lose their answer's end at {limit} tokens: the model would learn to break off."
+    return f'<p class="q-note q-note-warn q-small" id="q-ready-cut">{escape(words)} {go_link("Show", "data", "q-verdict")}</p>'
 
 
 def _warmup(draft: Draft) -> str:
