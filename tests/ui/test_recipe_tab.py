@@ -63,6 +63,11 @@ def test_a_preset_says_what_it_changes_and_is_taken_back_and_another_page_is_tol
     expect(page.locator("#lora-rank input")).to_have_value("9")
     pick(page, "Demo")
     expect(page.locator("#q-undo")).to_contain_text("9 → 8")
+    # A decimal comma is one, also where the browser would drop it and make ten times as many passes.
+    epochs = page.locator("#train-epochs input")
+    epochs.select_text()
+    page.keyboard.type("1,5")
+    expect(epochs).to_have_value("1.5")
 
 
 def test_advanced_counts_what_is_changed_and_goes_back_to_the_defaults(visit: Visit) -> None:

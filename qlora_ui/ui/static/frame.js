@@ -188,6 +188,14 @@
     }).observe(bar);
   }
 
+  // A browser whose language has decimal points drops a comma from a number: 1,5 passes became 15.
+  document.addEventListener("beforeinput", (event) => {
+    if (event.target.type !== "number" || !/^\s*-?\d*,\d*\s*$/.test(event.data || "")) return;
+    if ((1.5).toLocaleString(navigator.language).includes(",")) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, event.data.trim().replace(",", "."));
+  }, true);
+
   const start = () => paint(preferred());
   const begin = () => { start(); comeBack(); watchGradio(); holdPlace(); };
   if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
