@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import NARROW, Looked, served_page
+from pages import NARROW, Looked, open_tab, served_page
 from playwright.sync_api import Browser, Route, expect
 
 from qlora_ui.runs.chat_target import ChatTarget
@@ -110,10 +110,15 @@ def test_stop_with_escape_retry_edit_take_back_clear(browser: Browser, served: S
     page.get_by_role("button", name="Take back").dblclick()
     expect(page.get_by_label("Message")).to_have_value("Tell me less\nhalf typed")
     expect(page.locator(".q-turn")).to_have_count(before - 1)
+    page.set_viewport_size({"width": 853, "height": 533})  # 1280 x 800 at 150 %
     page.locator("[data-part=clear]").click()
     expect(page.get_by_role("dialog")).to_contain_text("Rows that you kept stay")
     page.get_by_role("dialog").get_by_role("button", name="Clear").click()
     expect(page.get_by_text("Ask the base model")).to_be_visible()
+    page.reload()
+    open_tab(page, "chat")
+    page.wait_for_timeout(500)
+    expect(page.locator(".q-chat-log")).to_have_js_property("scrollTop", 0)
     looked.assert_clean()
 
 

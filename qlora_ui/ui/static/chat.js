@@ -78,6 +78,7 @@ function mountChat(id, element, server) {
     const focused = root.contains(document.activeElement) ? document.activeElement : null;
     const near = log.scrollHeight - log.scrollTop - log.clientHeight < 120;
     const grown = next.turns.length > state.turns.length;
+    const emptied = !next.turns.length && state.turns.length > 0;
     state = next;
     if (sent && next.heard.includes(sent.key)) {
       if (text.value === sent.words) { text.value = ""; grow(); }
@@ -85,7 +86,9 @@ function mountChat(id, element, server) {
       sent = null;
     }
     drawTurns(next.turns, next.marks);
-    if (near || grown) log.scrollTop = log.scrollHeight;
+    // The words of an empty conversation are read from their beginning, also where a low window does not hold them.
+    if (emptied) log.scrollTop = 0;
+    else if (next.turns.length && (near || grown)) log.scrollTop = log.scrollHeight;
     at("empty").hidden = next.turns.length > 0;
     at("empty-title").textContent = next.canCompare ? "Ask both the same question" : "Ask the base model";
     at("empty-words").textContent = next.canCompare
