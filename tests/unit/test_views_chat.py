@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qlora_ui.runs.workspace import Workspace
 from qlora_ui.ui.chat_record import Answer, TurnNotes
+from qlora_ui.ui.service import Service
+from qlora_ui.ui.tabs.chat import turn_end
 from qlora_ui.ui.views.chat_view import context_line, said_html, state_line, turn_html
+from tests.journals import write_run
 
 
 @dataclass
@@ -82,3 +86,12 @@ def test_lines_under_the_conversation() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in "abcde"]
     assert context_line((3, 10), tools) == "3 of 10 tokens of context used · may call a, b, c and 2 more"
     assert context_line((0, 0), [{"type": "function", "function": None}]) == "may call a tool"
+
+
+def test_where_somebody_else_begins_to_answer_both_are_named(workspace: Workspace) -> None:
+    run = write_run(workspace, values={"output.name": "First <try>"}, end="done")
+    first, base = f"run|{run.id}|", "model|builtin:smollm2-135m-instruct|"
+    words = turn_end(Service(workspace), first, base)
+    assert words.startswith("“First <try>” answered up to here, “SmolLM2-135M-Instruct") and not turn_end(Service(workspace), first, first)
+    html = turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=True, is_answering=False, end=words)
+    assert "First &lt;try&gt;" in html and "q-turn-end" in html

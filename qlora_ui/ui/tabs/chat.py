@@ -95,7 +95,7 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
     loaded = _loaded(service)
     with desk.locked():
         who = desk.who or ChatTarget()
-        turns, marks = _turns(desk, who, has if isinstance(has, list) else [])
+        turns, marks = _turns(service, desk, who, has if isinstance(has, list) else [])
         return {
             "version": desk.version,
             "heard": list(desk.record.heard),
@@ -127,7 +127,7 @@ def _drawn(service: Service, desk: ChatDesk, has: Any = None) -> dict[str, Any]:
         }
 
 
-def _turns(desk: ChatDesk, who: ChatTarget, had: list[Any]) -> tuple[list[str | None], list[str]]:
+def _turns(service: Service, desk: ChatDesk, who: ChatTarget, had: list[Any]) -> tuple[list[str | None], list[str]]:
     """Every turn as HTML, None where the page `had` it, and the mark of each.
 
     An answer of a hundred pieces would else bring a long conversation a hundred times.
@@ -142,12 +142,20 @@ def _turns(desk: ChatDesk, who: ChatTarget, had: list[Any]) -> tuple[list[str | 
             is_last=index == last,
             is_answering=bool(desk.busy) and index == last,
             waiting=desk.sides if desk.busy and index == last else (),
-            is_end=turn.asked_of != (turns[index + 1].asked_of if index < last else who.key),
+            end=turn_end(service, turn.asked_of, turns[index + 1].asked_of if index < last else who.key),
         )
         for index, turn in enumerate(turns)
     ]
     marks = [f"{hash(html) & 0xFFFFFFFFFFFF:x}" for html in drawn]
     return [None if had[index : index + 1] == [mark] else html for index, (html, mark) in enumerate(zip(drawn, marks, strict=True))], marks
+
+
+def turn_end(service: Service, talked_to: str, next_one: str) -> str:
+    """That somebody else answers from here on; empty where it is the same one."""
+    if talked_to == next_one:
+        return ""
+    former, later = _name_of(service, talked_to), _name_of(service, next_one)
+    return f"“{former}” answered up to here, “{later}” from here on. It sees nothing of what was said above."
 
 
 def _loaded(service: Service) -> Any:

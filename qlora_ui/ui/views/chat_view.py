@@ -15,7 +15,6 @@ from qlora_ui.ui.views.words import fold
 SIDE_WORDS = {"base": "Base model", "adapter": "With your adapter"}
 STOPPED_WORDS = {"length": "cut at the longest answer", "context": "its context is full", "stop": "stopped by you"}
 TYPING = '<span class="q-typing" role="img" aria-label="answering"><i></i><i></i><i></i></span>'
-END = '<p class="q-turn-end">Another model answers from here. It sees nothing of what was said above.</p>'
 MOST_TURNS = 1_000
 _turns: OrderedDict[tuple[Any, ...], str] = OrderedDict()
 # Models set code in lists in by its list, and wrap code that holds a fence in a longer one.
@@ -26,27 +25,25 @@ _BOLD = re.compile(r"(<code>.*?</code>)|(?<![0-9A-Za-z_*)])\*\*(?=\S)((?:<code>.
 
 
 def kept_turn_html(
-    index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), is_end: bool = False
+    index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), end: str = ""
 ) -> str:
     """`turn_html`, kept where the turn is answered: a page asks for all of them with each piece of an answer."""
     if is_answering:
-        return turn_html(index, turn, notes, is_last=is_last, is_answering=is_answering, waiting=waiting, is_end=is_end)
+        return turn_html(index, turn, notes, is_last=is_last, is_answering=is_answering, waiting=waiting, end=end)
     known = ((side, repr(answer)) for side, answer in notes.answers.items())
-    key = (index, notes.key, turn.question, tuple(turn.answers.items()), notes.reference, tuple(known), is_last, is_end)
+    key = (index, notes.key, turn.question, tuple(turn.answers.items()), notes.reference, tuple(known), is_last, end)
     html = _turns.get(key)
     if html is None:
-        html = _turns[key] = turn_html(index, turn, notes, is_last=is_last, is_answering=False, is_end=is_end)
+        html = _turns[key] = turn_html(index, turn, notes, is_last=is_last, is_answering=False, end=end)
         if len(_turns) > MOST_TURNS:
             _turns.popitem(last=False)
     return html
 
 
-def turn_html(
-    index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), is_end: bool = False
-) -> str:
+def turn_html(index: int, turn: Any, notes: Any, *, is_last: bool, is_answering: bool, waiting: tuple[str, ...] = (), end: str = "") -> str:
     """One question with the answers of its sides; `waiting` are sides that have not said anything yet.
 
-    `is_end`: from here on another model answers, which sees nothing of what was said.
+    `end` says who answers from here on, where it is somebody else.
     """
     sides = [side for side in ("base", "adapter") if side in turn.answers or side in waiting]
     answers = "".join(_answer(side, turn.answers.get(side, ""), notes, is_live=is_last and is_answering) for side in sides)
@@ -57,9 +54,10 @@ def turn_html(
     if notes.reference:
         reference = fold("The answer that this row has", f'<div class="q-said">{said_html(notes.reference)}</div>', f"reference-{index}")
     tools = _question_tools(notes.key, turn.question, is_last=is_last) if not is_answering else ""
+    after = f'<p class="q-turn-end">{escape(end)}</p>' if end else ""
     return (
         f'<div class="q-question"><div class="q-bubble">{escape(turn.question)}</div>{tools}</div>'
-        f'<div class="q-answers{pair}">{answers}</div>{reference}{END if is_end else ""}'
+        f'<div class="q-answers{pair}">{answers}</div>{reference}{after}'
     )
 
 
