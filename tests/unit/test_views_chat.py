@@ -93,5 +93,6 @@ def test_where_somebody_else_begins_to_answer_both_are_named(workspace: Workspac
     first, base = f"run|{run.id}|", "model|builtin:smollm2-135m-instruct|"
     words = turn_end(Service(workspace), first, base)
     assert words.startswith("“First <try>” answered up to here, “SmolLM2-135M-Instruct") and not turn_end(Service(workspace), first, first)
+    assert "“deleted run gone” from here on" in turn_end(Service(workspace), first, "run|gone|")
     html = turn_html(0, Turn("q", {"base": "A"}), TurnNotes(), is_last=True, is_answering=False, end=words)
     assert "First &lt;try&gt;" in html and "q-turn-end" in html

@@ -280,7 +280,9 @@ def _name_of(service: Service, key: str) -> str:
     if who.run_id is None:
         return model_title(who.model_id)
     row = next((row for row in service.run_lists.rows() if row.id == who.run_id), None)
-    return (row.name if row is not None else who.run_id) + (f", {who.checkpoint.replace('-', ' ')}" if who.checkpoint else "")
+    # Some older runs are missing from the list while they are read.
+    without = who.run_id if (service.workspace.runs / who.run_id).exists() else f"deleted run {who.run_id}"
+    return (row.name if row is not None else without) + (f", {who.checkpoint.replace('-', ' ')}" if who.checkpoint else "")
 
 
 def _keep(service: Service, desk: ChatDesk, asked: Mapping[str, Any]) -> None:
