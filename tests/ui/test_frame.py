@@ -66,6 +66,13 @@ def test_a_change_shows_what_it_costs_and_survives_a_reload(visit: Visit) -> Non
     page.reload()
     open_tab(page, "recipe")
     expect(page.locator("#lora-rank input")).to_have_value("64")
+    # Back and forward go through the tabs, and not out of the app.
+    for tab in ("data", "chat"):
+        open_tab(page, tab)
+        expect(page.locator(f"#tab-{tab}-button")).to_have_attribute("aria-selected", "true")
+    for go, tab in ((page.go_back, "data"), (page.go_back, "recipe"), (page.go_forward, "data")):
+        go()
+        expect(page.locator(f"#tab-{tab}-button")).to_have_attribute("aria-selected", "true")
     other = visit("recipe").page
     expect(other.locator("#lora-rank input")).to_have_value("64")
     other.locator("#lora-rank input").fill("8")

@@ -53,7 +53,7 @@
     look();
   }
 
-  // A reload comes back to the tab that was open; a new visit begins at the first.
+  // A reload comes back to the tab that was open; a new visit begins at the first. Back goes to the tab before, not out of the app.
   function comeBack() {
     const kept = sessionStorage.getItem(TAB);
     let tries = 100;
@@ -65,8 +65,13 @@
     look();
     new MutationObserver(() => {
       const open = document.querySelector("#q-tabs [role=tab][aria-selected=true]");
-      if (open && open.id) sessionStorage.setItem(TAB, open.id);
+      if (!open || !open.id) return;
+      const before = sessionStorage.getItem(TAB) || document.querySelector("#q-tabs [role=tab]").id;
+      sessionStorage.setItem(TAB, open.id);
+      if (!history.state?.tab) history.replaceState({ ...history.state, tab: before }, "");
+      if (history.state.tab !== open.id) history.pushState({ tab: open.id }, "");
     }).observe(document.body, { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
+    addEventListener("popstate", (event) => document.getElementById(event.state?.tab)?.click());
   }
 
   // Browsers keep the clipboard from pages of other hosts that come without TLS, as ours does with --host.
