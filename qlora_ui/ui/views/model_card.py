@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 KINDS = {"builtin": "comes with the app", "folder": "folder", "hub": "downloaded", "known": "on the Hub"}
 
+FOR_A_TRY = "Made for a first try: it is tiny, speaks English only and knows little. For real use pick a larger one below."
+
 
 def cards_html(draft: Draft, entries: Sequence[ModelEntry]) -> str:
     """A card for each model: name, size, licence, and whether it fits for training with the recipe as it is."""
@@ -76,6 +78,8 @@ def facts_html(draft: Draft, entry: ModelEntry | None, download: Download | None
         about = '<p class="q-sub">Nothing is known of it yet. Its configuration comes with the download, a few kilobytes first.</p>'
         return f'<div class="q-facts-card"><h3 class="q-h3">{escape(model_id)}</h3>{about}{getting}{kept}</div>'
     head = f'<h3 class="q-h3">{escape(_title(model_id, entry))}</h3>'
+    if entry is not None and entry.kind == "builtin":
+        head += f'<p class="q-sub">{FOR_A_TRY}</p>'
     return f'<div class="q-facts-card">{head}{_facts_list(facts, entry)}{getting}{kept}</div>'
 
 
