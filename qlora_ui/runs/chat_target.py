@@ -56,6 +56,9 @@ def adapter_folder(target: ChatTarget, workspace: Workspace) -> Path | None:
     run = find_run(workspace, target.run_id)
     folder = resolve_inside(run.checkpoints, target.checkpoint) if target.checkpoint else run.adapter
     if not (folder / ADAPTER_WEIGHTS).is_file():
+        if not target.checkpoint and run.stand_in:
+            why, fix = f"It did not come to its end; its newest checkpoint is {run.stand_in}", "Choose that one, or continue the run first"
+            raise RunError(f"Run {run.id} has no finished adapter.", why=why, fix=fix, code="adapter-missing")
         raise RunError(
             f"Run {run.id} has no {target.checkpoint or 'adapter'}.",
             why="It was not trained far enough to save one." if not target.checkpoint else "It may have been replaced by a newer one.",

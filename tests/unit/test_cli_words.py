@@ -19,7 +19,7 @@ from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
 from qlora_ui.settings.sampling import Sampling
 from qlora_ui.ui.views.recipe import command_line
-from tests.journals import write_run
+from tests.journals import run_with_checkpoint, write_run
 
 
 def _said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -71,6 +71,12 @@ def test_a_run_without_an_adapter_is_refused_before_the_engine_is_imported(
     monkeypatch.setitem(sys.modules, "qlora_ui.engine", None)
     said = _said([*line.split(), "--run", run.id, "--workspace", str(workspace.root)], capsys)
     assert said == f"Run {run.id} has no adapter. It was not trained far enough to save one. Choose another run or checkpoint.\n"
+
+
+def test_a_run_that_has_only_checkpoints_names_the_newest(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_checkpoint(workspace, num_steps=120, end="paused")
+    said = _said(["chat", "--prompt", "x", "--run", run.id, "--workspace", str(workspace.root)], capsys)
+    assert "has no finished adapter" in said and "checkpoint-114" in said
 
 
 def test_a_misspelt_setting_beside_a_run_is_refused_too(capsys: pytest.CaptureFixture[str]) -> None:

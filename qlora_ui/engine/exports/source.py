@@ -26,7 +26,7 @@ def checkpoint_or_fail(run: RunDir) -> Checkpoint | None:
     if newest is None:
         raise RunError(
             f"Run {run.id} has no adapter to export.",
-            why="It was not trained far enough to save one.",
+            why="Those of its checkpoints are damaged." if run.saved_steps() else "It was not trained far enough to save one.",
             fix="Let it finish, or choose another run.",
             code="adapter-missing",
         )
