@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from qlora_ui.base.errors import QloraUiError
-from qlora_ui.base.units import format_bytes
+from qlora_ui.base.units import MIB, format_bytes
 
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Codes of a system that has no room for what is written."""
@@ -29,6 +29,8 @@ MAX_STEM_BYTES = 120
 """File systems take 143 to 255 bytes for a name; a number and the mark of a fixed version come behind it."""
 GONE = ".qlora-ui-gone-"
 """Begins the names of folders that are being removed."""
+LEAST_FREE_BYTES = MIB
+"""A disk with less than this is full: what grows by lines may still find room there, and nothing else."""
 BUSY_S = 2.0 if os.name == "nt" else 0.0
 """Windows refuses to replace or move what anybody has open, and each page reads files of a run each second."""
 CHANGE_S = 10.0
@@ -297,6 +299,18 @@ def free_bytes(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def disk_trouble(folder: Path) -> str:
+    """Why nothing can be written to a folder now: `gone`, `read-only` or `full`; empty where something can."""
+    try:
+        if not folder.is_dir():
+            return "gone"
+        if not os.access(folder, os.W_OK):
+            return "read-only"
+        return "full" if free_bytes(folder) < LEAST_FREE_BYTES else ""
+    except OSError:
+        return "gone"
 
 
 def typed_path(text: str) -> Path:

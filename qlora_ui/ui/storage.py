@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from qlora_ui.base.files import free_bytes
+from qlora_ui.base.files import disk_trouble, free_bytes
 from qlora_ui.runs.deleted import trash_size
 from qlora_ui.runs.storage import Storage, free_remade, measure
 from qlora_ui.ui import run_actions
@@ -13,7 +13,7 @@ from qlora_ui.ui.background import Background
 from qlora_ui.ui.handler import QUIET, handler
 from qlora_ui.ui.page import Page
 from qlora_ui.ui.service import Service
-from qlora_ui.ui.views.storage import storage_html
+from qlora_ui.ui.views.storage import disk_sentence, storage_html
 
 
 def build_storage(page: Page) -> None:
@@ -50,4 +50,6 @@ def drawn(service: Service, work: Background) -> str:
         look(service, work)
         storage = None
     names = {row.id: row.name for row in service.run_lists.rows()} if storage is not None else {}
-    return storage_html(free_bytes(workspace.root), storage, names, work.progress())
+    trouble = disk_trouble(workspace.root)
+    words = disk_sentence(trouble, str(workspace.root)) if trouble else ""
+    return storage_html(free_bytes(workspace.root), storage, names, work.progress(), words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_ui.base.files import disk_trouble
 from qlora_ui.hardware.system import read_system
 from qlora_ui.ui.action import live_html
 from qlora_ui.ui.page import Page
@@ -24,6 +25,7 @@ def connect(page: Page, html: Any) -> None:
         predicted = view.planned.predicted_bytes if is_live and view is not None and view.planned is not None else None
         gpus = page.service.gpus()
         memory = strip.card_memory(gpus[0], predicted) if gpus else strip.ram_memory(read_system(), predicted)
-        return strip.frame_html(strip.run_chip(view), memory)
+        root = page.service.workspace.root
+        return strip.frame_html(strip.run_chip(view) + strip.disk_chip(disk_trouble(root), str(root)), memory)
 
     page.live(draw, [html])

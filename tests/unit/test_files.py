@@ -13,6 +13,7 @@ from qlora_ui.base import files
 from qlora_ui.base.errors import QloraUiError
 from qlora_ui.base.files import move, put_in_place, room_for, take_back, write_text
 from qlora_ui.base.trash import throw_away_file
+from qlora_ui.ui.views.strip import disk_chip
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -140,3 +141,16 @@ def test_what_is_deleted_goes_whole_to_a_trash_on_another_disk_or_stays(
     with pytest.raises(QloraUiError, match="no room in the trash"):
         throw_away_file(run / "checkpoints" / "weights", run, trash, kind="data", name="weights")
     assert not list(trash.iterdir())
+
+
+def test_what_is_wrong_with_a_disk_is_known_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "workspace"
+    assert files.disk_trouble(folder) == "gone"
+    folder.mkdir()
+    assert files.disk_trouble(folder) == ""
+    for name, found, trouble in (("free_bytes", lambda path: 1000, "full"), ("os.access", lambda path, mode: False, "read-only")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"qlora_ui.base.files.{name}", found)
+            assert files.disk_trouble(folder) == trouble
+            chip = disk_chip(trouble, str(folder))
+            assert trouble in chip and str(folder) in chip and disk_chip("", "") == ""

@@ -13,19 +13,34 @@ from qlora_ui.ui.views.background_view import progress_html
 from qlora_ui.ui.views.words import ago
 
 SHOWN_RUNS = 5
+DISK_WORDS = {"full": "The disk is full", "read-only": "The disk is read-only", "gone": "The workspace is gone"}
+"""By what is wrong with it."""
 HUB_WORDS = "in the Hub's cache and not in the workspace; the Model tab deletes them"
 HUB_DATA_WORDS = "in the Hub's cache and not in the workspace; the Data tab deletes it, under “Kept files”"
 
 
-def storage_html(free_bytes: int, storage: Storage | None, names: Mapping[str, str], progress: Progress) -> str:
-    """Free space and the button that looks closer; what was found then. `names` are the runs' names by id."""
+def disk_sentence(trouble: str, folder: str) -> str:
+    """What is wrong with the workspace's disk (`base.files.disk_trouble`), what that means for a run, and what to do."""
+    why, fix = {
+        "full": (f"Nothing can be saved in {folder}.", "Free some space."),
+        "read-only": (f"The system lets nobody write to {folder}.", "Make it writable; a disk with errors wants to be checked."),
+        "gone": (f"{folder} is not there.", "Connect its disk, or put the folder back, then start the app again."),
+    }[trouble]
+    return f"{DISK_WORDS[trouble]}. {why} A run that goes on keeps its points, and writes them when it can. {fix}"
+
+
+def storage_html(free_bytes: int, storage: Storage | None, names: Mapping[str, str], progress: Progress, trouble: str = "") -> str:
+    """Free space and the button that looks closer; what was found then. `names` are the runs' names by id, `trouble` is a
+    `disk_sentence`.
+    """
     button = (
         act_button("What takes the space" if storage is None else "Look again", "measure-disk", look="quiet")
         if not progress.is_running
         else ""
     )
     free = f"{format_bytes(free_bytes)} are free on the disk of the workspace"
-    line = f'<div class="q-pages"><span class="q-small q-num">{escape(free)}</span>{button}</div>'
+    bad = f'<p class="q-problem" role="alert">{escape(trouble)}</p>' if trouble else ""
+    line = f'{bad}<div class="q-pages"><span class="q-small q-num">{escape(free)}</span>{button}</div>'
     work = progress_html(progress, "Looking at the files")
     return f"{line}{work}{_table(storage, names) if storage is not None and not progress.is_running else ''}"
 

@@ -9,6 +9,7 @@ from qlora_ui.runs.read import RunView
 from qlora_ui.runs.run_dir import Status
 from qlora_ui.ui.markup import escape
 from qlora_ui.ui.views.memory_bar import Segment, bar_html
+from qlora_ui.ui.views.storage import DISK_WORDS, disk_sentence
 
 THEME_BUTTON = (
     '<button type="button" class="q-icon-button" data-theme-toggle aria-label="Light or dark" title="Light or dark">'
@@ -27,6 +28,14 @@ def frame_html(chip: str, memory: str) -> str:
         f'<span class="q-strip-run" role="status" aria-live="polite">{chip}</span>'
         f'<span class="q-strip-memory">{memory}</span>{THEME_BUTTON}</header>'
     )
+
+
+def disk_chip(trouble: str, folder: str) -> str:
+    """What is wrong with the workspace's disk (`base.files.disk_trouble`), as a link to where it is told; empty where nothing is."""
+    if not trouble:
+        return ""
+    title, words = escape(disk_sentence(trouble, folder)), escape(DISK_WORDS[trouble])
+    return f'<button type="button" class="q-chip q-chip-bad" id="q-disk-chip" data-go="runs" title="{title}">{words}</button>'
 
 
 def _has_last_step(view: RunView) -> bool:
