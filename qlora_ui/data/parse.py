@@ -28,6 +28,7 @@ from qlora_ui.base.units import GIB, MIB, format_bytes
 from qlora_ui.data.folders import DataFolders
 from qlora_ui.data.limits import MEMORY_BYTES
 from qlora_ui.data.report import SourceReport
+from qlora_ui.data.row_writer import has_all_rows
 from qlora_ui.data.sniff import type_of_file
 from qlora_ui.data.unpack import is_packed
 
@@ -77,6 +78,10 @@ def parse_file(
     key = hashlib.sha256(settings.encode()).hexdigest()[:32]
     folder = workspace.rows_and_tokens[0] / key
     known = read_json(folder / "report.json")
+    if known and not has_all_rows(folder, known["num_rows"]):
+        # Damaged, as after a power cut: left there, it would keep its place from the one that is made anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        known = None
     if known:
         mark_used(folder)
         # The same content may have been read under another name.

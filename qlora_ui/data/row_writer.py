@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,22 @@ from typing import Any
 import orjson
 
 from qlora_ui.base.units import MIB
+
+NUMBERS = ("offsets", "numbers")
+"""Of each row, eight bytes in a file `NAME.bin`."""
+
+
+def has_all_rows(folder: Path, num_rows: int) -> bool:
+    """Whether the files are as long as so many rows make them: a power cut leaves empty ones, or ones that end in zeros."""
+    try:
+        if any((folder / f"{name}.bin").stat().st_size != 8 * num_rows for name in NUMBERS):
+            return False
+        with (folder / "rows.jsonl").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            return file.read(1) == (b"\n" if num_rows else b"")
+    except OSError:
+        return False
 
 
 class RowWriter:
@@ -29,7 +46,7 @@ class RowWriter:
         self._file.close()
         if kind is not None:
             return
-        for name, values in (("offsets", self._offsets), ("numbers", self.numbers)):
+        for name, values in zip(NUMBERS, (self._offsets, self.numbers), strict=True):
             (self._folder / f"{name}.bin").write_bytes(values.tobytes())
 
     def add(self, number: int, row: dict[str, Any]) -> bytes:

@@ -30,6 +30,7 @@ from qlora_ui.base.files import read_json, sha256_of, write_json, write_text
 from qlora_ui.base.progress import IsCancelled, OnProgress, never, silent
 from qlora_ui.data.load import Conversations, load_conversations
 from qlora_ui.data.report import DataReport, SourceReport
+from qlora_ui.engine.checkpoints import sync_tree
 from qlora_ui.engine.token_table import TokenTable
 from qlora_ui.engine.tokenizer import tokenizer_state
 from qlora_ui.engine.tokens import IGNORED, tokenize_all
@@ -136,6 +137,8 @@ def build_datasets(
         write_json(run.data / _RECEIPT, receipt.as_dict())
         if config.model.template != "auto":
             write_text(run.data / TEMPLATE, tokenizer.chat_template)
+        # A run goes on with these after a power cut, whatever became of the files that they are from.
+        sync_tree(run.data)
     return Datasets(datasets.Dataset(train), datasets.Dataset(held_back) if len(eval_rows) else None, receipt)
 
 

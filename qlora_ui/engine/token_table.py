@@ -128,7 +128,7 @@ class TokenTable:
             ids, trained, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets"))
             refused = {int(position): reason for position, reason in notes["refused"].items()}
             table = cls(ids, trained, np.array(offsets), refused, notes["marks"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
             # Damaged, as after a power cut: left there, it would keep its place from the one that is made anew.
             shutil.rmtree(folder, ignore_errors=True)
             return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qlora_ui.base.files import DISK_FULL, GrowingLines
 from qlora_ui.base.units import KIB
-from qlora_ui.runs.events import Ended, Event, from_line, to_line
+from qlora_ui.runs.events import CheckpointSaved, Ended, Event, from_line, to_line
 
 KEPT_LINES = 10_000
 """Lines that wait for a disk that takes them."""
@@ -49,6 +49,8 @@ class JournalWriter:
         stamped = replace(event, time=event.time or time.time(), step=event.step or self.step)
         with self._lock:
             self._unwritten.append((to_line(stamped) + "\n").encode())
+            # A checkpoint is forced to the disk before it is told of, and a power cut shall not take the word of it either.
+            durable = durable or isinstance(event, CheckpointSaved)
             is_written = self._append(durable)
             if not is_written and isinstance(event, Ended):
                 is_written = self._append_last(durable)

@@ -81,8 +81,8 @@ class RunView:
     ended: Ended | None
     has_adapter: bool
     """Whether a result lies in the run's folder: also that of an earlier attempt, whatever the latest one comes to."""
-    has_checkpoint: bool
-    """Whether what it has learned so far lies there, too."""
+    saved_step: int | None
+    """Step of the newest checkpoint that lies there."""
     elapsed_s: float
     """Time in jobs, without the pauses between them."""
     time_left_s: float | None
@@ -101,6 +101,11 @@ class RunView:
         """Optimizer steps done, as far as anything tells: between two points of the curve (`output.log_every`) others do."""
         known = (self.steps[-1:], self.evals[-1:], self.checkpoints[-1:], (self.ended,) if self.ended else ())
         return max((event.step for events in known for event in events), default=0)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether what it has learned so far lies there, beside its result or without one."""
+        return self.saved_step is not None
 
     @property
     def num_steps(self) -> int | None:
@@ -222,6 +227,9 @@ class RunReader:
                 self._config, self._problem = None, str(error)
         picture, about, now = self._picture, self.run.about(), time.time()
         output = self._config.output if self._config else None
+        # A power cut may have taken the lines that tell of checkpoints; most runs without any need no look at the disk.
+        is_told = picture.checkpoints or (picture.started is not None and picture.started.resumed_from)
+        may_have_saved = bool(is_told or picture.state is None or status is Status.CRASHED)
         left = None
         if status is Status.RUNNING and picture.planned:
             left = seconds_left(picture.planned, picture.steps, picture.evals, picture.checkpoints, picture.probes, now=now)
@@ -250,7 +258,7 @@ class RunReader:
             timeline=tuple(picture.timeline),
             ended=picture.ended,
             has_adapter=self.run.has_adapter,
-            has_checkpoint=bool(picture.checkpoints or picture.state is None) and self.run.newest_checkpoint is not None,
+            saved_step=next(iter(self.run.saved_steps()), None) if may_have_saved else None,
             elapsed_s=picture.elapsed_s(now, status.is_live),
             time_left_s=left,
             step_s=seconds_per_step(picture.steps),

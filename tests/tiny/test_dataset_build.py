@@ -457,7 +457,9 @@ def test_the_estimate_counts_the_rows_that_the_job_uses(tiny_model_dir: Path, wo
     assert duration.num_steps == intervals(config, receipt.num_train_rows, receipt.num_eval_rows).num_steps
 
 
-@pytest.mark.parametrize(("name", "damage"), [("ids.npy", b"\x93NUMPY"), ("notes.json", b'{"refused": {}}'), ("notes.json", b"[]")])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("ids.npy", b"\x93NUMPY"), ("ids.npy", b""), ("notes.json", b'{"refused": {}}'), ("notes.json", b"[]")]
+)
 def test_a_damaged_table_of_tokens_makes_room_for_the_one_made_anew(tmp_path: Path, name: str, damage: bytes) -> None:
     ids, folder = np.arange(4, dtype=np.int32), tmp_path / "table"
     table = TokenTable(ids, np.ones(4, dtype=bool), np.array([0, 2, 4]), {}, {})

@@ -458,3 +458,23 @@ def test_a_pipe_is_refused_where_opening_it_would_wait_for_ever(workspace: Works
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="This is a pipe or a device"):
         inspect(DataSection(sources=(DataSource(id=str(tmp_path / "rows.jsonl")),)), workspace)
+
+
+@pytest.mark.parametrize("damage", ["empty files", "zeros at the end", "a file is gone"])
+def test_rows_that_a_power_cut_has_damaged_are_read_again(damage: str, tmp_path: Path, workspace: Workspace) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{number}", "completion": "c"}) + "\n" for number in range(3)), encoding="utf-8")
+    data = DataSection(sources=(DataSource(id=str(file)),))
+    first = load_conversations(data, workspace)
+    (kept,) = workspace.rows_and_tokens[0].iterdir()
+    for name in ("rows.jsonl", "offsets.bin", "numbers.bin"):
+        size = (kept / name).stat().st_size
+        os.truncate(kept / name, {"empty files": 0, "zeros at the end": size // 2}.get(damage, size))
+        if damage == "zeros at the end":
+            os.truncate(kept / name, size)
+        elif damage == "a file is gone" and name == "numbers.bin":
+            (kept / name).unlink()
+    again = load_conversations(data, workspace)
+    assert [row.as_dict() for row in again.conversations] == [row.as_dict() for row in first.conversations] and len(
+        again.conversations
+    ) == 3

@@ -114,6 +114,15 @@ def test_lines_wait_for_a_disk_that_takes_them(code: int, run: RunDir, monkeypat
         journal.write(step(3))
 
 
+def test_a_checkpoint_is_known_though_a_power_cut_took_the_lines_that_tell_of_it(workspace: Workspace) -> None:
+    made = run_with_checkpoint(workspace, num_steps=120, end="stopped")
+    lines = made.journal_path.read_bytes().splitlines(keepends=True)
+    made.journal_path.write_bytes(b"".join(lines[:2]) + bytes(300))
+    view = read_run(made)
+    assert view.status is Status.CRASHED and not view.checkpoints and view.saved_step == 114
+    assert "Continue from step 114" in head_html(view)
+
+
 def test_a_resumed_run_shows_every_step_once(run: RunDir) -> None:
     journal = JournalWriter(run.journal_path)
     now = time.time() + 10
@@ -435,7 +444,7 @@ def test_a_journal_that_a_power_cut_emptied_is_no_run_that_waits(
     assert (view.status, view.can_resume, view.has_checkpoint) == (Status.CRASHED, True, True)
     assert time.time() - 100 < view.created <= time.time()
     html = head_html(view)
-    assert "went down" in html and "Its journal holds nothing" in html and "Continue from its last checkpoint" in html
+    assert "went down" in html and "Its journal holds nothing" in html and "Continue from step 114" in html
     assert main(["runs", "resume-info", "--workspace", str(workspace.root)]) == 0
     assert f"“train --resume {run.id}” continues it from step 114." in capsys.readouterr().out
     assert find_left(workspace, []).waiting == ()

@@ -267,8 +267,7 @@ def _buttons(view: RunView) -> str:
         buttons.append(act_button("Take out of the queue", "stop", run, echo="Taking it out …"))
     elif view.can_resume:
         look = "primary" if view.status in (Status.PAUSED, Status.CRASHED) else ""
-        saved = "from its last checkpoint" if view.has_checkpoint else "from the start"
-        since = f"from step {view.checkpoints[-1].step:,}" if view.checkpoints else saved
+        since = f"from step {view.saved_step:,}" if view.saved_step is not None else "from the start"
         label = f"Continue {since}" if view.started or view.status is Status.CRASHED else "Put it back into the queue"
         buttons.append(act_button(label, "resume", run, look=look, echo="Queued …"))
     if not view.status.is_live:
@@ -350,8 +349,8 @@ def _blocked(holder: Holder) -> str:
 def _kept(view: RunView) -> str:
     if view.problem:
         return "What was saved is kept." if view.has_checkpoint else ""
+    if view.saved_step is not None:
+        return f"The checkpoint of step {view.saved_step:,} is kept; Continue goes on from there."
     if view.checkpoints:
-        return f"The checkpoint of step {view.checkpoints[-1].step:,} is kept; Continue goes on from there."
-    if view.has_checkpoint:
-        return "The last checkpoint is kept; Continue goes on from there."
+        return "Its checkpoints are gone; Continue starts from the beginning."
     return "No checkpoint was saved; Continue starts from the beginning." if view.started or view.status is Status.CRASHED else ""
