@@ -178,16 +178,35 @@ def written_aside(path: Path) -> Iterator[Path]:
 @contextmanager
 def room_for(path: Path, num_bytes: int) -> Iterator[None]:
     """Room on the disk for what is written to `path` after the block, which may take hours; raises OSError at once where there is none."""
-    kept = path.with_name(f".room-{path.name}")
     try:
-        with kept.open("wb") as file:
-            # Not zeros: some file systems store those in no space at all.
-            file.write(os.urandom(num_bytes))
-            file.flush()
-            os.fsync(file.fileno())
+        keep_room(path, num_bytes)
         yield
     finally:
-        kept.unlink(missing_ok=True)
+        give_room(path)
+
+
+def keep_room(path: Path, num_bytes: int) -> None:
+    """Take room on the disk for what is written to `path` later, until `give_room`; raises OSError where there is none."""
+    try:
+        with _room(path).open("wb") as file:
+            for start in range(0, num_bytes, MIB):
+                # Not zeros: some file systems store those in no space at all.
+                file.write(os.urandom(min(MIB, num_bytes - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        give_room(path)
+        raise
+
+
+def give_room(path: Path) -> None:
+    """Give back what `keep_room` took, where it did."""
+    with suppress(OSError):
+        _room(path).unlink(missing_ok=True)
+
+
+def _room(path: Path) -> Path:
+    return path.with_name(f".room-{path.name}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from qlora_ui.base.files import give_room
 from qlora_ui.base.progress import Cancelled
 from qlora_ui.engine import build, processes
 from qlora_ui.engine.adapter import base_identity, noted_weights, publish_adapter
@@ -44,7 +45,7 @@ from qlora_ui.engine.resume import check_same, find_checkpoint, own_rows, take_u
 from qlora_ui.engine.sentinels import Sentinels
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.engine.trainer import QloraTrainer, Session
-from qlora_ui.engine.unsaved import Unsaved, error_of
+from qlora_ui.engine.unsaved import Unsaved, error_of, keep_room_for_result
 from qlora_ui.models.weights_mark import replaced_words
 from qlora_ui.runs.card import Turns
 from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Noticed, Paused, Stopped
@@ -159,6 +160,8 @@ class Job:
         trainer, recorder = self._assemble(config, ground, checkpoint)
         fitting = Fitting(trainer, ground.rows, config, self.journal.write)
         self._announce(config, ground, trainer, fitting.enable_fast())
+        if self.is_main and (told := keep_room_for_result(self.run, trainer.model, ground.folder)):
+            self.journal.write(told)
         self.phases.enter("check")
         self.phases.raise_if_ending()
         self.journal.write(fitting.try_longest(self.watch))
@@ -312,6 +315,7 @@ class Job:
         """Put the finished adapter, of a model or a Checkpoint, in its place."""
         if not self.is_main or self.config is None or source is None:
             return None
+        give_room(self.run.adapter)
         publish_adapter(self.run.adapter, source, self.config, self.base, self.tokenizer)
         return self.run.adapter.name
 

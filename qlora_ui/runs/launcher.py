@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from qlora_ui.base.errors import RunError
+from qlora_ui.base.files import give_room
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import process, registry, thread
 from qlora_ui.runs.card import Card, Holder
@@ -183,6 +184,7 @@ class Launcher:
         # The other processes of a first one that was killed wait for it, on a card for ever.
         process.end_processes(left.crashed)
         for run in left.crashed:
+            give_room(run.adapter)
             end_as_another_said(run)
         with self._changed:
             if self._is_closed:

@@ -6,6 +6,7 @@ events.jsonl     job, append
 run.log          job's process, append
 owner.json       job, while it lives; before that whoever started a process for it
 .reserve         launcher, while it waits; job, while it lives: room for the last event on a disk that gets full
+.room-adapter    job, while it trains: room for the result
 control/*        requests of page and command line; the job answers on the journal and removes them
 data/            the normalised rows of this run, job, once
 checkpoints/     job
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_ui.base.errors import QloraUiError, RunError, SettingsError
-from qlora_ui.base.files import change_json, read_json, write_json, write_text
+from qlora_ui.base.files import change_json, give_room, read_json, write_json, write_text
 from qlora_ui.base.units import format_duration
 from qlora_ui.runs import owner
 from qlora_ui.runs.events import (
@@ -292,6 +293,7 @@ class RunDir:
     def release(self) -> None:
         """Forget the owner; the job does it last of all."""
         drop_reserve(self.journal_path)
+        give_room(self.adapter)
         self._owner_path.unlink(missing_ok=True)
 
     def has_owner(self) -> bool:

@@ -153,6 +153,15 @@ def test_a_full_disk_elsewhere_is_told_and_the_run_continues(point: str, disk: D
     assert curve(view) == curve(calm)
 
 
+def test_a_disk_that_is_full_from_the_first_save_to_the_end_has_room_for_the_result(disk: Disk, config: RunConfig, calm: RunView) -> None:
+    """Hours of training were lost where nobody had freed any space by its end."""
+    with before("qlora_ui.engine.checkpoints.CheckpointStore.check_space", disk.fill):
+        view = train(Workspace.at(disk.folder), config)
+    assert view.status is Status.DONE and view.has_adapter and whole_steps(view) == [], view.ended
+    assert (view.run.adapter / "adapter_model.safetensors").read_bytes() == (calm.run.adapter / "adapter_model.safetensors").read_bytes()
+    assert not [path.name for path in view.run.path.iterdir() if path.name.startswith(".")]
+
+
 def test_points_of_the_curve_wait_for_room(disk: Disk, config: RunConfig, calm: RunView) -> None:
     steps: list[int] = []
 
