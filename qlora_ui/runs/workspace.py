@@ -41,6 +41,22 @@ def _users_own() -> Path:
     return user_data_path("qlora-ui", appauthor=False)
 
 
+def _given(folder: str | Path | None) -> Path:
+    return Path(folder or os.environ.get("QLORA_UI_HOME") or _users_own()).expanduser()
+
+
+def _refuse_dangling_link(given: Path) -> None:
+    """A workspace made anew where the link leads would be empty, and look as if all runs were lost."""
+    for path in (given, *given.parents):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise RunError(
+                f"The workspace {given} is not there.",
+                why=f"{path} is a link to {os.path.realpath(path)}, which does not exist",
+                fix="Connect the disk that it is on, let the link lead to where it is now, or give another folder with --workspace DIR",
+                code="workspace",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """Folders of a workspace, by name; made when first used."""
@@ -52,11 +68,12 @@ class Workspace:
     @classmethod
     def named(cls, folder: str | Path | None = None) -> Self:
         """The workspace in `folder`, else in QLORA_UI_HOME, else in the user's data folder, as it is: it may not be there."""
-        return cls(Path(folder or os.environ.get("QLORA_UI_HOME") or _users_own()).expanduser().resolve())
+        return cls(_given(folder).resolve())
 
     @classmethod
     def at(cls, folder: str | Path | None = None) -> Self:
-        """The same with all its folders; raises RunError where they cannot be made or written."""
+        """The same with all its folders; raises RunError where they cannot be made or written, or a link leads to a disk that is away."""
+        _refuse_dangling_link(_given(folder))
         workspace = cls.named(folder)
         root = workspace.root
         try:

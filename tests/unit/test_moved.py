@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from model_files import write_model
 
+from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import write_json
 from qlora_ui.runs.kept_models import runs_on
 from qlora_ui.runs.listing import RunList
@@ -55,3 +57,15 @@ def test_a_copy_beside_the_first_changes_nothing_and_paths_of_another_system_are
     assert found_here(r"C:\Users\Ann\qlora-ui\datasets\rows.jsonl", copy, earlier) == str(copy / "datasets" / "rows.jsonl")
     for other in (str(workspace.root), f"{workspace.root}/../copy/datasets", f"{workspace.root}-2/datasets/rows.jsonl", "hub:a/b", ""):
         assert found_here(other, copy, earlier) == other
+
+
+def test_a_link_to_a_disk_that_is_away_makes_no_empty_workspace(tmp_path: Path) -> None:
+    link, disk = tmp_path / "home", tmp_path / "disk" / "qlora-ui"
+    disk.parent.mkdir()
+    link.symlink_to(disk)
+    for folder in (link, link / "inside"):
+        with pytest.raises(RunError, match=r"is not there.*which does not exist.*Connect the disk"):
+            Workspace.at(folder)
+    assert not disk.exists()
+    disk.mkdir()
+    assert Workspace.at(link).root == disk.resolve()
