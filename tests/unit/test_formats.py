@@ -49,6 +49,24 @@ def test_formats_are_the_choices_of_the_option() -> None:
     assert {form.name for form in FORMATS} | {"auto"} == set(option_by_path()["data.format"].as_dict()["choices"])
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "s", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": []},
+        {"system": "s", "prompt": "q", "chosen": [{"role": "assistant", "content": "a"}], "rejected": []},
+        {"system": "s", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": ""},
+        {
+            "system": "another",
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+            "chosen": [{"role": "assistant", "content": "a"}],
+            "rejected": [],
+        },
+    ],
+)
+def test_a_chosen_answer_keeps_its_system_prompt(row: dict[str, Any]) -> None:
+    assert said(format_named("preference").convert(row, {})) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+
+
 def test_every_other_format_has_a_reason() -> None:
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     votes = {vote.name: vote for vote in detect([row] * 3, "auto", {}, "x").votes}
@@ -79,6 +97,8 @@ DIALECTS: tuple[tuple[dict[str, Any], list[tuple[str, str]]], ...] = (
     ({"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}}, [("user", "c\n\nq"), ("assistant", "a")]),
     ({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
       "completion": [{"role": "assistant", "content": "a"}]}, [("system", "s"), ("user", "q"), ("assistant", "a")]),
+    ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}], "system": "s"},
+     [("system", "s"), ("user", "q"), ("assistant", "a")]),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, kind_of, names, text_of, turn
-from qlora_ui.catalog.formats.turns import messages_from, system_of, turns_column
+from qlora_ui.catalog.formats.turns import messages_from, turns_column, with_system
 
 REJECTED = "DATA-REJECTED"
 """The code of a row whose only answer was rated bad: it is left out, which is what the user consented to."""
@@ -50,22 +50,20 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
         raise RowProblem(REJECTED, "has an answer that is rated bad", "label")
     column = pair[0] if pair is not None else "completion"
     answer = row.get(column)
-    before = [turn("system", system)] if (system := system_of(row)) else []
     prompt = next((row[name] for name in _PROMPTS if row.get(name)), None)
     if isinstance(answer, dict):
         answer = [answer]
     if isinstance(answer, list):
         messages = messages_from(answer, column)
         if len(messages) == 1 and prompt is not None:
-            messages = [*before, *_prompt_turns(prompt), *messages]
+            messages = [*_prompt_turns(prompt), *messages]
         elif len(messages) == 1 and (turns := turns_column(row)):
-            messages = [*before, *messages_from(row[turns], turns), *messages]
-        return {"messages": messages}
+            messages = [*messages_from(row[turns], turns), *messages]
+        return {"messages": with_system(row, messages)}
     if not isinstance(answer, str):
         raise RowProblem("DATA-FIELD", f"`{column}` is {kind_of(answer)}, not text", column, "Drop the row.")
-    if prompt is not None:
-        return {"messages": [*before, *_prompt_turns(prompt), turn("assistant", answer)]}
-    return {"messages": _transcript(answer)}
+    messages = _transcript(answer) if prompt is None else [*_prompt_turns(prompt), turn("assistant", answer)]
+    return {"messages": with_system(row, messages)}
 
 
 def _prompt_turns(prompt: Any) -> list[dict[str, Any]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from qlora_ui.catalog.formats.format import DataFormat, Normal, Row, RowProblem, cell_of, kind_of, names, text_of, tools_of, turn
-from qlora_ui.catalog.formats.turns import messages_from
+from qlora_ui.catalog.formats.turns import messages_from, with_system
 
 
 def _mismatch(row: Row, mapping: Mapping[str, str]) -> str:
@@ -26,14 +25,10 @@ def _convert(row: Row, mapping: Mapping[str, str]) -> Normal:
     if isinstance(prompt, list) and isinstance(completion, list):
         if not completion:
             raise RowProblem("DATA-SHAPE", "has no messages in `completion`", "completion", "Drop the row.")
-        normal: Normal = {"messages": messages_from([*prompt, *completion])}
+        normal: Normal = {"messages": with_system(row, messages_from([*prompt, *completion]))}
         tools = tools_of(row) if "tools" in row else None
         return {**normal, "tools": tools} if tools else normal
-    messages: list[dict[str, Any]] = []
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        messages.append(turn("system", system))
-    return {"messages": [*messages, turn("user", text_of(row, "prompt")), turn("assistant", cell_of(row, "completion"))]}
+    return {"messages": with_system(row, [turn("user", text_of(row, "prompt")), turn("assistant", cell_of(row, "completion"))])}
 
 
 FORMAT = DataFormat(

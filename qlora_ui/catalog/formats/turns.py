@@ -45,12 +45,15 @@ def _pair(item: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def conversation_of(row: Row, turns: list[Any], column: str) -> Normal:
     """A row whose conversation is a list of turns, with the system prompt and the tools that stand beside it; raises RowProblem."""
-    messages = messages_from(turns, column)
-    system = system_of(row)
-    if system and messages[0]["role"] != "system":  # A list that brings its own system prompt has the last word.
-        messages.insert(0, turn("system", system))
+    messages = with_system(row, messages_from(turns, column))
     tools = tools_of(row) if "tools" in row or "functions" in row else None
     return {"messages": messages, "tools": tools} if tools else {"messages": messages}
+
+
+def with_system(row: Row, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages behind the system prompt that stands beside them; those that bring their own have the last word."""
+    system = system_of(row)
+    return [turn("system", system), *messages] if system and messages[0]["role"] != "system" else messages
 
 
 def system_of(row: Row) -> str:
