@@ -91,4 +91,5 @@ def _answer(model: Any, tokenizer: Any, question: str, max_tokens: int, is_cance
         pad_token_id=tokenizer.pad_token_id,
         stopping_criteria=StoppingCriteriaList([_Until(is_cancelled)]),
     )
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
+    # Some tokenizers would move the spaces around signs; the chat shows them as they are.
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
