@@ -169,17 +169,18 @@ class RowTokenizer:
         bos = self.tokenizer.bos_token_id
         skipped = 1 if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos else 0
         marks = (*marks, "bos") if skipped else marks
-        return Whole(text, ids[skipped:], trained[skipped:], spans, marks=marks, encoding=encoding, skipped=skipped)
+        ids, trained = ids[skipped:], trained[skipped:]
+        trained[:1] = False  # Nothing comes before it, so nothing can predict it.
+        return Whole(text, ids, trained, spans, marks=marks, encoding=encoding, skipped=skipped)
 
     def _plain_row(self, written: _Written, encoding: Any) -> Whole:
         text, spans, marks = written
         ids = np.array(encoding.ids, dtype=np.int32)
-        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        eos = self.tokenizer.eos_token_id
         if eos is not None and text and (not len(ids) or ids[-1] != eos):
             ids = np.append(ids, np.int32(eos))
         trained = np.ones(len(ids), dtype=bool)
-        if len(ids) and ids[0] == bos:
-            trained[0] = False  # Nothing comes before it, so nothing can predict it.
+        trained[:1] = False
         return Whole(text, ids, trained, spans, marks=marks, encoding=encoding)
 
     def cut(self, whole: Whole) -> TokenizedRow:

@@ -96,7 +96,8 @@ def test_last_answer_and_everything() -> None:
     last = tokenize_conversation(conversation, tokenizer, DataSection(train_on="last-answer"))
     assert tokenizer.decode([label for label in last.labels if label != IGNORED]) == "See you.<|im_end|>"
     everything = tokenize_conversation(conversation, tokenizer, DataSection(train_on="everything"))
-    assert everything.labels == everything.input_ids == last.input_ids
+    # Nothing comes before the first token, so it is read and not learned.
+    assert everything.labels == [IGNORED, *everything.input_ids[1:]] and everything.input_ids == last.input_ids
 
 
 def test_an_answer_of_weight_zero_is_read_and_not_learned() -> None:
@@ -167,7 +168,7 @@ def test_plain_text_needs_no_template_and_ends() -> None:
     tokenizer = make_tokenizer(("<s>", "</s>"), "</s>", "<s>", None)
     row = tokenize_conversation(Conversation((), text="Hello! See you."), tokenizer, DataSection())
     assert tokenizer.decode(row.input_ids) == "Hello! See you.</s>"
-    assert row.labels == row.input_ids
+    assert row.labels == [IGNORED, *row.input_ids[1:]] and row.num_trained == len(row.input_ids) - 1
     doubled = tokenize_conversation(Conversation((), text="<s>Hello! See you."), tokenizer, DataSection())
     assert doubled.input_ids == row.input_ids
 
