@@ -54,10 +54,10 @@ def detect(rows: Sequence[Row], wanted: str, mapping: Mapping[str, str], name: s
             )
         why = "The columns are what you said they are." if wanted == "columns" else "You chose it."
         return Detection(asked, why, votes, _mapping_for(asked, rows, mapping))
-    columns = format_named("columns")
-    if mapping and not columns.mismatch(rows[0], mapping):
-        return Detection(columns, "The columns are what you said they are.", _votes(rows, mapping), mapping)
     votes = _votes(rows, mapping)
+    # Of any row: the first may lack a column that was empty in it.
+    if mapping and any(vote.fits for vote in votes if vote.name == "columns"):
+        return Detection(format_named("columns"), "The columns are what you said they are.", votes, mapping)
     form = _best(votes)
     if form is None:
         raise _nothing_fits(rows, votes, name)

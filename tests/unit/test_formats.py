@@ -212,6 +212,9 @@ def test_mapping_by_hand() -> None:
         ("user", "Tides: Why twice?"),
         ("assistant", "The moon."),
     ]
+    first_lacks_one = [{"instruction": "q", "output": "o"}, {"instruction": "q", "output": "o", "better": "a"}]
+    found = detect(first_lacks_one, "auto", {"user": "instruction", "assistant": "better"}, "x")
+    assert found.format.name == "columns" and said(found.format.convert(first_lacks_one[1], found.mapping))[-1] == ("assistant", "a")
     with pytest.raises(DataError, match="nowhere"):
         detect([row], "columns", {"user": "nowhere", "assistant": "reply"}, "x")
     assert guess_mapping(["Query", "response", "id"]) == {"user": "Query", "assistant": "response"}
