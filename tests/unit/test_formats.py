@@ -172,6 +172,8 @@ _TASK = "Below is an instruction that describes a task, paired with an input. Wr
         (f"{_TASK}### Instruction:\nName a tree.\n\n### Input:\n\n### Response: \n  elm", "Name a tree.", "  elm"),
         ("Human:\nHi\n\nAssistant:\n\nHello\n", "Hi", "Hello"),
         ("USER:\nHi\nASSISTANT: Hello", "Hi", "Hello"),
+        ("<s><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n", "Hi", "Hello"),
+        ("<s>### Instruction:\nHi\n\n### Response:\nHello</s>", "Hi", "Hello"),
         ("<|im_start|>user\n\nHi<|im_end|>\n<|im_start|>assistant\n\nHello<|im_end|>", "\nHi", "\nHello"),
     ],
 )

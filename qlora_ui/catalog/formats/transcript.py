@@ -44,6 +44,8 @@ STYLES: tuple[Style, ...] = (
 _SPEAKERS = {"function response": "tool", "instruction": "user", "response": "assistant", "ipython": "tool"}
 _SPEAKERS |= dict.fromkeys((*ASKED, "q", "f"), "user") | dict.fromkeys((*ANSWERED, "a"), "assistant")
 _QUESTION = re.compile(rf"((?i:{'|'.join(ASKED)}) ?\d{{0,4}} ?|[QF]\d{{0,4}}): ?")
+_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+"""With what a tokenizer begins a text, whoever speaks first."""
 _TASK = re.compile(r"\s*Below is an instruction that describes a task[^\n]*\n\s*(?=### ?Instruction:)")
 """What Alpaca writes in front of every row; nobody says it in a chat."""
 _INPUT = re.compile(r"\n### ?Input: ?\n?")
@@ -65,6 +67,8 @@ def turns_in(text: str) -> tuple[str, list[dict[str, Any]]] | None:
     """The style of a written-out conversation and its messages; None for ordinary text."""
     if "[INST]" in text and (messages := _llama2(text)):
         return "Llama 2", messages
+    begin = next((mark for mark in _BEGINS if text.startswith(mark)), "")
+    text = text.removeprefix(begin)
     if task := _TASK.match(text):
         text = text[task.end() :]
     head = text[:300]
