@@ -97,6 +97,11 @@ class UnquantizedModels:
             model = self._load()
             if dequantized:
                 _write_out(load_quantized(self.folder, self.config, self.device), model)
+            if untied_output(self.folder, read_lora(adapter)):
+                # peft merges into the embedding's own weights: an output layer that shares them would change with it, as in no training.
+                output = model.get_output_embeddings()
+                output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+                model.config.tie_word_embeddings = False
             merged = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False, local_files_only=True)
             return merged.merge_and_unload(progressbar=False).eval()
 

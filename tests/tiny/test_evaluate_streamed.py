@@ -39,7 +39,11 @@ def _assert_same(whole: Scores, streamed: Scores) -> None:
 
 
 @pytest.mark.parametrize("variant", [BASE_FULL, MERGED_ORIGINAL, MERGED_DEQUANTIZED], ids=lambda variant: variant.name)
-@pytest.mark.parametrize("changes", [{}, {"lora__modules_to_save": ("embed_tokens",)}], ids=["lora", "embedding trained"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora__modules_to_save": ("embed_tokens",)}, {"lora__targets": ("q_proj", "embed_tokens"), "lora__dora": True}],
+    ids=["lora", "embedding trained", "embedding adapted"],
+)
 def test_layer_by_layer_the_numbers_are_the_same(tiny_model_dir: Path, tmp_path: Path, variant: Variant, changes: dict[str, Any]) -> None:
     config = _config(tiny_model_dir, **changes)
     _peft_model(tiny_model_dir, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
