@@ -24,13 +24,13 @@ _BLOCKS = (
 _STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
 
 _WORDS = {
-    "English": "the and is of to in that it for with was you are this not",
-    "German": "der die und das ist nicht ein zu den mit sich auf eine wie auch",
-    "French": "le la les et des est une dans que pour qui pas sur avec vous",
-    "Spanish": "el los las que una por con para del es como pero más está se",
-    "Italian": "il di che non per una sono con del gli più nel della è come",
-    "Portuguese": "não uma com para os por mais como dos ao são você seu foi da",
-    "Dutch": "het een van dat niet met voor zijn op aan ook maar deze wordt naar",
+    "English": "the and is of to in that it for with was you are this not have can what how your at be",
+    "German": "der die und das ist nicht ein zu den mit sich auf eine wie auch ich wir sie haben kann bei von für im bis oder sind",
+    "French": "le la les et des est une dans que pour qui pas sur avec vous je nous du au avez",
+    "Spanish": "el los las que una por con para del es como pero más está se qué cómo tiene puede su",
+    "Italian": "il di che non per una sono con del gli più nel della è come si ha può dei",
+    "Portuguese": "não uma com para os por mais como dos ao são você seu foi da em na pode tem",
+    "Dutch": "het een van dat niet met voor zijn op aan ook maar deze wordt naar ik hebben kan bij wij",
     "Polish": "nie się jest że na do jak to co przez dla od czy są po",
     "Turkish": "bir ve bu için ile çok daha olarak gibi var ne olan de da en",
     "Russian": "и в не на что с как это по для из но он она или",

@@ -355,6 +355,14 @@ def test_scripts_and_languages() -> None:
     assert set(languages.scripts()) == {"Latin", "Cyrillic", "Kana", "Han"} and languages.scripts()["Latin"] > 0.7
 
 
+def test_short_answers_of_a_shop_have_a_language() -> None:
+    languages = Languages()
+    answers = ["Ja, für 9,50 €; es dauert etwa fünf Tage, wir rufen Sie an.", "Nein, sonntags haben wir leider geschlossen.",
+               "Die meisten Hemden führen wir bis Größe XXL.", "Kann ich Ware bei Ihnen zurückgeben?"]  # fmt: skip
+    languages.add(answers)
+    assert languages.languages() == {"German": 1.0}
+
+
 def run_cli(capsys: pytest.CaptureFixture[str], workspace: Workspace, *words: str) -> tuple[int, Any]:
     code = main([*words, "--json", "--workspace", str(workspace.root)])
     out = capsys.readouterr().out.splitlines()

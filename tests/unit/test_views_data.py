@@ -20,7 +20,7 @@ from qlora_ui.runs.card import Holder
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.presets import find_preset
 from qlora_ui.settings.run_config import option_by_path
-from qlora_ui.settings.sections import DataSection
+from qlora_ui.settings.sections import BUILTIN_MODEL, DataSection
 from qlora_ui.ui.draft import Draft, make_draft
 from qlora_ui.ui.inspection import Inquiry, Pending
 from qlora_ui.ui.service import Service
@@ -150,6 +150,9 @@ def test_a_button_counts_the_rows_that_go_with_its_own(workspace: Workspace, tmp
 def test_languages_and_reasons(workspace: Workspace, tmp_path: Path) -> None:
     draft, report = drafted(workspace, tmp_path / "rows.jsonl")
     assert "English" in languages_html(report) and "Latin 100 %" in languages_html(report)
+    german = replace(report, sources=tuple(replace(source, languages={"German": 0.6, "unclear": 0.4}) for source in report.sources))
+    for other, model_id, is_told in ((german, BUILTIN_MODEL, True), (german, "owner/name", False), (report, BUILTIN_MODEL, False)):
+        assert ("speaks English only" in languages_html(other, model_id)) is is_told
     reasons = formats_html(report)
     assert "Prompt and completion</strong>: taken" in reasons and "there is no column <code>messages</code>" in reasons
     assert "q-lengths" in verdict_html(draft)

@@ -10,6 +10,7 @@ from qlora_ui.base.units import MIB, format_bytes, format_count
 from qlora_ui.data.report import DataReport
 from qlora_ui.estimate.memory import estimate_memory
 from qlora_ui.settings.run_config import option_by_path
+from qlora_ui.settings.sections import BUILTIN_MODEL
 from qlora_ui.ui.action import act_button
 from qlora_ui.ui.markup import escape, prose
 
@@ -93,8 +94,11 @@ def _proposal(draft: Draft, tokens: Mapping[str, Any], limit: int) -> str:
     return f'<p class="q-small q-num">{words}</p><div class="q-finding-do">{button}</div>'
 
 
-def languages_html(report: DataReport) -> str:
-    """The commonest languages and scripts of all sources, by rows; empty where nothing could be told."""
+def languages_html(report: DataReport, model_id: str = "") -> str:
+    """The commonest languages and scripts of all sources, by rows; empty where nothing could be told.
+
+    Also that the built-in model, where it is chosen, does not speak most of them.
+    """
     shares: list[str] = []
     for name, word in (("languages", "Language"), ("scripts", "Script")):
         total: Counter[str] = Counter()
@@ -105,6 +109,9 @@ def languages_html(report: DataReport) -> str:
         listed = [f"{what} {100 * share / rows:.0f} %" for what, share in total.most_common(3) if share / rows >= 0.005]
         if listed and set(total) != {"unclear"}:
             shares.append(f"{word}: {', '.join(listed)}.")
+        told = sum(total.values()) - total["unclear"]
+        if name == "languages" and model_id == BUILTIN_MODEL and total["English"] < told / 2 and told > rows / 5:
+            shares.append("The built-in model speaks English only: another one learns these rows far better.")
     return f'<p class="q-small q-num" id="q-languages">{escape(" ".join(shares))}</p>' if shares else ""
 
 

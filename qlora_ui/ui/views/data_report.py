@@ -83,7 +83,7 @@ def verdict_html(draft: Draft) -> str:
         f'<div class="q-verdict"><span class="q-chip q-chip-{kind} q-verdict-pill" role="status" id="q-verdict">{escape(words)}</span>'
         f'<p class="q-sub">{escape(about)}</p><p class="q-small"><strong>{escape(counted)}</strong> '
         f"{prose(report.why)}</p>{tokens}{_problems(draft)}{listed}"
-        f"{lengths_html(draft, report)}{languages_html(report)}{formats_html(report)}</div>"
+        f"{lengths_html(draft, report)}{languages_html(report, draft.model_id)}{formats_html(report)}</div>"
     )
 
 
