@@ -157,6 +157,8 @@ def test_written_out_turns_of_llama_2() -> None:
     assert found is not None and found[0] == "Llama 2"
     expected = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "See you.")]
     assert said({"messages": found[1]}) == expected
+    found = turns_in("[INST] A marker? [/INST] Such as [INST], in Llama 2.</s>")
+    assert found is not None and said({"messages": found[1]}) == [("user", "A marker?"), ("assistant", "Such as [INST], in Llama 2.")]
     found = turns_in("<|im_start|>user\nWhat is [INST]?<|im_end|>\n<|im_start|>assistant\nA mark.<|im_end|>\n")
     assert found is not None and said({"messages": found[1]}) == [("user", "What is [INST]?"), ("assistant", "A mark.")]
 

@@ -116,7 +116,9 @@ def _llama2(text: str) -> list[dict[str, Any]]:
     """The messages of a text that begins with [INST]; none for one that only mentions it."""
     before, *parts = text.split("[INST]")
     if "[/INST]" not in parts[-1]:
-        parts.pop()  # A question that was cut off.
+        rest = parts.pop()  # A question that was cut off; behind an answer that has not ended, a word of it.
+        if parts and not parts[-1].rstrip().endswith(_ENDS):
+            parts[-1] += f"[INST]{rest}"
     if before.strip() not in ("", "<s>") or not all("[/INST]" in part for part in parts):
         return []
     messages: list[dict[str, Any]] = []
