@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval-text", default="", help="take them from this file instead of from --text")
     parser.add_argument("--packed", action="store_true", help="plain: the batches that fast would see")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--host-embedding", action="store_true")
     parser.add_argument("--flash", action="store_true", help="fast: the flash kernel also where cuDNN's is used")
     parser.add_argument("--uncaptured", action="store_true")
     parser.add_argument("--torch-operations", action="store_true", help="fast: its nodes on torch's operations instead of Triton's kernels")
@@ -305,7 +306,9 @@ def fast_trainer(a: argparse.Namespace, named: dict[str, Any], notes: list[str])
     trainer: Any = Trainer(args=args, **named, **optimizer(a, args))
     in_dtype(trainer.model, dtype)
     kept = 10**6 if a.no_ckpt else a.kept
-    report = apply_fast_path(trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len))
+    report = apply_fast_path(
+        trainer.model, dropout=a.dropout, num_kept_layers=kept, packed=bool(a.mean_len), embedding_on_host=a.host_embedding
+    )
     notes += [*report.parts, *report.reasons]
     trainer.enable_fast_step(report, run_seed=0, capture_lock=threading.Lock(), on_note=notes.append)
     if (a.uncaptured or not torch.cuda.is_available()) and trainer._micro is not None:

@@ -216,3 +216,21 @@ def test_long_rows_of_one_document_on_cudnn_equal_flash(monkeypatch: pytest.Monk
         pytest.skip("cuDNN's kernel is used on Hopper and later only")
     for a, b in zip(*results, strict=True):
         assert float((a.float() - b.float()).norm() / b.float().norm()) < 0.01
+
+
+def test_embedding_on_the_host_changes_nothing_but_memory(tmp_path: Path) -> None:
+    model = bf16("qwen2", tmp_path)
+    gradients = []
+    for on_host in (False, True):
+        report = apply_fast_path(model, dropout=0.0, num_kept_layers=0, packed=True, embedding_on_host=on_host)
+        assert ("input embedding in host memory" in report.parts) == on_host
+        micro = step(model, capture=True)
+        for _ in range(3):
+            micro.gradients.zero()
+            micro.run(read_batch(BATCH, CUDA), 200, 1, 0, 0)
+        assert micro.num_graphs == 1
+        gradients.append(flat_gradient(model))
+        micro.close()
+        remove_fast_path(model)
+    assert model.get_base_model().model.embed_tokens.weight.is_cuda
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-3

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .dropout import Dropout
+from .host_embedding import can_move, move_to_host
 from .layers import FusedAttention, FusedLayer, FusedMlp, FusedNorm, NotFusable, packing_of
 from .loss import Head
 from .ops import triton_failure
@@ -42,6 +43,7 @@ class FastState:
     head: Head
     dropout: Dropout
     patched: list[nn.Module] = field(default_factory=list)
+    undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def is_exact(self) -> bool:
@@ -49,12 +51,13 @@ class FastState:
         return not self.dropout.active
 
 
-def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed: bool) -> FastReport:
+def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed: bool, embedding_on_host: bool = False) -> FastReport:
     """Fuse `model` (a PeftModel on one CUDA device) in place and report; leaves it plain where it cannot be fused.
 
     `dropout` is LoRA's rate. The last `num_kept_layers` decoder layers keep their activations, the others recompute them in backward; this
     replaces gradient checkpointing, whatever the trainer sets. `packed` says whether batches come packed, for the report only: padded
-    batches run the same way, as rows of one document each.
+    batches run the same way, as rows of one document each. `embedding_on_host` moves the input embedding to pinned host memory where the
+    head does not share it, which frees its bytes on the card (1.0 GiB at 8B).
     """
     reasons = _obstacles(model)
     if not reasons:
@@ -65,21 +68,29 @@ def apply_fast_path(model: Any, *, dropout: float, num_kept_layers: int, packed:
             reasons = (f"The fast path is off: {obstacle}.",)
     if reasons:
         return FastReport(False, (), reasons)
-    state = fast_state(model)
-    num_layers = len(state.decoder.layers)
+    num_layers = len(fast_state(model).decoder.layers)
     kept = max(0, min(num_kept_layers, num_layers))
-    parts = (
+    state = fast_state(model)
+    embedding = state.decoder.get_input_embeddings()
+    on_host = embedding_on_host and can_move(embedding, state.head.weight)
+    if on_host:
+        forward, restore = move_to_host(embedding)
+        _replace(state, embedding, forward)
+        state.undo.append(restore)
+    parts = [
         "LoRA and base product as one node",
         "fused norms, rotary embedding and MLP",
         "loss in tiles",
         "packed attention" if packed else "attention per row",
         f"{num_layers - kept} of {num_layers} layers recomputed",
-    )
+    ]
+    if on_host:
+        parts.append("input embedding in host memory")
     failure = triton_failure(state.head.weight.device)
     notes = (
         (f"Triton cannot be used ({failure}), so the layers run on plain torch operations; the step is still captured.",) if failure else ()
     )
-    return FastReport(True, parts, notes)
+    return FastReport(True, tuple(parts), notes)
 
 
 def _obstacles(model: Any) -> tuple[str, ...]:
@@ -126,6 +137,8 @@ def remove_fast_path(model: Any) -> None:
     if isinstance(state, FastState):
         for module in state.patched:
             module.__dict__.pop("forward", None)
+        for restore in state.undo:
+            restore()
 
 
 def _replace(state: FastState, module: nn.Module, forward: Callable[..., Any]) -> None:

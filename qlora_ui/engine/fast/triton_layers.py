@@ -329,7 +329,7 @@ def rope_backward(
 
 @triton.jit
 def gather_rows(index, table, out, width, BLOCK: tl.constexpr):
-    """out[i] = table[index[i]]: the small kernel by which it is seen whether Triton works."""
+    """out[i] = table[index[i]]; the table may lie in pinned host memory."""
     row = tl.program_id(0).to(tl.int64)
     source = table + tl.load(index + row) * width
     for start in range(0, width, BLOCK):
