@@ -27,7 +27,6 @@ from qlora_ui.ui.run_actions import perform
 from qlora_ui.ui.service import Service
 from qlora_ui.ui.tabs.chat import _runs_version, _talk, choose_run
 from qlora_ui.ui.tabs.model import _delete
-from qlora_ui.ui.views.chat_view import END
 from qlora_ui.ui.views.run import head_html
 from tests.journals import write_run
 
@@ -111,9 +110,9 @@ def test_the_page_says_where_another_model_begins(workspace: Workspace) -> None:
     service.desk.record.history.ask("How do I boil an egg?")
     service.desk.record.history.add("base", "In water.")
     service.desk.record.notes.append(TurnNotes())
-    assert END not in _talk(service, {})["turns"][0]
+    assert "q-turn-end" not in _talk(service, {})["turns"][0]
     choose_run(service, write_run(workspace, end="done").id)
-    assert END in _talk(service, {})["turns"][0]
+    assert "q-turn-end" in _talk(service, {})["turns"][0]
 
 
 def test_a_page_is_sent_the_turns_that_it_lacks(workspace: Workspace) -> None:
