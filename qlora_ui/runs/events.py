@@ -88,7 +88,7 @@ class Planned(Event):
 
     def rows_in_words(self) -> str:
         """What is learned from, as `940 rows`, or `940 conversations in 85 rows`."""
-        rows = f"{format_count(self.num_train_rows)} rows"
+        rows = f"{format_count(self.num_train_rows)} {'row' if self.num_train_rows == 1 else 'rows'}"
         return f"{format_count(self.num_conversations)} conversations in {rows}" if self.num_conversations else rows
 
     @property

@@ -65,6 +65,8 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert "The warm-up takes 9 steps and the run has 6 steps" in caution_words(beyond, "train.warmup")
     assert "q-ready-warmup" in ready_html(beyond) and "q-ready-warmup" not in ready_html(draft)
     assert "each row 3 times" in ready_html(draft) and "q-ready-unseen" not in ready_html(draft)
+    one = replace(report, sources=tuple(replace(source, num_rows=1, num_seen=1) for source in report.sources))
+    assert ">1 row, " in sources_html([{"id": report.sources[0].source}], one)
     cut = make_draft(service_that_counted(workspace, report.with_tokens(tokens | {"answers_cut": 9}, ())), values, "", draft.device)
     assert "9 of 19 rows lose their answer" in ready_html(cut) and "q-ready-cut" not in ready_html(draft)
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.

@@ -249,7 +249,8 @@ def _about(source_id: str, report: DataReport | None) -> str:
 
 def _counts(files: Sequence[SourceReport]) -> str:
     usable, seen = sum(file.num_rows for file in files), sum(file.num_seen for file in files)
-    return f"{format_count(usable)} rows" if usable == seen else f"{format_count(usable)} of {format_count(seen)} rows usable"
+    rows = "row" if seen == 1 else "rows"
+    return f"{format_count(usable)} {rows}" if usable == seen else f"{format_count(usable)} of {format_count(seen)} {rows} usable"
 
 
 def _size(files: Sequence[SourceReport]) -> str:

@@ -292,8 +292,9 @@ def _broken_off(draft: Draft) -> str:
     num_cut, num_rows = (tokens or {}).get("answers_cut", 0), draft.num_rows or 0
     if not num_rows or num_cut < MANY_CUT * num_rows or draft.config is None or draft.config.data.too_long == "drop":
         return ""
-    of_all, limit = f"{format_count(num_cut)} of {format_count(num_rows)} rows", format_count(draft.config.data.max_length)
-    words = f"{of_all} lose their answer's end at {limit} tokens: the model would learn to break off."
+    limit = format_count(draft.config.data.max_length)
+    lose = f"{format_count(num_cut)} of {format_count(num_rows)} rows lose their" if num_rows > 1 else "The row loses its"
+    words = f"{lose} answer's end at {limit} tokens: the model would learn to break off."
     return f'<p class="q-note q-note-warn q-small" id="q-ready-cut">{escape(words)} {go_link("Show", "data", "q-verdict")}</p>'
 
 
