@@ -110,6 +110,12 @@ def test_the_timeline_names_what_happened(workspace: Workspace) -> None:
         assert words in html
 
 
+def test_another_run_is_said_to_be_where_it_is(workspace: Workspace) -> None:
+    view, other = view_of(workspace), view_of(workspace, end="live")
+    assert "is training now." in head_html(view, elsewhere=other)
+    assert "is getting ready." in head_html(view, elsewhere=replace(other, status=Status.STARTING))
+
+
 def test_training_that_goes_on_after_an_answer_is_told_once(workspace: Workspace) -> None:
     view = view_of(workspace)
     began = next(event for event in view.timeline if isinstance(event, PhaseChanged) and event.phase == "train")

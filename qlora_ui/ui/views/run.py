@@ -70,7 +70,8 @@ def head_html(
 def _elsewhere(view: RunView | None) -> str:
     if view is None:
         return ""
-    return f'<p class="q-note q-note-live">{escape(view.name)} is training now. {act_button("Show it", "open", view.id, look="link")}</p>'
+    state = "is getting ready" if view.status is Status.STARTING else "is training now"
+    return f'<p class="q-note q-note-live">{escape(view.name)} {state}. {act_button("Show it", "open", view.id, look="link")}</p>'
 
 
 def _unreadable_settings(view: RunView) -> str:
