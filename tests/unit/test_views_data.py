@@ -69,6 +69,12 @@ def test_the_ready_card_counts_what_the_job_uses(workspace: Workspace, tmp_path:
     assert ">1 row, " in sources_html([{"id": report.sources[0].source}], one)
     cut = make_draft(service_that_counted(workspace, report.with_tokens(tokens | {"answers_cut": 9}, ())), values, "", draft.device)
     assert "9 of 19 rows lose their answer" in ready_html(cut) and "q-ready-cut" not in ready_html(draft)
+    # Of 19 rows one is held back, which an evaluation would call too few once the run is done; of 100 rows, 5.
+    assert not caution_words(draft, "eval.share")  # a third of 19 rows would be gone
+    many = make_draft(service_that_counted(workspace, report), values | {"eval.share": 0.05}, "", draft.device)
+    assert caution_words(many, "eval.share") == "5 rows are too few to tell whether it is better: 0.06 holds back 6"
+    enough = make_draft(service_that_counted(workspace, report), values | {"eval.share": 0.06}, "", draft.device)
+    assert not caution_words(enough, "eval.share")
     # The demo's number of steps stays when its data is replaced: most of a larger file would not be looked at, without a word.
     short = make_draft(service_that_counted(workspace, report), values | {"train.max_steps": 2}, "", draft.device)
     assert not idle_words(draft, "train.epochs")

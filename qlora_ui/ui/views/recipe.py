@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_ui.catalog.metrics import FEWEST_ROWS
 from qlora_ui.estimate.advice import Advice
 from qlora_ui.estimate.workload import fast_path_obstacle, workload_of
 from qlora_ui.settings.consistency import without_effect
-from qlora_ui.settings.intervals import num_warmup_steps, warmup_words
+from qlora_ui.settings.intervals import num_held_back, num_warmup_steps, warmup_words
 from qlora_ui.settings.presets import Preset
 from qlora_ui.settings.run_config import RunConfig, label_of
 from qlora_ui.settings.upstream import optimizer_words
@@ -21,6 +23,9 @@ from qlora_ui.ui.views.words import TO_TRASH
 
 if TYPE_CHECKING:
     from qlora_ui.ui.draft import Draft
+
+MOST_HELD_BACK = 0.3
+"""Share of the rows beyond which holding back more for a check would leave too little to learn from."""
 
 
 def block_head(title: str, about: str) -> str:
@@ -105,9 +110,23 @@ def caution_words(draft: Draft, path: str) -> str:
         return beyond_context(draft)
     if path == "train.warmup" and draft.config is not None and draft.duration is not None:
         return warmup_words(draft.config, draft.duration.num_steps)
+    if path == "eval.share":
+        return _too_few_held_back(draft)
     if path == "train.optimizer" and draft.config is not None:
         return optimizer_words(draft.config, on_gpu=not draft.device.is_cpu)
     return ""
+
+
+def _too_few_held_back(draft: Draft) -> str:
+    """That an evaluation after the run could not tell whether it is better, and the share with which it could."""
+    if draft.config is None or not draft.num_rows:
+        return ""
+    held = num_held_back(draft.num_rows, draft.config.eval.share)
+    share = math.ceil(100 * FEWEST_ROWS / draft.num_rows) / 100
+    if not 0 < held < FEWEST_ROWS or share > MOST_HELD_BACK:
+        return ""
+    rows = "1 row is" if held == 1 else f"{held} rows are"
+    return f"{rows} too few to tell whether it is better: {share:g} holds back {num_held_back(draft.num_rows, share)}"
 
 
 def nothing_changed(advice: Advice, kind: str) -> tuple[str, str]:
