@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -88,6 +89,9 @@ def parse_file(
         findings = [{**finding, "source": name} for finding in known["findings"]]
         return SourceReport.from_dict({**known, "source": source, "name": name, "findings": findings, "folder": str(folder)})
     staged = folder.with_name(f".{key}-{secrets.token_hex(4)}")
+    root = workspace.rows_and_tokens[0].parents[1]
+    if not root.is_dir():  # moved, or on a disk that is away: a folder made in its place would be in the way when it comes back
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
     staged.mkdir(parents=True)
     job = {
         "path": str(path.resolve()),

@@ -5,6 +5,7 @@ This is the only GGUF that is ever read, and only after its SHA-256 was compared
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -60,6 +61,8 @@ def convert(workspace: Folders, on_progress: OnProgress = silent, is_cancelled: 
 @contextmanager
 def _locked(workspace: Folders, on_progress: OnProgress, is_cancelled: IsCancelled) -> Iterator[None]:
     """One converts, the others wait and say so: a run that is started while the page counts tokens has nothing else to show."""
+    if not workspace.models.parent.is_dir():  # moved, or on a disk that is away: the lock would make it anew
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workspace.models))
     lock = FileLock(workspace.models / ".smollm2.lock")
     while True:
         try:

@@ -69,7 +69,10 @@ class CheckpointStore:
             )
 
     def stage(self, step: int) -> Path:
-        """An empty folder to write the checkpoint of `step` into."""
+        """An empty folder to write the checkpoint of `step` into; raises RunError (code `disk-away`) where the run's own is not there."""
+        if not self.folder.parent.is_dir():
+            what = f"The folder {self.folder.parent} is not there."
+            raise RunError(what, fix="Connect the disk that it is on, or put it back", code="disk-away")
         staged = self.folder / f"{_SAVING}{step}"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)

@@ -22,7 +22,7 @@ def unsaved_because(error: BaseException) -> Problem | None:
     if is_disk_full(error):
         why = error.problems[0].what if isinstance(error, QloraUiError) else ""
         return Problem("", "The disk is full.", why, "Free some space", "disk-full")
-    told = disk_in_words(error)
+    told = error if isinstance(error, QloraUiError) and error.code == "disk-away" else disk_in_words(error)
     return told.problems[0] if told else None
 
 

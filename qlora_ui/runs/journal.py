@@ -42,7 +42,7 @@ class JournalWriter:
         """Append the event with the time of now; `durable` waits until it is on the disk.
 
         What the disk does not take (it is full, not connected for a moment, or another program holds the file) is kept and written with a
-        later event, since a run does not end for want of a line; False says so. Raises OSError where the folder is gone.
+        later event, since a run does not end for want of a line; False says so. Raises FileNotFoundError where the run was deleted.
         A job's last event has no later one: the room that was kept for it is given up, and more points of curves than fit are lost;
         a disk that refuses for another reason is asked again for a while.
         """
@@ -72,9 +72,10 @@ class JournalWriter:
     def _append(self, durable: bool) -> bool:
         try:
             self._append_all(durable)
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            # A run that was deleted ends; a workspace that is away as a whole is on a disk that may come back.
+            if isinstance(error, FileNotFoundError) and self._path.parents[1].is_dir():
+                raise
             self.refusal = error.with_traceback(None)
             return False
         self.refusal = None

@@ -102,6 +102,16 @@ class Workspace:
                 raise
             return workspace
 
+    def raise_if_away(self) -> None:
+        """Raise RunError where the folder was moved, or its disk is not connected any more."""
+        if not os.path.isdir(self.runs):
+            raise RunError(
+                f"The workspace {self.root} is not there.",
+                why="Its folder was moved or deleted, or the disk that it is on is away",
+                fix="Put it back; a run that goes on keeps what it has to write until then",
+                code="workspace",
+            )
+
     @property
     def flag(self) -> str:
         """What a command needs to find this workspace from any terminal: `--workspace "DIR"`, nothing for the user's own."""

@@ -102,7 +102,11 @@ def _log_bug(error: Exception, where: str) -> str:
 
 
 def _for_the_user(error: Exception) -> QloraUiError | None:
-    """The error, if the user can act on it: one of ours, or a disk that refuses, wherever it was met."""
+    """The error, if the user can act on it: one of ours, or a disk that refuses or is away, wherever it was met."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        logger.warning("%s is not there", error.filename, exc_info=error)
+        why = "It was moved or deleted, or the disk that it is on is away"
+        return QloraUiError(f"{error.filename} is not there.", why=why, fix="Put it back, then do it again", code="missing")
     return error if isinstance(error, QloraUiError) else disk_in_words(error)
 
 

@@ -211,7 +211,11 @@ class Service:
         return desk
 
     def run_for(self, run_id: str) -> RunDir | None:
-        """The run that a page looks at: the chosen one, else the one that runs, else the newest; None if there is none."""
+        """The run that a page looks at: the chosen one, else the one that runs, else the newest; None if there is none.
+
+        Raises RunError where the whole workspace is away: what a page shows of its run is not to become that of one that lost its files.
+        """
+        self.workspace.raise_if_away()
         if run_id:
             try:
                 return find_run(self.workspace, run_id)

@@ -50,6 +50,6 @@ def drawn(service: Service, work: Background) -> str:
         look(service, work)
         storage = None
     names = {row.id: row.name for row in service.run_lists.rows()} if storage is not None else {}
-    trouble = disk_trouble(workspace.root)
+    trouble = disk_trouble(workspace.runs)
     words = disk_sentence(trouble, str(workspace.root)) if trouble else ""
     return storage_html(free_bytes(workspace.root), storage, names, work.progress(), words)

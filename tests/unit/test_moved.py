@@ -10,12 +10,14 @@ from model_files import write_model
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.base.files import write_json
+from qlora_ui.data.load import inspect
 from qlora_ui.runs.kept_models import runs_on
 from qlora_ui.runs.listing import RunList
 from qlora_ui.runs.moved import found_here, places
 from qlora_ui.runs.registry import create_run, find_run, list_runs
 from qlora_ui.runs.workspace import Ownership, Workspace
 from qlora_ui.settings.run_config import RunConfig
+from qlora_ui.ui.handler import attempt
 from qlora_ui.ui.service import Service
 
 
@@ -69,3 +71,15 @@ def test_a_link_to_a_disk_that_is_away_makes_no_empty_workspace(tmp_path: Path) 
     assert not disk.exists()
     disk.mkdir()
     assert Workspace.at(link).root == disk.resolve()
+
+
+def test_a_workspace_that_is_away_is_told_and_not_made_anew(workspace: Workspace) -> None:
+    run, service = create_run(workspace, RunConfig()), Service(workspace)
+    away = workspace.root.rename(workspace.root.with_name("away"))
+    for look in (lambda: service.view(run.id), lambda: list_runs(workspace), lambda: inspect(RunConfig().data, workspace)):
+        _, (problem,) = attempt(look, "here")
+        assert "is not there" in problem.what and "Put it back" in problem.fix
+    assert not workspace.root.exists()
+    away.rename(workspace.root)
+    view = service.view(run.id)
+    assert view is not None and view.id == run.id

@@ -109,9 +109,13 @@ def test_lines_wait_for_a_disk_that_takes_them(code: int, run: RunDir, monkeypat
         assert not journal.write(step(1)) and not journal.write(Finished()) and journal.refusal is not None
     assert journal.write(step(2)) and journal.refusal is None
     assert [event.step for event in read_events(run.journal_path) if not isinstance(event, Queued)] == [1, 0, 2]
+    away = run.path.parent.rename(run.path.parent.with_name("away"))
+    assert not journal.write(step(3))
+    away.rename(run.path.parent)
+    assert journal.write(step(4)) and read_events(run.journal_path)[-2].step == 3
     shutil.rmtree(run.path)
     with pytest.raises(FileNotFoundError):
-        journal.write(step(3))
+        journal.write(step(5))
 
 
 def test_a_checkpoint_is_known_though_a_power_cut_took_the_lines_that_tell_of_it(workspace: Workspace) -> None:

@@ -24,7 +24,7 @@ def disk_sentence(trouble: str, folder: str) -> str:
     why, fix = {
         "full": (f"Nothing can be saved in {folder}.", "Free some space."),
         "read-only": (f"The system lets nobody write to {folder}.", "Make it writable; a disk with errors wants to be checked."),
-        "gone": (f"{folder} is not there.", "Connect its disk, or put the folder back, then start the app again."),
+        "gone": (f"{folder} is not there.", "Connect its disk, or put the folder back."),
     }[trouble]
     return f"{DISK_WORDS[trouble]}. {why} A run that goes on keeps its points, and writes them when it can. {fix}"
 
