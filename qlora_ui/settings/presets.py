@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,8 +130,9 @@ def unreadable_presets(user_folder: Path) -> dict[str, str]:
             _unchanged(path)
         except SettingsError as error:
             found[path.name] = error.problems[0].sentence()
-        except OSError:
-            continue
+        except OSError as error:
+            if os.path.lexists(path):  # a link to what is not there
+                found[path.name] = str(error)
     return found
 
 
@@ -138,7 +140,10 @@ def find_preset(name: str, user_folder: Path | None = None) -> Preset:
     """The preset of that name; raises SettingsError naming the ones that exist."""
     for path in _files(user_folder):
         if path.stem == name:
-            return _unchanged(path)
+            try:
+                return _unchanged(path)
+            except OSError as error:
+                raise SettingsError(f"{path.name} cannot be read.", why=str(error), where="preset", code="preset") from None
     known = ", ".join(path.stem for path in _files(user_folder))
     raise SettingsError(f"There is no preset “{name}”.", fix=f"Choose one of {known}", where="preset", code="preset")
 
@@ -152,7 +157,7 @@ def named_preset(typed: str) -> tuple[str, str]:
 
 def is_taken(name: str, user_folder: Path) -> bool:
     """Whether a preset of the user's own has that name, be it readable or not."""
-    return _can_name(name) and (user_folder / f"{name}.yaml").exists()
+    return _can_name(name) and os.path.lexists(user_folder / f"{name}.yaml")
 
 
 def save_preset(name: str, title: str, config: RunConfig, user_folder: Path, *, replaces: bool = False) -> Path:

@@ -175,3 +175,14 @@ def test_a_preset_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
     assert sorted(told) == ["latin.yaml", "newer.yaml", "other.yaml", "torn.yaml"]
     assert "layout 9" in told["newer.yaml"] and "lora.size" in told["other.yaml"] and "line 1" in told["torn.yaml"]
     assert [preset.name for preset in list_presets(tmp_path)][10:] == ["good"]
+
+
+def test_a_preset_that_is_a_link_to_nothing_is_named_and_not_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "mine.yaml"
+    link.symlink_to(tmp_path / "away" / "mine.yaml")
+    assert "mine" not in [preset.name for preset in list_presets(tmp_path)] and "mine.yaml" in unreadable_presets(tmp_path)
+    with pytest.raises(SettingsError, match=r"mine.yaml cannot be read.*No such file"):
+        find_preset("mine", tmp_path)
+    with pytest.raises(SettingsError, match="already"):
+        save_preset("mine", "Mine", RunConfig(), tmp_path)
+    assert link.is_symlink()
