@@ -283,6 +283,10 @@ def to_line(event: Event) -> str:
     return json.dumps({"event": type(event).__name__, **asdict(event)}, ensure_ascii=False, separators=(",", ":"))
 
 
+NO_TIME = 253_370_764_800.0
+"""Seconds from 1970 to the year 9999."""
+
+
 def from_line(line: str | bytes) -> Event | None:
     """The event in a line; None for a line that is broken or from a newer version."""
     try:
@@ -291,6 +295,8 @@ def from_line(line: str | bytes) -> Event | None:
         cls = _CLASSES.get(word)
         if cls is None:
             return None
+        if not 0 <= values.get("time", 0.0) < NO_TIME:  # damaged; no calendar writes it, and one such line would end all lists of runs
+            values["time"] = 0.0
         if cls is Planned:
             values |= {name: tuple(value) for name, value in values.items() if name.startswith("fast_path")}
         known = _known(word, *values, *map(type, values.values()))

@@ -208,6 +208,8 @@ def test_what_is_remembered_of_lines_has_a_bound() -> None:
         return {name: len(value) for name, value in vars(events).items() if isinstance(value, dict | set | list)}
 
     before = sizes()
+    for time_ in ("1e300", "NaN", "-5", "Infinity"):
+        assert events.from_line(f'{{"event":"Queued","time":{time_}}}') == Queued()
     assert events.from_line('{"event":"Queued","step":1.0}') == Queued(step=1) == events.from_line('{"event":"Queued","step":1,"newer":2}')
     assert sizes() == before
 
