@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jobs import again, curve, tiny_config, train, write_rows
+from safetensors.torch import save_file
 from test_resume import interrupted
 
 from qlora_ui.base.errors import RunError
 from qlora_ui.engine.checkpoints import ADAPTER_FILES, MANIFEST, Broken, Checkpoint, CheckpointStore, verify
+from qlora_ui.engine.exports.source import checkpoint_or_fail
 from qlora_ui.engine.resume import find_checkpoint
-from qlora_ui.runs.run_dir import Request, Status
+from qlora_ui.runs.run_dir import Request, RunDir, Status
 from qlora_ui.runs.workspace import Workspace
 
 
@@ -89,6 +92,19 @@ def test_what_was_learned_stays_where_no_checkpoint_can_be_continued(tmp_path: P
     (store.path_of(20) / ADAPTER_FILES[0]).write_text("cut", encoding="utf-8")
     newest = store.newest_adapter()
     assert newest is not None and newest.step == 10
+
+
+@pytest.mark.parametrize("name", ADAPTER_FILES)
+def test_a_damaged_result_names_its_copy_in_a_checkpoint(name: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    damaged(run.checkpoints, (), (10, 20))
+    run.adapter.mkdir()
+    save_file({"a": torch.zeros(2)}, run.adapter / ADAPTER_FILES[0])
+    (run.adapter / ADAPTER_FILES[1]).write_text("{}", encoding="utf-8")
+    assert checkpoint_or_fail(run) is None
+    (run.adapter / name).write_text('{"r":', encoding="utf-8")
+    with pytest.raises(RunError, match=rf"Its file {name}.*Copy .*checkpoint-20/{name} in its place"):
+        checkpoint_or_fail(run)
 
 
 def test_what_was_learned_after_the_checkpoint_that_is_continued_stays_until_it_is_learned_again(tmp_path: Path) -> None:

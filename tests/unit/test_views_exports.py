@@ -40,6 +40,14 @@ def _drawn(run: RunDir) -> list[Card]:
     return list(_cards(service, view, {(run.id, form.name): None for form in EXPORT_FORMS}))
 
 
+@pytest.mark.parametrize("left", ['"x"', "[1]", "null", '{"adapter": 5}', '{"ada'])
+def test_damaged_notes_of_exports_cost_their_words_only(left: str, workspace: Workspace) -> None:
+    run = create_run(workspace, RunConfig())
+    run.exports.mkdir()
+    (run.exports / EXPORT_NOTES).write_text(left, encoding="utf-8")
+    assert len(_drawn(run)) >= len(EXPORT_FORMS)
+
+
 def test_a_base_that_is_gone_is_told_before_anything_is_pressed_and_forgotten_when_it_is_back(workspace: Workspace, tmp_path: Path) -> None:
     run = create_run(workspace, RunConfig().changed({"model.id": str(tmp_path / "base")}))
     view: Any = SimpleNamespace(run=run, id=run.id, config=run.config())

@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from qlora_ui.base.errors import RunError
-from qlora_ui.engine.adapter import base_identity, publish_adapter
+from qlora_ui.base.files import read_json
+from qlora_ui.engine.adapter import CONFIG, base_identity, publish_adapter
 from qlora_ui.engine.checkpoints import Checkpoint, CheckpointStore
 from qlora_ui.engine.tokenizer import load_tokenizer
 from qlora_ui.runs.run_dir import ADAPTER_WEIGHTS, RunDir
@@ -45,21 +46,20 @@ def as_adapter(checkpoint: Checkpoint, folder: Path, config: RunConfig, base: Pa
 
 def _refuse_damaged(run: RunDir) -> None:
     """Whatever is made of a damaged adapter would take a good export's place."""
+    if not isinstance(read_json(run.adapter / CONFIG), dict):
+        raise _damaged(run, CONFIG, "is missing or holds no JSON")
     try:
         # Reads the header, which says how long the file has to be.
         with safe_open(run.adapter / ADAPTER_WEIGHTS, "pt"):
             pass
     except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"The adapter of run {run.id} is damaged, so nothing was made of it.",
-            why=f"Its file cannot be read: {str(error)[:200]}",
-            fix=_way_out(run),
-            code="adapter-damaged",
-        ) from None
+        raise _damaged(run, ADAPTER_WEIGHTS, f"cannot be read: {str(error)[:200]}") from None
 
 
-def _way_out(run: RunDir) -> str:
+def _damaged(run: RunDir, name: str, why: str) -> RunError:
     newest = CheckpointStore(run.checkpoints, 1).newest_adapter()
-    if newest is None:
-        return "Take it from a copy of the run's folder, or from an export."
-    return f"Copy {newest.path / ADAPTER_WEIGHTS} in its place: what the run had learned at step {newest.step}, whole."
+    fix = "Take it from a copy of the run's folder, or from an export."
+    if newest is not None:
+        fix = f"Copy {newest.path / name} in its place: what the run had learned at step {newest.step}, whole."
+    what = f"The adapter of run {run.id} is damaged, so nothing was made of it."
+    return RunError(what, why=f"Its file {name} {why}", fix=fix, code="adapter-damaged")

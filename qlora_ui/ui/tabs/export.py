@@ -122,7 +122,8 @@ def _cards(
     service: Service, view: RunView, plans: dict[tuple[str, str], Any], needed: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Card]:
     """A card for each form; `needed` says by form which runs have that export as their base."""
-    notes = read_json(view.run.exports / EXPORT_NOTES) or {}
+    found = read_json(view.run.exports / EXPORT_NOTES)
+    notes = found if isinstance(found, dict) else {}
     name = tuned_name(view.config.model.id) if view.config is not None else "model"
     for form in EXPORT_FORMS:
         plan = _plan(service, view, form.name, plans)
