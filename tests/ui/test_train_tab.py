@@ -158,7 +158,7 @@ def test_the_keyboard_stays_at_a_button_that_was_pressed_and_on_none_that_took_i
     expect(page.get_by_role("button", name="Checkpoint now")).to_be_focused()
     page.get_by_role("button", name="Stop and save").focus()
     JournalWriter(run.journal_path).write(Paused(step=57))
-    expect(page.get_by_role("button", name="Continue from step")).to_be_visible()
+    expect(page.get_by_role("button", name="Continue from")).to_be_visible()
     assert page.evaluate("document.activeElement.closest('#train-head') && document.activeElement.tagName") == "DIV"
     looked.assert_clean()
     page.context.close()
