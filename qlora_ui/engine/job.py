@@ -36,7 +36,7 @@ from qlora_ui.engine.initial_adapter import find_initial_adapter
 from qlora_ui.engine.load import num_parameters, see_one_card, training_device
 from qlora_ui.engine.memory_watch import MemoryWatch
 from qlora_ui.engine.phases import Phases
-from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, planned, predict, refuse_unsuited, started
+from qlora_ui.engine.plan import Prediction, fingerprint, learn_from, notices, planned, predict, refuse_unsuited, started
 from qlora_ui.engine.probes import Probes
 from qlora_ui.engine.quiet import hush
 from qlora_ui.engine.receipt import write_receipt
@@ -52,9 +52,8 @@ from qlora_ui.runs.events import Ended, Failed, Finished, MemoryMeasured, Notice
 from qlora_ui.runs.read import read_run
 from qlora_ui.runs.run_dir import Request, RunDir
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.intervals import Intervals, intervals, warmup_words
+from qlora_ui.settings.intervals import Intervals, intervals
 from qlora_ui.settings.run_config import RunConfig
-from qlora_ui.settings.upstream import optimizer_words
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +187,7 @@ class Job:
         if said := self.recorder.say_at_end():
             self.journal.write(said)
         reason = "all steps done" if is_over else f"the held-back loss did not get better in {config.eval.patience} checks"
+        reason += ", without the last check, since you wanted an end" if trainer.owes_check else ""
         return self._fill(Finished(reason=reason), adapter)
 
     def _final_state(self, trainer: QloraTrainer, best_step: int | None) -> Any:
@@ -284,10 +284,8 @@ class Job:
                 num_eval_conversations=receipt.num_eval_rows if receipt and rows.is_packed else 0,
             )
         )
-        if words := warmup_words(config, ground.plan.num_steps):
-            self.journal.write(Noticed(level="warning", code="warmup", what=words, fix="Choose a warm-up of fewer steps"))
-        if words := optimizer_words(config, on_gpu=ground.device.type == "cuda"):
-            self.journal.write(Noticed(level="info", code="optimizer", what=words))
+        for notice in notices(config, ground.plan.num_steps, on_gpu=ground.device.type == "cuda"):
+            self.journal.write(notice)
 
     def _between_steps(self, step: int) -> None:
         assert self.watch is not None

@@ -25,11 +25,12 @@ from qlora_ui.hardware.devices import current_device
 from qlora_ui.hardware.system import versions
 from qlora_ui.models.catalogue import model_facts
 from qlora_ui.models.folder import read_folder
-from qlora_ui.runs.events import MemoryMeasured, Planned, Started
+from qlora_ui.runs.events import MemoryMeasured, Noticed, Planned, Started
 from qlora_ui.runs.workspace import Workspace
-from qlora_ui.settings.intervals import Intervals
+from qlora_ui.settings.intervals import Intervals, warmup_words
 from qlora_ui.settings.migrate import VERSION, as_then
 from qlora_ui.settings.run_config import RunConfig, label_of, option_by_path
+from qlora_ui.settings.upstream import optimizer_words
 
 _ROWS_AT_ONCE = 1000
 _SECTIONS = ("model", "quant", "lora", "data", "train")
@@ -110,6 +111,16 @@ def planned(config: RunConfig, train: Any, plan: Intervals, parameters: tuple[in
         probe_every=plan.probe_every,
         num_processes=num_processes(),
     )
+
+
+def notices(config: RunConfig, num_steps: int, *, on_gpu: bool) -> list[Noticed]:
+    """What the settings do otherwise than they say."""
+    told = []
+    if words := warmup_words(config, num_steps):
+        told.append(Noticed(level="warning", code="warmup", what=words, fix="Choose a warm-up of fewer steps"))
+    if words := optimizer_words(config, on_gpu=on_gpu):
+        told.append(Noticed(level="info", code="optimizer", what=words))
+    return told
 
 
 def learn_from(

@@ -118,7 +118,8 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         self.unlogged = Unlogged()
         """What was added up for the curve at that point."""
         self._has_unlogged = False
-        self._owes_check = False
+        self.owes_check = False
+        """Whether the check of the last step was left out for the sake of an end that the user asked for."""
         self.unsaved: Problem | None = None
         """Why the last checkpoint was not saved, where it was not."""
         self._adapter_names: dict[str, str] = {}
@@ -196,7 +197,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
             model.train()
             self.control.should_training_stop = True
             self.control.should_evaluate = self.control.should_save = False
-            self._owes_check = True
+            self.owes_check = True
             self._save_checkpoint(model, trial)
         self._session.between_steps(self.state.global_step)
         self._mark_boundary()
@@ -350,7 +351,7 @@ class QloraTrainer(FastStepMixin, SFTTrainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         tokens = int(self._total_train_tokens) + unlogged.num_tokens
-        own = {"tokens": tokens, "owes_check": self._owes_check, "unlogged": notes}
+        own = {"tokens": tokens, "owes_check": self.owes_check, "unlogged": notes}
         saved = session.store.commit(step, {**session.notes(), **own})
         session.store.rotate(session.best.step if session.best.wants_save else None, saved=step)
         session.write(

@@ -192,6 +192,15 @@ def test_a_stop_in_the_check_that_is_made_up_for_leaves_it_owed(whole: tuple[Run
     assert_same(view, again(made))
 
 
+def test_an_end_that_is_asked_for_in_the_last_check_leaves_it_out_and_says_so(whole: tuple[RunConfig, RunView], tmp_path: Path) -> None:
+    from qlora_ui.runs.read import read_run
+
+    config, view = whole
+    done = read_run(interrupted(Workspace.at(tmp_path), config, Request.STOP, 8))
+    assert done.status is Status.DONE and len(done.evals) < len(view.evals)
+    assert "without the last check" in done.ended.reason and "check" not in view.ended.reason  # type: ignore[union-attr]
+
+
 def test_a_run_whose_patience_was_used_up_ends_at_once_when_it_is_continued(
     whole: tuple[RunConfig, RunView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
