@@ -12,6 +12,7 @@ from qlora_ui.cli import text_word
 from qlora_ui.cli.target import add_target, target_of
 from qlora_ui.data.chat_history import ChatHistory
 from qlora_ui.runs.card import Card
+from qlora_ui.runs.held_back import shared_system
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.sampling import Sampling
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who is asked, what, and how the answer is chosen."""
     add_target(parser)
     parser.add_argument("--prompt", type=text_word, help="one question; without it a conversation begins")
-    parser.add_argument("--system", type=text_word, default="", help="system prompt")
+    parser.add_argument("--system", type=text_word, help="system prompt (default: the one that all rows of the run begin with)")
     parser.add_argument("--no-base", action="store_true", help="with --run: only the adapter answers")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the likeliest word (default 0.7)")
     parser.add_argument("--top-p", type=float, default=0.9, help="choose among the likeliest words up to this probability (default 0.9)")
@@ -37,6 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise QloraUiError("--json needs a question.", fix="Give --prompt.", where="--prompt", code="usage")
     workspace = Workspace.at(arguments.workspace)
     target = target_of(arguments, workspace)
+    if arguments.system is None:
+        arguments.system = shared_system(workspace, target.run_id) if target.run_id else ""
+        if arguments.system and not arguments.json:
+            print(f"System prompt, as in the run's rows: {arguments.system}", file=sys.stderr)
 
     from qlora_ui.engine.chat import ChatService
 

@@ -1,4 +1,4 @@
-"""The rows that a run held back, as questions for a chat or a comparison."""
+"""The rows of a run as a chat sees them: those that it held back as questions, and the system prompt that all of them share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,19 @@ class HeldBack(NamedTuple):
 
 def held_back_rows(workspace: Workspace, run_id: str, most: int = MOST) -> list[HeldBack]:
     """The first of them; empty where the run is gone or held none back."""
+    return _rows(workspace, run_id, "eval.jsonl", most)
+
+
+def shared_system(workspace: Workspace, run_id: str) -> str:
+    """The system prompt that the first rows of a run all begin with, and its adapter learned to answer after; else empty."""
+    systems = {row.system for row in _rows(workspace, run_id, "train.jsonl", MOST)}
+    return systems.pop() if len(systems) == 1 else ""
+
+
+def _rows(workspace: Workspace, run_id: str, name: str, most: int) -> list[HeldBack]:
     try:
         # As bytes: a text would also end a line at the U+2028 in somebody's answer.
-        with (find_run(workspace, run_id).data / "eval.jsonl").open("rb") as file:
+        with (find_run(workspace, run_id).data / name).open("rb") as file:
             lines = list(itertools.islice(file, most))
     except (OSError, QloraUiError):
         return []

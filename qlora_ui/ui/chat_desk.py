@@ -18,7 +18,7 @@ from qlora_ui.base.trash import discard, throw_away
 from qlora_ui.data.collect import keep_row
 from qlora_ui.runs.chat_target import ChatTarget
 from qlora_ui.runs.deleted import CONVERSATION
-from qlora_ui.runs.held_back import held_back_rows
+from qlora_ui.runs.held_back import held_back_rows, shared_system
 from qlora_ui.settings.sampling import read_sampling
 from qlora_ui.ui.chat_record import Answer, ChatRecord
 from qlora_ui.ui.handler import attempt
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SIDES = {"base": ("base",), "adapter": ("adapter",), "both": ("base", "adapter")}
 """Who answers, by the position of the switch."""
 SYSTEM_CHARACTERS = 20_000
+LEARNED_SYSTEM = "This run learned to answer after a system prompt. It is set here, too, under “System prompt and sampling”."
 AS_IT_WAS = "The conversation as it was is in the trash, at the end of the Runs tab."
 
 
@@ -43,6 +44,8 @@ class ChatDesk:
         self.record = ChatRecord(service.workspace.root / CONVERSATION)
         self._wants_stop = False
         self._next_row = 0
+        self._learned_system = ""
+        """The system prompt of the run that is talked to, where its rows share one."""
         self.note = self.record.lost
         self.who: ChatTarget | None = None
         self.is_chosen = False
@@ -350,7 +353,18 @@ class ChatDesk:
         self.who, self.problems = who, ()
         self.record.history.talks_to = who.key
         self._next_row = 0
+        self._take_system(who)
         self._touch()
+
+    def _take_system(self, who: ChatTarget) -> None:
+        """Begin as the run's rows begin: without their system prompt its answers are others. One that somebody wrote stays."""
+        history = self.record.history
+        learned = shared_system(self._service.workspace, who.run_id)[:SYSTEM_CHARACTERS] if who.run_id else ""
+        goes_on = bool(history.turns) and history.turns[-1].asked_of == who.key
+        if not goes_on and history.system.strip() in ("", self._learned_system):
+            history.system = learned
+            self.note = self.note or (LEARNED_SYSTEM if learned else "")
+        self._learned_system = learned
 
     def _check_free(self) -> None:
         if self.busy:

@@ -104,12 +104,18 @@ def test_nothing_is_lost_between_file_and_reader(go: Go, tmp_path: Path) -> None
     template = f'{{% for m in messages %}}{{{{ "{quoted}" }}}}{{{{ m.role }}}} {{{{ m.content }}}}\r\n{{% endfor %}}\tanswer:'
     tokenizer = _tokenizer(template)
     stops = ["<|im_end|>", 'a"b', "back\\slash", "<｜end▁of▁sentence｜>"]
-    write_modelfile(tmp_path, "m-q8_0.gguf", tokenizer, stops, "apache-2.0")
+    system = "You sell “tea”.\n\nBe brief."
+    write_modelfile(tmp_path, "m-q8_0.gguf", tokenizer, stops, "apache-2.0", system=system)
     found = go(tmp_path, [[Message("user", "Hi")]])
     assert found["texts"] == [_expected(tokenizer, [Message("user", "Hi")])]
     assert odd in found["texts"][0]
     template = found["commands"].pop("TEMPLATE")
-    assert found["commands"] == {"FROM": ["./m-q8_0.gguf"], "stop": stops, "LICENSE": ["apache-2.0"]}
+    assert found["commands"] == {
+        "FROM": ["./m-q8_0.gguf"],
+        "stop": stops,
+        "SYSTEM": [system],
+        "LICENSE": ["apache-2.0"],
+    }
 
 
 def test_what_the_template_does_beyond_is_said(tmp_path: Path) -> None:

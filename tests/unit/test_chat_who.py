@@ -179,6 +179,35 @@ def test_a_held_back_row_is_asked_with_its_tools_and_kept_with_them(workspace: W
     assert again.record.history.tools == ()
 
 
+def test_a_chat_begins_with_the_system_prompt_that_the_run_learned_after(workspace: Workspace) -> None:
+    def learned(systems: list[str]) -> str:
+        run = write_run(workspace, end="done")
+        run.data.mkdir(exist_ok=True)
+        rows = [Conversation((Message("system", system), Message("user", "Hi"), Message("assistant", "Yo"))) for system in systems]
+        (run.data / "train.jsonl").write_text("".join(row.as_line() + "\n" for row in rows), encoding="utf-8")
+        return run.id
+
+    shop, mixed = learned(["You sell tea.", "You sell tea."]), learned(["Be brief.", "Be kind."])
+    service = Service(workspace)
+    history = service.desk.record.history
+    choose_run(service, shop)
+    drawn = _talk(service, {})
+    assert drawn["system"] == "You sell tea." and "System prompt" in drawn["note"]
+    choose_run(service, mixed)
+    assert history.system == "" and not service.desk.note
+    choose_run(service, shop)
+    _talk(service, {"do": "system", "text": "You sell coffee."})
+    choose_run(service, mixed)
+    assert history.system == "You sell coffee."
+    # Who goes on with a conversation goes on with it as it was.
+    choose_run(service, shop)
+    history.system = ""
+    history.ask("Hi?")
+    history.add("adapter", "Yo.")
+    choose_run(service, shop)
+    assert history.system == ""
+
+
 def test_a_question_that_was_taken_is_asked_once_and_outlives_the_app(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChatDesk, "_work", lambda desk: None)
     service, asked = Service(workspace), {"do": "say", "text": "Where am I?", "key": "1-0.5"}

@@ -10,6 +10,7 @@ from qlora_ui.base.progress import IsCancelled, OnProgress
 from qlora_ui.engine.exports.adapter import clean_tokenizer, copy_adapter
 from qlora_ui.engine.exports.card import write_card
 from qlora_ui.models.catalogue import tuned_name
+from qlora_ui.runs.held_back import shared_system
 from qlora_ui.runs.run_dir import RunDir
 from qlora_ui.runs.workspace import Workspace
 from qlora_ui.settings.run_config import RunConfig
@@ -121,4 +122,5 @@ class Maker:
         tokenizer = load_tokenizer(self.base, self.config.model.template)
         stops = [str(tokenizer.convert_ids_to_tokens(stop)) for stop in stop_ids(self.base, tokenizer)]
         gguf = next(self.out.glob("*.gguf"))
-        return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base))
+        system = shared_system(self.workspace, self.run.id)
+        return write_modelfile(self.out, gguf.name, tokenizer, stops, read_licence(self.base), system=system)

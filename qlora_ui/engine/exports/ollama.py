@@ -11,10 +11,13 @@ from qlora_ui.base.files import write_text
 from qlora_ui.engine.exports.turns import TurnTexts, turn_texts
 
 
-def write_modelfile(folder: Path, gguf_name: str, tokenizer: Any, stops: Sequence[str], licence: str) -> tuple[str, ...]:
+def write_modelfile(
+    folder: Path, gguf_name: str, tokenizer: Any, stops: Sequence[str], licence: str, *, system: str = ""
+) -> tuple[str, ...]:
     """Write the Modelfile beside the GGUF; returns what of the model's own template it cannot do, in sentences.
 
-    Raises ModelError where the template does more than join texts.
+    `system` is the system prompt that the adapter learned to answer after: Ollama puts it before conversations that have
+    none. Raises ModelError where the template does more than join texts.
     """
     texts = turn_texts(tokenizer)
     lines = [
@@ -25,6 +28,8 @@ def write_modelfile(folder: Path, gguf_name: str, tokenizer: Any, stops: Sequenc
         # Ollama cuts the outer quotes off, unescapes nothing, and drops letters that do not print.
         *(f'PARAMETER stop "{stop}"' for stop in stops if stop.isprintable()),
     ]
+    if system and '"""' not in system:  # a Modelfile has no other marks for a text of several lines
+        lines.append(f'SYSTEM """{system}"""')
     if licence:
         lines.append(f'LICENSE """{licence}"""')
     write_text(folder / "Modelfile", "\n".join(lines) + "\n")
