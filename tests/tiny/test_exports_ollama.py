@@ -120,6 +120,8 @@ def test_nothing_is_lost_between_file_and_reader(go: Go, tmp_path: Path) -> None
 
 def test_what_the_template_does_beyond_is_said(tmp_path: Path) -> None:
     assert write_modelfile(tmp_path, "m.gguf", _tokenizer(CHATML), [], "") == ()
+    (remark,) = write_modelfile(tmp_path, "m.gguf", _tokenizer(CHATML), [], "", system='Say """ often.')
+    assert "three quotation marks" in remark and "SYSTEM" not in (tmp_path / "Modelfile").read_text(encoding="utf-8")
     trims = CHATML.replace("m.content", "m.content | trim")
     drops = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
     dates = "{{ strftime_now('%d %b %Y') }}" + CHATML

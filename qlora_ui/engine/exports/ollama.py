@@ -28,12 +28,15 @@ def write_modelfile(
         # Ollama cuts the outer quotes off, unescapes nothing, and drops letters that do not print.
         *(f'PARAMETER stop "{stop}"' for stop in stops if stop.isprintable()),
     ]
-    if system and '"""' not in system:  # a Modelfile has no other marks for a text of several lines
+    remarks = texts.remarks
+    if '"""' in system:  # a Modelfile has no other marks around a text of several lines
+        remarks = (*remarks, "The run's system prompt holds three quotation marks in a row, which no Modelfile can: give it in the chat.")
+    elif system:
         lines.append(f'SYSTEM """{system}"""')
     if licence:
         lines.append(f'LICENSE """{licence}"""')
     write_text(folder / "Modelfile", "\n".join(lines) + "\n")
-    return texts.remarks
+    return remarks
 
 
 def go_template(texts: TurnTexts) -> str:
